@@ -1,0 +1,31 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+# The OpenMP threads of a waiting process must not keep the cores busy.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## environment in .venv and ROS interfaces; nothing to do when they are up to date
+	@scripts/setup.sh
+
+demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes out/demo/
+	@.venv/bin/mirage_demo --out out/demo
+
+test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
+	@scripts/setup.sh numpy1
+	.venv/bin/python -m pytest
+	.venv-numpy1/bin/python -m pytest --ignore=tests/ros -m 'not slow'
+
+lint: setup  ## style and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: setup  ## put the formatting right
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:  ## everything that was built, but not the environment
+	rm -rf build install log out dist *.egg-info

@@ -1,0 +1,25 @@
+# Only for ROS 2 from Python wheels; passed with -DCMAKE_PROJECT_INCLUDE. At the end of the configure step
+# - imported targets lose the include folders that only the machine had on which the wheels were built;
+# - our own keep for themselves those of an environment inside the source tree, which CMake refuses to export.
+function(_mirage_mend_includes)
+  get_property(imported DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY IMPORTED_TARGETS)
+  get_property(own DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY BUILDSYSTEM_TARGETS)
+  foreach(target IN LISTS imported own)
+    get_target_property(folders ${target} INTERFACE_INCLUDE_DIRECTORIES)
+    if(NOT folders)
+      continue()
+    endif()
+    set(mended "")
+    foreach(folder IN LISTS folders)
+      string(FIND "${folder}" "${CMAKE_SOURCE_DIR}/" in_source)
+      if(folder MATCHES "^\\$<" OR (EXISTS "${folder}" AND NOT in_source EQUAL 0))
+        list(APPEND mended "${folder}")
+      elseif(EXISTS "${folder}")
+        list(APPEND mended "$<BUILD_INTERFACE:${folder}>")
+      endif()
+    endforeach()
+    set_target_properties(${target} PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${mended}")
+  endforeach()
+endfunction()
+
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _mirage_mend_includes)

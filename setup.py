@@ -1,0 +1,110 @@
+"""pip's way in: the two Python packages, and the ROS interfaces built by CMake.
+
+colcon never reads this file, since package.xml says ament_cmake.
+"""
+
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+SITE_PACKAGES = f'lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages'
+OWN_PACKAGES = ('mirage_model', 'mirage_ros')
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / 'requirements' / name).read_text().splitlines()
+    return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
+
+
+def ros_prefix() -> Path:
+    """Return the folder that ROS 2 is installed in: this environment, or the one whose tools are on the path."""
+    candidates = [
+        Path(sys.prefix),
+        *(Path(d).parent for d in os.environ['PATH'].split(os.pathsep)),
+    ]
+    candidates += [Path(p) for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    for candidate in candidates:
+        if (candidate / 'share' / 'rosidl_default_generators').is_dir():
+            return candidate
+    raise SystemExit(
+        'mirage: ROS 2 was not found, so its interfaces cannot be built. '
+        'Install requirements/build.txt first and pass --no-build-isolation.'
+    )
+
+
+def build_interfaces() -> list[tuple[str, list[str]]]:
+    """Build and stage the interfaces; return them as setuptools' data_files."""
+    build, stage = ROOT / 'build' / 'interfaces', ROOT / 'build' / 'stage'
+    prefix = ros_prefix()
+    path = os.pathsep.join([str(prefix / 'bin'), os.environ['PATH']])
+    environment = os.environ | {'AMENT_PREFIX_PATH': str(prefix), 'PATH': path}
+    generator = ['-G', 'Ninja'] if shutil.which('ninja') else []
+    for command in (
+        ['cmake', '-S', ROOT, '-B', build, '--fresh', *generator]
+        + [
+            f'-DCMAKE_PREFIX_PATH={prefix}',
+            f'-DCMAKE_INSTALL_PREFIX={stage}',
+            '-DBUILD_TESTING=OFF',
+        ]
+        + [f'-DPython3_EXECUTABLE={sys.executable}', f'-DPYTHON_EXECUTABLE={sys.executable}']
+        + [f'-DCMAKE_PROJECT_INCLUDE={ROOT / "cmake" / "ros_wheels_fix.cmake"}'],
+        ['cmake', '--build', build, '--parallel', str(os.cpu_count())],
+        ['cmake', '-E', 'rm', '-rf', stage],
+        ['cmake', '--install', build],
+    ):
+        words = [str(word) for word in command]
+        if subprocess.run(words, env=environment).returncode:
+            # setuptools passes over Exceptions in editable installs
+            raise SystemExit(f'mirage: the ROS interfaces could not be built: {" ".join(words)}')
+    folders: dict[str, list[str]] = {}
+    for file in sorted(stage.rglob('*')):
+        where = file.relative_to(stage)
+        if not file.is_file() or file.suffix == '.pyc' or '.egg-info' in str(where):
+            continue
+        if where.is_relative_to(SITE_PACKAGES) and where.parts[3] in OWN_PACKAGES:
+            continue
+        folders.setdefault(str(where.parent), []).append(str(file.relative_to(ROOT)))
+    return sorted(folders.items())
+
+
+class BuildWithInterfaces(build_py):
+    def run(self) -> None:
+        super().run()
+        self.distribution.data_files = [*(self.distribution.data_files or []), *build_interfaces()]
+
+
+class BinaryDistribution(Distribution):
+    """Says that the wheel is bound to a platform, and to editable installs that there are data files."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+    def has_data(self) -> bool:
+        return bool(self.data_files)
+
+
+setup(
+    name='mirage',
+    version=re.search(r'<version>(.+?)</version>', (ROOT / 'package.xml').read_text())[1],
+    packages=find_packages(include=['mirage_model*', 'mirage_ros*']),
+    package_data={'mirage_model': ['weights/**/*', 'worlds/*.yaml', 'worlds/*.json']},
+    install_requires=requirements('model.txt') + requirements('system.txt'),
+    extras_require={'dev': requirements('dev.txt')},
+    entry_points={
+        'console_scripts': [
+            'mirage_node=mirage_ros.node:main',
+            'mirage_demo=mirage_ros.demo:main',
+        ]
+    },
+    cmdclass={'build_py': BuildWithInterfaces},
+    distclass=BinaryDistribution,
+    python_requires='>=3.11',
+    zip_safe=False,
+)
