@@ -1,0 +1,46 @@
+"""Which latent cells may enter the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirage_model.memory.grid import depth_to_grid
+from mirage_model.perception import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """A cell may show at most the shares ``max_sky`` and ``max_moving`` of its pixels as sky and as moving.
+
+    Its mean confidence must reach ``min_confidence``.
+    """
+
+    max_sky: float = 0.25
+    max_moving: float = 0.1
+    min_confidence: float = 0.4
+
+
+def keep_mask(
+    estimate: Estimate, *, height: int, width: int, config: KeepConfig = KeepConfig()
+) -> tuple[Float[Tensor, 'n h w'], Bool[Tensor, 'n h w']]:
+    """Depth on the latent grid, and which of its cells may be written: what `Memory.write` takes.
+
+    A cell is kept if it has a depth, no depth edge, little sky, next to nothing that moves, and confidence.
+    Raises ValueError unless the grid divides the frames.
+    """
+    depth, valid, edge = depth_to_grid(estimate.depth, height, width)
+    keep = valid & ~edge
+    keep &= _mean_in_cell(estimate.sky.float(), depth) <= config.max_sky
+    keep &= _mean_in_cell(estimate.moving.float(), depth) <= config.max_moving
+    keep &= _mean_in_cell(estimate.confidence, depth) >= config.min_confidence
+    return depth, keep
+
+
+def _mean_in_cell(
+    values: Float[Tensor, 'n H W'], cells: Float[Tensor, 'n h w']
+) -> Float[Tensor, 'n h w']:
+    return F.adaptive_avg_pool2d(values, cells.shape[1:])

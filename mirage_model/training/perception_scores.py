@@ -1,0 +1,111 @@
+"""How well a perception network does on held-out clips, with counts and standard errors over clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mirage_model.data.clip import load_clip
+from mirage_model.perception.embedded import EmbeddedPerception, Network
+
+_TOLERANCE = 1.25
+
+
+def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str, float | int]:
+    """Scores of every ``every``-th frame of the clips, no memory at hand.
+
+    Depth is scored where it is known and neither the truth nor the estimate says sky or the truth says
+    moving: ``depth_abs_rel`` is the mean of |estimate / truth - 1|, ``depth_delta1`` the share within a
+    factor of 1.25, ``depth_abs_rel_scaled`` the first after every frame was brought to the truth's median;
+    each is the mean over clips. ``confidence_error`` is the mean distance between confidence and the share
+    within 1.25, over ten bins of confidence. IoUs are over the pixels of all clips together.
+    ``*_se`` is the standard error over clips, by jackknife.
+    """
+    if not clips:
+        raise ValueError('no clips to evaluate on')
+    perception = EmbeddedPerception(network)
+    counts = torch.stack(
+        [_count(perception, path, every) for path in tqdm(clips, desc='validation')]
+    )
+    result: dict[str, float | int] = {'clips': len(clips), 'frames': int(counts[:, _FRAMES].sum())}
+    result['depth_pixels'] = int(counts[:, _PIXELS].sum())
+    result['sky_pixels'] = int(counts[:, _SKY_TRUE].sum())
+    result['moving_pixels'] = int(counts[:, _MOVING_TRUE].sum())
+    for name, value in _scores(counts).items():
+        others = torch.stack(
+            [_scores(torch.cat([counts[:i], counts[i + 1 :]]))[name] for i in range(len(clips))]
+        )
+        spread = (len(clips) - 1) / len(clips) * (others - others.mean()).square().sum()
+        result[name] = float(value)
+        result[f'{name}_se'] = float(spread.sqrt())
+    return result
+
+
+(
+    _FRAMES,
+    _PIXELS,
+    _ABS_REL,
+    _ABS_REL_SCALED,
+    _DELTA1,
+    _SKY_TRUE,
+    _SKY_BOTH,
+    _SKY_EITHER,
+    _MOVING_TRUE,
+    _MOVING_BOTH,
+    _MOVING_EITHER,
+) = range(11)
+_BINS = 11
+
+
+def _scores(counts: Tensor) -> dict[str, Tensor]:
+    seen = counts[counts[:, _PIXELS] > 0]
+    means = seen / seen[:, _PIXELS : _PIXELS + 1]
+    pooled = counts.sum(dim=0)
+    bins = pooled[_BINS:].reshape(3, 10)
+    gap = (bins[1] - bins[2]).abs().sum() / bins[0].sum()
+    return {
+        'depth_abs_rel': means[:, _ABS_REL].mean(),
+        'depth_abs_rel_scaled': means[:, _ABS_REL_SCALED].mean(),
+        'depth_delta1': means[:, _DELTA1].mean(),
+        'confidence_error': gap,
+        'sky_iou': pooled[_SKY_BOTH] / pooled[_SKY_EITHER],
+        'mover_iou': pooled[_MOVING_BOTH] / pooled[_MOVING_EITHER],
+    }
+
+
+def _count(perception: EmbeddedPerception, path: Path, every: int) -> Tensor:
+    """Sums over the pixels of one clip: the scores' numerators, and per bin of confidence the number of
+    pixels, the sum of confidence and the number within the tolerance."""
+    clip = load_clip(path)
+    frames = clip.frames[::every].movedim(-1, 1).float() / 255
+    truth, sky, moving = clip.depth[::every], clip.sky[::every], clip.moving[::every]
+    estimate = perception.estimate(frames, clip.cameras[slice(None, None, every)])
+    known = torch.isfinite(truth) & (truth > 0) & ~sky & ~moving & torch.isfinite(estimate.depth)
+    ratio = torch.where(known, estimate.depth / truth, torch.nan)
+    scaled = ratio / ratio.flatten(1).nanmedian(dim=1).values[:, None, None]
+    within = torch.maximum(ratio, 1 / ratio)[known] < _TOLERANCE
+    confidence = estimate.confidence[known]
+    index = (confidence * 10).long().clamp(0, 9)
+    bins = [
+        torch.zeros(10).index_add_(0, index, values.float())
+        for values in (torch.ones_like(confidence), confidence, within)
+    ]
+    sums = [
+        torch.tensor(len(frames)),
+        known.sum(),
+        (ratio - 1).abs()[known].sum(),
+        (scaled - 1).abs()[known].sum(),
+        within.sum(),
+        sky.sum(),
+        (sky & estimate.sky).sum(),
+        (sky | estimate.sky).sum(),
+        moving.sum(),
+        (moving & estimate.moving).sum(),
+        (moving | estimate.moving).sum(),
+    ]
+    return torch.cat(
+        [torch.stack([value.double() for value in sums]), *[b.double() for b in bins]]
+    )
