@@ -251,8 +251,11 @@ def train(
     if checkpoints:
         trainer.restore(checkpoints[-1])
     last = config.steps if stop_at is None else stop_at
+    log_path = out / 'log.jsonl'
+    lines = log_path.read_text().splitlines(keepends=True) if log_path.exists() else []
+    log_path.write_text(''.join(lines[: trainer.step_number]))  # one a step
     with (
-        open(out / 'log.jsonl', 'a') as log,
+        open(log_path, 'a') as log,
         tqdm(total=config.steps, initial=trainer.step_number, desc='perception') as bar,
     ):
         while trainer.step_number < last:

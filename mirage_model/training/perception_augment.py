@@ -122,7 +122,7 @@ def _colour(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     grey = frames.mean(dim=1, keepdim=True)
     frames = grey + (frames - grey) * _uniform(n, low, high, generator)
 
-    sigma = _uniform(n, 0.3, config.blur, generator)
+    sigma = _uniform(n, 0.3, max(0.3, config.blur), generator)
     kernel = torch.exp(-(torch.arange(-3.0, 4.0) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum(dim=-1, keepdim=True)).repeat_interleave(3, dim=0)
     flat = F.pad(frames.reshape(1, 3 * n, height, width), (3, 3, 3, 3), mode='replicate')
