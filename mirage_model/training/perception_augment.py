@@ -129,9 +129,11 @@ def _colour(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     flat = F.conv2d(F.conv2d(flat, kernel, groups=3 * n), kernel.mT, groups=3 * n)
     frames = torch.lerp(frames, flat.reshape(frames.shape), _half(n, generator))
 
-    fine = torch.randn(frames.shape, generator=generator) * _uniform(n, 0, config.noise, generator)
+    fine = torch.randn(frames.shape, generator=generator) * _uniform(
+        n, 0.0, config.noise, generator
+    )
     patches = torch.randn(n, 3, height // 8, width // 8, generator=generator)
     patches = F.interpolate(patches, (height, width), mode='bilinear')
-    patches = patches * _uniform(n, 0, config.blotches, generator)
+    patches = patches * _uniform(n, 0.0, config.blotches, generator)
     frames = frames + fine * _half(n, generator) + patches * _half(n, generator)
     return replace(batch, frames=frames.clamp(0, 1))
