@@ -62,7 +62,7 @@ def _middle(size: int) -> slice:
 
 
 def _steps(inverse: Float[Tensor, 'n H W'], step: float) -> Bool[Tensor, 'n H W']:
-    """Whether there is a step between a pixel and the one to its right; False in the last column."""
+    """Whether there is a step between a pixel and the one to its right."""
     padded = torch.nn.functional.pad(inverse, (1, 2), value=torch.nan)
     before, left, right, after = padded.unfold(2, 4, 1).unbind(dim=-1)
     missed = torch.fmin((right - (2 * left - before)).abs(), (left - (2 * right - after)).abs())

@@ -190,7 +190,7 @@ class LatentMemory:
         )
         rule = self.config.rule(footprint=max(3, self.config.footprint))
         _, surface = nearest(points, Views.of(cameras), rule)
-        return depth + depth * self.config.tolerance < surface
+        return surface.isfinite() & (depth + depth * self.config.tolerance < surface)
 
     def _remove(self, gone: Bool[Tensor, 'm']) -> None:
         if gone.any():

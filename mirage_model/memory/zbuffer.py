@@ -58,7 +58,7 @@ class Points:
 class Rule:
     """How cells compete for a view.
 
-    A cell takes part where its depth is within ``near`` .. ``far``. It covers the cell that its
+    A cell takes part where its depth is in ``near`` to ``far``, the end left out. It covers the cell that its
     point falls into, and where its metric size makes it larger than that, all whose centres its
     square holds, but no more than ``footprint`` across (odd; 1 is one point a cell). The nearest
     wins; for this an imagined cell counts as farther by the share ``tolerance``, and with
@@ -74,12 +74,12 @@ class Rule:
 
 
 def project(
-    position: Float[Tensor, '*m 3'],
-    rotation: Float[Tensor, '*m 3 3'],
-    translation: Float[Tensor, '*m 3'],
-    focal: Float[Tensor, '*m 2'],
-    centre: Float[Tensor, '*m 2'],
-) -> tuple[Float[Tensor, '*m'], Float[Tensor, '*m'], Float[Tensor, '*m']]:
+    position: Float[Tensor, '*#m 3'],
+    rotation: Float[Tensor, '*#m 3 3'],
+    translation: Float[Tensor, '*#m 3'],
+    focal: Float[Tensor, '*#m 2'],
+    centre: Float[Tensor, '*#m 2'],
+) -> tuple[Float[Tensor, '*#m'], Float[Tensor, '*#m'], Float[Tensor, '*#m']]:
     """Cell coordinates x and y, and depth, each by the same operations in the same order."""
     x, y, z = position.unbind(dim=-1)
     rows = rotation.unbind(dim=-2)
@@ -113,7 +113,7 @@ def nearest(
             focal,
             views.centre[camera],
         )
-        inside = (depth >= rule.near) & (depth <= rule.far)
+        inside = (depth >= rule.near) & (depth < rule.far)
         # a bound that no cell in view reaches keeps the conversion to integers defined
         inside &= (u > -reach - 1) & (u < views.width + reach + 1)
         inside &= (v > -reach - 1) & (v < views.height + reach + 1)

@@ -1,0 +1,88 @@
+"""The memory's rules written as slowly and plainly as possible, one cell and one number at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from mirage_model.memory.zbuffer import Points, Rule, Views
+
+
+def scalar_project(position, rotation, translation, focal, centre):
+    """(x, y, depth) in float32, in the order of operations that `zbuffer.project` promises."""
+    x, y, z = (np.float32(value) for value in position)
+    in_camera = [
+        np.float32(np.float32(np.float32(a * x) + np.float32(b * y)) + np.float32(c * z)) + shift
+        for (a, b, c), shift in zip(rotation, translation)
+    ]
+    u = np.float32(np.float32(in_camera[0] / in_camera[2]) * focal[0]) + centre[0]
+    v = np.float32(np.float32(in_camera[1] / in_camera[2]) * focal[1]) + centre[1]
+    return u, v, in_camera[2]
+
+
+def nearest(points: Points, views: Views, rule: Rule):
+    """What `zbuffer.nearest` must return."""
+    half = np.float32(0.5)
+    cameras = len(views.focal)
+    index = np.full((cameras, views.height, views.width), -1)
+    won = np.full(index.shape, np.inf, dtype=np.float32)
+    reach = rule.footprint // 2
+    position, size = points.position.numpy(), points.size.numpy()
+    with np.errstate(all='ignore'):
+        for camera in range(cameras):
+            pose = [getattr(views, name)[camera].numpy() for name in ('rotation', 'translation')]
+            focal, centre = views.focal[camera].numpy(), views.centre[camera].numpy()
+            for point in range(len(points)):
+                u, v, depth = scalar_project(position[point], *pose, focal, centre)
+                if not (rule.near <= depth < rule.far) or not np.isfinite([u, v]).all():
+                    continue
+                column, row = math.floor(u + half), math.floor(v + half)
+                for y in range(row - reach, row + reach + 1):
+                    for x in range(column - reach, column + reach + 1):
+                        if not (0 <= x < views.width and 0 <= y < views.height):
+                            continue
+                        off_x, off_y = abs(u - np.float32(x)), abs(v - np.float32(y))
+                        if x != column and not off_x < size[point] * focal[0] / depth * half:
+                            continue
+                        if y != row and not off_y < size[point] * focal[1] / depth * half:
+                            continue
+                        rank = depth
+                        if rule.footprint > 1:
+                            rank = depth + depth * max(off_x / focal[0], off_y / focal[1])
+                        if not points.observed[point]:
+                            rank = rank + rank * np.float32(rule.tolerance)
+                        best = index[camera, y, x]
+                        if best >= 0:
+                            ours = (rank, not points.observed[point], -point)
+                            theirs = (won[camera, y, x], not points.observed[best], -best)
+                            if theirs < ours:
+                                continue
+                        index[camera, y, x], won[camera, y, x] = point, rank
+    return torch.from_numpy(index), torch.from_numpy(won)
+
+
+def seen_through(points: Points, depth, views: Views, rule: Rule):
+    """What `latent.seen_through` must return."""
+    depth = depth.numpy()
+    gone = np.zeros(len(points), dtype=bool)
+    with np.errstate(all='ignore'):
+        for camera in range(len(depth)):
+            pose = [getattr(views, name)[camera].numpy() for name in ('rotation', 'translation')]
+            focal, centre = views.focal[camera].numpy(), views.centre[camera].numpy()
+            for point in range(len(points)):
+                u, v, distance = scalar_project(
+                    points.position[point].numpy(), *pose, focal, centre
+                )
+                if not distance >= rule.near or not np.isfinite([u, v]).all():
+                    continue
+                column, row = math.floor(u + np.float32(0.5)), math.floor(v + np.float32(0.5))
+                if not (0 < column < views.width - 1 and 0 < row < views.height - 1):
+                    continue  # the border has no whole neighbourhood
+                around = depth[camera, row - 1 : row + 2, column - 1 : column + 2]
+                if not (np.isfinite(around) & (around > 0)).all():
+                    continue
+                surface = around.min() - around.min() * np.float32(rule.tolerance)
+                gone[point] |= distance + points.size[point].numpy() < surface
+    return torch.from_numpy(gone)

@@ -1,0 +1,210 @@
+"""The memory's promises, on memories small enough to see through."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import oracle
+import pytest
+import scenes
+import torch
+
+from mirage_model.camera import Cameras
+from mirage_model.memory.latent import LatentMemory, MemoryConfig, seen_through
+from mirage_model.memory.zbuffer import Views
+
+CHANNELS = 3
+CONFIG = MemoryConfig(channels=CHANNELS, dtype='float32')
+
+
+def picture(n=1, seed=0, height=scenes.HEIGHT, width=scenes.WIDTH):
+    return torch.randn(n, CHANNELS, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def wall(depth, n=1, height=scenes.HEIGHT, width=scenes.WIDTH):
+    return torch.full((n, height, width), float(depth))
+
+
+def everywhere(n=1, height=scenes.HEIGHT, width=scenes.WIDTH):
+    return torch.ones(n, height, width, dtype=torch.bool)
+
+
+def at(*translation) -> Cameras:
+    return scenes.camera_row([scenes.transform(translation=translation)])
+
+
+@settings(max_examples=50, deadline=None)
+@given(scenes.cameras(max_cameras=1), st.integers(0, 1000), st.sampled_from([1, 3, 5]))
+def test_what_is_written_reads_back_exactly(camera, seed, footprint):
+    generator = torch.Generator().manual_seed(seed)
+    depth = torch.rand(1, scenes.HEIGHT, scenes.WIDTH, generator=generator) * 20 + 0.1
+    keep = torch.rand(depth.shape, generator=generator) < 0.7
+    depth[~keep & (depth > 10)] = math.nan
+    latents = picture(seed=seed)
+    for dtype in ('float32', 'bfloat16'):
+        config = MemoryConfig(channels=CHANNELS, footprint=footprint, dtype=dtype)
+        memory = LatentMemory(config)
+        assert memory.write(latents, depth, camera, keep=keep, observed=True) == keep.sum()
+        readout = memory.readout(camera)
+        # a small cell within a wide footprint of a nearer one is covered too
+        assert readout.visible[keep].all()
+        assert readout.observed[keep].all()
+        if footprint == 1 or camera.K[0, 0, 0] == camera.K[0, 1, 1]:
+            assert torch.equal(readout.visible, keep)
+        held = latents.to(getattr(torch, dtype)).float()
+        assert torch.equal(readout.latents.movedim(1, -1)[keep], held.movedim(1, -1)[keep])
+        torch.testing.assert_close(readout.depth[keep], depth[keep], rtol=1e-5, atol=1e-5)
+        assert readout.age[keep].eq(0).all()
+        assert readout.offset.abs().max() < 1e-3
+        assert readout.depth_ratio.abs().max() < 1e-3
+        unseen = ~readout.visible
+        assert readout.latents.movedim(1, -1)[unseen].eq(0).all()
+        assert readout.depth[unseen].eq(0).all()
+
+
+def test_an_empty_memory_shows_nothing():
+    readout = LatentMemory(CONFIG).readout(at(0, 0, 0))
+    assert readout.latents.shape == (1, CHANNELS, scenes.HEIGHT, scenes.WIDTH)
+    assert readout.offset.shape == (1, 2, scenes.HEIGHT, scenes.WIDTH)
+    assert not readout.visible.any() and not readout.observed.any()
+    assert all(not values.isnan().any() for values in vars(readout).values())
+
+
+def test_a_readout_says_how_it_differs_from_what_was_written():
+    memory = LatentMemory(CONFIG)
+    memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
+    camera = scenes.camera_row([scenes.transform(translation=(0.25, 0, 2))], [7.5])
+    readout = memory.readout(camera)
+    torch.testing.assert_close(
+        readout.depth[readout.visible], torch.tensor(2.0).expand(24)[: readout.visible.sum()]
+    )
+    assert readout.age[readout.visible].eq(7.5).all()
+    torch.testing.assert_close(
+        readout.depth_ratio[readout.visible],
+        torch.full_like(readout.depth, math.log(0.5))[readout.visible],
+    )
+    # half as far, so half cells at twice their distance from the middle, moved by 0.25 m * 4 / 2 m
+    assert set(readout.offset[:, 0][readout.visible].abs().tolist()) == {0.0, 0.5} or (
+        readout.offset[:, 0].abs().max() <= 0.5
+    )
+
+
+def test_times_since_the_epoch_keep_their_fractions():
+    memory = LatentMemory(CONFIG)
+    pose = [scenes.transform()]
+    start = 1_763_822_160.125
+    memory.write(
+        picture(), wall(4), scenes.camera_row(pose, [start]), keep=everywhere(), observed=True
+    )
+    readout = memory.readout(scenes.camera_row(pose, [start + 86_400.125]))
+    assert readout.age.eq(86_400.125).all()
+
+
+def test_imagination_never_hides_an_observation():
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    memory.write(picture(), wall(4), camera, keep=everywhere(), observed=True)
+    for depth in (1, 3, 3.9, 4, 4.1, 9):
+        memory.write(picture(seed=1), wall(depth), camera, keep=everywhere(), observed=False)
+        readout = memory.readout(camera)
+        assert readout.observed.all()
+        assert torch.equal(readout.latents, picture())
+
+
+def test_imagination_fills_what_no_sensor_saw():
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    left = everywhere()
+    left[..., 3:] = False
+    memory.write(picture(), wall(4), camera, keep=left, observed=True)
+    added = memory.write(picture(seed=1), wall(2), camera, keep=everywhere(), observed=False)
+    assert added == 12
+    readout = memory.readout(camera)
+    assert readout.visible.all() and torch.equal(readout.observed, left)
+
+
+def test_an_observation_covers_what_was_imagined():
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    for depth in (5, 4.1, 4, 3.9):
+        memory.write(picture(seed=1), wall(depth), camera, keep=everywhere(), observed=False)
+    memory.write(picture(), wall(4), camera, keep=everywhere(), observed=True)
+    assert memory.readout(camera).observed.all()
+
+
+@pytest.mark.parametrize('was_observed', [True, False])
+def test_an_observation_removes_what_it_sees_through(was_observed):
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    memory.write(picture(), wall(2), camera, keep=everywhere(), observed=was_observed)
+    added = memory.write(picture(seed=1), wall(6), camera, keep=everywhere(), observed=True)
+    inner = torch.zeros_like(everywhere())
+    inner[:, 1:-1, 1:-1] = True
+    readout = memory.readout(camera)
+    assert added == 24 and len(memory) == 24 + (~inner).sum()
+    assert torch.equal(readout.depth > 5, inner)
+
+
+def test_a_hole_in_the_depth_sees_through_nothing():
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    memory.write(picture(), wall(2), camera, keep=everywhere(), observed=True)
+    for hole in (math.nan, math.inf, 0.0, -1.0):
+        memory.write(picture(), wall(hole), camera, keep=~everywhere(), observed=True)
+        assert len(memory) == 24
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scenes.points(),
+    scenes.cameras(),
+    scenes.rules,
+    st.lists(
+        st.sampled_from([0.5, 1.0, 4.0, 50.0, math.nan, math.inf, 0.0]), min_size=72, max_size=72
+    ),
+)
+def test_seen_through_equals_the_loops(points, cameras, rule, depths):
+    depth = torch.tensor(depths)[: len(cameras) * 24].view(-1, scenes.HEIGHT, scenes.WIDTH)
+    gone = seen_through(points, depth, cameras, rule=rule)
+    assert torch.equal(gone, oracle.seen_through(points, depth, Views.of(cameras), rule))
+
+
+def test_forks_do_not_see_each_other():
+    trunk = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    left = everywhere()
+    left[..., 3:] = False
+    trunk.write(picture(), wall(4), camera, keep=left, observed=True)
+    branch = trunk.fork()
+    branch.write(picture(seed=1), wall(4), camera, keep=~left, observed=False)
+    assert len(trunk) == 12 and len(branch) == 24
+    trunk.write(picture(seed=2), wall(4), camera, keep=~left, observed=True)
+    assert branch.readout(camera).visible.all()
+    assert torch.equal(branch.readout(camera).observed, left)
+    assert trunk.readout(camera).observed.all()
+
+
+def test_bad_writes_are_refused_and_say_where():
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+    depth = wall(4)
+    depth[0, 2, 3] = math.nan
+    with pytest.raises(ValueError, match=r'\[0, 2, 3\].*without depth'):
+        memory.write(picture(), depth, camera, keep=everywhere(), observed=True)
+    latents = picture()
+    latents[0, 1, 3, 4] = math.inf
+    with pytest.raises(ValueError, match=r'\[0, 3, 4\].*not finite'):
+        memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
+    with pytest.raises(ValueError, match='were expected'):
+        memory.write(latents[:, :2], wall(4), camera, keep=everywhere(), observed=True)
+    assert len(memory) == 0
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'channels': 0}, {'footprint': 2}, {'tolerance': 1.0}, {'near': 0.0}, {'far': 0.01}]
+)
+def test_a_config_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MemoryConfig(**{'channels': 3} | wrong)
