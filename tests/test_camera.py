@@ -1,0 +1,243 @@
+"""Cameras by their identities, over batch shapes, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+import torch
+
+from mirage_model.camera import (
+    Cameras,
+    check_cameras,
+    check_rigid,
+    concatenate,
+    directions,
+    invert,
+    project,
+    rays,
+    resample_trajectory,
+    resized,
+    unproject,
+)
+
+BATCHES = [(), (1,), (3,), (2, 3)]
+EPOCH = 1_763_822_160.0
+
+
+def random_cameras(batch=(), seed=0, height=6, width=8) -> Cameras:
+    rng = np.random.default_rng(seed)
+    count = math.prod(batch)
+    transforms = np.tile(np.eye(4), (count, 1, 1))
+    transforms[:, :3, :3] = Rotation.random(count, rng=rng).as_matrix()
+    transforms[:, :3, 3] = rng.uniform(-10, 10, (count, 3))
+    K = np.tile(np.eye(3), (count, 1, 1))
+    K[:, [0, 1], [0, 1]] = rng.uniform(3, 9, (count, 2))
+    K[:, :2, 2] = rng.uniform(2, 4, (count, 2))
+    return Cameras(
+        K=torch.tensor(K, dtype=torch.float32).reshape(*batch, 3, 3),
+        world_from_camera=torch.tensor(transforms, dtype=torch.float32).reshape(*batch, 4, 4),
+        times=torch.arange(count, dtype=torch.float64).reshape(batch),
+        height=height,
+        width=width,
+    )
+
+
+def pixel_grid(cameras: Cameras):
+    y, x = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing='ij')
+    return torch.stack([x, y], dim=-1).float().reshape(-1, 2)
+
+
+def random_depth(cameras: Cameras, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*cameras.K.shape[:-2], cameras.height, cameras.width)
+    return torch.rand(shape, generator=generator) * 20 + 0.1
+
+
+@pytest.mark.parametrize('batch', BATCHES)
+def test_a_transform_and_its_inverse_close(batch):
+    world_from_camera = random_cameras(batch).world_from_camera
+    identity = torch.eye(4).expand_as(world_from_camera)
+    camera_from_world = invert(world_from_camera)
+    torch.testing.assert_close(world_from_camera @ camera_from_world, identity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(camera_from_world @ world_from_camera, identity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(invert(camera_from_world), world_from_camera, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(BATCHES), st.integers(0, 1000))
+def test_project_after_unproject_is_the_pixel_grid(batch, seed):
+    cameras = random_cameras(batch, seed)
+    depth = random_depth(cameras, seed)
+    pixels, projected_depth = project(unproject(depth, cameras).flatten(-3, -2), cameras)
+    torch.testing.assert_close(projected_depth, depth.flatten(-2), atol=1e-4, rtol=1e-4)
+    grid = pixel_grid(cameras).expand_as(pixels)
+    # a millimetre of float32 at 10 m from the origin is many pixels at 0.1 m from the camera
+    torch.testing.assert_close(pixels, grid, atol=2e-3, rtol=0)
+
+
+def test_the_principal_point_at_depth_one_is_one_metre_along_the_axis():
+    cameras = random_cameras()
+    K = torch.tensor([[5.0, 0, 3], [0, 5, 2], [0, 0, 1]])
+    cameras = replace(cameras, K=K, world_from_camera=torch.eye(4))
+    points = unproject(torch.ones(6, 8), cameras)
+    assert points[2, 3].tolist() == [0, 0, 1]
+    assert points[2, 4, 0] > 0 and points[3, 3, 1] > 0  # x to the right, y down
+
+
+@pytest.mark.parametrize('batch', BATCHES)
+@pytest.mark.parametrize('size', [(3, 4), (12, 16), (6, 2)])
+def test_resizing_keeps_the_view(batch, size):
+    cameras = random_cameras(batch)
+    other = resized(cameras, *size)
+    back = resized(other, cameras.height, cameras.width)
+    torch.testing.assert_close(back.K, cameras.K)
+    points = unproject(random_depth(cameras), cameras).flatten(-3, -2)
+    pixels, depth = project(points, cameras)
+    other_pixels, other_depth = project(points, other)
+    scale = torch.tensor([size[1] / cameras.width, size[0] / cameras.height])
+    torch.testing.assert_close(other_depth, depth)
+    torch.testing.assert_close(other_pixels, (pixels + 0.5) * scale - 0.5, atol=1e-3, rtol=1e-4)
+
+
+def test_resizing_keeps_the_corners_of_the_frame():
+    cameras = resized(random_cameras((2,)), 3, 2)
+    assert (cameras.height, cameras.width) == (3, 2)
+    original = random_cameras((2,))
+    for name, at, small_at in [('left', -0.5, -0.5), ('right', 7.5, 1.5)]:
+        slope = (at - original.K[:, 0, 2]) / original.K[:, 0, 0]
+        small_slope = (small_at - cameras.K[:, 0, 2]) / cameras.K[:, 0, 0]
+        torch.testing.assert_close(slope, small_slope, msg=name)
+
+
+@pytest.mark.parametrize('batch', [(1,), (3,), (2, 3)])
+def test_rays_lead_from_the_camera_to_what_it_sees(batch):
+    cameras = random_cameras(batch)
+    reference = cameras[(*[slice(None)] * (len(batch) - 1), 0)]
+    depth = random_depth(cameras)
+    result = rays(cameras, reference)
+    assert result.shape == (*batch, 6, cameras.height, cameras.width)
+    direction, origin = result.movedim(-3, -1).split(3, dim=-1)
+    torch.testing.assert_close(direction.norm(dim=-1), torch.ones(depth.shape))
+    length = depth * directions(cameras).norm(dim=-1)
+    reference_from_world = invert(reference.world_from_camera)[..., None, None, :, :]
+    points = unproject(depth, cameras)
+    points = points @ reference_from_world[..., :3, :3].mT + reference_from_world[..., None, :3, 3]
+    torch.testing.assert_close(
+        origin + direction * length[..., None], points, atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        origin[..., 0, :, :, :] if len(batch) > 1 else origin[0],
+        torch.zeros_like(origin[..., 0, :, :, :] if len(batch) > 1 else origin[0]),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_cameras_join_and_split():
+    cameras = random_cameras((3,))
+    joined = concatenate([cameras[:1], cameras[1:]])
+    assert len(joined) == 3
+    for name in ('K', 'world_from_camera', 'times'):
+        assert torch.equal(getattr(joined, name), getattr(cameras, name))
+    with pytest.raises(ValueError, match='different sizes'):
+        concatenate([cameras, resized(cameras, 3, 4)])
+
+
+def edited(name, index, value) -> Cameras:
+    cameras = random_cameras((4,))
+    values = getattr(cameras, name).clone()
+    values[index] = value
+    return replace(cameras, **{name: values})
+
+
+@pytest.mark.parametrize(
+    ('name', 'index', 'value', 'message'),
+    [
+        ('K', (2, 0, 0), 0.0, 'camera 2: K is not'),
+        ('K', (1, 1, 1), -5.0, 'camera 1: K is not'),
+        ('K', (3, 0, 2), math.nan, 'camera 3: K is not'),
+        ('K', (3, 0, 1), 0.1, 'camera 3: K is not'),
+        ('K', (0, 2, 2), 2.0, 'camera 0: K is not'),
+        ('world_from_camera', (1, 0, 3), math.inf, 'camera 1: transform has NaN or infinite'),
+        ('world_from_camera', (2, 1, 1), math.nan, 'camera 2: transform has NaN or infinite'),
+        ('world_from_camera', (3, 3, 0), 1.0, 'camera 3: transform is not rigid'),
+        ('world_from_camera', (2, slice(3), slice(3)), 0.0, 'camera 2: transform is not rigid'),
+        ('world_from_camera', (2, slice(3), slice(3)), -torch.eye(3), 'camera 2: .* not rigid'),
+        ('world_from_camera', (0, slice(3), slice(3)), 2 * torch.eye(3), 'camera 0: .* not rigid'),
+        ('times', 3, math.nan, 'camera 3: time is not finite'),
+    ],
+)
+def test_what_is_no_camera_is_refused_and_named(name, index, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_cameras(edited(name, index, value))
+
+
+def test_good_cameras_pass_unchanged():
+    for batch in BATCHES:
+        cameras = random_cameras(batch)
+        assert check_cameras(cameras) is cameras
+    with pytest.raises(ValueError, match='empty'):
+        check_cameras(random_cameras((3,))[:0])
+    with pytest.raises(ValueError, match='0x8'):
+        check_cameras(replace(random_cameras((1,)), height=0))
+    check_rigid(torch.zeros(0, 4, 4))
+
+
+def trajectory(count=4, seed=0):
+    cameras = random_cameras((count,), seed)
+    return cameras.world_from_camera.double().numpy(), EPOCH + np.arange(count) * 0.5
+
+
+def test_resampling_at_its_own_times_gives_the_trajectory():
+    poses, times = trajectory()
+    np.testing.assert_allclose(resample_trajectory(poses, times, times), poses, atol=1e-5)
+
+
+def test_resampling_between_is_halfway_and_rigid():
+    poses, times = trajectory()
+    at = times[:-1] + 0.25
+    result = resample_trajectory(poses, times, at)
+    check_rigid(torch.from_numpy(result))
+    np.testing.assert_allclose(result[:, :3, 3], (poses[:-1, :3, 3] + poses[1:, :3, 3]) / 2)
+    before, after = (Rotation.from_matrix(part[:, :3, :3]) for part in (poses[:-1], poses[1:]))
+    halfway = Rotation.from_matrix(result[:, :3, :3])
+    whole = (before.inv() * after).magnitude()
+    np.testing.assert_allclose((before.inv() * halfway).magnitude(), whole / 2, atol=1e-5)
+    np.testing.assert_allclose((halfway.inv() * after).magnitude(), whole / 2, atol=1e-5)
+
+
+def test_resampling_holds_the_ends_and_a_single_pose():
+    poses, times = trajectory()
+    result = resample_trajectory(poses, times, np.array([times[0] - 9, times[-1] + 9]))
+    np.testing.assert_allclose(result, poses[[0, -1]], atol=1e-5)
+    result = resample_trajectory(poses[:1], times[:1], np.array([0.0, EPOCH, EPOCH + 9]))
+    np.testing.assert_array_equal(result, poses[[0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ('edit', 'message'),
+    [
+        (lambda poses, times: (poses[:0], times[:0]), 'empty'),
+        (lambda poses, times: (poses, times[:3]), '4 poses but 3 times'),
+        (lambda poses, times: (poses, times[[0, 1, 1, 2]]), 'pose 2: times must'),
+        (lambda poses, times: (poses, times[::-1]), 'pose 1: times must'),
+        (lambda poses, times: (poses, np.where(times > times[2], np.nan, times)), 'pose 3: times'),
+        (lambda poses, times: (poses * 0, times), 'camera 0: transform is not rigid'),
+    ],
+)
+def test_a_bad_trajectory_is_refused_and_named(edit, message):
+    poses, times = edit(*trajectory())
+    with pytest.raises(ValueError, match=message):
+        resample_trajectory(poses, times, np.array([EPOCH]))
+
+
+def test_a_time_that_is_not_finite_cannot_be_asked_for():
+    poses, times = trajectory()
+    with pytest.raises(ValueError, match='time 1'):
+        resample_trajectory(poses, times, np.array([EPOCH, np.nan]))
