@@ -1,0 +1,207 @@
+"""Cameras, rigid transforms and all pinhole arithmetic. The conventions of the library live here.
+
+- A camera looks along +z of its optical frame; x points right and y points down (REP 103).
+- Lengths are metres, times are seconds, depth is measured along the optical axis.
+- ``K`` is in pixels and the centre of the top-left pixel is (0, 0).
+- ``a_from_b`` takes coordinates in ``b`` to coordinates in ``a``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Bool, Float
+import numpy as np
+from scipy.spatial.transform import Rotation, Slerp
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras:
+    """A batch of pinhole cameras, each at a moment in time.
+
+    ``K`` and ``world_from_camera`` are float32, ``times`` is float64 so that stamps since the epoch keep
+    their microseconds. The constructor trusts its caller: `check_cameras` is for the edges.
+    """
+
+    K: Float[Tensor, '*batch 3 3']
+    world_from_camera: Float[Tensor, '*batch 4 4']
+    times: Float[Tensor, '*batch']
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return self.K.shape[0]
+
+    def __getitem__(self, index) -> Cameras:
+        return replace(
+            self,
+            K=self.K[index],
+            world_from_camera=self.world_from_camera[index],
+            times=self.times[index],
+        )
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return replace(
+            self,
+            K=self.K.to(device),
+            world_from_camera=self.world_from_camera.to(device),
+            times=self.times.to(device),
+        )
+
+
+def concatenate(parts: list[Cameras]) -> Cameras:
+    """Join cameras of one size along the first batch axis.
+
+    Raises ValueError if the image sizes differ.
+    """
+    sizes = {(part.height, part.width) for part in parts}
+    if len(sizes) != 1:
+        raise ValueError(f'cameras of different sizes cannot be joined: {sorted(sizes)}')
+    return replace(
+        parts[0],
+        K=torch.cat([part.K for part in parts]),
+        world_from_camera=torch.cat([part.world_from_camera for part in parts]),
+        times=torch.cat([part.times for part in parts]),
+    )
+
+
+def check_cameras(cameras: Cameras) -> Cameras:
+    """Return ``cameras`` unchanged, or raise ValueError that says which camera is wrong and how."""
+    if cameras.height < 1 or cameras.width < 1:
+        raise ValueError(f'image size must be positive, got {cameras.height}x{cameras.width}')
+    if cameras.K.numel() == 0:
+        raise ValueError('no cameras: the trajectory is empty')
+    K = cameras.K.reshape(-1, 3, 3).double()
+    focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], dim=-1)
+    wrong_K = ~torch.isfinite(K).flatten(1).all(dim=1) | (focal <= 0).any(dim=1)
+    wrong_K |= (K[:, 2] != K.new_tensor([0.0, 0.0, 1.0])).any(dim=1)
+    wrong_K |= (K[:, 1, 0] != 0) | (K[:, 0, 1] != 0)
+    _raise_first(wrong_K, K, 'K is not a pinhole matrix [fx 0 cx; 0 fy cy; 0 0 1] with fx, fy > 0')
+    check_rigid(cameras.world_from_camera)
+    _raise_first(
+        ~torch.isfinite(cameras.times.reshape(-1)), cameras.times.reshape(-1), 'time is not finite'
+    )
+    return cameras
+
+
+def check_rigid(transforms: Float[Tensor, '*batch 4 4'], *, tolerance: float = 1e-3) -> None:
+    """Raise ValueError, naming the first bad index, unless every matrix is a rotation and a translation."""
+    flat = transforms.reshape(-1, 4, 4).double()
+    _raise_first(
+        ~torch.isfinite(flat).flatten(1).all(dim=1), flat, 'transform has NaN or infinite entries'
+    )
+    rotation = flat[:, :3, :3]
+    gram_error = (
+        rotation.mT @ rotation - torch.eye(3, dtype=flat.dtype, device=flat.device)
+    ).abs()
+    wrong = (gram_error.amax(dim=(1, 2)) > tolerance) | (torch.linalg.det(rotation) < 0)
+    wrong |= (flat[:, 3] - flat.new_tensor([0.0, 0.0, 0.0, 1.0])).abs().amax(dim=1) > tolerance
+    _raise_first(wrong, flat, 'transform is not rigid')
+
+
+def _raise_first(wrong: Bool[Tensor, 'n'], values: Tensor, message: str) -> None:
+    if wrong.any():
+        index = int(wrong.nonzero()[0])
+        raise ValueError(f'camera {index}: {message}: {values[index].tolist()}')
+
+
+def invert(transforms: Float[Tensor, '*batch 4 4']) -> Float[Tensor, '*batch 4 4']:
+    """Inverse of rigid transforms."""
+    rotation = transforms[..., :3, :3].mT
+    translation = -rotation @ transforms[..., :3, 3:]
+    return torch.cat([torch.cat([rotation, translation], dim=-1), transforms[..., 3:, :]], dim=-2)
+
+
+def resized(cameras: Cameras, height: int, width: int) -> Cameras:
+    """The same cameras with their pixels made larger or smaller: c becomes (c + 0.5) s - 0.5."""
+    scale = cameras.K.new_tensor([width / cameras.width, height / cameras.height, 1.0])
+    shift = cameras.K.new_tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    K = (cameras.K + shift) * scale[:, None] - shift
+    return replace(cameras, K=K, height=height, width=width)
+
+
+def project(
+    points_in_world: Float[Tensor, '*batch n 3'], cameras: Cameras
+) -> tuple[Float[Tensor, '*batch n 2'], Float[Tensor, '*batch n']]:
+    """Pixels (x, y) and depths of world points. Pixels mean something only where depth is positive."""
+    camera_from_world = invert(cameras.world_from_camera)
+    points = (
+        points_in_world @ camera_from_world[..., :3, :3].mT + camera_from_world[..., None, :3, 3]
+    )
+    depth = points[..., 2]
+    focal = torch.stack([cameras.K[..., 0, 0], cameras.K[..., 1, 1]], dim=-1)
+    pixels = points[..., :2] / depth[..., None] * focal[..., None, :] + cameras.K[..., None, :2, 2]
+    return pixels, depth
+
+
+def directions(cameras: Cameras) -> Float[Tensor, '*batch height width 3']:
+    """Rays through the pixel centres in the camera's own frame, scaled so that z is 1."""
+    y = torch.arange(cameras.height, dtype=cameras.K.dtype, device=cameras.K.device)
+    x = torch.arange(cameras.width, dtype=cameras.K.dtype, device=cameras.K.device)
+    x = (x - cameras.K[..., 0, 2, None]) / cameras.K[..., 0, 0, None]
+    y = (y - cameras.K[..., 1, 2, None]) / cameras.K[..., 1, 1, None]
+    shape = (*x.shape[:-1], cameras.height, cameras.width)
+    x, y = x[..., None, :].expand(shape), y[..., :, None].expand(shape)
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1)
+
+
+def unproject(
+    depth: Float[Tensor, '*batch height width'], cameras: Cameras
+) -> Float[Tensor, '*batch height width 3']:
+    """World points seen at every pixel centre at the given depth."""
+    points = directions(cameras) * depth[..., None]
+    rotation = cameras.world_from_camera[..., None, :3, :3]
+    return points @ rotation.mT + cameras.world_from_camera[..., None, None, :3, 3]
+
+
+def rays(cameras: Cameras, reference: Cameras) -> Float[Tensor, '*batch 6 height width']:
+    """Every pixel's ray in the frame of the ``reference`` camera: unit direction, then origin in metres.
+
+    ``reference`` has the batch shape of ``cameras`` without its last axis.
+    """
+    reference_from_camera = (
+        invert(reference.world_from_camera)[..., None, :, :] @ cameras.world_from_camera
+    )
+    direction = torch.nn.functional.normalize(directions(cameras), dim=-1)
+    direction = direction @ reference_from_camera[..., None, :3, :3].mT
+    origin = reference_from_camera[..., None, None, :3, 3].expand_as(direction)
+    return torch.cat([direction, origin], dim=-1).movedim(-1, -3)
+
+
+def resample_trajectory(
+    world_from_camera: Float[np.ndarray, 'n 4 4'],
+    times: Float[np.ndarray, 'k'],
+    at: Float[np.ndarray, 'm'],
+) -> Float[np.ndarray, 'm 4 4']:
+    """The trajectory at other times: positions linearly, rotations by slerp; held outside its ends.
+
+    Raises ValueError for an empty trajectory, n other than k, times that do not increase or are not finite,
+    and matrices that are not rigid.
+    """
+    if len(times) == 0:
+        raise ValueError('the trajectory is empty')
+    if len(times) != len(world_from_camera):
+        raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
+    wrong = ~np.isfinite(times) | (np.diff(times, prepend=-np.inf) <= 0)
+    if wrong.any():
+        index = int(wrong.nonzero()[0][0])
+        raise ValueError(f'pose {index}: times must be finite and increase, got {times[index]}')
+    if not np.isfinite(at).all():
+        index = int(np.flatnonzero(~np.isfinite(at))[0])
+        raise ValueError(f'asked for the trajectory at time {index}: {at[index]} is not finite')
+    check_rigid(torch.from_numpy(np.asarray(world_from_camera, dtype=np.float64)))
+    result = np.tile(np.eye(4), (len(at), 1, 1))
+    at = np.clip(at, times[0], times[-1])
+    rotations = Rotation.from_matrix(world_from_camera[:, :3, :3])
+    if len(times) == 1:
+        result[:] = world_from_camera[0]
+        return result
+    # relative to the first stamp, so that slerp keeps its precision with times since the epoch
+    result[:, :3, :3] = Slerp(times - times[0], rotations)(at - times[0]).as_matrix()
+    for axis in range(3):
+        result[:, axis, 3] = np.interp(
+            at - times[0], times - times[0], world_from_camera[:, axis, 3]
+        )
+    return result

@@ -1,0 +1,189 @@
+"""Train a small codec from scratch: stills first, then clips.
+
+``python -m mirage_model.training.codec --clips DIR --run DIR`` runs both stages and writes the VAE folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from diffusers import AutoencoderKLWan
+import numpy as np
+from safetensors import safe_open
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from mirage_model.codec import Codec, use_still_aware_convolutions
+from mirage_model.training.trainer import StepResult, TrainerConfig, checkpoints, fit, load_parameters
+
+TINY_VAE = {
+    'base_dim': 24,
+    'decoder_base_dim': 32,
+    'z_dim': 16,
+    'dim_mult': [1, 2, 2],
+    'num_res_blocks': 1,
+    'attn_scales': [],
+    'temperal_downsample': [True, True],
+    'is_residual': True,
+    'in_channels': 12,
+    'out_channels': 12,
+    'patch_size': 2,
+    'scale_factor_spatial': 8,
+    'scale_factor_temporal': 4,
+    'latents_mean': [0.0] * 16,
+    'latents_std': [1.0] * 16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """``frames`` 1 trains on stills. Crops keep the batches large; ``kl`` only bounds the latents' scale."""
+
+    frames: int = 1
+    batch: int = 16
+    crop: int = 64
+    kl: float = 1e-5
+    chroma: float = 0.5
+    validation_clips: int = 12
+
+
+STAGES = {
+    'stills': (CodecConfig(), TrainerConfig(steps=2400, learning_rate=2e-3, validate_every=500)),
+    'video': (
+        CodecConfig(frames=9, batch=4),
+        TrainerConfig(steps=1600, learning_rate=1e-3, validate_every=500),
+    ),
+}
+
+
+class _Reconstruct(nn.Module):
+    def __init__(self, vae: AutoencoderKLWan):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(x).latent_dist
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.kl()
+
+
+def chroma(frames: Tensor) -> Tensor:
+    """Red and blue against green, (..., 3, H, W) to (..., 2, H, W): what a grey picture lacks."""
+    return frames[..., [0, 2], :, :] - frames[..., [1], :, :]
+
+
+class CodecObjective:
+    """L1 on frames and on their chroma, with a whisper of KL."""
+
+    def __init__(self, vae: AutoencoderKLWan, config: CodecConfig, clips: Path, validation: Path):
+        self.module = _Reconstruct(vae)
+        self.config = config
+        self.paths = sorted(clips.glob('*.safetensors'))
+        self.validation_paths = sorted(validation.glob('*.safetensors'))[: config.validation_clips]
+        if not self.paths or not self.validation_paths:
+            raise ValueError(f'no clips in {clips} or {validation}')
+
+    def step(self, module, rng: np.random.Generator, generator: torch.Generator, step: int) -> StepResult:
+        chosen = rng.integers(len(self.paths), size=self.config.batch)
+        frames = torch.stack([self._crop(self.paths[i], rng) for i in chosen])
+        x = frames.movedim(2, 1) * 2 - 1
+        vae = self.module.vae
+        k = (x.shape[2] - 1) // vae.config.scale_factor_temporal + 1
+        stride = vae.config.scale_factor_spatial
+        shape = (len(x), vae.config.z_dim, k, x.shape[3] // stride, x.shape[4] // stride)
+        y, kl = module(x, torch.randn(shape, generator=generator))
+        reconstruction = (y - x).abs().mean()
+        y, x = y.movedim(1, 2), x.movedim(1, 2)
+        colour = (chroma(y) - chroma(x)).abs().mean()
+        kl = kl.mean() / (shape[1] * shape[2] * shape[3] * shape[4])
+        psnr = -10 * torch.log10(((y - x).detach() / 2).square().mean())
+        return StepResult(
+            loss=reconstruction + self.config.chroma * colour + self.config.kl * kl,
+            logs={'psnr_db': psnr.item(), 'kl': kl.item()},
+            names=[self.paths[i].stem for i in chosen],
+        )
+
+    def _crop(self, path: Path, rng: np.random.Generator) -> Tensor:
+        """Frames (n, 3, crop, crop) in 0..1 from a random place and time, half of them mirrored."""
+        n, crop = self.config.frames, self.config.crop
+        with safe_open(path, framework='pt') as file:
+            stored = file.get_slice('frames')
+            count, height, width, _ = stored.get_shape()
+            start = int(rng.integers(count - n + 1))
+            clip = stored[start : start + n]
+        top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
+        clip = clip[:, top : top + crop, left : left + crop].permute(0, 3, 1, 2).float() / 255
+        return clip.flip(-1) if rng.random() < 0.5 else clip
+
+    @torch.no_grad()
+    def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
+        codec = Codec(self.module.vae)
+        frames = 17 if self.config.frames > 1 else 1
+        psnr, ratio, pictures = [], [], []
+        for path in self.validation_paths:
+            with safe_open(path, framework='pt') as file:
+                x = file.get_slice('frames')[:frames].permute(0, 3, 1, 2).float()[None] / 255
+            y = codec.decode(codec.encode(x)).clamp(0, 1)
+            psnr.append(-10 * torch.log10((y - x).square().mean()).item())
+            ratio.append(((chroma(y) - chroma(x)).abs().mean() / chroma(x).abs().mean()).item())
+            pictures.append(torch.cat([x[0, -1], y[0, -1]], dim=-2))
+        if writer is not None:
+            writer.add_image('reconstruction', torch.cat(pictures[:4], dim=-1), step)
+        self.module.vae.train().requires_grad_(True)
+        return {
+            'psnr_db': float(np.mean(psnr)),
+            'psnr_db_sd': float(np.std(psnr)),
+            'chroma_ratio': float(np.mean(ratio)),
+        }
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
+    """Set the VAE's latents_mean and latents_std from clips, every latent frame weighing the same."""
+    codec = Codec(vae)
+    moments = []
+    for path in paths:
+        with safe_open(path, framework='pt') as file:
+            x = file.get_slice('frames')[:17].permute(0, 3, 1, 2).float()[None] / 255
+        moments.append(vae.encode((x.movedim(2, 1) * 2 - 1)).latent_dist.mode())
+    latents = torch.cat(moments).movedim(1, 0).flatten(1)
+    vae.register_to_config(
+        latents_mean=[round(v, 5) for v in latents.mean(dim=1).tolist()],
+        latents_std=[round(v, 5) for v in latents.std(dim=1).tolist()],
+    )
+    assert codec.channels == len(vae.config.latents_mean)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--clips', required=True, type=Path, help='folder with train/ and validation/')
+    parser.add_argument('--run', required=True, type=Path)
+    parser.add_argument('--stage', choices=tuple(STAGES), action='append', help='default: all')
+    parser.add_argument('--steps', type=int, help='instead of the stage’s own count')
+    parser.add_argument('--from', dest='start', type=Path, help='checkpoint folder to start from')
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    vae = use_still_aware_convolutions(AutoencoderKLWan(**TINY_VAE))
+    start = arguments.start
+    for name in arguments.stage or STAGES:
+        config, trainer = STAGES[name]
+        if arguments.steps:
+            trainer = replace(trainer, steps=arguments.steps)
+        objective = CodecObjective(
+            vae, config, arguments.clips / 'train', arguments.clips / 'validation'
+        )
+        if start is not None:
+            load_parameters(objective.module, start)
+        run = arguments.run / name
+        fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': TINY_VAE})
+        start = checkpoints(run)[-1]
+    load_parameters(objective.module, start)
+    normalise(vae, sorted((arguments.clips / 'train').glob('*.safetensors'))[::8])
+    vae.save_pretrained(arguments.run / 'vae')
+    print(f'wrote {arguments.run / "vae"}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,452 @@
+"""Freedoom maps as simulated worlds: frames from ViZDoom, exact depth from the map's own geometry.
+
+ViZDoom's depth buffer has eight bits, so depth is found by casting a ray for every pixel against the
+map's lines, with the floor and ceiling heights of the moment. Sprites always face the camera and
+middle textures of two-sided lines have holes: neither has an exact depth.
+
+The world frame is Doom's own in metres: x east, y north, z up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numba
+import numpy as np
+from omg import WAD
+from omg.mapedit import Linedef, MapEditor
+import torch
+import vizdoom
+
+from mirage_model.camera import Cameras
+from mirage_model.data.clip import Clip
+
+UNITS_PER_METRE = 32.0
+FRAME_RATE = 8.0
+HEIGHT, WIDTH = 96, 160
+
+_TICS_PER_FRAME = 4  # 35 tics a second, so nearly the frame rate
+_SUPERSAMPLING = 4
+_RENDER_HEIGHT, _RENDER_WIDTH = 480, 640
+_CROP_TOP = (_RENDER_HEIGHT - _SUPERSAMPLING * HEIGHT) // 2
+_STEP_UP = 24.0  # units a walker climbs
+_WALKER_HEIGHT = 56.0
+_CLEARANCE = 24.0
+_KINDS = ('forward', 'turn', 'out_and_back', 'wander')
+
+
+def intrinsics() -> np.ndarray:
+    """K of the recorded frames.
+
+    At 640x480 a column's ray is (column - 320) / 320 and a row's (row - 239) / 384, the pixels being 1.2
+    high; frames are cropped and averaged over 4x4 pixels.
+    """
+    s = _SUPERSAMPLING
+    cx = (320.0 + 0.5) / s - 0.5
+    cy = (239.0 + 0.5 - _CROP_TOP) / s - 0.5
+    return np.array([[320.0 / s, 0.0, cx], [0.0, 384.0 / s, cy], [0.0, 0.0, 1.0]])
+
+
+def world_from_optical(x: float, y: float, z: float, yaw: float) -> np.ndarray:
+    """Camera at (x, y, z) metres looking level along ``yaw`` radians, counted from east to north."""
+    forward = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([right, [0.0, 0.0, -1.0], forward], axis=1)
+    matrix[:3, 3] = x, y, z
+    return matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoomMap:
+    """Lines and sectors of a map in Doom units.
+
+    ``lines`` (n, 4) x1 y1 x2 y2; ``front`` and ``back`` (n,) sector indices, back -1 for a solid wall;
+    ``middle`` (n,) a two-sided line with a middle texture; ``impassable`` (n,);
+    ``floor``, ``ceiling`` (m,) heights at the start; ``sky`` (m,) sectors whose ceiling is open sky.
+    """
+
+    lines: np.ndarray
+    front: np.ndarray
+    back: np.ndarray
+    middle: np.ndarray
+    impassable: np.ndarray
+    floor: np.ndarray
+    ceiling: np.ndarray
+    sky: np.ndarray
+
+    def blocking(self) -> np.ndarray:
+        """Lines (k, 4) that a walker cannot cross."""
+        f, b = self.front, self.back
+        solid = (b < 0) | self.impassable
+        rise = np.abs(self.floor[f] - self.floor[b])
+        gap = np.minimum(self.ceiling[f], self.ceiling[b]) - np.maximum(
+            self.floor[f], self.floor[b]
+        )
+        return self.lines[solid | (rise > _STEP_UP) | (gap < _WALKER_HEIGHT)]
+
+
+def wad_path(map_name: str) -> Path:
+    """Freedoom 1 holds E1M1 to E4M9, Freedoom 2 MAP01 to MAP32."""
+    number = '1' if map_name.startswith('E') else '2'
+    return Path(vizdoom.__file__).parent / f'freedoom{number}.wad'
+
+
+def read_map(map_name: str) -> DoomMap:
+    """Raises ValueError for a map that Freedoom does not have."""
+    wad = WAD(str(wad_path(map_name)))
+    if map_name not in wad.maps:
+        raise ValueError(f'no map {map_name!r} in {wad_path(map_name).name}')
+    editor = MapEditor(wad.maps[map_name])
+    position = np.array([(v.x, v.y) for v in editor.vertexes], dtype=np.float64)
+    sector_of = np.array([side.sector for side in editor.sidedefs] + [-1])
+    front, back, middle, ends = [], [], [], []
+    for line in editor.linedefs:
+        if line.front == Linedef.NONE:
+            continue
+        two_sided = line.back != Linedef.NONE
+        sides = [editor.sidedefs[line.front]] + ([editor.sidedefs[line.back]] if two_sided else [])
+        ends.append((line.vx_a, line.vx_b, line.impassable))
+        front.append(sector_of[line.front])
+        back.append(sector_of[line.back] if two_sided else -1)
+        middle.append(two_sided and any(_text(side.tx_mid) != '-' for side in sides))
+    ends = np.array(ends, dtype=np.int64)
+    return DoomMap(
+        lines=np.concatenate([position[ends[:, 0]], position[ends[:, 1]]], axis=1),
+        front=np.array(front, dtype=np.int64),
+        back=np.array(back, dtype=np.int64),
+        middle=np.array(middle, dtype=np.bool_),
+        impassable=ends[:, 2].astype(np.bool_),
+        floor=np.array([s.z_floor for s in editor.sectors], dtype=np.float64),
+        ceiling=np.array([s.z_ceil for s in editor.sectors], dtype=np.float64),
+        sky=np.array([_text(s.tx_ceil) == 'F_SKY1' for s in editor.sectors], dtype=np.bool_),
+    )
+
+
+def _text(name: bytes | str) -> str:
+    return (name.decode('ascii') if isinstance(name, bytes) else name).rstrip('\0').upper()
+
+
+@numba.njit(cache=True)
+def _crossings(x, y, dx, dy, lines):
+    """Distances along (dx, dy), nearest first, and indices of the lines that a ray crosses."""
+    distance = np.empty(len(lines))
+    index = np.empty(len(lines), dtype=np.int64)
+    count = 0
+    for i in range(len(lines)):
+        ax, ay = lines[i, 0] - x, lines[i, 1] - y
+        ex, ey = lines[i, 2] - lines[i, 0], lines[i, 3] - lines[i, 1]
+        det = dx * ey - dy * ex
+        if det == 0.0:
+            continue
+        t = (ax * ey - ay * ex) / det
+        u = (ax * dy - ay * dx) / det
+        if t > 1e-6 and 0.0 <= u <= 1.0:
+            distance[count] = t
+            index[count] = i
+            count += 1
+    order = np.argsort(distance[:count])
+    return distance[:count][order], index[:count][order]
+
+
+@numba.njit(cache=True)
+def _cast(
+    x,
+    y,
+    z,
+    forward_x,
+    forward_y,
+    K,
+    height,
+    width,
+    lines,
+    front,
+    back,
+    middle,
+    floor,
+    ceiling,
+    sky,
+):
+    """Depth in units (NaN where there is none or it is not exact) and sky, for a level camera."""
+    depth = np.full((height, width), np.nan)
+    is_sky = np.zeros((height, width), dtype=np.bool_)
+    for column in range(width):
+        across = (column - K[0, 2]) / K[0, 0]
+        dx = forward_x + across * forward_y
+        dy = forward_y - across * forward_x
+        distances, crossed = _crossings(x, y, dx, dy, lines)
+        for row in range(height):
+            slope = (K[1, 2] - row) / K[1, 1]
+            exact = True
+            for k in range(len(distances)):
+                t, i = distances[k], crossed[k]
+                side = (lines[i, 2] - lines[i, 0]) * (y - lines[i, 1])
+                side -= (lines[i, 3] - lines[i, 1]) * (x - lines[i, 0])
+                near, far = front[i], back[i]
+                if side > 0.0:  # seen from the line's left, its back
+                    near, far = far, near
+                if near < 0:
+                    break  # the back of a solid wall: the ray left the map
+                h = z + slope * t
+                if h < floor[near]:
+                    if exact:
+                        depth[row, column] = (floor[near] - z) / slope
+                    break
+                if h > ceiling[near]:
+                    if sky[near]:
+                        is_sky[row, column] = True
+                    elif exact:
+                        depth[row, column] = (ceiling[near] - z) / slope
+                    break
+                if far < 0 or h < floor[far]:
+                    if exact:
+                        depth[row, column] = t
+                    break
+                if h > ceiling[far]:
+                    if sky[near] and sky[far]:
+                        is_sky[row, column] = True
+                    elif exact:
+                        depth[row, column] = t
+                    break
+                if middle[i]:
+                    exact = False
+    return depth, is_sky
+
+
+@numba.njit(cache=True)
+def _clearance(x, y, lines):
+    """Distance from a point to the nearest of some line segments."""
+    best = np.inf
+    for i in range(len(lines)):
+        ex, ey = lines[i, 2] - lines[i, 0], lines[i, 3] - lines[i, 1]
+        px, py = x - lines[i, 0], y - lines[i, 1]
+        length = ex * ex + ey * ey
+        u = min(max((px * ex + py * ey) / length, 0.0), 1.0) if length > 0.0 else 0.0
+        best = min(best, np.hypot(px - u * ex, py - u * ey))
+    return best
+
+
+def cast_depth(
+    doom_map: DoomMap,
+    position: tuple[float, float, float],
+    yaw: float,
+    floor: np.ndarray,
+    ceiling: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact depth in metres (HEIGHT, WIDTH), NaN where there is none, and the sky, from a level camera.
+
+    ``position`` and the live heights are in Doom units.
+    """
+    depth, sky = _cast(
+        *position,
+        np.cos(yaw),
+        np.sin(yaw),
+        intrinsics(),
+        HEIGHT,
+        WIDTH,
+        doom_map.lines,
+        doom_map.front,
+        doom_map.back,
+        doom_map.middle,
+        floor,
+        ceiling,
+        doom_map.sky,
+    )
+    return (depth / UNITS_PER_METRE).astype(np.float32), sky
+
+
+class DoomWorld:
+    """One running map. A context manager: the game is a process of its own and ends with it.
+
+    The same map, seed and calls give the same clips.
+    """
+
+    def __init__(self, map_name: str, *, seed: int = 0):
+        self.map_name = map_name
+        self.map = read_map(map_name)
+        self._blocking = self.map.blocking()
+        game = vizdoom.DoomGame()
+        game.set_doom_game_path(str(wad_path(map_name)))
+        game.set_doom_map(map_name)
+        game.set_seed(seed)
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_640X480)
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        for switch_off in (
+            game.set_window_visible,
+            game.set_sound_enabled,
+            game.set_render_hud,
+            game.set_render_weapon,
+            game.set_render_crosshair,
+            game.set_render_messages,
+            game.set_render_screen_flashes,
+            game.set_render_particles,
+            game.set_render_decals,
+        ):
+            switch_off(False)
+        game.set_labels_buffer_enabled(True)
+        game.set_sectors_info_enabled(True)
+        game.set_available_buttons([vizdoom.Button.TURN_LEFT_RIGHT_DELTA])
+        variables = vizdoom.GameVariable
+        game.set_available_game_variables(
+            [
+                variables.CAMERA_POSITION_X,
+                variables.CAMERA_POSITION_Y,
+                variables.CAMERA_POSITION_Z,
+                variables.CAMERA_ANGLE,
+            ]
+        )
+        game.set_episode_timeout(0)
+        game.set_mode(vizdoom.Mode.PLAYER)
+        game.add_game_args('+sv_cheats 1')
+        self._game = game
+
+    def __enter__(self) -> DoomWorld:
+        self._game.init()
+        for command in ('god', 'notarget'):
+            self._game.send_game_command(command)
+        self._game.make_action([0], _TICS_PER_FRAME)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._game.close()
+
+    def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
+        """A drive of ``frames`` poses (frames, 4, 4) that keeps clear of walls, from a random open place.
+
+        ``kind``: 'forward' drives towards open space, 'turn' turns in place, 'out_and_back' drives and
+        backs up along the same poses, so that the last is the first, 'wander' drives and looks around.
+        The height is a guess, the rendered clip carries the true one.
+        """
+        if kind not in _KINDS:
+            raise ValueError(f'kind must be one of {_KINDS}, got {kind!r}')
+        if kind == 'out_and_back':
+            out = self.plan('wander', (frames + 1) // 2, rng)
+            return (
+                np.concatenate([out, out[::-1]])[-frames:]
+                if frames % 2 == 0
+                else np.concatenate([out, out[-2::-1]])
+            )
+        x, y, yaw = self._open_place(rng)
+        speed = 0.0 if kind == 'turn' else rng.uniform(0.6, 1.6) * UNITS_PER_METRE / FRAME_RATE
+        swing = {'forward': 0.0, 'turn': rng.uniform(15, 40), 'wander': rng.uniform(10, 35)}[kind]
+        swing = np.radians(swing) / FRAME_RATE * rng.choice([-1, 1])
+        poses, turn = [], 0.0
+        for _ in range(frames):
+            poses.append(world_from_optical(x / UNITS_PER_METRE, y / UNITS_PER_METRE, 1.28, yaw))
+            if kind == 'turn':
+                yaw += swing
+                continue
+            if kind == 'wander' and rng.random() < 0.04:
+                swing = -swing
+            bend = np.radians(np.array([0.0, -15.0, 15.0, -35.0, 35.0, -70.0, 70.0]))
+            free = np.array([self._free(x, y, yaw + b) for b in bend])
+            wanted = bend[np.argmax(np.minimum(free, 320.0) - 60.0 * np.abs(bend))]
+            limit = np.radians(45.0) / FRAME_RATE
+            turn += 0.5 * (np.clip(0.4 * wanted + swing, -limit, limit) - turn)
+            yaw += turn
+            step = min(speed, max(0.0, 0.15 * (self._free(x, y, yaw) - 2 * _CLEARANCE)))
+            nx, ny = x + step * np.cos(yaw), y + step * np.sin(yaw)
+            if _clearance(nx, ny, self._blocking) >= min(
+                _CLEARANCE, _clearance(x, y, self._blocking)
+            ):
+                x, y = nx, ny
+        return np.stack(poses)
+
+    def record(
+        self,
+        world_from_camera: np.ndarray,
+        times: np.ndarray,
+        *,
+        name: str,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Clip:
+        """Render the frames along level poses. The clip's cameras are the ones that the game reports.
+
+        The game places the camera to within a unit (3 cm) and at eye height over the floor there.
+        """
+        if len(times) != len(world_from_camera):
+            raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
+        rendered = []
+        for done, pose in enumerate(world_from_camera):
+            rendered.append(self._render(pose))
+            progress(done + 1)
+        frames, depth, sky, moving, poses = (
+            np.stack(part) for part in zip(*rendered, strict=True)
+        )
+        n = len(times)
+        cameras = Cameras(
+            K=torch.from_numpy(intrinsics()).float().expand(n, 3, 3),
+            world_from_camera=torch.from_numpy(poses).float(),
+            times=torch.from_numpy(np.asarray(times, dtype=np.float64)),
+            height=HEIGHT,
+            width=WIDTH,
+        )
+        return Clip(
+            name=name,
+            frames=torch.from_numpy(frames),
+            cameras=cameras,
+            depth=torch.from_numpy(depth),
+            sky=torch.from_numpy(sky),
+            moving=torch.from_numpy(moving),
+        )
+
+    def _render(self, world_from_camera: np.ndarray):
+        x, y = world_from_camera[:2, 3] * UNITS_PER_METRE
+        yaw = np.degrees(np.arctan2(world_from_camera[1, 2], world_from_camera[0, 2]))
+        # light that does not fade with distance wears off, so it is given at every frame
+        self._game.send_game_command('give infrared')
+        self._game.send_game_command(f'warp {x:.3f} {y:.3f}')
+        now = self._game.get_game_variable(vizdoom.GameVariable.CAMERA_ANGLE)
+        self._game.make_action([(now - yaw + 180.0) % 360.0 - 180.0], 1)
+        self._game.make_action(
+            [0.0], _TICS_PER_FRAME - 1
+        )  # a warped eye needs a tic to rise from the floor
+        state = self._game.get_state()
+        x, y, z, angle = state.game_variables
+        floor = np.array([sector.floor_height for sector in state.sectors])
+        ceiling = np.array([sector.ceiling_height for sector in state.sectors])
+        depth, sky = cast_depth(self.map, (x, y, z), np.radians(angle), floor, ceiling)
+        crop = slice(_CROP_TOP, _CROP_TOP + _SUPERSAMPLING * HEIGHT)
+        frame = cv2.resize(
+            state.screen_buffer[crop], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA
+        )
+        sprites = [label.value for label in state.labels]
+        sprite = np.isin(state.labels_buffer[crop], sprites)
+        moving = sprite.reshape(HEIGHT, _SUPERSAMPLING, WIDTH, _SUPERSAMPLING).any(axis=(1, 3))
+        depth[moving] = np.nan
+        metres = np.array([x, y, z]) / UNITS_PER_METRE
+        return frame, depth, sky & ~moving, moving, world_from_optical(*metres, np.radians(angle))
+
+    def _free(self, x: float, y: float, yaw: float) -> float:
+        distances, _ = _crossings(x, y, np.cos(yaw), np.sin(yaw), self._blocking)
+        return distances[0] if len(distances) else 0.0
+
+    def _open_place(self, rng: np.random.Generator) -> tuple[float, float, float]:
+        """A place and heading with a few metres of free view, by rejection over the map's bounds."""
+        corners = self.map.lines.reshape(-1, 2)
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        for _ in range(100_000):
+            x, y = rng.uniform(low, high)
+            yaw = rng.uniform(-np.pi, np.pi)
+            if self._sector(x, y) < 0 or self._free(x, y, yaw) < 160.0:
+                continue
+            around = [
+                self._free(x, y, yaw + a) for a in np.linspace(0, 2 * np.pi, 8, endpoint=False)
+            ]
+            if np.mean(around) > 150.0 and _clearance(x, y, self._blocking) > 1.5 * _CLEARANCE:
+                return x, y, yaw
+        raise RuntimeError(f'{self.map_name} has no open place')
+
+    def _sector(self, x: float, y: float) -> int:
+        """The walkable sector at a point, -1 outside the map or where a walker does not fit."""
+        _, crossed = _crossings(x, y, 1.0, 1e-3, self.map.lines)
+        if len(crossed) == 0:
+            return -1
+        x1, y1, x2, y2 = self.map.lines[crossed[0]]
+        left = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1) > 0
+        sector = int((self.map.back if left else self.map.front)[crossed[0]])
+        fits = sector >= 0 and self.map.ceiling[sector] - self.map.floor[sector] >= _WALKER_HEIGHT
+        return sector if fits else -1
