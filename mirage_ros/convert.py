@@ -1,0 +1,482 @@
+"""Messages to arrays and the engine's dataclasses, and back. Pure functions; every edge of ROS is here.
+
+Poses in messages become ``a_from_b`` matrices. Images become RGB, depths become metres. What cannot be taken as it
+stands raises ValueError that names the field and the index.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from typing import Literal
+
+from builtin_interfaces.msg import Time
+import cv2
+from geometry_msgs.msg import Pose
+from jaxtyping import Float, Float32, Float64, UInt8
+from mirage.msg import ImaginedChunk, PlannedTrajectory
+from nav_msgs.msg import Path
+import numpy as np
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+from transforms3d.quaternions import mat2quat, quat2mat
+
+from mirage_model.interface import Chunk, View
+
+try:
+    from cv_bridge import CvBridge
+
+    image_array = CvBridge().imgmsg_to_cv2
+except ImportError:
+    from rosbags.image import message_to_cvimage as image_array
+
+Compression = Literal['none', 'jpeg', 'png']
+
+COLOUR_BYTES = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
+DEPTH_BYTES = {'32FC1': 4, '16UC1': 2}
+CHANNELS = {'rgb8': 3, 'mono8': 1}
+
+
+# time
+
+
+def seconds(stamp: Time) -> float:
+    """Seconds since the epoch, to a quarter of a microsecond."""
+    return stamp.sec + stamp.nanosec * 1e-9
+
+
+def stamp(time: float) -> Time:
+    """Raise ValueError for times that a message cannot hold."""
+    if not 0 <= time < 2**31:
+        raise ValueError(f'time {time} s does not fit into a stamp')
+    nanoseconds = round(time * 1e6) * 1000
+    return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+# poses
+
+
+def matrix_from_pose(pose: Pose, *, name: str = 'pose') -> Float64[np.ndarray, '4 4']:
+    """Raise ValueError, with ``name``, for NaN and for quaternions that are not of unit length (within 1%)."""
+    position = [pose.position.x, pose.position.y, pose.position.z]
+    # transforms3d puts w first
+    quaternion = [pose.orientation.w, pose.orientation.x, pose.orientation.y, pose.orientation.z]
+    if not all(map(math.isfinite, position + quaternion)):
+        raise ValueError(f'{name}: position {position} or orientation {quaternion} is not finite')
+    length = math.hypot(*quaternion)
+    if abs(length - 1) > 0.01:
+        raise ValueError(f'{name}: the quaternion has length {length:.3g}, not 1')
+    matrix = np.eye(4)
+    matrix[:3, :3] = quat2mat(quaternion)
+    matrix[:3, 3] = position
+    return matrix
+
+
+def matrices_from_poses(
+    poses: Sequence[Pose], *, name: str = 'poses'
+) -> Float64[np.ndarray, 'n 4 4']:
+    """Raise ValueError for no poses at all, and for a bad one, by its index."""
+    if not poses:
+        raise ValueError(f'{name}: empty')
+    return np.stack([matrix_from_pose(pose, name=f'{name}[{i}]') for i, pose in enumerate(poses)])
+
+
+def pose_from_matrix(matrix: Float[np.ndarray, '4 4']) -> Pose:
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = map(float, matrix[:3, 3])
+    w, x, y, z = map(float, mat2quat(np.asarray(matrix[:3, :3], np.float64)))
+    pose.orientation.w, pose.orientation.x, pose.orientation.y, pose.orientation.z = w, x, y, z
+    return pose
+
+
+def matrix_from_numbers(numbers: Sequence[float], *, name: str) -> Float64[np.ndarray, '4 4']:
+    """From x y z in metres and a quaternion x y z w, as parameters hold it."""
+    if len(numbers) != 7:
+        raise ValueError(
+            f'{name}: needs 7 numbers (x y z, quaternion x y z w), got {len(numbers)}'
+        )
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = numbers[:3]
+    o = pose.orientation
+    o.x, o.y, o.z, o.w = numbers[3:]
+    return matrix_from_pose(pose, name=name)
+
+
+# paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A path as a planner sent it, in the poses of the frame that it moves.
+
+    ``world_from_seed`` is where the moving frame was when the seed image was taken; None means at the first pose.
+    """
+
+    request_id: str
+    world_frame: str
+    moving_frame: str
+    world_from_moving: Float64[np.ndarray, 'n 4 4']
+    times: Float64[np.ndarray, ' n']
+    world_from_seed: Float64[np.ndarray, '4 4'] | None = None
+    camera_info: CameraInfo | None = None
+
+
+def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> Planned:
+    _check_length(len(message.poses), max_poses)
+    if len(message.poses) != len(message.times):
+        raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
+    times = np.array([seconds(time) for time in message.times])
+    _check_times(times, 'times')
+    seed = message.seed_pose
+    return Planned(
+        request_id=message.request_id,
+        world_frame=message.header.frame_id,
+        moving_frame=message.moving_frame,
+        world_from_moving=matrices_from_poses(message.poses),
+        times=times,
+        world_from_seed=matrix_from_pose(seed[0], name='seed_pose') if seed else None,
+        camera_info=message.camera_info[0] if message.camera_info else None,
+    )
+
+
+def planned_from_path(
+    message: Path,
+    *,
+    request_id: str,
+    moving_frame: str,
+    speed: float,
+    turn_rate: float,
+    max_poses: int,
+) -> Planned:
+    """Unstamped poses, all of one stamp or none, are timed from the header's stamp on.
+
+    Every step then takes as long as its way at ``speed`` (m/s) or its turn at ``turn_rate`` (rad/s), whichever is
+    longer; poses that move neither way are left out.
+    """
+    _check_length(len(message.poses), max_poses)
+    for i, pose in enumerate(message.poses):
+        if pose.header.frame_id not in ('', message.header.frame_id):
+            raise ValueError(
+                f"poses[{i}]: in frame '{pose.header.frame_id}', the path in '{message.header.frame_id}'"
+            )
+    world_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
+    times = np.array([seconds(pose.header.stamp) for pose in message.poses])
+    if len(times) > 1 and (times == times[0]).all():
+        steps = _step_seconds(world_from_moving, speed, turn_rate)
+        moves = np.concatenate([[True], steps > 0])
+        start = seconds(message.header.stamp)
+        times = start + np.concatenate([[0.0], np.cumsum(steps)])[moves]
+        world_from_moving = world_from_moving[moves]
+    _check_times(times, 'poses')
+    return Planned(
+        request_id=request_id,
+        world_frame=message.header.frame_id,
+        moving_frame=moving_frame,
+        world_from_moving=world_from_moving,
+        times=times,
+    )
+
+
+def _step_seconds(
+    world_from_moving: Float64[np.ndarray, 'n 4 4'], speed: float, turn_rate: float
+) -> Float64[np.ndarray, ' n-1']:
+    way = np.linalg.norm(np.diff(world_from_moving[:, :3, 3], axis=0), axis=1)
+    rotation = world_from_moving[:, :3, :3]
+    next_from_this = rotation[1:].transpose(0, 2, 1) @ rotation[:-1]
+    cosine = (np.trace(next_from_this, axis1=1, axis2=2) - 1) / 2
+    steps = np.maximum(way / speed, np.arccos(np.clip(cosine, -1, 1)) / turn_rate)
+    return np.where(steps < 1e-5, 0.0, steps)  # a stamp keeps microseconds
+
+
+def _check_length(count: int, max_poses: int) -> None:
+    if count > max_poses:
+        raise ValueError(f'{count} poses, the limit max_poses is {max_poses}')
+
+
+def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
+    backward = np.flatnonzero(np.diff(times) <= 0)
+    if len(backward):
+        i = int(backward[0]) + 1
+        raise ValueError(f'{name}[{i}]: time {times[i]:.3f} is not after {times[i - 1]:.3f}')
+
+
+# what a camera sends
+
+
+def rgb_from_image(message: Image) -> UInt8[np.ndarray, 'h w 3']:
+    return np.ascontiguousarray(image_array(_checked(message, COLOUR_BYTES, 'image'), 'rgb8'))
+
+
+def depth_from_image(message: Image) -> Float32[np.ndarray, 'h w']:
+    """Metres; zero, negative and NaN stay what they are, the engine takes them as invalid."""
+    message = _checked(message, DEPTH_BYTES, 'depth')
+    depth = np.asarray(image_array(message, message.encoding))
+    return depth * np.float32(0.001) if message.encoding == '16UC1' else depth.astype(np.float32)
+
+
+def check_image(message: Image, bytes_per_pixel: dict[str, int], name: str) -> None:
+    """Raise ValueError for an encoding that is not among those given, and for data of the wrong length."""
+    if message.encoding not in bytes_per_pixel:
+        raise ValueError(
+            f"{name}: encoding '{message.encoding}' is not one of {sorted(bytes_per_pixel)}"
+        )
+    if message.height == 0 or message.width == 0:
+        raise ValueError(f'{name}: empty, {message.height}x{message.width}')
+    row = message.width * bytes_per_pixel[message.encoding]
+    if message.step < row or len(message.data) != message.step * message.height:
+        raise ValueError(
+            f'{name}: {len(message.data)} bytes in rows of {message.step} are not '
+            f'{message.height}x{message.width} {message.encoding}'
+        )
+
+
+def _checked(message: Image, bytes_per_pixel: dict[str, int], name: str) -> Image:
+    """The image with its rows lying close: rosbags-image passes over ``step``."""
+    check_image(message, bytes_per_pixel, name)
+    row = message.width * bytes_per_pixel[message.encoding]
+    if message.step == row:
+        return message
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row]
+    return Image(
+        header=message.header,
+        height=message.height,
+        width=message.width,
+        encoding=message.encoding,
+        is_bigendian=message.is_bigendian,
+        step=row,
+        data=array('B', rows.tobytes()),
+    )
+
+
+def K_from_camera_info(message: CameraInfo) -> Float64[np.ndarray, '3 3']:
+    """Intrinsics of the rectified image: the left of P, or K where there is no P and no distortion.
+
+    Raise ValueError for a camera that is not calibrated or not rectified, and for binning and regions of interest.
+    """
+    if message.height == 0 or message.width == 0:
+        raise ValueError(f'camera_info: image size {message.height}x{message.width}')
+    region = message.roi
+    whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
+    if (
+        max(message.binning_x, message.binning_y) > 1
+        or not whole
+        or region.x_offset
+        or region.y_offset
+    ):
+        raise ValueError('camera_info: binning and regions of interest are not taken')
+    if message.p[0]:
+        K = np.array(message.p).reshape(3, 4)[:, :3].copy()
+    elif not any(message.d):
+        K = np.array(message.k).reshape(3, 3)
+    else:
+        raise ValueError('camera_info: distorted and without P; a rectified image is needed')
+    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
+    if not np.isfinite(K).all() or (K != pinhole).any() or K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise ValueError(f'camera_info: not the intrinsics of a calibrated camera: {K.tolist()}')
+    return K
+
+
+def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
+    """Raise ValueError where a request names another camera than the one whose image it starts from."""
+    same = (given.height, given.width, given.header.frame_id) == (
+        used.height,
+        used.width,
+        used.header.frame_id,
+    )
+    if not same or not np.allclose(K_from_camera_info(given), K_from_camera_info(used), rtol=1e-3):
+        raise ValueError(
+            f"the request's camera_info ('{given.header.frame_id}', {given.height}x{given.width}) is not that of the "
+            f"seed image ('{used.header.frame_id}', {used.height}x{used.width}): frames are imagined with the seed's"
+        )
+
+
+def view_from_messages(
+    image: Image,
+    camera_info: CameraInfo,
+    depth: Image | None,
+    *,
+    world_from_camera: Float64[np.ndarray, '4 4'],
+    max_pixels: int,
+) -> View:
+    """Raise ValueError where the three do not belong together or are larger than ``max_pixels``."""
+    size = (image.height, image.width)
+    if image.height * image.width > max_pixels:
+        raise ValueError(f'image: {size[0]}x{size[1]} is more than max_pixels, {max_pixels}')
+    if (camera_info.height, camera_info.width) != size:
+        raise ValueError(
+            f'camera_info is of {camera_info.height}x{camera_info.width}, the image {size[0]}x{size[1]}'
+        )
+    if depth is not None and (depth.height, depth.width) != size:
+        raise ValueError(
+            f'depth is {depth.height}x{depth.width}, the image {size[0]}x{size[1]}: it must be registered to it'
+        )
+    frames = image.header.frame_id, camera_info.header.frame_id
+    if not frames[0] or frames[0] != frames[1]:
+        raise ValueError(f"image is in frame '{frames[0]}', its camera_info in '{frames[1]}'")
+    return View(
+        image=rgb_from_image(image),
+        K=K_from_camera_info(camera_info),
+        world_from_camera=world_from_camera,
+        time=seconds(image.header.stamp),
+        depth=None if depth is None else depth_from_image(depth),
+    )
+
+
+# what was imagined
+
+
+def image_message(array_: UInt8[np.ndarray, '...'], encoding: str, header: Header) -> Image:
+    height, width = array_.shape[:2]
+    return Image(
+        header=header,
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=width * CHANNELS[encoding],
+        data=array('B', array_.tobytes()),
+    )
+
+
+def compressed_message(
+    array_: UInt8[np.ndarray, '...'], compression: Compression, quality: int, header: Header
+) -> CompressedImage:
+    """JPEG or PNG of RGB or of one channel."""
+    stored = cv2.cvtColor(array_, cv2.COLOR_RGB2BGR) if array_.ndim == 3 else array_
+    options = {
+        'jpeg': ('.jpg', [cv2.IMWRITE_JPEG_QUALITY, quality]),
+        'png': ('.png', [cv2.IMWRITE_PNG_COMPRESSION, 1]),
+    }
+    ending, flags = options[compression]
+    done, data = cv2.imencode(ending, stored, flags)
+    assert done
+    return CompressedImage(header=header, format=compression, data=array('B', data.tobytes()))
+
+
+def array_from_compressed(message: CompressedImage) -> UInt8[np.ndarray, '...']:
+    """RGB, or one channel where there is one; raises ValueError for data that is no image."""
+    stored = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None:
+        raise ValueError(f"compressed image: not '{message.format}' data")
+    return cv2.cvtColor(stored, cv2.COLOR_BGR2RGB) if stored.ndim == 3 else stored
+
+
+def camera_info_message(
+    K: Float[np.ndarray, '3 3'], height: int, width: int, header: Header
+) -> CameraInfo:
+    k = np.asarray(K, np.float64)
+    return CameraInfo(
+        header=header,
+        height=height,
+        width=width,
+        distortion_model='plumb_bob',
+        d=[0.0] * 5,
+        k=k.ravel(),
+        r=np.eye(3).ravel(),
+        p=np.hstack([k, np.zeros((3, 1))]).ravel(),
+    )
+
+
+def chosen_compression(wanted: str, chunk: Chunk, *, raw_bytes: int) -> Compression:
+    """What 'auto' stands for: jpeg where the chunk would be larger than ``raw_bytes``."""
+    if wanted != 'auto':
+        return wanted
+    arrays = [chunk.frames, chunk.visibility, chunk.memory_frames]
+    return 'jpeg' if sum(a.nbytes for a in arrays if a is not None) > raw_bytes else 'none'
+
+
+def message_from_chunk(
+    chunk: Chunk,
+    *,
+    world_frame: str,
+    frame_id: str,
+    sha256: str,
+    compression: Compression = 'none',
+    quality: int = 90,
+    max_bytes: int = 2**31 - 1,
+) -> ImaginedChunk:
+    """Masks are compressed without loss whenever frames are compressed.
+
+    Raise ValueError for a message with more than ``max_bytes`` of pictures.
+    """
+    n, height, width = chunk.visibility.shape
+    headers = [Header(stamp=stamp(time), frame_id=frame_id) for time in chunk.times]
+    message = ImaginedChunk(
+        header=headers[0],
+        request_id=chunk.request_id,
+        index=chunk.index,
+        count=chunk.count,
+        times=[header.stamp for header in headers],
+        world_frame=world_frame,
+        poses=[
+            pose_from_matrix(world_from_camera) for world_from_camera in chunk.world_from_camera
+        ],
+        camera_info=camera_info_message(K_of_each(chunk)[0], height, width, headers[0]),
+        visible=array('f', chunk.visible),
+        observed=array('f', chunk.observed),
+        model=chunk.model,
+        model_sha256=sha256,
+        depth_source=chunk.depth_source,
+        seed=chunk.seed,
+        seconds=float(chunk.seconds),
+    )
+    size = 0
+    for name, arrays, encoding in (
+        ('frames', chunk.frames, 'rgb8'),
+        ('visibility', chunk.visibility, 'mono8'),
+        ('memory_frames', chunk.memory_frames, 'rgb8'),
+    ):
+        if arrays is None:
+            continue
+        if compression == 'none':
+            images = [image_message(a, encoding, h) for a, h in zip(arrays, headers)]
+            setattr(message, name, images)
+        else:
+            lossless = 'png' if encoding == 'mono8' else compression
+            images = [compressed_message(a, lossless, quality, h) for a, h in zip(arrays, headers)]
+            setattr(message, f'{name}_compressed', images)
+        size += sum(len(image.data) for image in images)
+    if size > max_bytes:
+        raise ValueError(
+            f'chunk {chunk.index} of {n} frames of {height}x{width} takes {size / 2**20:.1f} MiB ({compression}), '
+            f'max_message_bytes allows {max_bytes / 2**20:.1f}: choose jpeg, or a lower quality'
+        )
+    return message
+
+
+def K_of_each(chunk: Chunk) -> Float[np.ndarray, 'n 3 3']:
+    """Intrinsics for every frame, where the engine gives them once for all."""
+    return np.broadcast_to(chunk.K, (len(chunk.frames), 3, 3))
+
+
+def chunk_from_message(message: ImaginedChunk) -> Chunk:
+    """What a client gets back; exact where the message is not compressed."""
+    frames = _pictures(message, 'frames', 'rgb8')
+    assert frames is not None
+    return Chunk(
+        request_id=message.request_id,
+        index=message.index,
+        count=message.count,
+        frames=frames,
+        visibility=_pictures(message, 'visibility', 'mono8'),
+        visible=np.array(message.visible, np.float32),
+        observed=np.array(message.observed, np.float32),
+        K=K_from_camera_info(message.camera_info).astype(np.float32),
+        world_from_camera=matrices_from_poses(message.poses).astype(np.float32),
+        times=np.array([seconds(time) for time in message.times]),
+        memory_frames=_pictures(message, 'memory_frames', 'rgb8'),
+        depth_source=message.depth_source,
+        model=message.model,
+        seed=message.seed,
+        seconds=message.seconds,
+    )
+
+
+def _pictures(message: ImaginedChunk, name: str, encoding: str) -> np.ndarray | None:
+    raw, compressed = getattr(message, name), getattr(message, f'{name}_compressed')
+    if raw:
+        return np.stack([image_array(image, encoding) for image in raw])
+    if compressed:
+        return np.stack([array_from_compressed(image) for image in compressed])
+    return None

@@ -1,0 +1,172 @@
+"""The node's parameters: one frozen dataclass, from which ROS parameters, their ranges and config/mirage.yaml are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+import textwrap
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+
+def setting(
+    default: Any, description: str, *, low=None, high=None, among: tuple[str, ...] = ()
+) -> Any:
+    """Declare a field with what ROS tools show of it. ``low`` and ``high`` belong to the range."""
+    if among:
+        description += ' One of: ' + ', '.join(among) + '.'
+    metadata = {'description': description, 'low': low, 'high': high, 'among': among}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What can be set at the start of the node. Read-only while it runs."""
+
+    model_folder: str = setting(
+        '', 'Folder with the weights; empty: mirage-tiny, which comes along.'
+    )
+    device: str = setting('cpu', 'Where the model runs: cpu, cuda, cuda:1 and so on.')
+
+    world_frame: str = setting(
+        'map', 'The fixed frame that trajectories and paths are in; others are refused.'
+    )
+    base_frame: str = setting(
+        'base_link',
+        'The frame that a nav_msgs/Path moves, and that trajectories may move instead of the camera.',
+    )
+    base_from_camera: tuple[float, ...] = setting(
+        (),
+        "The camera's optical frame in base_frame: x y z in metres, quaternion x y z w. "
+        'Needed where poses are of base_frame.',
+    )
+    nominal_speed: float = setting(
+        0.5, 'Times the poses of an unstamped path, m/s.', low=0.01, high=50.0
+    )
+    nominal_turn_rate: float = setting(
+        0.8, 'Times the turns on the spot of an unstamped path, rad/s.', low=0.01, high=20.0
+    )
+
+    use_depth: bool = setting(
+        True,
+        'Take the seed with the depth image of its stamp, and wait for that; false: without depth.',
+    )
+    allow_unscaled_depth: bool = setting(
+        False,
+        'Serve a seed without metric depth, although the lengths along the path mean nothing then.',
+    )
+    stamp_tolerance: float = setting(
+        0.02,
+        'How far the stamps of image, camera_info and depth may lie apart to belong together, seconds.',
+        low=0.0,
+        high=1.0,
+    )
+
+    newest_wins: bool = setting(
+        True,
+        'A new trajectory or path on a topic replaces the older ones. Goals of the action are never replaced.',
+    )
+    queue_size: int = setting(
+        4, 'Requests that may wait; more are dropped with an answer.', low=1, high=64
+    )
+    max_poses: int = setting(10_000, 'Poses in a trajectory.', low=1, high=1_000_000)
+    max_frames: int = setting(512, 'Frames that one request may ask for.', low=1, high=100_000)
+    max_pixels: int = setting(4096 * 2304, 'Pixels of a seed image.', low=1, high=2**28)
+
+    seed: int = setting(0, 'Of the random numbers for requests that come by topic.')
+    steps: int = setting(
+        0, "Denoising steps for requests that come by topic; 0: the model's own.", low=0, high=1000
+    )
+    memory_frames: bool = setting(
+        False, 'Chunks of requests that come by topic also carry what the memory saw.'
+    )
+
+    imagined_prefix: str = setting(
+        'imagined/',
+        "Put before the camera's frame id on everything imagined, so that none is taken for sensor data.",
+    )
+    compression: str = setting(
+        'auto',
+        'Of the pictures in a chunk. auto: jpeg above raw_bytes.',
+        among=('auto', 'none', 'jpeg', 'png'),
+    )
+    raw_bytes: int = setting(
+        8 * 2**20, 'Largest chunk that auto sends raw, bytes.', low=0, high=2**30
+    )
+    jpeg_quality: int = setting(90, 'Of jpeg, percent.', low=1, high=100)
+    max_message_bytes: int = setting(
+        32 * 2**20,
+        'Largest chunk that is published; one above it ends its request.',
+        low=2**16,
+        high=2**30,
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what ranges cannot say."""
+        for item in fields(self):
+            among = item.metadata['among']
+            if among and getattr(self, item.name) not in among:
+                raise ValueError(
+                    f'{item.name}: {getattr(self, item.name)!r} is not one of {among}'
+                )
+        for name in ('world_frame', 'base_frame', 'imagined_prefix'):
+            if not getattr(self, name):
+                raise ValueError(f'{name} must not be empty')
+        if len(self.base_from_camera) not in (0, 7):
+            raise ValueError(f'base_from_camera needs 7 numbers, got {len(self.base_from_camera)}')
+
+
+def declare(node: Node) -> Settings:
+    """Declare all parameters on a node and return their values."""
+    values = {}
+    for item in fields(Settings):
+        low, high = item.metadata['low'], item.metadata['high']
+        descriptor = ParameterDescriptor(
+            description=item.metadata['description'],
+            additional_constraints=', '.join(item.metadata['among']),
+            read_only=True,
+        )
+        if isinstance(item.default, float) and low is not None:
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+        elif low is not None:
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+        if isinstance(item.default, tuple):
+            # an empty list has no type in YAML, so that the list's type is said here
+            parameter = node.declare_parameter(item.name, Parameter.Type.DOUBLE_ARRAY, descriptor)
+            values[item.name] = tuple(parameter.value or ())
+        else:
+            values[item.name] = node.declare_parameter(item.name, item.default, descriptor).value
+    return Settings(**values)
+
+
+def as_yaml() -> str:
+    """Write config/mirage.yaml: every parameter with its default, what it means and its range."""
+    lines = [
+        '# Every parameter of the node with its default. Made by `python -m mirage_ros.settings > config/mirage.yaml`.',
+        '/**:',
+        '  ros__parameters:',
+    ]
+    for item in fields(Settings):
+        text = item.metadata['description']
+        if item.metadata['low'] is not None:
+            text += f' Range {item.metadata["low"]} to {item.metadata["high"]}.'
+        lines.append('')
+        lines += textwrap.wrap(text, 110, initial_indent='    # ', subsequent_indent='    # ')
+        value = item.default
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, str):
+            value = f"'{value}'"
+        # ROS refuses an empty list without a type
+        lines.append(
+            f'    {item.name}: {value}'
+            if value != ()
+            else f'    # {item.name}: [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    print(as_yaml(), end='')

@@ -1,0 +1,139 @@
+"""An engine that answers at once: what the node itself costs and does, without a model. Run as a program it is a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import os
+from pathlib import Path
+import time
+
+import numpy as np
+
+from mirage_model.interface import (
+    IMAGINED,
+    NOTHING,
+    OBSERVED,
+    Cancelled,
+    Chunk,
+    DepthSource,
+    Description,
+    Imagine,
+    Refused,
+    Score,
+    View,
+)
+
+
+class InstantEngine:
+    """Pictures from memory: the seed's, brighter with every frame. A mask in three bands."""
+
+    def __init__(
+        self,
+        height: int = 96,
+        width: int = 160,
+        new_frames: int = 16,
+        steps: int = 4,
+        step_seconds: float = 0.0,
+    ):
+        self._description = Description(
+            model='instant',
+            sha256='0' * 64,
+            height=height,
+            width=width,
+            frame_rate=8.0,
+            new_frames_per_chunk=new_frames,
+            steps=steps,
+        )
+        self._step_seconds = step_seconds
+        self.memories: dict[str, View] = {}
+
+    def describe(self) -> Description:
+        return self._description
+
+    def seed(self, view: View, *, memory: str = 'default') -> DepthSource:
+        if (view.image == 13).all():
+            raise RuntimeError('this image breaks the engine')
+        self.memories[memory] = view
+        return 'perception_unscaled' if view.depth is None else 'sensor'
+
+    def observe(self, view: View, *, memory: str = 'default') -> DepthSource:
+        return self.seed(view, memory=memory)
+
+    def imagine(
+        self, request: Imagine, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Chunk]:
+        about = self._description
+        view = self._memory(request.memory)
+        n = about.new_frames_per_chunk
+        if len(request.times) % n:
+            raise Refused(f'{len(request.times)} frames are no multiple of {n}')
+        count = len(request.times) // n
+        mask = np.full((n, about.height, about.width), NOTHING, np.uint8)
+        mask[:, :, about.width // 4 :] = IMAGINED
+        mask[:, :, about.width // 2 :] = OBSERVED
+        for index in range(count):
+            started = time.monotonic()
+            for _ in range(request.steps or about.steps):
+                time.sleep(self._step_seconds)
+                if cancelled():
+                    raise Cancelled
+            part = slice(index * n, (index + 1) * n)
+            brightness = np.arange(part.start, part.stop) + 1 + request.seed
+            frames = np.empty((n, about.height, about.width, 3), np.uint8)
+            frames[:] = view.image.mean(axis=(0, 1)).astype(np.uint8)
+            frames += brightness.astype(np.uint8)[:, None, None, None]
+            yield Chunk(
+                request_id=request.request_id,
+                index=index,
+                count=count,
+                frames=frames,
+                visibility=mask,
+                visible=np.full(n, 0.75, np.float32),
+                observed=np.full(n, 0.5, np.float32),
+                K=np.broadcast_to(np.float32(view.K), (n, 3, 3)),
+                world_from_camera=request.world_from_camera[part].astype(np.float32),
+                times=request.times[part],
+                memory_frames=frames if request.memory_frames else None,
+                depth_source='perception_unscaled' if view.depth is None else 'sensor',
+                model=about.model,
+                seed=request.seed,
+                seconds=time.monotonic() - started,
+            )
+
+    def score(
+        self, world_from_camera: np.ndarray, times: np.ndarray, *, memory: str = 'default'
+    ) -> Score:
+        self._memory(memory)
+        ones = np.ones(len(times))
+        return Score(visible=ones, observed=ones, age=times * 0)
+
+    def save(self, path: Path, *, memory: str = 'default') -> None:
+        np.savez(path, image=self._memory(memory).image)
+
+    def load(self, path: Path, *, memory: str = 'default') -> None:
+        image = np.load(path)['image']
+        self.memories[memory] = View(
+            image=image, K=np.eye(3), world_from_camera=np.eye(4), time=0.0
+        )
+
+    def drop(self, *, memory: str = 'default') -> None:
+        del self.memories[memory]
+
+    def _memory(self, name: str) -> View:
+        if name not in self.memories:
+            raise Refused(f"no memory '{name}'")
+        return self.memories[name]
+
+
+if __name__ == '__main__':
+    from mirage_ros.node import main
+
+    options = {
+        name[8:].lower(): value
+        for name, value in os.environ.items()
+        if name.startswith('INSTANT_')
+    }
+    numbers = {
+        name: float(value) if '.' in value else int(value) for name, value in options.items()
+    }
+    main(lambda settings: InstantEngine(**numbers))

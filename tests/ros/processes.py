@@ -1,0 +1,233 @@
+"""A node in a process of its own, and the client that talks to it over DDS."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose
+from mirage.action import Imagine
+from mirage.msg import ImaginedChunk, PlannedTrajectory
+import numpy as np
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+HERE = Path(__file__).parent
+START = 2_000_000_000.0
+"""The planned time of a path's first pose: the future."""
+
+
+class NodeProcess:
+    """Runs ``program`` (the node with an instant engine unless told) and keeps what it says in a file."""
+
+    def __init__(
+        self,
+        log: Path,
+        *,
+        program: list[str] | None = None,
+        instant: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        **parameters: Any,
+    ):
+        self.log = log
+        command = program or [sys.executable, str(HERE / 'instant_engine.py')]
+        if parameters:
+            command = [*command, '--ros-args']
+            for name, value in parameters.items():
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                command += ['-p', f'{name}:={text}']
+        instant_environment = {
+            f'INSTANT_{name.upper()}': str(value) for name, value in (instant or {}).items()
+        }
+        with log.open('wb') as out:
+            self.process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **instant_environment, **(environment or {})},
+            )
+        self.wait_for('is ready')
+
+    def says(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+        """Wait until the node has said something; its end or the time's is an error that shows what it did say."""
+        deadline = time.monotonic() + seconds
+        while text not in self.says():
+            assert self.process.poll() is None, (
+                f'the node ended with {self.process.returncode}: {self.says()}'
+            )
+            assert time.monotonic() < deadline, f'the node did not say {text!r}: {self.says()}'
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            code = self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        assert code == 0, f'the node ended with {code}: {self.says()}'
+
+
+class Client:
+    """A planner with a camera, in the tests' own process."""
+
+    def __init__(self) -> None:
+        self.node = Node('client')
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        qos = QoSProfile(depth=100)
+        self.publishers = {
+            name: self.node.create_publisher(kind, name, qos)
+            for name, kind in (
+                ('image', Image),
+                ('camera_info', CameraInfo),
+                ('depth', Image),
+                ('trajectory', PlannedTrajectory),
+            )
+        }
+        self.received: dict[str, list] = {}
+        self.receive('imagined/chunk', ImaginedChunk)
+        self.action = ActionClient(self.node, Imagine, 'imagine')
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._executor.shutdown()
+        self.node.destroy_node()
+
+    def publisher(self, name: str, kind: type) -> None:
+        self.publishers[name] = self.node.create_publisher(kind, name, QoSProfile(depth=100))
+
+    def receive(self, name: str, kind: type) -> None:
+        messages = self.received[name] = []
+        self.node.create_subscription(kind, name, messages.append, QoSProfile(depth=100))
+
+    @property
+    def chunks(self) -> list[ImaginedChunk]:
+        return self.received['imagined/chunk']
+
+    def until(self, done: Callable[[], Any], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, 'it did not happen in time'
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def connect(self, *skip: str) -> None:
+        """Wait until the node hears and is heard."""
+        wanted = [p for name, p in self.publishers.items() if name not in skip]
+        self.until(
+            lambda: (
+                all(p.get_subscription_count() for p in wanted)
+                and all(self.node.count_publishers(name) for name in self.received)
+                and self.action.server_is_ready()
+            )
+        )
+
+    def send(self, name: str, message: Any) -> None:
+        self.publishers[name].publish(message)
+
+    def send_seed(self, *, depth: bool = True, **seed: Any) -> None:
+        """What a camera sends, a few times over: camera topics are best effort and have no answer."""
+        image, camera_info, depth_image = seed_messages(**seed)
+        for _ in range(5):
+            self.send('image', image)
+            self.send('camera_info', camera_info)
+            if depth:
+                self.send('depth', depth_image)
+            time.sleep(0.1)
+
+    def goal(self, goal: Imagine.Goal) -> Goal:
+        return Goal(self, goal)
+
+
+class Goal:
+    """A goal of the action from sending to result."""
+
+    def __init__(self, client: Client, goal: Imagine.Goal):
+        self._client = client
+        self.feedback: list[Imagine.Feedback] = []
+        sent = client.action.send_goal_async(
+            goal, lambda message: self.feedback.append(message.feedback)
+        )
+        client.until(sent.done)
+        self.handle = sent.result()
+
+    def result(self) -> tuple[int, Imagine.Result]:
+        """Status and result."""
+        future = self.handle.get_result_async()
+        self._client.until(future.done)
+        return future.result().status, future.result().result
+
+    def cancel(self) -> None:
+        future = self.handle.cancel_goal_async()
+        self._client.until(future.done)
+
+
+def seed_messages(
+    *,
+    height: int = 96,
+    width: int = 160,
+    value: int = 40,
+    stamp: int = 1,
+    frame_id: str = 'camera',
+    distance: float = 3.0,
+) -> tuple[Image, CameraInfo, Image]:
+    header = Header(frame_id=frame_id, stamp=Time(sec=stamp))
+    pixels = np.full((height, width, 3), value, np.uint8)
+    depths = np.full((height, width), distance, np.float32)
+    k = [80.0, 0.0, (width - 1) / 2, 0.0, 80.0, (height - 1) / 2, 0.0, 0.0, 1.0]
+    return (
+        Image(
+            header=header,
+            height=height,
+            width=width,
+            encoding='rgb8',
+            step=width * 3,
+            data=array('B', pixels.tobytes()),
+        ),
+        CameraInfo(header=header, height=height, width=width, distortion_model='plumb_bob', k=k),
+        Image(
+            header=header,
+            height=height,
+            width=width,
+            encoding='32FC1',
+            step=width * 4,
+            data=array('B', depths.tobytes()),
+        ),
+    )
+
+
+def trajectory(
+    frames: int = 32,
+    *,
+    request_id: str = '',
+    frame_id: str = 'map',
+    moving_frame: str = 'camera',
+    step: float = 0.05,
+) -> PlannedTrajectory:
+    """Straight along x, for ``frames`` frames at 8 Hz after the first pose."""
+    message = PlannedTrajectory(request_id=request_id, moving_frame=moving_frame)
+    message.header.frame_id = frame_id
+    for k in range(frames + 1):
+        pose = Pose()
+        pose.position.x = step * k
+        message.poses.append(pose)
+        message.times.append(Time(sec=int(START) + k // 8, nanosec=k % 8 * 125_000_000))
+    return message

@@ -1,0 +1,353 @@
+"""The running node, driven from another process over DDS, with an engine that answers at once."""
+
+from __future__ import annotations
+
+from array import array
+import glob
+import signal
+import time
+
+from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
+from mirage.action import Imagine
+from mirage.msg import ImaginedChunk
+from nav_msgs.msg import Path
+import numpy as np
+from processes import START, seed_messages, trajectory
+import pytest
+from sensor_msgs.msg import CameraInfo, Image
+
+from mirage_ros import convert
+
+
+def test_topics(client, start_node):
+    """20 frames need two chunks of 16; what only fills the second is not given out."""
+    for name, kind in (
+        ('imagined/image', Image),
+        ('imagined/camera_info', CameraInfo),
+        ('imagined/visibility', Image),
+    ):
+        client.receive(name, kind)
+    start_node(seed=7)
+    client.connect()
+    client.send_seed(value=40)
+    client.send('trajectory', trajectory(20, request_id='around the corner'))
+    client.until(
+        lambda: len(client.received['imagined/visibility']) == 20 and len(client.chunks) == 2
+    )
+
+    assert [(chunk.index, chunk.count, len(chunk.frames)) for chunk in client.chunks] == [
+        (0, 2, 16),
+        (1, 2, 4),
+    ]
+    parts = [convert.chunk_from_message(message) for message in client.chunks]
+    times = np.concatenate([part.times for part in parts])
+    np.testing.assert_allclose(times, START + np.arange(1, 21) / 8, atol=1e-6)
+    poses = np.concatenate([part.world_from_camera for part in parts])
+    np.testing.assert_allclose(poses[:, 0, 3], 0.05 * np.arange(1, 21), atol=1e-6)
+    frames = np.concatenate([part.frames for part in parts])
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], 40 + np.arange(1, 21) + 7)
+    for message in client.chunks:
+        assert message.request_id == 'around the corner'
+        assert message.header.frame_id == 'imagined/camera'
+        assert message.world_frame == 'map'
+        assert (message.depth_source, message.model, message.seed) == ('sensor', 'instant', 7)
+        assert set(message.visible) == {0.75} and set(message.observed) == {0.5}
+
+    images, masks, cameras = (
+        client.received[f'imagined/{name}'] for name in ('image', 'visibility', 'camera_info')
+    )
+    client.until(lambda: len(images) == len(cameras) == 20)
+    np.testing.assert_array_equal([image.data[0] for image in images], frames[:, 0, 0, 0])
+    assert [convert.seconds(image.header.stamp) for image in images] == list(times)
+    assert {image.header.frame_id for image in images + masks + cameras} == {'imagined/camera'}
+    assert set(masks[0].data) == {0, 128, 255} and masks[0].encoding == 'mono8'
+    assert cameras[0].k[0] == 80.0
+
+
+def test_path_of_the_base(client, start_node):
+    """Unstamped poses of base_link, timed by the nominal speed, carry a camera that looks forward."""
+    start_node(
+        base_from_camera='[0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]',
+        nominal_speed=0.8,
+        compression='png',
+    )
+    client.publisher('path', Path)
+    client.connect()
+    client.send_seed()
+    path = Path()
+    path.header.frame_id = 'map'
+    path.header.stamp = Time(sec=100)
+    for x in (0.0, 0.8, 1.6):
+        pose = PoseStamped()
+        pose.pose.position.x = x
+        path.poses.append(pose)
+    client.send('path', path)
+    client.until(lambda: client.chunks)
+    (message,) = client.chunks
+    assert len(message.frames_compressed) == 16 and not message.frames
+    part = convert.chunk_from_message(message)
+    np.testing.assert_allclose(part.times, 100 + np.arange(1, 17) / 8, atol=1e-6)
+    camera_forward = part.world_from_camera[:, :3, 2]
+    np.testing.assert_allclose(camera_forward, np.tile([1, 0, 0], (16, 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        part.world_from_camera[:, 0, 3], 0.2 + 0.1 * np.arange(1, 17), atol=1e-5
+    )
+    np.testing.assert_allclose(part.world_from_camera[:, 2, 3], 0.5, atol=1e-6)
+
+
+def test_action(client, start_node):
+    """An image of the goal's own, steps and seed; feedback for every chunk, and a result."""
+    start_node()
+    client.connect()
+    image, camera_info, depth = seed_messages(value=90, frame_id='other_camera')
+    goal = Imagine.Goal(seed=5, memory_frames=True, seed_image=[image], seed_depth=[depth])
+    goal.trajectory = trajectory(32, moving_frame='other_camera')
+    goal.trajectory.camera_info = [camera_info]
+    sent = client.goal(goal)
+    status, result = sent.result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+    assert (result.complete, result.chunks, result.frames) == (True, 2, 32)
+    assert (result.visible_mean, result.observed_mean) == (0.75, 0.5)
+    assert result.depth_source == 'sensor' and result.model == 'instant' and result.request_id
+    assert [feedback.chunk_index for feedback in sent.feedback] == [0, 1]
+    last = sent.feedback[-1].last_frame
+    assert last.data[0] == 90 + 32 + 5
+    assert convert.seconds(last.header.stamp) == START + 4
+    assert last.header.frame_id == 'imagined/other_camera'
+    client.until(lambda: len(client.chunks) == 2)
+    assert len(client.chunks[0].memory_frames) == 16
+
+
+def test_seed_pose_is_given(client, start_node):
+    """Then the first pose is a frame too."""
+    start_node()
+    client.connect()
+    client.send_seed()
+    message = trajectory(15)
+    message.seed_pose = [message.poses[3]]
+    client.send('trajectory', message)
+    client.until(lambda: client.chunks)
+    assert convert.seconds(client.chunks[0].times[0]) == START
+    assert len(client.chunks[0].times) == 16
+
+
+def test_cancel(client, start_node):
+    """A running goal ends within one step, a waiting one at once; the next goal is served."""
+    step = 0.3
+    start_node(instant={'step_seconds': step})
+    client.connect()
+    client.send_seed()
+    running = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='long'), steps=1000))
+    waiting = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='waits'), steps=1000))
+    waiting.cancel()
+    status, result = waiting.result()
+    assert status == GoalStatus.STATUS_CANCELED
+    time.sleep(step)
+    asked = time.monotonic()
+    running.cancel()
+    status, result = running.result()
+    assert status == GoalStatus.STATUS_CANCELED
+    assert time.monotonic() - asked < step + 0.5
+    assert (result.complete, result.chunks) == (False, 0)
+    assert 'cancelled by the client' in result.message
+
+    status, result = client.goal(Imagine.Goal(trajectory=trajectory(16), steps=1)).result()
+    assert status == GoalStatus.STATUS_SUCCEEDED and result.frames == 16
+
+
+def broken(change) -> Imagine.Goal:
+    image, camera_info, depth = seed_messages()
+    goal = Imagine.Goal(seed_image=[image], seed_depth=[depth], trajectory=trajectory(16))
+    goal.trajectory.camera_info = [camera_info]
+    change(goal)
+    return goal
+
+
+def no_poses(goal):
+    goal.trajectory.poses, goal.trajectory.times = [], []
+
+
+def nan_pose(goal):
+    goal.trajectory.poses[3].position.x = float('nan')
+
+
+def zero_quaternion(goal):
+    goal.trajectory.poses[2].orientation.w = 0.0
+
+
+def times_backwards(goal):
+    goal.trajectory.times[5] = Time(sec=5)
+
+
+def times_missing(goal):
+    goal.trajectory.times.pop()
+
+
+def unknown_world(goal):
+    goal.trajectory.header.frame_id = 'mars'
+
+
+def unknown_moving_frame(goal):
+    goal.trajectory.moving_frame = 'gripper'
+
+
+def base_without_transform(goal):
+    goal.trajectory.moving_frame = 'base_link'
+
+
+def too_short(goal):
+    del goal.trajectory.poses[1:], goal.trajectory.times[1:]
+
+
+def too_long(goal):
+    goal.trajectory.times[-1] = Time(sec=int(START) + 3600)
+
+
+def wrong_encoding(goal):
+    goal.seed_image[0].encoding = '8UC7'
+
+
+def wrong_size(goal):
+    goal.seed_image[0].data = goal.seed_image[0].data[:-480]
+
+
+def wrong_depth_size(goal):
+    goal.seed_depth = [seed_messages(height=48)[2]]
+
+
+def no_camera(goal):
+    goal.trajectory.camera_info = []
+
+
+def not_calibrated(goal):
+    goal.trajectory.camera_info[0].k = np.zeros(9)
+
+
+def no_depth(goal):
+    goal.seed_depth = []
+
+
+def breaks_the_engine(goal):
+    goal.seed_image[0].data = array('B', bytes([13]) * len(goal.seed_image[0].data))
+
+
+BAD_GOALS = [
+    (no_poses, 'refused: poses: empty'),
+    (nan_pose, 'refused: poses[3]: position [nan'),
+    (zero_quaternion, 'refused: poses[2]: the quaternion has length 0'),
+    (times_backwards, 'refused: times[5]: time 5.000 is not after'),
+    (times_missing, 'refused: 17 poses but 16 times'),
+    (unknown_world, "refused: the path is in frame 'mars'"),
+    (unknown_moving_frame, "refused: moving_frame 'gripper' is neither"),
+    (base_without_transform, 'base_from_camera'),
+    (too_short, 'less than one frame'),
+    (too_long, 'max_frames is 64'),
+    (wrong_encoding, "encoding '8UC7' is not one of"),
+    (wrong_size, '45600 bytes in rows of 480 are not 96x160'),
+    (wrong_depth_size, 'must be registered'),
+    (no_camera, 'seed_image without trajectory.camera_info'),
+    (not_calibrated, 'not the intrinsics of a calibrated camera'),
+    (no_depth, 'allow_unscaled_depth'),
+    (breaks_the_engine, 'failed: RuntimeError: this image breaks the engine'),
+]
+
+
+def test_bad_goals_then_a_good_one(client, start_node):
+    """Every one is answered with its reason, and the node goes on."""
+    start_node(max_frames=64)
+    client.connect()
+    for change, reason in BAD_GOALS:
+        status, result = client.goal(broken(change)).result()
+        assert status == GoalStatus.STATUS_ABORTED, change
+        assert reason in result.message, result.message
+        assert not result.complete and result.frames == 0
+    status, result = client.goal(broken(lambda goal: None)).result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+
+
+def test_bad_messages_then_good_ones(client, start_node):
+    """A refused image does not take the place of the good one before it; reasons are logged."""
+    node = start_node()
+    client.connect()
+    client.send('trajectory', trajectory(16, request_id='too early'))
+    node.wait_for("request 'too early' refused: no seed yet: no image has come")
+    client.send_seed(stamp=1, depth=False)
+    client.send('trajectory', trajectory(16, request_id='no depth'))
+    node.wait_for("request 'no depth' refused: no seed yet: no depth")
+    client.send_seed(stamp=2, value=50)
+    image, camera_info, depth = seed_messages(stamp=3)
+    image.encoding = 'jpeg'
+    client.send('image', image)
+    node.wait_for("image refused: image: encoding 'jpeg'")
+    depth.step = 7
+    client.send('depth', depth)
+    node.wait_for('depth refused: depth: ')
+    camera_info.width = 0
+    client.send('camera_info', camera_info)
+    node.wait_for('camera_info refused: camera_info: image size')
+    lost = trajectory(16, request_id='lost', frame_id='')
+    client.send('trajectory', lost)
+    node.wait_for("request 'lost' refused: the path is in frame ''")
+    other = trajectory(16, request_id='other camera')
+    other.camera_info = [seed_messages(frame_id='rear')[1]]
+    client.send('trajectory', other)
+    node.wait_for("request 'other camera' refused: the request's camera_info")
+
+    client.send('trajectory', trajectory(16, request_id='good'))
+    client.until(lambda: client.chunks)
+    assert [chunk.request_id for chunk in client.chunks] == ['good']
+    assert client.chunks[0].frames[0].data[0] == 51
+
+
+def test_unscaled_depth_is_marked(client, start_node):
+    start_node(use_depth=False, allow_unscaled_depth=True)
+    client.connect('depth')
+    client.send_seed(depth=False)
+    client.send('trajectory', trajectory(16))
+    client.until(lambda: client.chunks)
+    assert client.chunks[0].depth_source == ImaginedChunk.NOT_SCALED
+
+
+def test_newest_trajectory_wins(client, start_node):
+    """Goals of the action stand; of the trajectories only the newest is served."""
+    node = start_node(instant={'step_seconds': 0.1})
+    client.connect()
+    client.send_seed()
+    goal = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='goal'), steps=10))
+    for name in ('a', 'b', 'c'):
+        client.send('trajectory', trajectory(16, request_id=name))
+    assert goal.result()[0] == GoalStatus.STATUS_SUCCEEDED
+    client.until(lambda: len(client.chunks) == 2)
+    assert [chunk.request_id for chunk in client.chunks] == ['goal', 'c']
+    node.wait_for("request 'a' dropped: replaced by the newer request 'b'")
+    node.wait_for("request 'b' dropped: replaced by the newer request 'c'")
+
+
+def test_full_queue_answers(client, start_node):
+    start_node(instant={'step_seconds': 0.1}, queue_size=1)
+    client.connect()
+    client.send_seed()
+    goals = [
+        client.goal(Imagine.Goal(trajectory=trajectory(16, request_id=name), steps=10))
+        for name in ('runs', 'waits', 'too many')
+    ]
+    assert not goals[2].handle.accepted or 'the queue is full' in goals[2].result()[1].message
+    assert [goal.result()[0] for goal in goals[:2]] == [GoalStatus.STATUS_SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
+    before = set(glob.glob('/dev/shm/fastrtps_*'))
+    node = start_node(instant={'step_seconds': 0.1})
+    client.connect()
+    client.send_seed()
+    sent = client.goal(Imagine.Goal(trajectory=trajectory(16), steps=1000))
+    time.sleep(0.5)
+    node.process.send_signal(number)
+    status, result = sent.result()
+    assert status == GoalStatus.STATUS_ABORTED
+    assert result.message == 'cancelled: the node is shutting down'
+    assert node.process.wait(timeout=10) == 0
+    assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
