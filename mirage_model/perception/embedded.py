@@ -60,8 +60,9 @@ class Network(nn.Module):
         fine, coarse = widths[:-1], widths[1:]
         self.stem = _convolution(5 * 4, widths[0])
         self.down = nn.ModuleList(_convolution(a, b, stride=2) for a, b in zip(fine, coarse))
-        self.encode = nn.ModuleList(_Residual(width) for width in coarse)
-        self.overview = nn.Linear(widths[-1], widths[-1])
+        self.encode = nn.ModuleList(
+            nn.Sequential(_Overview(width), _Residual(width)) for width in coarse
+        )
         self.lateral = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(fine, coarse))
         self.up = nn.ModuleList(_convolution(width, width) for width in fine)
         self.decode = nn.ModuleList(_Residual(width) for width in widths[2:-1])
@@ -75,13 +76,12 @@ class Network(nn.Module):
         for down, encode in zip(self.down, self.encode):
             x = encode(down(x))
             skips.append(x)
-        x = x + self.overview(x.mean(dim=(2, 3)))[..., None, None]
         for level in reversed(range(len(self.up))):
             x = F.interpolate(self.lateral[level](x), scale_factor=2, mode='bilinear')
             x = self.up[level](x + skips[level])
             if level >= 2:
                 x = self.decode[level - 2](x)
-        log_depth, log_spread, sky, moving = F.pixel_shuffle(self.head(x), 2).unbind(dim=1)
+        log_depth, log_spread, sky, moving = F.pixel_shuffle(self.head(x).float(), 2).unbind(dim=1)
         focal = (cameras.K[:, 0, 0] * cameras.K[:, 1, 1]).sqrt()[:, None, None]
         return Prediction(
             log_depth=log_depth + (focal / self.config.canonical_focal).log() + 1.5,
@@ -89,6 +89,21 @@ class Network(nn.Module):
             sky_logit=sky,
             moving_logit=moving,
         )
+
+
+class _Overview(nn.Module):
+    """Tells every cell what stands in its column, in its row and anywhere: where walls meet the floor."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.column = nn.Conv2d(width, width, 1)
+        self.row = nn.Conv2d(width, width, 1)
+        self.everywhere = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n c h w']:
+        column = self.column(x.amax(dim=2, keepdim=True))
+        row = self.row(x.amax(dim=3, keepdim=True))
+        return x + column + row + self.everywhere(x.mean(dim=(2, 3), keepdim=True))
 
 
 class _Residual(nn.Module):

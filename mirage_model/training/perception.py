@@ -37,7 +37,7 @@ class TrainConfig:
 
     Weights of the losses: ``gradient`` for differences of log depth between neighbours, ``confidence`` for
     the likelihood of the error, ``sky`` and ``moving`` for the labels, of which a moving pixel counts
-    ``moving_pixel`` times, since there are few.
+    ``moving_pixel`` times, since there are few. ``bfloat16`` is for the convolutions alone.
     """
 
     steps: int = 3000
@@ -48,6 +48,7 @@ class TrainConfig:
     average: float = 0.995
     seed: int = 0
     checkpoint_every: int = 250
+    bfloat16: bool = True
     gradient: float = 0.5
     confidence: float = 0.1
     sky: float = 0.5
@@ -167,7 +168,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group['lr'] = self._learning_rate()
         self.network.train()
-        terms = losses(self.network(batch.frames, batch.cameras), batch, self.config)
+        with torch.autocast('cpu', torch.bfloat16, enabled=self.config.bfloat16):
+            prediction = self.network(batch.frames, batch.cameras)
+        terms = losses(prediction, batch, self.config)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f'loss is {loss} at step {self.step_number}: {batch.names}')
