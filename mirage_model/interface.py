@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -111,6 +111,7 @@ class Description:
     steps: int
 
 
+@runtime_checkable
 class EngineProtocol(Protocol):
     """Owns memories and a model. Every verb raises Refused for what cannot be served, and stays usable."""
 

@@ -7,7 +7,7 @@ cameras, or others, would find there. It knows neither the model nor its time st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,6 +34,7 @@ class Readout:
     depth_ratio: Float[Tensor, '*n h w']
 
 
+@runtime_checkable
 class Memory(Protocol):
     """The verbs of a spatial memory. Cameras are on the latent grid: a pixel is a cell."""
 

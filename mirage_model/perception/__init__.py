@@ -7,7 +7,7 @@ depth to the memory's scale and `refine` finds cameras anew from matched feature
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,6 +34,7 @@ class Estimate:
     scaled: Bool[Tensor, 'n']
 
 
+@runtime_checkable
 class Perception(Protocol):
     """Frames to depth, cameras, confidence, sky and moving things."""
 

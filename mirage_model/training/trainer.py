@@ -14,7 +14,7 @@ from pathlib import Path
 import shutil
 import subprocess
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 import numpy as np
@@ -49,6 +49,7 @@ class StepResult:
     names: list[str]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is trained and how it is judged. ``module`` holds every trainable parameter."""
 
@@ -81,7 +82,10 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
     main = accelerator.is_main_process
     parameters = {n: p for n, p in objective.module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        parameters.values(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
     )
     run.mkdir(parents=True, exist_ok=True)
     start = _resume(run, parameters, optimizer)
@@ -103,13 +107,19 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
                 with accelerator.autocast():
                     result = objective.step(module, rng, generator, step)
                 if not torch.isfinite(result.loss):
-                    raise DivergedError(f'loss is {result.loss.item()} at step {step}: {result.names}')
+                    raise DivergedError(
+                        f'loss is {result.loss.item()} at step {step}: {result.names}'
+                    )
                 accelerator.backward(result.loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(parameters.values(), config.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-        for name, value in {**result.logs, 'loss': result.loss.item(), 'grad_norm': float(norm)}.items():
+        for name, value in {
+            **result.logs,
+            'loss': result.loss.item(),
+            'grad_norm': float(norm),
+        }.items():
             sums[name] = sums.get(name, 0.0) + value
         count += 1
         done = step + 1
@@ -117,7 +127,9 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
             means = {name: total / count for name, total in sums.items()}
             for name, value in means.items():
                 writer.add_scalar(f'train/{name}', value, done)
-            writer.add_scalar('train/steps_per_second', (done - start) / (time.monotonic() - began), done)
+            writer.add_scalar(
+                'train/steps_per_second', (done - start) / (time.monotonic() - began), done
+            )
             bar.set_postfix({name: f'{value:.4f}' for name, value in means.items()})
             sums, count = {}, 0
         if main and (done % config.validate_every == 0 or done == config.steps):
@@ -140,7 +152,10 @@ def _save(run: Path, step: int, parameters: dict[str, nn.Parameter], optimizer) 
     aside = run / f'{folder.name}.part'
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_file({n: p.detach().contiguous() for n, p in parameters.items()}, aside / 'parameters.safetensors')
+    save_file(
+        {n: p.detach().contiguous() for n, p in parameters.items()},
+        aside / 'parameters.safetensors',
+    )
     moments = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
@@ -184,6 +199,10 @@ def _resume(run: Path, parameters: dict[str, nn.Parameter], optimizer) -> int:
 
 def _commit() -> str:
     done = subprocess.run(
-        ['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ['git', 'rev-parse', 'HEAD'],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
     )
     return done.stdout.strip() or 'unknown'
