@@ -1,0 +1,196 @@
+"""The worker without ROS: one outcome for every job, whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import random
+import threading
+import time
+
+from instant_engine import InstantEngine
+import numpy as np
+import pytest
+
+from mirage_model.interface import Imagine, View
+from mirage_ros.worker import Job, Outcome, Worker
+
+
+class Requests:
+    """Makes jobs and keeps what comes back."""
+
+    def __init__(self, engine: InstantEngine, queue_size: int = 8):
+        self.worker = Worker(engine, queue_size=queue_size)
+        self.outcomes: dict[str, list[Outcome]] = {}
+        self.chunks: dict[str, list] = {}
+        self._changed = threading.Condition()
+
+    def job(
+        self,
+        name: str,
+        *,
+        frames: int = 16,
+        steps: int = 1,
+        value: int = 50,
+        depth: bool = True,
+        **how,
+    ) -> Job:
+        padded = -(-frames // 16) * 16
+        view = View(
+            image=np.full((8, 8, 3), value, np.uint8),
+            K=np.eye(3),
+            world_from_camera=np.eye(4),
+            time=0.0,
+            depth=np.ones((8, 8), np.float32) if depth else None,
+        )
+        request = Imagine(
+            request_id=name,
+            world_from_camera=np.tile(np.eye(4), (padded, 1, 1)),
+            times=np.arange(padded) / 8,
+            memory=name,
+            steps=steps,
+        )
+        chunks = self.chunks[name] = []
+        how.setdefault('on_chunk', chunks.append)
+        return Job(request=request, view=view, wanted=frames, on_end=self._ended, **how)
+
+    def submit(self, *arguments, **keywords) -> Job:
+        job = self.job(*arguments, **keywords)
+        self.worker.submit(job)
+        return job
+
+    def _ended(self, outcome: Outcome) -> None:
+        with self._changed:
+            self.outcomes.setdefault(outcome.request_id, []).append(outcome)
+            self._changed.notify_all()
+
+    def outcome(self, name: str) -> Outcome:
+        with self._changed:
+            assert self._changed.wait_for(lambda: name in self.outcomes, timeout=10), name
+        (outcome,) = self.outcomes[name]
+        return outcome
+
+
+@pytest.fixture
+def engine() -> InstantEngine:
+    return InstantEngine(height=8, width=8, step_seconds=0.02)
+
+
+@pytest.fixture
+def requests(engine) -> Iterator[Requests]:
+    requests = Requests(engine)
+    yield requests
+    requests.worker.close()
+
+
+def test_done_and_padding_is_kept_back(requests, engine):
+    requests.submit('a', frames=20)
+    outcome = requests.outcome('a')
+    assert (outcome.status, outcome.chunks, outcome.frames) == ('done', 2, 20)
+    assert (outcome.visible_mean, outcome.observed_mean, outcome.depth_source) == (
+        0.75,
+        0.5,
+        'sensor',
+    )
+    first, second = requests.chunks['a']
+    for name in ('frames', 'visibility', 'visible', 'observed', 'K', 'world_from_camera', 'times'):
+        assert len(getattr(first, name)) == 16 and len(getattr(second, name)) == 4, name
+    assert engine.memories == {}
+
+
+def test_cancel_running_and_waiting(requests, engine):
+    running = requests.submit('running', steps=1000)
+    waiting = requests.submit('waiting')
+    time.sleep(0.1)
+    requests.worker.cancel(waiting)
+    requests.worker.cancel(running)
+    asked = time.monotonic()
+    assert requests.outcome('waiting').status == requests.outcome('running').status == 'cancelled'
+    assert time.monotonic() - asked < 0.5
+    requests.worker.cancel(running)
+    requests.submit('next')
+    assert requests.outcome('next').status == 'done'
+    assert engine.memories == {}
+
+
+def test_newest_wins_among_the_replaceable(requests):
+    requests.submit('old', steps=1000, replaceable=True)
+    requests.submit('stays')
+    time.sleep(0.1)
+    requests.submit('new', replaceable=True)
+    old = requests.outcome('old')
+    assert old.status == 'cancelled' and old.reason == "replaced by the newer request 'new'"
+    assert requests.outcome('stays').status == requests.outcome('new').status == 'done'
+
+
+def test_full_queue_and_doubles_are_dropped(engine):
+    requests = Requests(engine, queue_size=1)
+    first = requests.submit('first', steps=1000)
+    time.sleep(0.1)
+    requests.submit('second')
+    requests.submit('third')
+    assert requests.outcome('third').reason == 'the queue is full, 1 requests are waiting'
+    requests.worker.submit(requests.job('first'))
+    assert requests.outcome('first').reason == "a request 'first' is already being served"
+    requests.worker.cancel(first)
+    assert requests.outcome('second').status == 'done'
+    requests.worker.close()
+
+
+def test_errors_end_their_job_alone(requests, caplog):
+    requests.submit('breaks', value=13)
+    requests.submit('unscaled', depth=False)
+    requests.submit('allowed', depth=False, allow_unscaled_depth=True)
+
+    def too_large(chunk):
+        raise ValueError('the chunk is too large')
+
+    requests.submit('unpublished', on_chunk=too_large)
+    assert requests.outcome('breaks').reason == 'RuntimeError: this image breaks the engine'
+    assert requests.outcome('breaks').status == 'failed'
+    assert requests.outcome('unscaled').status == 'refused'
+    assert requests.outcome('allowed').depth_source == 'perception_unscaled'
+    assert requests.outcome('unpublished').reason == 'ValueError: the chunk is too large'
+    assert 'request breaks failed' in caplog.text
+
+
+def test_close_answers_everything(engine):
+    requests = Requests(engine)
+    for name in 'abc':
+        requests.submit(name, steps=1000)
+    time.sleep(0.1)
+    requests.worker.close()
+    requests.submit('late')
+    assert {name: requests.outcome(name).status for name in ('a', 'b', 'c', 'late')} == {
+        'a': 'cancelled',
+        'b': 'dropped',
+        'c': 'dropped',
+        'late': 'dropped',
+    }
+
+
+def test_many_threads_and_every_job_ends_once(engine):
+    requests = Requests(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=3)
+
+    def client(name: str) -> None:
+        rng = random.Random(name)
+        for i in range(40):
+            job = requests.submit(
+                f'{name}{i}', replaceable=rng.random() < 0.3, value=rng.choice([13, 50])
+            )
+            if rng.random() < 0.3:
+                requests.worker.cancel(job)
+            time.sleep(rng.random() * 0.005)
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in 'xyz']
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    requests.worker.close()
+    assert len(requests.outcomes) == 120
+    assert all(len(outcomes) == 1 for outcomes in requests.outcomes.values())
+    assert {outcomes[0].status for outcomes in requests.outcomes.values()} >= {
+        'done',
+        'failed',
+        'dropped',
+    }

@@ -1,0 +1,134 @@
+"""Imports run one way, and the library knows nothing of ROS."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted((ROOT / 'mirage_model').rglob('*.py'))
+
+OWNERS = {
+    'diffusers': {
+        'codec.py',
+        'backbone.py',
+        'side_branch.py',
+        'adapters.py',
+        'sampler.py',
+        'checkpoint.py',
+        'training/codec.py',
+        'training/world_model.py',
+    },
+    'peft': {'adapters.py', 'checkpoint.py'},
+    'transformers': {'text.py', 'perception/adapters.py'},
+    'vizdoom': {'worlds/doom.py'},
+    'omgifol': {'worlds/doom.py'},
+    'depth_anything_3': {'perception/adapters.py'},
+}
+"""Who may name a package: parts that come and go lie behind one module each."""
+
+LAYERS = (
+    ('interface.py', 'camera.py'),
+    ('codec.py', 'memory/'),
+    ('perception/', 'remember.py'),
+    ('side_branch.py', 'backbone.py', 'adapters.py', 'text.py'),
+    ('sampler.py',),
+    ('rollout.py',),
+    ('checkpoint.py',),
+    ('engine.py',),
+    ('worlds/', 'data/'),
+    ('training/', 'evaluation/'),
+)
+"""From the bottom to the top; a module may import those beside and below it."""
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / 'mirage_model'))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of everything that a file imports, lazily too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: imports are absolute here'
+            yield str(node.module)
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def layer_of(name: str) -> int | None:
+    for number, parts in enumerate(LAYERS):
+        if any(name == part or (part.endswith('/') and name.startswith(part)) for part in parts):
+            return number
+    return None
+
+
+def file_of(module: str) -> str | None:
+    path = ROOT.joinpath(*module.split('.'))
+    for candidate in (path.with_suffix('.py'), path / '__init__.py'):
+        if candidate.exists():
+            return name_of(candidate)
+    return None
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
+def test_packages_are_named_by_their_owners_alone(path):
+    roots = {module.split('.')[0] for module in imported(path)}
+    for package, owners in OWNERS.items():
+        assert package not in roots or name_of(path) in owners, (
+            f'{name_of(path)} imports {package}'
+        )
+    assert not roots & {'mirage_ros', 'mirage', 'rclpy', 'pickle', 'dill'}
+
+
+@pytest.mark.parametrize(
+    'path',
+    [m for m in MODULES if m.name != '__init__.py' or m.parent.name != 'mirage_model'],
+    ids=name_of,
+)
+def test_imports_run_down(path):
+    own = layer_of(name_of(path))
+    assert own is not None, f'{name_of(path)} has no layer: put it into LAYERS'
+    for module in imported(path):
+        target = file_of(module) if module.startswith('mirage_model.') else None
+        if target is not None:
+            assert layer_of(target) <= own, (
+                f'{name_of(path)} imports {target}, which lies above it'
+            )
+
+
+def test_the_library_imports_no_ros():
+    """In a fresh process, every module of it; those that need a package which is not here are not importable at all."""
+    names = [
+        '.'.join(m.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+        for m in MODULES
+    ]
+    program = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+ros = ('rclpy', 'mirage', 'mirage_ros', 'rosidl_runtime_py', 'rosbags', 'cv_bridge')
+loaded = [m for m in sys.modules if m.split('.')[0] in ros or m.split('.')[0].endswith(('_msgs', '_interfaces'))]
+print('loaded:', sorted(loaded))
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == 'loaded: []'
+
+
+def test_nothing_is_loaded_from_a_pickle():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                call = f'{node.value.id}.{node.attr}'
+                assert call not in ('torch.load', 'torch.save', 'np.save'), (
+                    f'{name_of(path)}: {call}'
+                )
