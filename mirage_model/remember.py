@@ -14,7 +14,8 @@ from mirage_model.perception import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class KeepConfig:
-    """A cell may show at most the shares ``max_sky`` and ``max_moving`` of its pixels as sky and as moving.
+    """A cell may show at most the shares ``max_sky`` and ``max_moving`` of its pixels as sky and
+    as moving.
 
     Its mean confidence must reach ``min_confidence``.
     """
@@ -29,8 +30,8 @@ def keep_mask(
 ) -> tuple[Float[Tensor, 'n h w'], Bool[Tensor, 'n h w']]:
     """Depth on the latent grid, and which of its cells may be written: what `Memory.write` takes.
 
-    A cell is kept if it has a depth, no depth edge, little sky, next to nothing that moves, and confidence.
-    Raises ValueError unless the grid divides the frames.
+    A cell is kept if it has a depth, no depth edge, little sky, next to nothing that moves, and
+    confidence. Raises ValueError unless the grid divides the frames.
     """
     depth, valid, edge = depth_to_grid(estimate.depth, height, width)
     keep = valid & ~edge

@@ -266,7 +266,9 @@ TEXTURES = F.interpolate(
 
 
 def render(cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames and depth of a painted corner: a wall at z = 5, one at x = 3 and a floor at y = 1.5 metres."""
+    """Frames and depth of a painted corner: a wall at z = 5, one at x = 3 and a floor at y = 1.5
+    metres.
+    """
     normals = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     offsets = torch.tensor([5.0, 3.0, 1.5])
     in_plane = ((0, 1), (2, 1), (0, 2))

@@ -1,7 +1,7 @@
-"""What is in a frame: depth, camera, confidence, sky and moving things, given together by one protocol.
+"""What is in a frame, by one protocol: depth, camera, confidence, sky and moving things.
 
-`embedded` holds the project's own network, `adapters` the big models of others, `alignment` brings their
-depth to the memory's scale and `refine` finds cameras anew from matched features.
+`embedded` holds the project's own network, `adapters` the big models of others, `alignment` brings
+their depth to the memory's scale and `refine` finds cameras anew from matched features.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mirage_model.memory import Readout
 class Estimate:
     """What is known of n frames, pixel by pixel.
 
-    ``depth`` is in metres along the optical axis and NaN in the sky and wherever else nothing is known.
-    ``confidence`` is the probability, in 0..1, that depth is within a factor of 1.25 of the truth.
-    ``scaled`` says for each frame whether its metres were measured, by a sensor, a metric model or the
-    memory; where False they are the network's guess.
+    ``depth`` is in metres along the optical axis and NaN in the sky and wherever else nothing is
+    known. ``confidence`` is the probability, in 0..1, that depth is within a factor of 1.25 of the
+    truth. ``scaled`` says for each frame whether its metres were measured, by a sensor, a metric
+    model or the memory; where False they are the network's guess.
     """
 
     depth: Float[Tensor, 'n h w']

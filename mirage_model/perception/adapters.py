@@ -1,6 +1,7 @@
-"""Perception by the big models of others, behind the same protocol. Their libraries are imported lazily.
+"""Perception by the big models of others, whose libraries are imported when they are used.
 
-None of them names moving things, so ``moving`` is empty: label those by other means before remembering.
+None of them names moving things, so ``moving`` is empty: label those by other means before
+remembering.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _FAR = 0.98
 class DepthAnything:
     """Depth Anything (1 and 2) through transformers, its metric models alone.
 
-    Sky is what reaches 98% of the model's largest depth; it gives no confidence, which is 1 elsewhere.
-    Frames are resized so that their shorter side has ``process_size`` pixels.
+    Sky is what reaches 98% of the model's largest depth; it gives no confidence, which is 1
+    elsewhere. Frames are resized so that their shorter side has ``process_size`` pixels.
     """
 
     def __init__(
@@ -82,9 +83,9 @@ class DepthAnything:
 class DepthAnything3:
     """Depth Anything 3 through its own package.
 
-    Its monocular metric model gives metres as focal length in pixels * output / 300; its nested ones give
-    metres; all others give depth up to a scale that only the memory can fix, so that `scaled` is False
-    where the memory does not cover the view.
+    Its monocular metric model gives metres as focal length in pixels * output / 300; its nested
+    ones give metres; all others give depth up to a scale that only the memory can fix, so that
+    `scaled` is False where the memory does not cover the view.
     """
 
     def __init__(self, folder: Path, *, alignment: AlignmentConfig = DEFAULT_ALIGNMENT):

@@ -16,7 +16,7 @@ from mirage_model.perception import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """``min_cells`` cells must be shared with the memory; a scale stays within 1/max_scale..max_scale."""
+    """``min_cells`` cells must be shared; a scale stays within 1 / max_scale .. max_scale."""
 
     min_cells: int = 12
     max_scale: float = 2.0
@@ -28,13 +28,13 @@ DEFAULT_ALIGNMENT = AlignmentConfig()
 def align(estimate: Estimate, readout: Readout | None, config: AlignmentConfig) -> Estimate:
     """Multiply every frame's depth by one factor that brings it to the memory's.
 
-    s = exp(clip(median over the cells of log(readout.depth / depth), -log max_scale, log max_scale))
+    s = exp(clip(median over the cells of log(readout.depth / depth), -b, b)), b = log max_scale
 
-    The cells are those that the memory covers, at which the estimate is neither sky, moving nor at a
-    depth edge. Cells that a sensor saw are taken alone where a frame has ``min_cells`` of them: they do not
-    drift, imagined ones inherit the error of the frame that wrote them. A frame with too few cells of
-    both kinds takes the median over the whole chunk; if that has too few as well, its scale is 1 and
-    ``scaled`` stays as it was.
+    The cells are those that the memory covers, at which the estimate is neither sky, moving nor at
+    a depth edge. Cells that a sensor saw are taken alone where a frame has ``min_cells`` of them:
+    they do not drift, imagined ones inherit the error of the frame that wrote them. A frame with
+    too few cells of both kinds takes the median over the whole chunk; if that has too few as well,
+    its scale is 1 and ``scaled`` stays as it was.
     """
     if readout is None:
         return estimate
@@ -65,7 +65,7 @@ def _median(
     preferred: Bool[Tensor, '*cells'],
     min_cells: int,
 ) -> float | None:
-    """Median over the preferred values, over the usable ones if those are too few, None if all are."""
+    """Median over the preferred values, or over all usable ones, or None: what is enough."""
     for chosen in (preferred, usable):
         if int(chosen.sum()) >= min_cells:
             return float(values[chosen].quantile(0.5))

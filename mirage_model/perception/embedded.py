@@ -1,4 +1,4 @@
-"""The embedded perception network: one frame in; depth, its confidence, sky and moving things out."""
+"""The embedded perception network: a frame in; depth, confidence, sky and moving things out."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _LOG_TOLERANCE = math.log(1.25)
 class NetworkConfig:
     """``widths`` are channels at strides 2, 4, 8 and 16.
 
-    The network predicts depth as a camera of ``canonical_focal`` pixels would see it. A pixel is sky or
-    moving above its threshold in 0..1.
+    The network predicts depth as a camera of ``canonical_focal`` pixels would see it. A pixel is
+    sky or moving above its threshold in 0..1.
     """
 
     widths: tuple[int, ...] = (24, 48, 80, 112)
@@ -42,7 +42,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Raw outputs. ``log_spread`` is the logarithm of the Laplace scale of the error of ``log_depth``."""
+    """Raw outputs. ``log_spread``: the log of the Laplace scale of the error of ``log_depth``."""
 
     log_depth: Float[Tensor, 'n h w']
     log_spread: Float[Tensor, 'n h w']
@@ -92,7 +92,10 @@ class Network(nn.Module):
 
 
 class _Overview(nn.Module):
-    """Tells every cell what stands in its column, in its row and anywhere: where walls meet the floor."""
+    """Tells every cell what is in its column, in its row and anywhere.
+
+    A wall's depth shows where it meets the floor, far below in the same column.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -197,8 +200,7 @@ def load_network(folder: Path) -> Network:
         raise ValueError(f'{weights_path}: tensors missing or not known: {", ".join(odd)}')
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
-            raise ValueError(
-                f'{weights_path}: {name} has shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}'
-            )
+            shapes = f'{tuple(tensors[name].shape)}, not {tuple(value.shape)}'
+            raise ValueError(f'{weights_path}: {name} has shape {shapes}')
     network.load_state_dict(tensors)
     return network.eval()

@@ -16,19 +16,24 @@ from mirage_model.camera import Cameras, unproject
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig:
-    """When a camera is believed.
+    """How features are found, and when a camera is believed.
 
-    ``ratio`` is Lowe's; ``max_error`` is an inlier's reprojection error in pixels; ``min_inliers`` and
-    ``min_share`` (of the matches) must agree; a camera further from its plan than ``max_metres`` or
-    ``max_degrees`` is taken for a wrong match. Features whose depth varies by more than the share ``step``
-    over the neighbouring pixels are left out: they lie on a depth edge.
+    ``features``, ``contrast``, ``edge`` and ``sigma`` are SIFT's own, more generous than OpenCV's
+    since small frames have few features. ``ratio`` is Lowe's; ``max_error`` is an inlier's
+    reprojection error in pixels; ``min_inliers`` and ``min_share`` (of the matches) must agree; a
+    camera further from its plan than ``max_metres`` or ``max_degrees`` is taken for a wrong match.
+    Features whose depth varies by more than the share ``step`` over the neighbouring pixels are
+    left out: they lie on a depth edge.
     """
 
     features: int = 1000
+    contrast: float = 0.01
+    edge: float = 20.0
+    sigma: float = 1.2
     ratio: float = 0.8
     max_error: float = 1.5
-    min_inliers: int = 20
-    min_share: float = 0.5
+    min_inliers: int = 15
+    min_share: float = 0.4
     max_metres: float = 0.5
     max_degrees: float = 10.0
     step: float = 0.2
@@ -36,7 +41,7 @@ class RefineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """``reasons`` says for every frame why the planned camera was kept; it is empty where it was refined."""
+    """``reasons`` says why a frame's planned camera was kept; empty where it was refined."""
 
     cameras: Cameras
     refined: Bool[Tensor, 'n']
@@ -52,13 +57,19 @@ def refine(
     reference_cameras: Cameras,
     config: RefineConfig = RefineConfig(),
 ) -> Refinement:
-    """Cameras of ``frames`` that agree with the reference frames and their depth (NaN where unknown).
+    """Cameras of ``frames`` that agree with the references and their depth (NaN where unknown).
 
-    Features of every frame are matched against those of all references, whose places in the world are known:
-    the camera is the one that reprojects most of them, refined on those. It is found from the matches alone;
-    the planned camera serves to refuse wild answers, and is kept, with the reason, where that fails.
+    Features of every frame are matched against those of all references, whose places in the world
+    are known: the camera is the one that reprojects most of them, refined on those. It is found
+    from the matches alone; the planned camera serves to refuse wild answers, and is kept, with the
+    reason, where that fails.
     """
-    sift = cv2.SIFT_create(nfeatures=config.features)
+    sift = cv2.SIFT_create(
+        nfeatures=config.features,
+        contrastThreshold=config.contrast,
+        edgeThreshold=config.edge,
+        sigma=config.sigma,
+    )
     points_in_world, landmarks = _landmarks(
         sift, reference_frames, reference_depth, reference_cameras, config
     )

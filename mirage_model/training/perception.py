@@ -33,11 +33,13 @@ from mirage_model.training.perception_scores import evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """``average`` is the decay of the moving average of the weights, which is what is saved in the end.
+    """``average`` is the decay of the moving average of the weights, which is what is saved in the
+    end.
 
-    Weights of the losses: ``gradient`` for differences of log depth between neighbours, ``confidence`` for
-    the likelihood of the error, ``sky`` and ``moving`` for the labels, of which a moving pixel counts
-    ``moving_pixel`` times, since there are few. ``bfloat16`` is for the convolutions alone.
+    Weights of the losses: ``gradient`` for differences of log depth between neighbours,
+    ``confidence`` for the likelihood of the error, ``sky`` and ``moving`` for the labels, of which
+    a moving pixel counts ``moving_pixel`` times, since there are few. ``bfloat16`` is for the
+    convolutions alone.
     """
 
     steps: int = 3000
@@ -61,8 +63,8 @@ class TrainConfig:
 def losses(prediction: Prediction, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     """Weighted terms, whose sum is minimised.
 
-    The likelihood of the error is that of a Laplace distribution. Its error is not differentiated, so that
-    what the network is unsure of pulls as hard as the rest.
+    The likelihood of the error is that of a Laplace distribution. Its error is not differentiated,
+    so that what the network is unsure of pulls as hard as the rest.
     """
     known = torch.isfinite(batch.depth) & (batch.depth > 0) & ~batch.sky & ~batch.moving
     target = torch.where(known, batch.depth, 1.0).log()
@@ -88,7 +90,9 @@ def losses(prediction: Prediction, batch: Batch, config: TrainConfig) -> dict[st
 def _gradient_error(
     error: Float[Tensor, 'n h w'], known: Bool[Tensor, 'n h w']
 ) -> Float[Tensor, '']:
-    """Mean difference of the error between known pixels 1, 2 and 4 apart: edges in the right place."""
+    """Mean difference of the error between known pixels 1, 2 and 4 apart: edges in the right
+    place.
+    """
     total, count = error.new_zeros(()), error.new_zeros(())
     for step in (1, 2, 4):
         for axis in (1, 2):
@@ -237,7 +241,8 @@ class Trainer:
 def train(
     config: TrainConfig, clips: list[Path], out: Path, *, stop_at: int | None = None
 ) -> Trainer:
-    """Train to the end, or to step ``stop_at``, from the last checkpoint in ``out`` if there is one.
+    """Train to the end, or to step ``stop_at``, from the last checkpoint in ``out`` if there is
+    one.
 
     Raises ValueError if ``out`` holds a run of another configuration or of other clips.
     """

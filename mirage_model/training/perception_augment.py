@@ -1,4 +1,6 @@
-"""Batches of labelled frames and their random changes, so that imagined frames are met in training too."""
+"""Batches of labelled frames and their random changes, so that imagined frames are met in training
+too.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,9 @@ class Batch:
 class AugmentConfig:
     """The largest of each random change.
 
-    ``zoom`` is a magnification, ``colour`` a relative change, ``blur`` a standard deviation in pixels,
-    ``noise`` and ``blotches`` standard deviations of intensity, the latter over patches of 8 pixels. Zoom,
-    blur and noise of either kind each happen to half the frames.
+    ``zoom`` is a magnification, ``colour`` a relative change, ``blur`` a standard deviation in
+    pixels, ``noise`` and ``blotches`` standard deviations of intensity, the latter over patches of
+    8 pixels. Zoom, blur and noise of either kind each happen to half the frames.
     """
 
     zoom: float = 1.6

@@ -1,4 +1,4 @@
-"""How well a perception network does on held-out clips, with counts and standard errors over clips."""
+"""How well a perception network does on held-out clips, with counts and standard errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TOLERANCE = 1.25
 def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str, float | int]:
     """Scores of every ``every``-th frame of the clips, no memory at hand.
 
-    Depth is scored where it is known and neither the truth nor the estimate says sky or the truth says
-    moving: ``depth_abs_rel`` is the mean of |estimate / truth - 1|, ``depth_delta1`` the share within a
-    factor of 1.25, ``depth_abs_rel_scaled`` the first after every frame was brought to the truth's median;
-    each is the mean over clips. ``confidence_error`` is the mean distance between confidence and the share
-    within 1.25, over ten bins of confidence. IoUs are over the pixels of all clips together.
-    ``*_se`` is the standard error over clips, by jackknife.
+    Depth is scored where it is known and neither the truth nor the estimate says sky or the truth
+    says moving: ``depth_abs_rel`` is the mean of |estimate / truth - 1|, ``depth_delta1`` the
+    share within a factor of 1.25, ``depth_abs_rel_scaled`` the first after every frame was brought
+    to the truth's median; each is the mean over clips. ``confidence_error`` is the mean distance
+    between confidence and the share within 1.25, over ten bins of confidence. IoUs are over the
+    pixels of all clips together. ``*_se`` is the standard error over clips, by jackknife.
     """
     if not clips:
         raise ValueError('no clips to evaluate on')
@@ -77,8 +77,9 @@ def _scores(counts: Tensor) -> dict[str, Tensor]:
 
 
 def _count(perception: EmbeddedPerception, path: Path, every: int) -> Tensor:
-    """Sums over the pixels of one clip: the scores' numerators, and per bin of confidence the number of
-    pixels, the sum of confidence and the number within the tolerance."""
+    """Sums over the pixels of one clip: the scores' numerators, and per bin of confidence the
+    number of pixels, the sum of confidence and the number within the tolerance.
+    """
     clip = load_clip(path)
     frames = clip.frames[::every].movedim(-1, 1).float() / 255
     truth, sky, moving = clip.depth[::every], clip.sky[::every], clip.moving[::every]
