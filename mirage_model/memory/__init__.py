@@ -33,6 +33,10 @@ class Readout:
     offset: Float[Tensor, '*n 2 h w']
     depth_ratio: Float[Tensor, '*n h w']
 
+    def __getitem__(self, index) -> Readout:
+        """A part of the cameras, or with None one batch axis more."""
+        return Readout(**{name: value[index] for name, value in vars(self).items()})
+
 
 @runtime_checkable
 class Memory(Protocol):

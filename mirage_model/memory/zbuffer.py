@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from mirage_model.camera import Cameras, invert
 
@@ -144,3 +145,37 @@ def nearest(
     index = torch.where(found, LATEST - (best & LATEST), -1)
     rank = (best >> 32).int().view(torch.float32)
     return index.view(shape), torch.where(found, rank, torch.inf).view(shape)
+
+
+def surface_of(depth: Float[Tensor, 'n h w'], rule: Rule) -> Float[Tensor, 'n h w']:
+    """How near a point must be so that a camera which saw ``depth`` has surely seen through it.
+
+    To be sure near depth edges it is the nearest depth of the 3x3 cells around, less the tolerance, and 0
+    where one of them lies outside the view or has no depth.
+    """
+    valid = torch.isfinite(depth) & (depth > 0)
+    padded = F.pad(torch.where(valid, depth, 0.0), (1, 1, 1, 1))
+    surface = -F.max_pool2d(-padded[:, None], 3, stride=1)[:, 0]
+    return surface - surface * rule.tolerance
+
+
+def seen_through(
+    points: Points, depth: Float[Tensor, 'n h w'], views: Views, rule: Rule
+) -> Bool[Tensor, 'm']:
+    """Points that stand, by more than their size, in front of what the views' ``depth`` says they saw."""
+    surface = surface_of(depth, rule)
+    gone = torch.zeros_like(points.observed)
+    for camera in range(len(views.focal)):
+        u, v, distance = project(
+            points.position,
+            views.rotation[camera],
+            views.translation[camera],
+            views.focal[camera],
+            views.centre[camera],
+        )
+        inside = (distance >= rule.near) & (u >= -0.5) & (u < views.width - 0.5)
+        inside &= (v >= -0.5) & (v < views.height - 0.5)
+        column = torch.where(inside, torch.floor(u + 0.5), 0).long().clamp(max=views.width - 1)
+        row = torch.where(inside, torch.floor(v + 0.5), 0).long().clamp(max=views.height - 1)
+        gone |= inside & (distance + points.size < surface[camera, row, column])
+    return gone

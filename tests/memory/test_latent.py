@@ -12,8 +12,8 @@ import scenes
 import torch
 
 from mirage_model.camera import Cameras
-from mirage_model.memory.latent import LatentMemory, MemoryConfig, seen_through
-from mirage_model.memory.zbuffer import Views
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.zbuffer import Views, seen_through
 
 CHANNELS = 3
 CONFIG = MemoryConfig(channels=CHANNELS, dtype='float32')
@@ -167,8 +167,9 @@ def test_a_hole_in_the_depth_sees_through_nothing():
 )
 def test_seen_through_equals_the_loops(points, cameras, rule, depths):
     depth = torch.tensor(depths)[: len(cameras) * 24].view(-1, scenes.HEIGHT, scenes.WIDTH)
-    gone = seen_through(points, depth, cameras, rule=rule)
-    assert torch.equal(gone, oracle.seen_through(points, depth, Views.of(cameras), rule))
+    views = Views.of(cameras)
+    gone = seen_through(points, depth, views, rule)
+    assert torch.equal(gone, oracle.seen_through(points, depth, views, rule))
 
 
 def test_forks_do_not_see_each_other():

@@ -1,0 +1,287 @@
+"""The compiled inner loops of the memory on the CPU: the rule of `zbuffer`, bit for bit, without its passes.
+
+They take blocks by the addresses of their arrays, so that any number of blocks, in memory or mapped from a
+file, is read in one call and nothing is gathered first. Floats are float32 in the order of operations of
+`zbuffer`; fast-math stays off and nothing is contracted. They release the interpreter's lock.
+
+The arrays of a block of m cells: points (4, m) float32 (x, y, z, size); order (m,) uint32 (see `store`);
+written (2, m) float32 (depth, time); latents (m, c) bits of bfloat16, or float32.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import numba
+from numba import carray, njit
+from numba.core import cgutils
+from numba.extending import intrinsic
+import numpy as np
+
+TILE = 512
+"""Cells that are projected together before they compete, so that the projection is vectorised."""
+
+NOTHING = np.iinfo(np.int64).max
+IMAGINED = np.uint32(1 << 31)
+ZERO, HALF = np.float32(0.0), np.float32(0.5)
+INFINITY, NAN = np.float32(np.inf), np.float32(np.nan)
+
+compiled = njit(nogil=True, cache=True, error_model='numpy', fastmath=False)
+
+
+@intrinsic
+@no_type_check
+def _pointer(typing_context, address):
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return numba.types.voidptr(address), code
+
+
+@compiled
+@no_type_check
+def _project(points, start, stop, rotation, translation, focal, centre, u, v, depth):
+    """As `zbuffer.project`, for the cells start to stop of a block."""
+    xs, ys, zs = points[0, start:stop], points[1, start:stop], points[2, start:stop]
+    r00, r01, r02 = rotation[0, 0], rotation[0, 1], rotation[0, 2]
+    r10, r11, r12 = rotation[1, 0], rotation[1, 1], rotation[1, 2]
+    r20, r21, r22 = rotation[2, 0], rotation[2, 1], rotation[2, 2]
+    t0, t1, t2 = translation[0], translation[1], translation[2]
+    fx, fy, cx, cy = focal[0], focal[1], centre[0], centre[1]
+    for i in range(len(xs)):
+        x, y, z = xs[i], ys[i], zs[i]
+        across = ((r00 * x + r01 * y) + r02 * z) + t0
+        down = ((r10 * x + r11 * y) + r12 * z) + t1
+        along = ((r20 * x + r21 * y) + r22 * z) + t2
+        u[i] = (across / along) * fx + cx
+        v[i] = (down / along) * fy + cy
+        depth[i] = along
+
+
+@compiled
+@no_type_check
+def _place(order, u, v, depth, height, width, tolerance, near, far, rank, cell):
+    """Where one point a cell falls, and at which depth it competes, NaN where it does not."""
+    columns, last_column, last_row = (
+        np.float32(width),
+        np.float32(width - 1),
+        np.float32(height - 1),
+    )
+    for i in range(len(order)):
+        along = depth[i]
+        column, row = np.floor(u[i] + HALF), np.floor(v[i] + HALF)
+        inside = (along >= near) & (along < far) & (column >= ZERO) & (column <= last_column)
+        inside = inside & (row >= ZERO) & (row <= last_row)
+        farther = tolerance if order[i] >= IMAGINED else ZERO
+        rank[i] = along + along * farther if inside else NAN
+        cell[i] = np.int32(row * columns + column if inside else ZERO)
+
+
+@compiled
+@no_type_check
+def cull(lower, upper, count, planes, seen):
+    """Mark seen[camera, block] where the block's box is not outside one of the camera's planes.
+
+    planes is (n, p, 4) float64, (normal, distance), inside where normal . point + distance >= 0.
+    """
+    for camera in range(planes.shape[0]):
+        for block in range(lower.shape[0]):
+            inside = count[block] > 0
+            for plane in range(planes.shape[1]):
+                if not inside:
+                    break
+                reach = planes[camera, plane, 3]
+                for axis in range(3):
+                    normal = planes[camera, plane, axis]
+                    corner = upper[block, axis] if normal > 0 else lower[block, axis]
+                    reach += normal * corner
+                inside = reach >= 0
+            seen[camera, block] = inside
+
+
+@compiled
+@no_type_check
+def nearest_points(
+    cameras, blocks, count, points_at, order_at, rotation, translation, focal, centre,
+    height, width, tolerance, near, far, best, winner,
+):  # fmt: skip
+    """As `zbuffer.nearest` with footprint 1, over pairs of a camera and a block.
+
+    best (n, h * w) int64 holds the word that won, winner (n, h * w, 2) int32 its block and cell; both are
+    lowered in place, so that calls over parts of the pairs can be joined by their best.
+    """
+    u, v, depth = (
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+    )
+    rank, cell = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
+    bits, index = rank.view(np.int32), cell.view(np.uint32)
+    lowest = np.full(best.shape, INFINITY, np.float32)
+    for pair in range(len(cameras)):
+        camera, block = cameras[pair], blocks[pair]
+        m = count[block]
+        points = carray(_pointer(points_at[block]), (4, m), np.float32)
+        order = carray(_pointer(order_at[block]), (m,), np.uint32)
+        so_far = lowest[camera]
+        for start in range(0, m, TILE):
+            stop = min(start + TILE, m)
+            _project(
+                points, start, stop, rotation[camera], translation[camera],
+                focal[camera], centre[camera], u, v, depth,
+            )  # fmt: skip
+            _place(order[start:stop], u, v, depth, height, width, tolerance, near, far, rank, cell)
+            for i in range(stop - start):
+                where = index[i]
+                if rank[i] <= so_far[where]:
+                    word = (np.int64(bits[i]) << 32) | np.int64(order[start + i])
+                    if word < best[camera, where]:
+                        best[camera, where] = word
+                        winner[camera, where, 0] = block
+                        winner[camera, where, 1] = start + i
+                        so_far[where] = rank[i]
+
+
+@compiled
+@no_type_check
+def nearest_footprints(
+    cameras, blocks, count, points_at, order_at, rotation, translation, focal, centre,
+    height, width, reach, tolerance, near, far, only_observed, best, winner,
+):  # fmt: skip
+    """As `nearest_points`, with cells that cover up to ``reach`` cells to every side of their own."""
+    u, v, depth = (
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+    )
+    low = np.float32(-reach - 1)
+    high_u, high_v = np.float32(width + reach + 1), np.float32(height + reach + 1)
+    one_bits = np.empty(1, np.float32)
+    bits = one_bits.view(np.int32)
+    for pair in range(len(cameras)):
+        camera, block = cameras[pair], blocks[pair]
+        fx, fy = focal[camera, 0], focal[camera, 1]
+        m = count[block]
+        points = carray(_pointer(points_at[block]), (4, m), np.float32)
+        order = carray(_pointer(order_at[block]), (m,), np.uint32)
+        for start in range(0, m, TILE):
+            stop = min(start + TILE, m)
+            _project(
+                points, start, stop, rotation[camera], translation[camera],
+                focal[camera], centre[camera], u, v, depth,
+            )  # fmt: skip
+            for i in range(stop - start):
+                z, x, y = depth[i], u[i], v[i]
+                if not (
+                    z >= near and z < far and x > low and x < high_u and y > low and y < high_v
+                ):
+                    continue
+                imagined = order[start + i] >= IMAGINED
+                if only_observed and imagined:
+                    continue
+                size = points[3, start + i]
+                half_x, half_y = ((size * fx) / z) * HALF, ((size * fy) / z) * HALF
+                column, row = np.int64(np.floor(x + HALF)), np.int64(np.floor(y + HALF))
+                for to_row in range(max(0, row - reach), min(height, row + reach + 1)):
+                    off_y = abs(y - np.float32(to_row))
+                    if to_row != row and not off_y < half_y:
+                        continue
+                    for to_column in range(max(0, column - reach), min(width, column + reach + 1)):
+                        off_x = abs(x - np.float32(to_column))
+                        if to_column != column and not off_x < half_x:
+                            continue
+                        rank = z + z * max(off_x / fx, off_y / fy)
+                        if imagined:
+                            rank = rank + rank * tolerance
+                        one_bits[0] = rank
+                        word = (np.int64(bits[0]) << 32) | np.int64(order[start + i])
+                        where = to_row * width + to_column
+                        if word < best[camera, where]:
+                            best[camera, where] = word
+                            winner[camera, where, 0] = block
+                            winner[camera, where, 1] = start + i
+
+
+@compiled
+@no_type_check
+def join(best, winner):
+    """Lower best[0] and winner[0] to the best over the first axis."""
+    for part in range(1, best.shape[0]):
+        for camera in range(best.shape[1]):
+            for cell in range(best.shape[2]):
+                if best[part, camera, cell] < best[0, camera, cell]:
+                    best[0, camera, cell] = best[part, camera, cell]
+                    winner[0, camera, cell, 0] = winner[part, camera, cell, 0]
+                    winner[0, camera, cell, 1] = winner[part, camera, cell, 1]
+
+
+@compiled
+@no_type_check
+def gather(
+    best, winner, count, points_at, order_at, written_at, latents_at, half, rotation, translation,
+    focal, centre, width, now, latents, visible, observed, depth, ratio, age, offset,
+):  # fmt: skip
+    """Fill a readout from the winners; outputs are zero before, latents is (n, h * w, c) uint32 bits."""
+    u, v, z = np.empty(1, np.float32), np.empty(1, np.float32), np.empty(1, np.float32)
+    channels = latents.shape[2]
+    for camera in range(best.shape[0]):
+        for cell in range(best.shape[1]):
+            if best[camera, cell] == NOTHING:
+                continue
+            block, i = winner[camera, cell, 0], winner[camera, cell, 1]
+            m = count[block]
+            points = carray(_pointer(points_at[block]), (4, m), np.float32)
+            order = carray(_pointer(order_at[block]), (m,), np.uint32)
+            written = carray(_pointer(written_at[block]), (2, m), np.float32)
+            _project(
+                points, i, i + 1, rotation[camera], translation[camera],
+                focal[camera], centre[camera], u, v, z,
+            )  # fmt: skip
+            visible[camera, cell] = True
+            observed[camera, cell] = order[i] < IMAGINED
+            depth[camera, cell] = z[0]
+            ratio[camera, cell] = z[0] / written[0, i]
+            age[camera, cell] = now[camera] - written[1, i]
+            offset[camera, 0, cell] = u[0] - np.float32(cell % width)
+            offset[camera, 1, cell] = v[0] - np.float32(cell // width)
+            if half:
+                short = carray(_pointer(latents_at[block]), (m, channels), np.uint16)
+                for channel in range(channels):
+                    latents[camera, cell, channel] = np.uint32(short[i, channel]) << np.uint32(16)
+            else:
+                whole = carray(_pointer(latents_at[block]), (m, channels), np.uint32)
+                for channel in range(channels):
+                    latents[camera, cell, channel] = whole[i, channel]
+
+
+@compiled
+@no_type_check
+def seen_through(
+    cameras, blocks, count, points_at, rotation, translation, focal, centre,
+    surface, near, start_of, gone,
+):  # fmt: skip
+    """As `zbuffer.seen_through`; gone holds the blocks one after another from start_of[block]."""
+    u, v, depth = (
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+    )
+    height, width = surface.shape[1], surface.shape[2]
+    high_u, high_v = np.float32(width) - HALF, np.float32(height) - HALF
+    for pair in range(len(cameras)):
+        camera, block = cameras[pair], blocks[pair]
+        m = count[block]
+        points = carray(_pointer(points_at[block]), (4, m), np.float32)
+        for start in range(0, m, TILE):
+            stop = min(start + TILE, m)
+            _project(
+                points, start, stop, rotation[camera], translation[camera],
+                focal[camera], centre[camera], u, v, depth,
+            )  # fmt: skip
+            for i in range(stop - start):
+                z, x, y = depth[i], u[i], v[i]
+                if z >= near and x >= -HALF and x < high_u and y >= -HALF and y < high_v:
+                    column, row = np.int64(np.floor(x + HALF)), np.int64(np.floor(y + HALF))
+                    column, row = min(column, width - 1), min(row, height - 1)
+                    if z + points[3, start + i] < surface[camera, row, column]:
+                        gone[start_of[block] + start + i] = True

@@ -1,0 +1,172 @@
+"""Reads a store from cameras: culls its blocks, lets the cells compete, gathers the winners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Thread
+
+from jaxtyping import Bool, Float, Float32, Float64, Int
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirage_model.memory import Readout, kernels
+from mirage_model.memory.store import Store
+from mirage_model.memory.zbuffer import Rule, Views, surface_of
+
+SERIAL = 50_000
+"""Cells that are read by one thread sooner than a second one starts."""
+
+
+def frustum(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'n p 4']:
+    """Planes in the world, (normal, distance), whose inside holds all that covers a cell of the view.
+
+    ``reach`` is how many cells outside the view a point may lie; a hundredth of a cell is added.
+    """
+    rotation, shift = views.rotation.double().numpy(), views.translation.double().numpy()
+    focal, centre = views.focal.double().numpy(), views.centre.double().numpy()
+    margin = 0.51 + reach
+    planes = []
+    for axis, last in ((0, views.width - 1), (1, views.height - 1)):
+        for sign, beyond in ((1, centre[:, axis] + margin), (-1, last + margin - centre[:, axis])):
+            normal = (
+                sign * focal[:, axis, None] * rotation[:, axis] + beyond[:, None] * rotation[:, 2]
+            )
+            distance = sign * focal[:, axis] * shift[:, axis] + beyond * shift[:, 2]
+            planes.append(np.concatenate([normal, distance[:, None]], axis=1))
+    along = np.concatenate([rotation[:, 2], shift[:, 2:]], axis=1)
+    planes.append(along - [0, 0, 0, rule.near])
+    if np.isfinite(rule.far):
+        planes.append([0, 0, 0, rule.far] - along)
+    return np.stack(planes, axis=1)
+
+
+def in_view(
+    store: Store, views: Views, rule: Rule, *, reach: int
+) -> tuple[Int[np.ndarray, 'p'], Int[np.ndarray, 'p']]:
+    """Pairs of a camera and the slot of a block that the camera may see."""
+    seen = np.zeros((len(views.focal), len(store.count)), np.bool_)
+    planes = frustum(views, rule, reach=reach)
+    kernels.cull(store.lower, store.upper, store.count, planes, seen)
+    return seen.nonzero()
+
+
+def nearest(
+    store: Store, views: Views, rule: Rule, *, only_observed: bool = False
+) -> tuple[Int[np.ndarray, 'n cells'], Int[np.ndarray, 'n cells 2']]:
+    """The word that wins each cell, and the slot and the cell it belongs to; NOTHING where none does."""
+    assert rule.footprint > 1 or not only_observed
+    reach = rule.footprint // 2
+    cameras, slots = in_view(store, views, rule, reach=reach)
+    parts = _shares(store.count[slots])
+    shape = (len(parts), len(views.focal), views.height * views.width)
+    best = np.full(shape, kernels.NOTHING)
+    winner = np.zeros((*shape, 2), np.int32)
+    space = (store.count, store.address[0], store.address[1], *_pinholes(views))
+    limits = (np.float32(rule.tolerance), np.float32(rule.near), np.float32(rule.far))
+
+    def scan(part: int) -> None:
+        pairs = (cameras[parts[part]], slots[parts[part]])
+        size = (views.height, views.width)
+        if rule.footprint == 1:
+            kernels.nearest_points(*pairs, *space, *size, *limits, best[part], winner[part])
+        else:
+            kernels.nearest_footprints(
+                *pairs, *space, *size, reach, *limits, only_observed, best[part], winner[part]
+            )
+
+    _run(scan, len(parts))
+    kernels.join(best, winner)
+    return best[0], winner[0]
+
+
+def readout(
+    store: Store,
+    views: Views,
+    rule: Rule,
+    now: Float32[np.ndarray, 'n'],
+    *,
+    channels: int,
+    half: bool,
+) -> Readout:
+    """The readout of cameras at ``now`` seconds since the memory's origin."""
+    n, height, width = len(views.focal), views.height, views.width
+    cells = height * width
+    latents = np.zeros((n, cells, channels), np.uint32)
+    visible, observed = np.zeros((2, n, cells), np.bool_)
+    depth, age = np.zeros((2, n, cells), np.float32)
+    ratio = np.ones((n, cells), np.float32)
+    offset = np.zeros((n, 2, cells), np.float32)
+    best, winner = nearest(store, views, rule)
+    kernels.gather(
+        best, winner, store.count, *store.address, half, *_pinholes(views), width, now,
+        latents, visible, observed, depth, ratio, age, offset,
+    )  # fmt: skip
+    grid = (n, height, width)
+    return Readout(
+        latents=torch.from_numpy(latents.view(np.float32)).view(*grid, channels).movedim(-1, 1),
+        visible=torch.from_numpy(visible).view(grid),
+        observed=torch.from_numpy(observed).view(grid),
+        depth=torch.from_numpy(depth).view(grid),
+        age=torch.from_numpy(age).view(grid),
+        offset=torch.from_numpy(offset).view(n, 2, height, width),
+        depth_ratio=torch.from_numpy(ratio).view(grid).log(),
+    )
+
+
+def observed_surface(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
+    """The depth with which observed cells compete, infinite where there are none."""
+    best, _ = nearest(store, views, rule, only_observed=True)
+    depth = (best >> 32).astype(np.int32).view(np.float32)
+    depth = np.where(best == kernels.NOTHING, np.float32(np.inf), depth)
+    return torch.from_numpy(depth).view(len(views.focal), views.height, views.width)
+
+
+def seen_through(
+    store: Store, views: Views, depth: Float[Tensor, 'n h w'], rule: Rule
+) -> dict[int, Bool[np.ndarray, 'm']]:
+    """`zbuffer.seen_through` for the blocks in view; only those with a cell to remove."""
+    cameras, slots = in_view(store, views, rule, reach=0)
+    blocks = np.unique(slots)
+    stops = np.cumsum(store.count[blocks])
+    start_of = np.zeros(len(store.count), np.int64)
+    start_of[blocks] = stops - store.count[blocks]
+    gone = np.zeros(int(store.count[blocks].sum()), np.bool_)
+    surface = surface_of(depth, rule).numpy()
+    parts = _shares(store.count[slots])
+
+    def scan(part: int) -> None:
+        kernels.seen_through(
+            cameras[parts[part]], slots[parts[part]], store.count, store.address[0],
+            *_pinholes(views), surface, np.float32(rule.near), start_of, gone,
+        )  # fmt: skip
+
+    _run(scan, len(parts))
+    result = {}
+    for slot in np.unique(blocks[np.searchsorted(stops, np.flatnonzero(gone), side='right')]):
+        result[int(slot)] = gone[start_of[slot] : start_of[slot] + store.count[slot]]
+    return result
+
+
+def _pinholes(views: Views) -> tuple[np.ndarray, ...]:
+    names = ('rotation', 'translation', 'focal', 'centre')
+    return tuple(np.ascontiguousarray(getattr(views, name).numpy()) for name in names)
+
+
+def _shares(counts: Int[np.ndarray, 'p']) -> list[slice]:
+    """The pairs cut into as many shares of about as many cells as there are threads for them."""
+    total = int(counts.sum())
+    threads = max(1, min(torch.get_num_threads(), total // SERIAL))
+    stops = np.searchsorted(np.cumsum(counts), total * np.arange(1, threads) / threads)
+    edges = [0, *stops.tolist(), len(counts)]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
+
+
+def _run(work: Callable[[int], None], parts: int) -> None:
+    """Do all parts, the first in this thread: the kernels let go of the interpreter."""
+    threads = [Thread(target=work, args=(part,)) for part in range(1, parts)]
+    for thread in threads:
+        thread.start()
+    work(0)
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,125 @@
+"""The compiled way through the blocks gives the same bits as the rule in plain torch."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import scenes
+import torch
+
+from mirage_model.memory import kernels, reader, zbuffer
+from mirage_model.memory.store import IMAGINED, LATEST, Cells, Store
+from mirage_model.memory.zbuffer import Points, Rule, Views
+
+CHANNELS = 2
+
+
+def store_of(points: Points, writes: int = 3) -> Store:
+    """The points, none merged, as several writes would have left them."""
+    order = (LATEST - np.arange(len(points))).astype(np.uint32)
+    order = np.where(points.observed.numpy(), order, order | IMAGINED)
+    hot = torch.cat([points.position, points.size[:, None]], dim=1).T.contiguous().numpy()
+    store = Store()
+    for rows in np.array_split(np.arange(len(points)), writes):
+        cells = Cells(
+            points=np.ascontiguousarray(hot[:, rows]),
+            order=order[rows],
+            written=np.ones((2, len(rows)), np.float32),
+            latents=np.zeros((len(rows), CHANNELS), np.float32),
+        )
+        store = store.draft()
+        store.insert(cells, np.zeros(len(rows), np.int64), voxel=0.0)
+    assert len(store) == len(points)
+    return store
+
+
+def winners(store: Store, views: Views, rule: Rule, **options):
+    """Index of the point that won, in the order of writing, and its word."""
+    best, _ = reader.nearest(store, views, rule, **options)
+    word = torch.from_numpy(best).view(len(views.focal), views.height, views.width)
+    index = torch.where(word == kernels.NOTHING, -1, LATEST - (word & LATEST))
+    rank = (word >> 32).int().view(torch.float32)
+    return index, torch.where(word == kernels.NOTHING, math.inf, rank)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenes.points(finite=True), scenes.cameras(), scenes.rules)
+def test_nearest_equals_the_reference(points, cameras, rule):
+    views = Views.of(cameras)
+    index, rank = winners(store_of(points), views, rule)
+    expected_index, expected_rank = zbuffer.nearest(points, views, rule)
+    assert torch.equal(index, expected_index)
+    assert torch.equal(rank, expected_rank)
+
+
+def crowd(count: int, seed: int = 0, spread: float = 20.0) -> Points:
+    generator = torch.Generator().manual_seed(seed)
+    return Points(
+        position=(torch.rand(count, 3, generator=generator) - 0.5) * spread,
+        size=torch.rand(count, generator=generator) * 2 + 0.01,
+        observed=torch.rand(count, generator=generator) < 0.5,
+    )
+
+
+@pytest.mark.parametrize(('footprint', 'far'), [(1, math.inf), (5, 6.0)])
+def test_a_crowd_read_by_several_threads_equals_the_reference(footprint, far):
+    points, rule = crowd(200_000), Rule(footprint=footprint, tolerance=0.05, near=0.05, far=far)
+    rng = np.random.default_rng(0)
+    poses = [scenes.transform(rng.normal(size=3), rng.normal(size=3)) for _ in range(4)]
+    views = Views.of(scenes.camera_row(poses, height=12, width=20, fx=10, fy=12))
+    store, threads = store_of(points), torch.get_num_threads()
+    _, slots = reader.in_view(store, views, rule, reach=footprint // 2)
+    torch.set_num_threads(3)
+    try:
+        assert store.count[slots].sum() > 3 * reader.SERIAL or far == 6.0
+        index, rank = winners(store, views, rule)
+    finally:
+        torch.set_num_threads(threads)
+    expected_index, expected_rank = zbuffer.nearest(points, views, rule)
+    assert torch.equal(index, expected_index)
+    assert torch.equal(rank, expected_rank)
+
+
+def test_only_observed_cells_make_the_observed_surface():
+    points, rule = crowd(2000), Rule(footprint=3, tolerance=0.05, near=0.05, far=math.inf)
+    views = Views.of(scenes.camera_row([scenes.transform()], height=12, width=20, fx=10, fy=12))
+    surface = reader.observed_surface(store_of(points), views, rule)
+    seen = points.observed
+    points = Points(position=points.position[seen], size=points.size[seen], observed=seen[seen])
+    assert torch.equal(surface, zbuffer.nearest(points, views, rule)[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scenes.points(finite=True),
+    scenes.cameras(),
+    scenes.rules,
+    st.lists(st.sampled_from([0.5, 1.0, 4.0, 50.0, math.nan]), min_size=72, max_size=72),
+)
+def test_seen_through_equals_the_reference(points, cameras, rule, depths):
+    depth = torch.tensor(depths)[: len(cameras) * 24].view(-1, scenes.HEIGHT, scenes.WIDTH)
+    views, store = Views.of(cameras), store_of(points)
+    gone = set()
+    for slot, rows in reader.seen_through(store, views, depth, rule).items():
+        assert rows.any()
+        gone |= set((LATEST - (store.blocks[slot].order[rows] & LATEST).astype(int)).tolist())
+    expected = zbuffer.seen_through(points, depth, views, rule)
+    assert gone == set(expected.nonzero().squeeze(-1).tolist())
+
+
+def test_blocks_out_of_view_are_not_read():
+    points = crowd(20_000, spread=200.0)
+    store = store_of(points)
+    views = Views.of(scenes.camera_row([scenes.transform()], height=12, width=20, fx=10, fy=12))
+    rule = Rule(footprint=1, tolerance=0.05, near=0.05, far=20.0)
+    _, slots = reader.in_view(store, views, rule, reach=0)
+    u, v, depth = zbuffer.project(
+        points.position, views.rotation, views.translation, views.focal, views.centre
+    )
+    inside = (u > -0.5) & (u < 19.5) & (v > -0.5) & (v < 11.5) & (depth > 0.05) & (depth < 20)
+    read = store.count[slots].sum()
+    assert inside.sum() <= read <= 4 * inside.sum() < len(points) / 10
