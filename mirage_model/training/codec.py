@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 import numpy as np
 from safetensors import safe_open
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.codec import Codec, use_still_aware_convolutions
-from mirage_model.training.trainer import StepResult, TrainerConfig, checkpoints, fit, load_parameters
+from mirage_model.training.trainer import (
+    StepResult,
+    TrainerConfig,
+    checkpoints,
+    fit,
+    load_parameters,
+)
 
 TINY_VAE = {
     'base_dim': 24,
@@ -54,7 +61,7 @@ STAGES = {
     'stills': (CodecConfig(), TrainerConfig(steps=2400, learning_rate=2e-3, validate_every=500)),
     'video': (
         CodecConfig(frames=9, batch=4),
-        TrainerConfig(steps=1600, learning_rate=1e-3, validate_every=500),
+        TrainerConfig(steps=700, learning_rate=1.5e-3, warmup_steps=50, validate_every=350),
     ),
 }
 
@@ -85,7 +92,9 @@ class CodecObjective:
         if not self.paths or not self.validation_paths:
             raise ValueError(f'no clips in {clips} or {validation}')
 
-    def step(self, module, rng: np.random.Generator, generator: torch.Generator, step: int) -> StepResult:
+    def step(
+        self, module, rng: np.random.Generator, generator: torch.Generator, step: int
+    ) -> StepResult:
         chosen = rng.integers(len(self.paths), size=self.config.batch)
         frames = torch.stack([self._crop(self.paths[i], rng) for i in chosen])
         x = frames.movedim(2, 1) * 2 - 1
@@ -140,6 +149,23 @@ class CodecObjective:
 
 
 @torch.no_grad()
+def inflate(vae: AutoencoderKLWan) -> None:
+    """Start video from a codec that has only seen stills: every moment for itself.
+
+    Taps on earlier frames, which stills never train, become zero; the convolutions that halve and double
+    the frame rate keep the later frame and repeat it.
+    """
+    for module in vae.modules():
+        if not isinstance(module, WanCausalConv3d) or module.kernel_size[0] == 1:
+            continue
+        module.weight[:, :, :-1] = 0
+        if module.kernel_size == (3, 1, 1):
+            identity = torch.eye(module.in_channels)
+            module.weight[:, :, -1, 0, 0] = identity.repeat(module.out_channels // len(identity), 1)
+            module.bias.zero_()
+
+
+@torch.no_grad()
 def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
     """Set the VAE's latents_mean and latents_std from clips, every latent frame weighing the same."""
     codec = Codec(vae)
@@ -147,7 +173,7 @@ def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
     for path in paths:
         with safe_open(path, framework='pt') as file:
             x = file.get_slice('frames')[:17].permute(0, 3, 1, 2).float()[None] / 255
-        moments.append(vae.encode((x.movedim(2, 1) * 2 - 1)).latent_dist.mode())
+        moments.append(vae.encode(x.movedim(2, 1) * 2 - 1).latent_dist.mode())
     latents = torch.cat(moments).movedim(1, 0).flatten(1)
     vae.register_to_config(
         latents_mean=[round(v, 5) for v in latents.mean(dim=1).tolist()],
@@ -158,7 +184,9 @@ def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--clips', required=True, type=Path, help='folder with train/ and validation/')
+    parser.add_argument(
+        '--clips', required=True, type=Path, help='folder with train/ and validation/'
+    )
     parser.add_argument('--run', required=True, type=Path)
     parser.add_argument('--stage', choices=tuple(STAGES), action='append', help='default: all')
     parser.add_argument('--steps', type=int, help='instead of the stage’s own count')
@@ -176,6 +204,8 @@ def main() -> None:
         )
         if start is not None:
             load_parameters(objective.module, start)
+        if name == 'video':
+            inflate(vae)
         run = arguments.run / name
         fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': TINY_VAE})
         start = checkpoints(run)[-1]

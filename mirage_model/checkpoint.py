@@ -1,0 +1,214 @@
+"""A model is a folder: diffusers' layout for backbone, VAE and scheduler, ours for the rest.
+
+``model.json``, ``transformer/``, ``vae/``, ``scheduler/``, ``side_branch/`` (with the adapter, if there is
+one), ``text/embedding.safetensors`` and, where the embedded network estimates depth, ``perception/``.
+Weights are safetensors only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+import hashlib
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+import torch
+from torch import Tensor, nn
+
+from mirage_model.adapters import load_adapter
+from mirage_model.backbone import Backbone
+from mirage_model.codec import Codec
+from mirage_model.perception import Perception
+from mirage_model.perception.embedded import EmbeddedPerception, load_network
+from mirage_model.sampler import SCHEDULERS, Scheduler
+from mirage_model.side_branch import SideBranch, SideBranchConfig
+
+EMBEDDED = Path(__file__).parent / 'weights' / 'mirage-tiny'
+_UNPICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """``model.json``. ``steps`` is the sampler's default; the first frame of every chunk is given.
+
+    ``footprint`` is the largest number of cells, along a side, that one remembered cell may cover.
+    """
+
+    name: str
+    height: int
+    width: int
+    chunk_frames: int
+    frame_rate: float
+    steps: int
+    footprint: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Everything that a rollout needs. ``text`` is (words, dim); ``sha256`` is over all weights."""
+
+    config: ModelConfig
+    codec: Codec
+    backbone: Backbone
+    scheduler: Scheduler
+    text: Float[Tensor, 'words dim']
+    perception: Perception
+    sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.device
+
+    @property
+    def new_frames(self) -> int:
+        """Frames that a chunk adds to the one it was given."""
+        return self.config.chunk_frames - 1
+
+
+def load_model(
+    folder: Path = EMBEDDED, *, device: str = 'cpu', dtype: torch.dtype = torch.float32
+) -> Model:
+    """Load a model folder.
+
+    Raises ValueError that names the file that is missing, pickled, cut short or of the wrong shape.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f'no model folder at {folder}')
+    for path in sorted(folder.rglob('*')):
+        if path.suffix in _UNPICKLED:
+            raise ValueError(f'{path} may hold a pickle and is refused: convert it to safetensors')
+    config = _read_config(folder / 'model.json')
+    codec = Codec(_pretrained(AutoencoderKLWan, folder / 'vae', torch.float32).to(device))
+    codec.latent_frames(config.chunk_frames)
+    wan = _pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
+    side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
+    if (folder / 'side_branch' / 'adapter.safetensors').exists():
+        load_adapter(folder / 'side_branch', wan)
+    backbone = Backbone(wan, side_branch).to(device).eval().requires_grad_(False)
+    text_path = folder / 'text' / 'embedding.safetensors'
+    text = _tensors(text_path).get('embedding')
+    if text is None or text.ndim != 2 or text.shape[1] != wan.config.text_dim:
+        raise ValueError(
+            f'{text_path} must hold `embedding` of shape (words, {wan.config.text_dim})'
+        )
+    return Model(
+        config=config,
+        codec=codec,
+        backbone=backbone,
+        scheduler=_load_scheduler(folder / 'scheduler' / 'scheduler_config.json'),
+        text=text.to(device, dtype),
+        perception=EmbeddedPerception(load_network(folder / 'perception').to(device)),
+        sha256=_sha256(folder),
+    )
+
+
+def save_model(
+    folder: Path,
+    *,
+    config: ModelConfig,
+    vae: AutoencoderKLWan,
+    backbone: Backbone,
+    scheduler: Scheduler,
+    text: Float[Tensor, 'words dim'],
+) -> None:
+    """Write all but the perception network and the adapter, which have writers of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'model.json').write_text(json.dumps(asdict(config), indent=2) + '\n')
+    vae.save_pretrained(folder / 'vae')
+    backbone.wan.save_pretrained(folder / 'transformer')
+    scheduler.save_pretrained(folder / 'scheduler')
+    (folder / 'side_branch').mkdir(exist_ok=True)
+    side = backbone.side_branch
+    (folder / 'side_branch' / 'config.json').write_text(json.dumps(asdict(side.config)) + '\n')
+    save_file(
+        {k: v.contiguous() for k, v in side.state_dict().items()},
+        folder / 'side_branch' / 'model.safetensors',
+    )
+    (folder / 'text').mkdir(exist_ok=True)
+    save_file({'embedding': text.contiguous()}, folder / 'text' / 'embedding.safetensors')
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        return ModelConfig(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f'{path} is missing') from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f'{path} is no model configuration: {error}') from None
+
+
+def _pretrained(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """diffusers' loader, but strict: it would fill missing weights with random ones."""
+    if not (folder / 'config.json').is_file():
+        raise ValueError(f'{folder / "config.json"} is missing')
+    if not any(folder.glob('*.safetensors')):
+        raise ValueError(f'{folder} has no safetensors weights')
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f'{folder} cannot be loaded: {error}') from error
+    wrong = {
+        key: info[key]
+        for key in ('missing_keys', 'mismatched_keys', 'unexpected_keys')
+        if info[key]
+    }
+    if wrong:
+        raise ValueError(f'{folder} does not fit its config.json: {wrong}')
+    return model
+
+
+def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
+    try:
+        config = json.loads((folder / 'config.json').read_text())
+    except FileNotFoundError:
+        raise ValueError(f'{folder / "config.json"} is missing') from None
+    side_branch = SideBranch(wan, SideBranchConfig(layers=tuple(config['layers'])))
+    path = folder / 'model.safetensors'
+    try:
+        side_branch.load_state_dict(_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(f'{path} does not fit the backbone: {error}') from None
+    return side_branch
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f'{path} is missing') from None
+    except SafetensorError as error:
+        raise ValueError(f'{path} is damaged or no safetensors file: {error}') from None
+
+
+def _load_scheduler(path: Path) -> Scheduler:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f'{path} is missing') from None
+    name = config.get('_class_name')
+    if name not in SCHEDULERS:
+        raise ValueError(
+            f'{path}: the scheduler must be one of {sorted(SCHEDULERS)}, got {name!r}'
+        )
+    return SCHEDULERS[name].from_config(config)
+
+
+def _sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob('*.safetensors')):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open('rb') as file:
+            digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()

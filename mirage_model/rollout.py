@@ -1,0 +1,90 @@
+"""Imagine along a path, chunk by chunk, on a memory that grows with what was imagined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+from mirage_model.camera import Cameras, concatenate, rays, resized
+from mirage_model.checkpoint import Model
+from mirage_model.memory import Memory, Readout
+from mirage_model.remember import keep_mask
+from mirage_model.sampler import sample_chunk
+from mirage_model.side_branch import side_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImaginedChunk:
+    """New frames in 0..1, their cameras, and what the memory held at each before it was imagined."""
+
+    frames: Float[Tensor, 'n 3 H W']
+    cameras: Cameras
+    remembered: Readout
+
+
+@torch.no_grad()
+def rollout(
+    model: Model,
+    memory: Memory,
+    context_frame: Float[Tensor, '1 3 H W'],
+    context_camera: Cameras,
+    cameras: Cameras,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[ImaginedChunk]:
+    """Yield the frames that ``cameras`` see, the path's start being ``context_frame``.
+
+    ``memory`` is written to as the rollout goes. A latent frame takes the camera of the last frame it
+    stands for, for reading and for writing. Raises ValueError if the number of cameras is no multiple of
+    the new frames of a chunk, and Cancelled within one denoising step.
+    """
+    if len(cameras) == 0 or len(cameras) % model.new_frames:
+        raise ValueError(
+            f'{len(cameras)} frames do not fit: the count must be a multiple of {model.new_frames}'
+        )
+    stride = model.codec.temporal_stride
+    for start in range(0, len(cameras), model.new_frames):
+        new = cameras[start : start + model.new_frames]
+        chunk = concatenate([context_camera, new])
+        latent_cameras = _on_grid(chunk[::stride], model)
+        readout = memory.readout(latent_cameras)
+        latents = sample_chunk(
+            model.backbone,
+            model.scheduler,
+            context=model.codec.encode_stills(context_frame)[:, :, None],
+            latent_frames=len(latent_cameras),
+            side=side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None]),
+            text=model.text[None],
+            steps=steps,
+            generator=generator,
+            cancelled=cancelled,
+        )
+        frames = model.codec.decode(latents)[0, 1:].clamp(0, 1)
+        imagined = ImaginedChunk(
+            frames=frames, cameras=new, remembered=memory.readout(_on_grid(new, model))
+        )
+
+        last_of_latent = frames[stride - 1 :: stride]
+        seen = model.perception.estimate(last_of_latent, new[stride - 1 :: stride], readout[1:])
+        seen_on_grid = _on_grid(seen.cameras, model)
+        depth, keep = keep_mask(seen, height=seen_on_grid.height, width=seen_on_grid.width)
+        memory.write(
+            model.codec.encode_stills(last_of_latent),
+            depth,
+            seen_on_grid,
+            keep=keep,
+            observed=False,
+        )
+        context_frame, context_camera = frames[-1:], new[-1:]
+        yield imagined
+
+
+def _on_grid(cameras: Cameras, model: Model) -> Cameras:
+    stride = model.codec.spatial_stride
+    return resized(cameras, cameras.height // stride, cameras.width // stride)

@@ -1,0 +1,64 @@
+"""Denoise one chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+from mirage_model.backbone import Backbone
+from mirage_model.interface import Cancelled
+
+Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
+SCHEDULERS = {
+    'FlowMatchEulerDiscreteScheduler': FlowMatchEulerDiscreteScheduler,
+    'UniPCMultistepScheduler': UniPCMultistepScheduler,
+}
+
+
+def tiny_scheduler() -> Scheduler:
+    """The scheduler that mirage-tiny ships: UniPC on flow matching, as Wan2.2 does."""
+    return UniPCMultistepScheduler(
+        prediction_type='flow_prediction', use_flow_sigmas=True, flow_shift=3.0
+    )
+
+
+@torch.no_grad()
+def sample_chunk(
+    backbone: Backbone,
+    scheduler: Scheduler,
+    *,
+    context: Float[Tensor, 'b c context h w'],
+    latent_frames: int,
+    side: Float[Tensor, 'b s k h w'] | None,
+    text: Float[Tensor, 'b words dim'],
+    steps: int,
+    generator: torch.Generator,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Float[Tensor, 'b c k h w']:
+    """Latents of a chunk: the clean ``context`` first, unchanged, then what was imagined.
+
+    The context carries timestep 0 at every step. Noise is drawn on the CPU, so that a seed gives the same
+    noise on every device. Raises Cancelled as soon as ``cancelled()`` is true between two steps.
+    """
+    if steps < 1:
+        raise ValueError(f'the number of steps must be at least 1, got {steps}')
+    b, c, n_context, h, w = context.shape
+    if not 0 < n_context < latent_frames:
+        raise ValueError(f'{n_context} context frames do not fit a chunk of {latent_frames}')
+    shape = (b, c, latent_frames - n_context, h, w)
+    target = torch.randn(shape, generator=generator).to(context)
+    # the scheduler keeps its state in itself: a copy of its own for every chunk
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(steps, device=context.device)
+    for timestep in scheduler.timesteps:
+        if cancelled():
+            raise Cancelled
+        times = timestep.float().expand(b, latent_frames).clone()
+        times[:, :n_context] = 0
+        velocity = backbone(torch.cat([context, target], dim=2), times, text, side)
+        target = scheduler.step(velocity[:, :, n_context:], timestep, target, return_dict=False)[0]
+    return torch.cat([context, target], dim=2)
