@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path as FilePath
 import queue
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -20,6 +21,7 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import MultiThreadedExecutor
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -55,6 +57,8 @@ class MirageNode(Node):
     def __init__(self, load: Callable[[Settings], EngineProtocol] = load_engine):
         super().__init__('mirage')
         self._settings = settings = declare(self)
+        if settings.base_from_camera:
+            convert.matrix_from_numbers(settings.base_from_camera, name='base_from_camera')
         engine = load(settings)
         self._engine = engine.describe()
         self._seeds = SeedBuffer(use_depth=settings.use_depth, tolerance=settings.stamp_tolerance)
@@ -355,26 +359,30 @@ class MirageNode(Node):
             self.get_logger().error(f'{what} refused: {error}')
 
 
-def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> None:
-    """Run until SIGINT or SIGTERM, then end every request with its answer."""
+def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
+    """Run until SIGINT or SIGTERM, then end every request with its answer. Returns the exit code."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = MirageNode(load)
-        executor = MultiThreadedExecutor(num_threads=node.threads)
-        executor.add_node(node)
-        spinning = threading.Thread(target=executor.spin, name='executor')
-        spinning.start()
-        stop.wait()
-        node.close()
-        executor.shutdown(timeout_sec=5.0)
-        spinning.join()
-        node.destroy_node()
-    finally:
+    except ValueError as error:
+        get_logger('mirage').fatal(str(error))
         rclpy.try_shutdown()
+        return 1
+    executor = MultiThreadedExecutor(num_threads=node.threads)
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, name='executor')
+    spinning.start()
+    stop.wait()
+    node.close()
+    executor.shutdown()
+    spinning.join()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import os
 from pathlib import Path
+import sys
 import time
 
 import numpy as np
@@ -25,7 +26,7 @@ from mirage_model.interface import (
 
 
 class InstantEngine:
-    """Pictures from memory: the seed's, brighter with every frame. A mask in three bands."""
+    """The seed's picture, or its mean colour at another size, brighter with every frame. A mask in three bands."""
 
     def __init__(
         self,
@@ -80,7 +81,8 @@ class InstantEngine:
             part = slice(index * n, (index + 1) * n)
             brightness = np.arange(part.start, part.stop) + 1 + request.seed
             frames = np.empty((n, about.height, about.width, 3), np.uint8)
-            frames[:] = view.image.mean(axis=(0, 1)).astype(np.uint8)
+            same_size = view.image.shape == frames.shape[1:]
+            frames[:] = view.image if same_size else view.image.mean(axis=(0, 1)).astype(np.uint8)
             frames += brightness.astype(np.uint8)[:, None, None, None]
             yield Chunk(
                 request_id=request.request_id,
@@ -136,4 +138,4 @@ if __name__ == '__main__':
     numbers = {
         name: float(value) if '.' in value else int(value) for name, value in options.items()
     }
-    main(lambda settings: InstantEngine(**numbers))
+    sys.exit(main(lambda settings: InstantEngine(**numbers)))
