@@ -86,3 +86,26 @@ def seen_through(points: Points, depth, views: Views, rule: Rule):
                 surface = around.min() - around.min() * np.float32(rule.tolerance)
                 gone[point] |= distance + points.size[point].numpy() < surface
     return torch.from_numpy(gone)
+
+
+def merge(held, new, voxel):
+    """What a memory holds after a write of one origin; cells are dicts, in the order of writing.
+
+    A cell has ``position``, ``size``, ``observed``, ``camera`` (its place in the write) and whatever else.
+    """
+
+    def key(cell):
+        level = min(max(math.floor(math.log2(cell['size'])), -12), 20)
+        edge = voxel * 2.0**level
+        return (level, *(math.floor(value / edge) for value in cell['position']))
+
+    entered = []
+    for cell in new:
+        rivals = [other for other in held if key(other) == key(cell)]
+        if not cell['observed'] and any(other['observed'] for other in rivals):
+            continue
+        same = [other for other in new if key(other) == key(cell)]
+        if cell['camera'] == max(other['camera'] for other in same):
+            entered.append(cell)
+    taken = {key(cell) for cell in entered}
+    return [cell for cell in held if key(cell) not in taken] + entered
