@@ -154,7 +154,6 @@ def _pretrained(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            low_cpu_mem_usage=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -9,7 +9,6 @@ from jaxtyping import Float
 import torch
 from torch import Tensor
 
-from mirage_model.backbone import Backbone
 from mirage_model.interface import Cancelled
 
 Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
@@ -28,7 +27,7 @@ def tiny_scheduler() -> Scheduler:
 
 @torch.no_grad()
 def sample_chunk(
-    backbone: Backbone,
+    velocity_of: Callable[..., Tensor],
     scheduler: Scheduler,
     *,
     context: Float[Tensor, 'b c context h w'],
@@ -41,6 +40,7 @@ def sample_chunk(
 ) -> Float[Tensor, 'b c k h w']:
     """Latents of a chunk: the clean ``context`` first, unchanged, then what was imagined.
 
+    ``velocity_of`` is called as `Backbone.forward` is.
     The context carries timestep 0 at every step. Noise is drawn on the CPU, so that a seed gives the same
     noise on every device. Raises Cancelled as soon as ``cancelled()`` is true between two steps.
     """
@@ -59,6 +59,6 @@ def sample_chunk(
             raise Cancelled
         times = timestep.float().expand(b, latent_frames).clone()
         times[:, :n_context] = 0
-        velocity = backbone(torch.cat([context, target], dim=2), times, text, side)
+        velocity = velocity_of(torch.cat([context, target], dim=2), times, text, side)
         target = scheduler.step(velocity[:, :, n_context:], timestep, target, return_dict=False)[0]
     return torch.cat([context, target], dim=2)

@@ -1,0 +1,78 @@
+"""Real parts at tiny sizes, with random weights, as a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+import torch
+
+from mirage_model.backbone import Backbone
+from mirage_model.checkpoint import ModelConfig, save_model
+from mirage_model.perception.embedded import Network, NetworkConfig, save_network
+from mirage_model.sampler import tiny_scheduler
+from mirage_model.side_branch import SideBranch, SideBranchConfig
+
+HEIGHT, WIDTH, CHANNELS, CHUNK_FRAMES = 32, 48, 4, 9
+
+
+def small_vae(seed: int = 0) -> AutoencoderKLWan:
+    torch.manual_seed(seed)
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=CHANNELS,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[True, True],
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=8,
+        scale_factor_temporal=4,
+        latents_mean=[0.1] * CHANNELS,
+        latents_std=[0.5] * CHANNELS,
+    )
+
+
+def small_backbone(seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
+    wan = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=3,
+    )
+    return Backbone(wan, SideBranch(wan, SideBranchConfig(layers=(0, 2))))
+
+
+def save_small_model(folder: Path, seed: int = 0) -> Path:
+    """A whole model folder in which the side branch is no longer zero, so that the memory matters."""
+    backbone = small_backbone(seed)
+    with torch.no_grad():
+        for projection in backbone.side_branch.proj_out:
+            projection.weight.normal_(std=0.5)
+    save_model(
+        folder,
+        config=ModelConfig(
+            name='small-random',
+            height=HEIGHT,
+            width=WIDTH,
+            chunk_frames=CHUNK_FRAMES,
+            frame_rate=8.0,
+            steps=2,
+            footprint=3,
+        ),
+        vae=small_vae(seed),
+        backbone=backbone,
+        scheduler=tiny_scheduler(),
+        text=torch.randn(1, 8),
+    )
+    save_network(folder / 'perception', Network(NetworkConfig(widths=(8, 8, 8, 8))))
+    return folder
