@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import math
+from pathlib import Path
 from threading import Lock
 from typing import Literal
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, unproject
-from mirage_model.memory import Readout, reader
-from mirage_model.memory.store import IMAGINED, LATEST, Cells, Store
+from mirage_model.memory import Readout, file, reader
+from mirage_model.memory.store import IMAGINED, LATEST, Cells, Store, no_cells
 from mirage_model.memory.zbuffer import Rule, Views
 
 
@@ -119,6 +120,8 @@ class LatentMemory:
                     store.put(slot, store.blocks[slot].take(~gone))
             else:
                 keep = keep & ~self._hides_observed(depth, views)
+            if self._written + keep.numel() > LATEST:
+                self._written = store.renumber()
             cells = self._cells(latents, depth, cameras, keep, observed=observed)
             camera = keep.nonzero()[:, 0].numpy()
             added = store.insert(cells, camera, voxel=self.config.voxel)
@@ -141,6 +144,52 @@ class LatentMemory:
         )
         device = cameras.K.device
         return Readout(**{name: value.to(device) for name, value in vars(readout).items()})
+
+    def save(self, path: Path) -> None:
+        """Write the memory to one safetensors file; a file that is there is replaced whole or not at all."""
+        store, origin = self._store, self._origin
+        cells = store.cells() or no_cells(self.config.channels, _BITS[self.config.dtype])
+        latents = torch.from_numpy(cells.latents)
+        if self.config.dtype == 'bfloat16':
+            latents = latents.view(torch.bfloat16)
+        tensors = {
+            'position': torch.from_numpy(cells.points[:3].T.copy()),
+            'size': torch.from_numpy(cells.points[3].copy()),
+            'depth': torch.from_numpy(cells.written[0].copy()),
+            'time': torch.from_numpy(cells.written[1].copy()),
+            'observed': torch.from_numpy(cells.observed),
+            'serial': torch.arange(len(cells), dtype=torch.int32),
+            'latents': latents,
+        }
+        file.save(path, tensors, {'config': asdict(self.config), 'origin': origin})
+
+    @classmethod
+    def load(cls, path: Path) -> LatentMemory:
+        """The memory that was saved. Raises ValueError, naming the file, for one that it cannot trust."""
+        tensors, about = file.load(path)
+        try:
+            memory = cls(MemoryConfig(**about['config']))
+            memory._origin = None if about['origin'] is None else float(about['origin'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{path}: its description is damaged: {error}') from error
+        config, latents = memory.config, tensors['latents']
+        if latents.shape[1] != config.channels or latents.dtype != getattr(torch, config.dtype):
+            raise ValueError(f'{path}: latents are {latents.dtype} {tuple(latents.shape)}')
+        order = (LATEST - tensors['serial'].numpy().astype(np.int64)).astype(np.uint32)
+        every = Cells(
+            points=torch.cat([tensors['position'], tensors['size'][:, None]], 1)
+            .T.contiguous()
+            .numpy(),
+            order=np.where(tensors['observed'].numpy(), order, order | IMAGINED),
+            written=torch.stack([tensors['depth'], tensors['time']]).numpy(),
+            latents=_bits(latents),
+        )
+        # as one camera's, none of them takes another's place
+        for rows in (every.observed, ~every.observed):
+            part = every.take(rows)
+            memory._store.insert(part, np.zeros(len(part), np.int64), voxel=config.voxel)
+        memory._written = 1 + int(tensors['serial'].max()) if len(order) else 0
+        return memory
 
     def _check(self, latents: Tensor, depth: Tensor, cameras: Cameras, keep: Tensor) -> None:
         grid = (len(cameras), cameras.height, cameras.width)
@@ -193,6 +242,9 @@ class LatentMemory:
             written=torch.stack([depth[keep], time[keep]]).numpy(),
             latents=_bits(kept),
         )
+
+
+_BITS = {'bfloat16': np.dtype(np.uint16), 'float32': np.dtype(np.float32)}
 
 
 def _bits(latents: Float[Tensor, 'm c']) -> np.ndarray:

@@ -9,7 +9,7 @@ reader that holds a store sees all of a write or nothing of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped, UInt32
 import numpy as np
@@ -118,9 +118,9 @@ class Store:
         arrays = (self.lower, self.upper, self.count, self.newest, self.address)
         return sum(values.nbytes for values in arrays) + 300 * len(self.blocks)
 
-    def filled(self) -> Int[np.ndarray, 'b']:
+    def filled(self) -> list[int]:
         """The slots that hold cells."""
-        return np.flatnonzero(self.count)
+        return np.flatnonzero(self.count).tolist()
 
     def draft(self) -> Store:
         """A store with the same blocks, to be changed."""
@@ -170,6 +170,27 @@ class Store:
         self.newest[slot] = cells.written[1].max()
         arrays = (cells.points, cells.order, cells.written, cells.latents)
         self.address[:, slot] = [values.ctypes.data for values in arrays]
+
+    def cells(self) -> Cells | None:
+        """All cells in the order in which they were written; None where there are none."""
+        blocks = [self.blocks[slot] for slot in self.filled()]
+        if not blocks:
+            return None
+        every = joined(blocks)
+        return every.take(np.argsort(LATEST - (every.order & LATEST).astype(np.int64)))
+
+    def renumber(self) -> int:
+        """Give the cells the serial numbers from 0 on, in the same order; return how many there are."""
+        slots = self.filled()
+        if not slots:
+            return 0
+        order = np.concatenate([self.blocks[slot].order for slot in slots])
+        serial = np.empty(len(order), np.int64)
+        serial[np.argsort(LATEST - (order & LATEST).astype(np.int64))] = np.arange(len(order))
+        order = (order & IMAGINED) | (LATEST - serial).astype(np.uint32)
+        for slot, part in zip(slots, np.split(order, np.cumsum(self.count[slots])[:-1])):
+            self.put(slot, replace(self.blocks[slot], order=part.copy()))
+        return len(order)
 
     def insert(self, cells: Cells, camera: Int[np.ndarray, 'm'], *, voxel: float) -> int:
         """Add cells of one origin, ordered by camera, and return how many entered.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import Event, Thread
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.store import LATEST
 from mirage_model.memory.zbuffer import Views, seen_through
 
 CHANNELS = 3
@@ -209,3 +211,43 @@ def test_bad_writes_are_refused_and_say_where():
 def test_a_config_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MemoryConfig(**{'channels': 3} | wrong)
+
+
+def test_a_reader_sees_a_write_whole_or_not_at_all():
+    memory = LatentMemory(CONFIG)
+    camera = at(0, 0, 0)
+
+    def write(value):
+        latents = torch.full((1, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
+        memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
+
+    write(0)
+    failures, done = [], Event()
+
+    def read():
+        while not done.is_set():
+            readout = memory.readout(camera)
+            if not readout.visible.all() or len(readout.latents.unique()) != 1:
+                failures.append(readout)
+
+    readers = [Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for value in range(1, 100):
+        write(value)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+    assert memory.readout(camera).latents.eq(99).all()
+
+
+def test_serial_numbers_start_again_before_they_run_out():
+    memory = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', voxel=0.0))
+    camera = at(0, 0, 0)
+    memory._written = LATEST - 3 * 24
+    for value in range(5):
+        latents = torch.full((1, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
+        memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
+        assert memory.readout(camera).latents.eq(value).all()  # of equals the later wins
+    assert memory._written < LATEST / 2 and len(memory) == 5 * 24
