@@ -29,6 +29,7 @@ FRAME_RATE = 8.0
 HEIGHT, WIDTH = 96, 160
 
 _TICS_PER_FRAME = 4  # 35 tics a second, so nearly the frame rate
+_SETTLING_TICS = 20  # before them a new player does not turn
 _SUPERSAMPLING = 4
 _RENDER_HEIGHT, _RENDER_WIDTH = 480, 640
 _CROP_TOP = (_RENDER_HEIGHT - _SUPERSAMPLING * HEIGHT) // 2
@@ -307,7 +308,7 @@ class DoomWorld:
         self._game.init()
         for command in ('god', 'notarget'):
             self._game.send_game_command(command)
-        self._game.make_action([0], _TICS_PER_FRAME)
+        self._game.make_action([0], _SETTLING_TICS)
         return self
 
     def __exit__(self, *_) -> None:
