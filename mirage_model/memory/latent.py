@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import math
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, unproject
 from mirage_model.memory import Readout, file, reader
+from mirage_model.memory.limits import Policy, forget, page_out
 from mirage_model.memory.store import IMAGINED, LATEST, Cells, Store, no_cells
 from mirage_model.memory.zbuffer import Rule, Views
 
@@ -28,6 +29,11 @@ class MemoryConfig:
     cell that stands further than this in front of an observed surface is refused, an old cell that
     stands further than this in front of what a sensor sees now is removed, and within it an
     observed cell wins over an imagined.
+
+    ``voxel`` is the edge of a voxel as a share of the size of the cells in it; a voxel keeps the
+    cells of the camera that wrote last, whole, and 0 keeps every cell. ``capacity`` cells are held
+    at most, those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the
+    rest, furthest from the last camera, in ``folder``; 0 sets no bound.
     """
 
     channels: int
@@ -37,6 +43,10 @@ class MemoryConfig:
     near: float = 0.05
     far: float = math.inf
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
+    capacity: int = 0
+    policy: Policy = 'oldest'
+    resident: int = 0
+    folder: str = ''
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -45,6 +55,14 @@ class MemoryConfig:
             raise ValueError(f'footprint must be an odd number of cells, got {self.footprint}')
         if not 0 <= self.voxel < math.inf:
             raise ValueError(f'voxel must be a number of footprints, or 0, got {self.voxel}')
+        if self.capacity < 0 or self.resident < 0:
+            raise ValueError(
+                f'capacity and resident count cells: {self.capacity}, {self.resident}'
+            )
+        if self.policy not in get_args(Policy):
+            raise ValueError(f'policy must be one of {get_args(Policy)}, got {self.policy!r}')
+        if self.resident and not (self.folder and Path(self.folder).is_dir()):
+            raise ValueError(f'a bound on resident cells needs a folder, got {self.folder!r}')
         if not 0 <= self.tolerance < 1:
             raise ValueError(f'tolerance must be a share in 0..1, got {self.tolerance}')
         if not 0 < self.near < self.far:
@@ -79,8 +97,14 @@ class LatentMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the cells; `index_nbytes` is the directory's."""
+        """Bytes of the cells, on disk or not; `index_nbytes` is the directory's."""
         return sum(block.nbytes for block in self._store.blocks if block is not None)
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes of the cells that are not on disk."""
+        store = self._store
+        return sum(store.blocks[slot].nbytes for slot in store.filled() if not store.mapped[slot])
 
     @property
     def index_nbytes(self) -> int:
@@ -126,6 +150,11 @@ class LatentMemory:
             camera = keep.nonzero()[:, 0].numpy()
             added = store.insert(cells, camera, voxel=self.config.voxel)
             self._written += len(cells)
+            centre = cameras.world_from_camera[-1, :3, 3].numpy()
+            if self.config.capacity:
+                forget(store, self.config.capacity, self.config.policy, centre)
+            if self.config.resident:
+                page_out(store, self.config.resident, Path(self.config.folder), centre)
             self._store = store
         return added
 

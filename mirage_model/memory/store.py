@@ -106,6 +106,7 @@ class Store:
         self.upper = np.zeros((0, 3), np.float32)
         self.count = np.zeros(0, np.int64)
         self.newest = np.zeros(0, np.float32)
+        self.mapped = np.zeros(0, np.bool_)
         # points, order, written, latents
         self.address = np.zeros((4, 0), np.int64)
 
@@ -115,7 +116,7 @@ class Store:
     @property
     def index_nbytes(self) -> int:
         """Bytes of the directory: its arrays, and about 300 for the objects of a block."""
-        arrays = (self.lower, self.upper, self.count, self.newest, self.address)
+        arrays = (self.lower, self.upper, self.count, self.newest, self.mapped, self.address)
         return sum(values.nbytes for values in arrays) + 300 * len(self.blocks)
 
     def filled(self) -> list[int]:
@@ -148,13 +149,15 @@ class Store:
             self.upper = np.pad(self.upper, ((0, more), (0, 0)))
             self.count = np.pad(self.count, (0, more))
             self.newest = np.pad(self.newest, (0, more))
+            self.mapped = np.pad(self.mapped, (0, more))
             self.address = np.pad(self.address, ((0, 0), (0, more)))
         return slots
 
-    def put(self, slot: int, cells: Cells) -> None:
-        """Let a block hold these cells; without any, its slot is free again."""
+    def put(self, slot: int, cells: Cells, *, mapped: bool = False) -> None:
+        """Let a block hold these cells, ``mapped`` from a file or not; without any, its slot is free again."""
         self.length += len(cells) - int(self.count[slot])
         self.count[slot] = len(cells)
+        self.mapped[slot] = mapped
         if len(cells) == 0:
             key = self.key_of[slot]
             assert key is not None

@@ -25,7 +25,7 @@ def floor(camera_height=1.5, focal=48.0):
     return depth[None, :, None].repeat(1, 1, WIDTH * COLUMNS)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.tuples(*[st.floats(-0.001, 0.001)] * 2), st.floats(0.2, 2.0))
 def test_planes_are_exact_and_have_no_edges(slopes, inverse):
     y, x = torch.meshgrid(
@@ -63,7 +63,7 @@ def test_a_step_on_the_border_between_cells_is_no_edge():
     torch.testing.assert_close(frame_of(grid), depth)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_cell_without_one_plane_takes_a_sample_of_its_own(seed):
     generator = torch.Generator().manual_seed(seed)

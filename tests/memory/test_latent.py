@@ -37,7 +37,7 @@ def at(*translation) -> Cameras:
     return scenes.camera_row([scenes.transform(translation=translation)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(scenes.cameras(max_cameras=1), st.integers(0, 1000), st.sampled_from([1, 3, 5]))
 def test_what_is_written_reads_back_exactly(camera, seed, footprint):
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +158,7 @@ def test_a_hole_in_the_depth_sees_through_nothing():
         assert len(memory) == 24
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     scenes.points(),
     scenes.cameras(),

@@ -46,7 +46,7 @@ def winners(store: Store, views: Views, rule: Rule, **options):
     return index, torch.where(word == kernels.NOTHING, math.inf, rank)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scenes.points(finite=True), scenes.cameras(), scenes.rules)
 def test_nearest_equals_the_reference(points, cameras, rule):
     views = Views.of(cameras)
@@ -93,7 +93,7 @@ def test_only_observed_cells_make_the_observed_surface():
     assert torch.equal(surface, zbuffer.nearest(points, views, rule)[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     scenes.points(finite=True),
     scenes.cameras(),

@@ -47,7 +47,7 @@ def serials(store: Store) -> list[int]:
     return sorted(held)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(writes, st.sampled_from([0.5, 1.0, 2.0]))
 def test_merging_equals_the_loops(writes, voxel):
     store, held, serial = Store(), [], 0

@@ -12,7 +12,7 @@ from mirage_model.memory.zbuffer import Points, Rule, Views, nearest
 PLAIN = Rule(footprint=1, tolerance=0.05, near=0.05, far=float('inf'))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scenes.points(), scenes.cameras(), scenes.rules)
 def test_nearest_equals_the_loops(points, cameras, rule):
     views = Views.of(cameras)
