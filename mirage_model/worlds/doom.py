@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import no_type_check
 
 import cv2
 import numba
@@ -132,6 +133,7 @@ def _text(name: bytes | str) -> str:
 
 
 @numba.njit(cache=True)
+@no_type_check
 def _crossings(x, y, dx, dy, lines):
     """Distances along (dx, dy), nearest first, and indices of the lines that a ray crosses."""
     distance = np.empty(len(lines))
@@ -154,6 +156,7 @@ def _crossings(x, y, dx, dy, lines):
 
 
 @numba.njit(cache=True)
+@no_type_check
 def _cast(
     x,
     y,
@@ -218,6 +221,7 @@ def _cast(
 
 
 @numba.njit(cache=True)
+@no_type_check
 def _clearance(x, y, lines):
     """Distance from a point to the nearest of some line segments."""
     best = np.inf
