@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 import time
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -26,10 +27,13 @@ from mirage_model.interface import (
     View,
 )
 from mirage_model.memory import Readout
+from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception import Estimate
 from mirage_model.remember import keep_mask
 from mirage_model.rollout import ImaginedChunk, rollout
+
+_SOURCES = get_args(DepthSource)
 
 
 @dataclass(kw_only=True)
@@ -81,7 +85,7 @@ class Engine:
         config = MemoryConfig(
             channels=self.model.codec.channels, footprint=self.model.config.footprint
         )
-        place = self._write(view, LatentMemory(config, device=self.model.device))
+        place = self._write(view, LatentMemory(config))
         self._places[memory] = place
         return place.depth_source
 
@@ -135,6 +139,58 @@ class Engine:
             visible=visible.mean(dim=1).cpu().numpy(),
             observed=readout.observed.flatten(1).float().mean(dim=1).cpu().numpy(),
             age=age.cpu().numpy(),
+        )
+
+    def save(self, path: Path, *, memory: str = 'default') -> None:
+        """Write a memory and the view that imagination starts from, as one safetensors file.
+
+        A file that is there is replaced whole or not at all; OSError is the disk's.
+        """
+        place = self._place(memory)
+        place.memory.save(
+            path,
+            attached={
+                'frame': (place.frame * 255).round().byte().cpu(),
+                'K': place.camera.K.cpu(),
+                'world_from_camera': place.camera.world_from_camera.cpu(),
+                'times': place.camera.times.cpu(),
+                'depth_source': torch.tensor(_SOURCES.index(place.depth_source)),
+            },
+        )
+
+    def load(self, path: Path, *, memory: str = 'default') -> None:
+        """Read what `save` wrote. A file that is refused leaves the memory of that name as it was."""
+        config = self.model.config
+        try:
+            loaded = LatentMemory.load(path)
+            view = attached(path)
+            camera = Cameras(
+                K=view['K'],
+                world_from_camera=view['world_from_camera'],
+                times=view['times'],
+                height=config.height,
+                width=config.width,
+            )
+            frame, source = view['frame'], _SOURCES[int(view['depth_source'])]
+        except KeyError as error:
+            raise Refused(f'{path}: holds no view to start from, {error} is missing') from None
+        except (ValueError, IndexError) as error:
+            raise Refused(str(error)) from None
+        if loaded.config.channels != self.model.codec.channels:
+            raise Refused(
+                f'{path}: its cells have {loaded.config.channels} channels, '
+                f'the model {config.name} has {self.model.codec.channels}'
+            )
+        if frame.dtype != torch.uint8 or frame.shape != (1, 3, config.height, config.width):
+            raise Refused(
+                f'{path}: its view is {tuple(frame.shape)}, not of the model {config.name}'
+            )
+        camera = self._checked(camera)
+        self._places[memory] = _Place(
+            memory=loaded,
+            frame=frame.to(self.model.device).float() / 255,
+            camera=camera.to(self.model.device),
+            depth_source=source,
         )
 
     def drop(self, *, memory: str = 'default') -> None:

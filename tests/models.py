@@ -74,5 +74,7 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
         scheduler=tiny_scheduler(),
         text=torch.randn(1, 8),
     )
-    save_network(folder / 'perception', Network(NetworkConfig(widths=(8, 8, 8, 8))))
+    # a network that was never trained must not see sky and movers everywhere
+    config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
+    save_network(folder / 'perception', Network(config))
     return folder

@@ -27,9 +27,21 @@ SHAPES = {
 }
 
 
-def save(path: Path, cells: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
-    """Write the file aside and rename it, so that ``path`` holds all of it or what it held before."""
+_ATTACHED = 'attached/'
+
+
+def save(
+    path: Path,
+    cells: Mapping[str, Tensor],
+    about: Mapping[str, object],
+    attached: Mapping[str, Tensor],
+) -> None:
+    """Write the file aside and rename it, so that ``path`` holds all of it or what it held before.
+
+    ``attached`` tensors travel along, for the caller.
+    """
     assert set(cells) == set(SHAPES)
+    cells = {**cells, **{_ATTACHED + name: v.contiguous() for name, v in attached.items()}}
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
     metadata = {'format': FORMAT, 'version': str(VERSION), 'about': json.dumps(dict(about))}
     try:
@@ -41,6 +53,16 @@ def save(path: Path, cells: Mapping[str, Tensor], about: Mapping[str, object]) -
         aside.unlink(missing_ok=True)
 
 
+def attached(path: Path) -> dict[str, Tensor]:
+    """The tensors that were saved along with a memory. Raises ValueError as `load` does."""
+    try:
+        with safe_open(path, framework='pt') as file:
+            names = [name for name in file.keys() if name.startswith(_ATTACHED)]
+            return {name.removeprefix(_ATTACHED): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f'{path}: not a whole safetensors file: {error}') from error
+
+
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The cells and what was said about them.
 
@@ -50,8 +72,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(path, framework='pt') as file:
             metadata = file.metadata() or {}
-            cells = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
+            names = [name for name in file.keys() if not name.startswith(_ATTACHED)]
+            cells = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
         raise ValueError(f'{path}: not a whole safetensors file: {error}') from error
     if metadata.get('format') != FORMAT:
         raise ValueError(f'{path}: not a latent memory')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 import math
 from pathlib import Path
@@ -38,7 +39,7 @@ class MemoryConfig:
 
     channels: int
     footprint: int = 1
-    voxel: float = 1.0
+    voxel: float = 1.5
     tolerance: float = 0.05
     near: float = 0.05
     far: float = math.inf
@@ -174,8 +175,11 @@ class LatentMemory:
         device = cameras.K.device
         return Readout(**{name: value.to(device) for name, value in vars(readout).items()})
 
-    def save(self, path: Path) -> None:
-        """Write the memory to one safetensors file; a file that is there is replaced whole or not at all."""
+    def save(self, path: Path, *, attached: Mapping[str, Tensor] | None = None) -> None:
+        """Write the memory to one safetensors file; a file that is there is replaced whole or not at all.
+
+        ``attached`` tensors travel along; `file.attached` reads them.
+        """
         store, origin = self._store, self._origin
         cells = store.cells() or no_cells(self.config.channels, _BITS[self.config.dtype])
         latents = torch.from_numpy(cells.latents)
@@ -190,7 +194,8 @@ class LatentMemory:
             'serial': torch.arange(len(cells), dtype=torch.int32),
             'latents': latents,
         }
-        file.save(path, tensors, {'config': asdict(self.config), 'origin': origin})
+        about = {'config': asdict(self.config), 'origin': origin}
+        file.save(path, tensors, about, attached or {})
 
     @classmethod
     def load(cls, path: Path) -> LatentMemory:
