@@ -108,7 +108,7 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
                     result = objective.step(module, rng, generator, step)
                 if not torch.isfinite(result.loss):
                     raise DivergedError(
-                        f'loss is {result.loss.item()} at step {step}: {result.names}'
+                        f'loss is {float(result.loss.detach())} at step {step}: {result.names}'
                     )
                 accelerator.backward(result.loss)
                 if accelerator.sync_gradients:

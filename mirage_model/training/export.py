@@ -1,0 +1,66 @@
+"""Make a model folder of trained parts: ``python -m mirage_model.training.export --help``.
+
+Weights are stored in half precision: what is shipped is what the tests and figures run on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffusers import AutoencoderKLWan
+import torch
+
+from mirage_model.checkpoint import ModelConfig, save_model
+from mirage_model.perception.embedded import load_network, save_network
+from mirage_model.sampler import tiny_scheduler
+from mirage_model.training.trainer import load_parameters
+from mirage_model.training.world_model import build_tiny
+
+TINY_CONFIG = ModelConfig(
+    name='mirage-tiny',
+    height=96,
+    width=160,
+    chunk_frames=17,
+    frame_rate=8.0,
+    steps=8,
+    footprint=3,
+)
+
+
+def export_tiny(out: Path, *, world_model: Path, vae: Path, perception: Path) -> None:
+    """Write mirage-tiny from a training checkpoint, a VAE folder and a perception folder."""
+    model = build_tiny()
+    load_parameters(model, world_model)
+    codec = AutoencoderKLWan.from_pretrained(vae, local_files_only=True)
+    save_model(
+        out,
+        config=TINY_CONFIG,
+        vae=codec.half(),
+        backbone=model.backbone.half(),
+        scheduler=tiny_scheduler(),
+        text=model.text.detach().half(),
+    )
+    save_network(out / 'perception', load_network(perception))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--world-model', required=True, type=Path, help='checkpoint folder')
+    parser.add_argument('--vae', required=True, type=Path)
+    parser.add_argument('--perception', required=True, type=Path)
+    parser.add_argument('--out', required=True, type=Path)
+    arguments = parser.parse_args()
+    with torch.no_grad():
+        export_tiny(
+            arguments.out,
+            world_model=arguments.world_model,
+            vae=arguments.vae,
+            perception=arguments.perception,
+        )
+    size = sum(path.stat().st_size for path in arguments.out.rglob('*') if path.is_file())
+    print(f'wrote {arguments.out}: {size / 1e6:.1f} MB')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mirage_model.camera import check_cameras, project, unproject
+from mirage_model.data.clip import Clip, load_clip, save_clip
+from mirage_model.data.record import SPLITS, maps_of, record_drive, why_left_out
+from mirage_model.worlds.doom import (
+    UNITS_PER_METRE,
+    DoomMap,
+    cast_depth,
+    intrinsics,
+    read_map,
+    world_from_optical,
+)
+
+MAP = 'MAP08'
+
+
+@pytest.fixture(scope='module')
+def clip() -> Clip:
+    return record_drive(MAP, 'wander', frames=17, seed=4, name='drive')
+
+
+def room() -> DoomMap:
+    """A square room of 20 m with a pit of 2 m beyond x = 4 m, 3 m high, open sky above the pit."""
+    size, edge = 320.0, 128.0
+    ends = [
+        (-size, -size, edge, -size, 0, -1),
+        (edge, -size, size, -size, 1, -1),
+        (size, -size, size, size, 1, -1),
+        (size, size, edge, size, 1, -1),
+        (edge, size, -size, size, 0, -1),
+        (-size, size, -size, -size, 0, -1),
+        (edge, -size, edge, size, 0, 1),
+    ]
+    # a solid wall shows its front, the line's right: walk the room clockwise
+    lines = np.array([(x2, y2, x1, y1) for x1, y1, x2, y2, _, _ in ends[:-1]] + [ends[-1][:4]])
+    lines[-1] = (edge, size, edge, -size)
+    return DoomMap(
+        lines=lines,
+        front=np.array([0, 1, 1, 1, 0, 0, 0]),
+        back=np.array([-1, -1, -1, -1, -1, -1, 1]),
+        middle=np.zeros(7, dtype=np.bool_),
+        impassable=np.zeros(7, dtype=np.bool_),
+        floor=np.array([0.0, -64.0]),
+        ceiling=np.array([96.0, 96.0]),
+        sky=np.array([False, True]),
+    )
+
+
+def test_cast_depth_equals_planes_worked_by_hand():
+    the_map = room()
+    eye = 41.0
+    depth, sky = cast_depth(the_map, (0.0, 0.0, eye), 0.0, the_map.floor, the_map.ceiling)
+    K = intrinsics()
+    rows = np.arange(96)
+    slope = (K[1, 2] - rows) / K[1, 1]
+    column = 80
+    for row in (0, 20, 47, 60, 80, 95):
+        ceiling = (96.0 - eye) / slope[row] if slope[row] > 0 else np.inf
+        floor = -eye / slope[row] if slope[row] < 0 else np.inf
+        pit = (-64.0 - eye) / slope[row] if slope[row] < 0 else np.inf
+        if ceiling < 128:
+            expected = ceiling
+        elif slope[row] > 0 and ceiling < 320:
+            assert sky[row, column]
+            continue
+        elif floor < 128:
+            expected = floor
+        else:
+            expected = min(pit, 320.0)
+        assert depth[row, column] == pytest.approx(expected / UNITS_PER_METRE, rel=1e-4), row
+
+
+def test_turning_by_a_quarter_turns_the_room():
+    the_map = room()
+    heights = the_map.floor, the_map.ceiling
+    north, _ = cast_depth(the_map, (-50.0, 0.0, 41.0), np.pi / 2, *heights)
+    south, _ = cast_depth(the_map, (-50.0, 0.0, 41.0), -np.pi / 2, *heights)
+    # mirrored about the room's axis; the principal point is not the exact middle, so compare the column there
+    np.testing.assert_allclose(north[:, 80], south[:, 80], rtol=2e-2)
+
+
+def test_optical_frame_looks_along_yaw():
+    east = world_from_optical(1.0, 2.0, 3.0, 0.0)
+    assert np.allclose(east @ [0, 0, 1, 1], [2, 2, 3, 1])
+    assert np.allclose(east @ [1, 0, 0, 1], [1, 1, 3, 1])  # right of east is south
+    assert np.allclose(east @ [0, 1, 0, 1], [1, 2, 2, 1])  # down
+    assert np.linalg.det(east[:3, :3]) == pytest.approx(1)
+
+
+def warp_psnr(clip: Clip, i: int, j: int) -> tuple[float, float]:
+    """PSNR of frame i seen from camera j against frame j, where nothing hides it; and unwarped."""
+    cameras = clip.cameras
+    points = unproject(clip.depth[j : j + 1], cameras[j : j + 1]).reshape(1, -1, 3)
+    pixels, depth = project(points, cameras[i : i + 1])
+    pixels, depth = pixels.reshape(96, 160, 2).numpy(), depth.reshape(96, 160).numpy()
+    x, y = pixels[..., 0], pixels[..., 1]
+    source, target = clip.frames[i].numpy().astype(np.float32), clip.frames[j].numpy()
+    warped = cv2.remap(source, x, y, cv2.INTER_LINEAR)
+    seen = cv2.remap(clip.depth[i].numpy(), x, y, cv2.INTER_NEAREST)
+    same = (np.abs(seen - depth) < 0.03 * depth) & (x > 0) & (x < 159) & (y > 0) & (y < 95)
+    assert same.mean() > 0.25
+
+    def psnr(frame):
+        return -10 * np.log10((((frame - target) / 255)[same] ** 2).mean())
+
+    return psnr(warped), psnr(source)
+
+
+@pytest.mark.parametrize('gap', [1, 8])
+def test_depth_and_cameras_explain_the_frames(clip, gap):
+    warped, unwarped = warp_psnr(clip, 4, 4 + gap)
+    assert warped > 27 and warped > unwarped + 5
+
+
+def test_a_clip_is_whole_and_repeatable(clip):
+    check_cameras(clip.cameras)
+    again = record_drive(MAP, 'wander', frames=17, seed=4, name='drive')
+    assert torch.equal(clip.frames, again.frames)
+    assert torch.equal(clip.cameras.world_from_camera, again.cameras.world_from_camera)
+    assert clip.depth[clip.sky | clip.moving].isnan().all()
+    assert why_left_out(clip) is None
+
+
+def test_a_saved_clip_comes_back(clip, tmp_path):
+    save_clip(tmp_path / 'drive.safetensors', clip)
+    loaded = load_clip(tmp_path / 'drive.safetensors')
+    assert loaded.name == 'drive' and list(tmp_path.iterdir()) == [tmp_path / 'drive.safetensors']
+    for name in ('frames', 'sky', 'moving'):
+        assert torch.equal(getattr(loaded, name), getattr(clip, name))
+    assert torch.equal(loaded.depth.nan_to_num(-1), clip.depth.nan_to_num(-1))
+    assert torch.equal(loaded.cameras.times, clip.cameras.times)
+
+
+def test_out_and_back_ends_where_it_began():
+    out = record_drive(MAP, 'out_and_back', frames=9, seed=2, name='loop')
+    poses = out.cameras.world_from_camera
+    assert torch.allclose(poses[0, :3, 3], poses[-1, :3, 3], atol=0.05)
+    assert not torch.allclose(poses[0, :3, 3], poses[4, :3, 3], atol=0.05)
+
+
+def test_splits_share_no_map_and_name_only_maps_that_exist():
+    splits = json.loads(SPLITS.read_text())['doom']
+    names = [name for maps in splits.values() for name in maps]
+    assert len(names) == len(set(names)) == 68
+    for name in (maps_of('validation')[0], maps_of('test')[-1], maps_of('train')[-1]):
+        assert len(read_map(name).lines) > 50
+    with pytest.raises(ValueError, match='MAP99'):
+        read_map('MAP99')
+    with pytest.raises(ValueError, match='split'):
+        maps_of('holdout')
