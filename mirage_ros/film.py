@@ -42,7 +42,7 @@ def contact_sheet(
     return sheet
 
 
-def film_frames(rows: Rows, *, scale: int = 3) -> UInt8[np.ndarray, 'n h w 3']:
+def film_frames(rows: Rows, *, scale: int = 2) -> UInt8[np.ndarray, 'n h w 3']:
     """The rows of a contact sheet as pictures side by side, two in a line, each under its title."""
     cells = []
     for title, frames in rows.items():

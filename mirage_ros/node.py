@@ -48,7 +48,9 @@ def load_engine(settings: Settings) -> EngineProtocol:
     from mirage_model.engine import Engine
 
     folder = FilePath(settings.model_folder) if settings.model_folder else None
-    return Engine.from_folder(folder, device=settings.device)
+    return Engine.from_folder(
+        folder, device=settings.device, allow_unscaled_depth=settings.allow_unscaled_depth
+    )
 
 
 class MirageNode(Node):
@@ -298,7 +300,6 @@ class MirageNode(Node):
             request=request,
             view=view,
             wanted=plan.wanted,
-            allow_unscaled_depth=settings.allow_unscaled_depth,
             **how,
         )
 

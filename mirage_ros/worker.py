@@ -50,7 +50,6 @@ class Job:
     on_chunk: Callable[[Chunk], None]
     on_end: Callable[[Outcome], None]
     replaceable: bool = False
-    allow_unscaled_depth: bool = False
 
 
 @dataclass
@@ -167,11 +166,6 @@ class Worker:
             raise Cancelled
         entry.depth_source = self._engine.seed(job.view, memory=request.memory)
         try:
-            if entry.depth_source == 'perception_unscaled' and not job.allow_unscaled_depth:
-                raise Refused(
-                    'the seed has no depth from a sensor and that of the network has no scale; '
-                    'send depth, or set allow_unscaled_depth'
-                )
             left = job.wanted
             for chunk in self._engine.imagine(request, cancelled=cancelled):
                 if cancelled():

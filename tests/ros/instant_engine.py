@@ -35,6 +35,7 @@ class InstantEngine:
         new_frames: int = 16,
         steps: int = 4,
         step_seconds: float = 0.0,
+        allow_unscaled_depth: bool = False,
     ):
         self._description = Description(
             model='instant',
@@ -46,6 +47,7 @@ class InstantEngine:
             steps=steps,
         )
         self._step_seconds = step_seconds
+        self._allow_unscaled_depth = allow_unscaled_depth
         self.memories: dict[str, View] = {}
 
     def describe(self) -> Description:
@@ -54,6 +56,8 @@ class InstantEngine:
     def seed(self, view: View, *, memory: str = 'default') -> DepthSource:
         if (view.image == 13).all():
             raise RuntimeError('this image breaks the engine')
+        if view.depth is None and not self._allow_unscaled_depth:
+            raise Refused('the view has no depth: send it, or allow unscaled depth')
         self.memories[memory] = view
         return 'perception_unscaled' if view.depth is None else 'sensor'
 
@@ -138,4 +142,10 @@ if __name__ == '__main__':
     numbers = {
         name: float(value) if '.' in value else int(value) for name, value in options.items()
     }
-    sys.exit(main(lambda settings: InstantEngine(**numbers)))
+    sys.exit(
+        main(
+            lambda settings: InstantEngine(
+                allow_unscaled_depth=settings.allow_unscaled_depth, **numbers
+            )
+        )
+    )

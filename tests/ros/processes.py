@@ -63,7 +63,7 @@ class NodeProcess:
     def says(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, seconds: float = 180.0) -> None:
         """Wait until the node has said something; its end or the time's is an error that shows what it did say."""
         deadline = time.monotonic() + seconds
         while text not in self.says():
@@ -76,7 +76,7 @@ class NodeProcess:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
         try:
-            code = self.process.wait(timeout=20)
+            code = self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -123,11 +123,14 @@ class Client:
     def chunks(self) -> list[ImaginedChunk]:
         return self.received['imagined/chunk']
 
-    def until(self, done: Callable[[], Any], seconds: float = 30.0) -> None:
+    def until(self, done: Callable[[], Any], seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, 'it did not happen in time'
             self._executor.spin_once(timeout_sec=0.05)
+
+    def spin(self, seconds: float) -> None:
+        self._executor.spin_once(timeout_sec=seconds)
 
     def connect(self, *skip: str) -> None:
         """Wait until the node hears and is heard."""

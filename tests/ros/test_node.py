@@ -249,7 +249,7 @@ BAD_GOALS = [
     (wrong_depth_size, 'must be registered'),
     (no_camera, 'seed_image without trajectory.camera_info'),
     (not_calibrated, 'not the intrinsics of a calibrated camera'),
-    (no_depth, 'allow_unscaled_depth'),
+    (no_depth, 'refused: the view has no depth'),
     (breaks_the_engine, 'failed: RuntimeError: this image breaks the engine'),
 ]
 

@@ -139,7 +139,6 @@ def test_full_queue_and_doubles_are_dropped(engine):
 def test_errors_end_their_job_alone(requests, caplog):
     requests.submit('breaks', value=13)
     requests.submit('unscaled', depth=False)
-    requests.submit('allowed', depth=False, allow_unscaled_depth=True)
 
     def too_large(chunk):
         raise ValueError('the chunk is too large')
@@ -148,7 +147,6 @@ def test_errors_end_their_job_alone(requests, caplog):
     assert requests.outcome('breaks').reason == 'RuntimeError: this image breaks the engine'
     assert requests.outcome('breaks').status == 'failed'
     assert requests.outcome('unscaled').status == 'refused'
-    assert requests.outcome('allowed').depth_source == 'perception_unscaled'
     assert requests.outcome('unpublished').reason == 'ValueError: the chunk is too large'
     assert 'request breaks failed' in caplog.text
 
