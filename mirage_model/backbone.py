@@ -30,11 +30,11 @@ TINY = {
     'text_dim': 32,
     'freq_dim': 64,
     'ffn_dim': 576,
-    'num_layers': 8,
+    'num_layers': 6,
 }
 """Arguments of `WanTransformer3DModel`: the published sizes, and those of mirage-tiny."""
 
-SIDE_LAYERS = {'wan22_5b': tuple(range(0, 30, 4)), 'tiny': (0, 2, 4, 6)}
+SIDE_LAYERS = {'wan22_5b': tuple(range(0, 30, 4)), 'tiny': (0, 2, 4)}
 
 
 class Backbone(nn.Module):

@@ -42,7 +42,11 @@ def save_clip(path: Path, clip: Clip) -> None:
         'times': clip.cameras.times,
     }
     aside = path.with_suffix('.part')
-    save_file({k: v.contiguous() for k, v in tensors.items()}, aside, metadata={'text': clip.text})
+    save_file(
+        {k: v.clone().contiguous() for k, v in tensors.items()},
+        aside,
+        metadata={'text': clip.text},
+    )
     os.replace(aside, path)
 
 

@@ -7,7 +7,10 @@ skipped. A clip of 16 j + 1 frames gives j overlapping chunks of 17 and a still 
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -75,29 +78,52 @@ def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
     return tensors, cameras
 
 
+@cache
+def _codec(folder: Path) -> Codec:
+    torch.set_num_threads(1)
+    return Codec.from_folder(folder)
+
+
+def _encode_file(path: Path, target: Path, codec_folder: Path, chunk_frames: int) -> str | None:
+    """Encode one file unless it is there; a reason where it is left out."""
+    if target.exists():
+        return None
+    with safe_open(path, framework='pt') as file:
+        count = file.get_slice('frames').get_shape()[0]
+    if count < chunk_frames:
+        return f'{path.stem}: {count} frames are fewer than a chunk'
+    tensors = encode_clip(load_clip(path), _codec(codec_folder), chunk_frames=chunk_frames)
+    aside = target.with_suffix('.part')
+    save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
+    os.replace(aside, target)
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--clips', required=True, type=Path, help='folder of one split')
     parser.add_argument('--codec', required=True, type=Path)
     parser.add_argument('--out', required=True, type=Path)
     parser.add_argument('--chunk-frames', type=int, default=17)
+    parser.add_argument('--workers', type=int, default=2)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    codec = Codec.from_folder(arguments.codec)
     left_out = []
-    for path in tqdm(sorted(arguments.clips.glob('*.safetensors')), unit='clip'):
-        target = arguments.out / path.name
-        if target.exists():
-            continue
-        with safe_open(path, framework='pt') as file:
-            count = file.get_slice('frames').get_shape()[0]
-        if count < arguments.chunk_frames:
-            left_out.append(f'{path.stem}: {count} frames are fewer than a chunk')
-            continue
-        tensors = encode_clip(load_clip(path), codec, chunk_frames=arguments.chunk_frames)
-        aside = target.with_suffix('.part')
-        save_file({k: v.contiguous() for k, v in tensors.items()}, aside)
-        os.replace(aside, target)
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
+        jobs = [
+            pool.submit(
+                _encode_file,
+                path,
+                arguments.out / path.name,
+                arguments.codec,
+                arguments.chunk_frames,
+            )
+            for path in sorted(arguments.clips.glob('*.safetensors'))
+        ]
+        for job in tqdm(jobs, unit='clip'):
+            if job.result() is not None:
+                left_out.append(job.result())
     (arguments.out / 'left_out.json').write_text(json.dumps(left_out, indent=1))
     print(f'{len(list(arguments.out.glob("*.safetensors")))} clips, {len(left_out)} left out')
 

@@ -68,7 +68,7 @@ def moved(pair: Pair, codec: Codec, source: str, footprint: int) -> tuple[Tensor
     height, width = pair.source.shape[-2:]
     h, w = height // codec.spatial_stride, width // codec.spatial_stride
     if source == 'pixels':
-        memory = LatentMemory(MemoryConfig(channels=3, voxel=0, dtype='float32'))
+        memory = LatentMemory(MemoryConfig(channels=3, voxel=0.0, dtype='float32'))
         memory.write(pair.source, pair.depth, pair.camera, keep=pair.depth > 0, observed=True)
         readout = memory.readout(pair.target_camera)
         frame = torch.where(readout.visible[:, None], readout.latents, 0.5)
@@ -78,7 +78,7 @@ def moved(pair: Pair, codec: Codec, source: str, footprint: int) -> tuple[Tensor
             [codec.encode_stills(frame), covered[:, None].float(), nothing], 1
         ), covered
     memory = LatentMemory(
-        MemoryConfig(channels=codec.channels, voxel=0, footprint=footprint, dtype='float32')
+        MemoryConfig(channels=codec.channels, voxel=0.0, footprint=footprint, dtype='float32')
     )
     depth, valid, edge = depth_to_grid(pair.depth, h, w)
     latents = codec.encode_stills(pair.source) if source == 'still' else pair.video

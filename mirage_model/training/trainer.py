@@ -117,7 +117,7 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
                 optimizer.zero_grad()
         for name, value in {
             **result.logs,
-            'loss': result.loss.item(),
+            'loss': float(result.loss.detach()),
             'grad_norm': float(norm),
         }.items():
             sums[name] = sums.get(name, 0.0) + value

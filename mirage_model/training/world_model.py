@@ -51,7 +51,7 @@ class WorldModelConfig:
     """``shift`` moves the noise levels that are trained towards noise, as the sampler's schedule does."""
 
     stage: str = 'joint'
-    batch: int = 8
+    batch: int = 4
     shift: float = 3.0
     footprint: int = 3
     lora_rank: int = 64

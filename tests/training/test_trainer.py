@@ -39,7 +39,7 @@ class Regression:
         return StepResult(loss=loss, logs={'x': float(x.mean())}, names=['clip-a', 'clip-b'])
 
     def validate(self, writer, step):
-        return {'weight': float(self.module[0].weight.sum())}
+        return {'weight': float(self.module[0].weight.detach().sum())}
 
 
 def parameters_of(run):
