@@ -17,7 +17,7 @@ demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes ou
 test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 	@scripts/setup.sh numpy1
 	.venv/bin/python -m pytest
-	.venv-numpy1/bin/python -m pytest --ignore=tests/ros -m 'not slow'
+	.venv-numpy1/bin/python -m pytest --ignore=tests/ros
 
 lint: setup  ## style and formatting
 	.venv/bin/ruff check .

@@ -72,6 +72,7 @@ def main() -> int:
     arguments, _ = parser.parse_known_args()  # a launch file may add --ros-args
     arguments.out.mkdir(parents=True, exist_ok=True)
     quiet_network()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with running_node(node_command(arguments.model_folder, arguments.device)) as node:

@@ -133,6 +133,7 @@ def imagine(clip: Clip, config: DemoConfig, node: Popen) -> list[ImaginedChunk]:
             executor.spin_once(timeout_sec=0.05)
 
     try:
+        print('[robot] waiting for the node', flush=True)
         spin_until(robot.connected, 'the node did not appear')
         seen = robot.images_sent + 3
         spin_until(lambda: robot.images_sent >= seen, 'no image was sent')

@@ -26,12 +26,13 @@ if [ "$(cat .venv/.mirage-requirements 2>/dev/null)" != "$wanted" ]; then
   python=$(find_python)
   [ -x .venv/bin/python ] || "$python" -m venv .venv || fail "$python has no venv module"
   echo "mirage: installing into .venv (once)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    -r requirements/model.txt -r requirements/system.txt -r requirements/build.txt -r requirements/dev.txt
+  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+    -r requirements/model.txt -r requirements/system.txt -r requirements/build.txt -r requirements/dev.txt \
+    | grep -E '^(Collecting|Installing collected|Successfully)' | cut -c1-100
   echo "$wanted" > .venv/.mirage-requirements
 fi
 
-wanted=$(hash_of package.xml CMakeLists.txt setup.py pyproject.toml cmake/* msg/* action/* .venv/.mirage-requirements)
+wanted=$(hash_of package.xml CMakeLists.txt setup.py cmake/* msg/* action/* .venv/.mirage-requirements)
 if [ "$(cat .venv/.mirage-interfaces 2>/dev/null)" != "$wanted" ]; then
   command -v "${CXX:-c++}" > /dev/null || fail 'a C++ compiler is needed to build the ROS interfaces'
   command -v cmake > /dev/null || fail 'CMake 3.24 or newer is needed to build the ROS interfaces'
