@@ -49,9 +49,15 @@ class _Place:
 class Engine:
     """`EngineProtocol` in the caller's own process and thread. Not thread-safe: one worker drives it."""
 
-    def __init__(self, model: Model, *, allow_unscaled_depth: bool = False):
-        """``allow_unscaled_depth``: accept views whose metres are only the network's guess."""
+    def __init__(
+        self, model: Model, *, allow_unscaled_depth: bool = False, refine_cameras: bool = False
+    ):
+        """``allow_unscaled_depth``: accept views whose metres are only the network's guess.
+
+        ``refine_cameras``: as `rollout` says.
+        """
         self.model = model
+        self._refine_cameras = refine_cameras
         self._allow_unscaled_depth = allow_unscaled_depth
         self._places: dict[str, _Place] = {}
 
@@ -62,11 +68,12 @@ class Engine:
         *,
         device: str = 'cpu',
         allow_unscaled_depth: bool = False,
+        refine_cameras: bool = False,
     ) -> Engine:
         """Load a model folder, None being the embedded mirage-tiny. Raises ValueError naming what is wrong."""
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         model = load_model(EMBEDDED if folder is None else folder, device=device, dtype=dtype)
-        return cls(model, allow_unscaled_depth=allow_unscaled_depth)
+        return cls(model, allow_unscaled_depth=allow_unscaled_depth, refine_cameras=refine_cameras)
 
     def describe(self) -> Description:
         config = self.model.config
@@ -116,6 +123,7 @@ class Engine:
             cameras,
             steps=request.steps or self.model.config.steps,
             generator=torch.Generator().manual_seed(request.seed),
+            refine_cameras=self._refine_cameras,
             cancelled=cancelled,
         )
         for index, imagined in enumerate(chunks):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import logging
 
 from jaxtyping import Float
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, concatenate, rays, resized
 from mirage_model.checkpoint import Model
 from mirage_model.memory import Memory, Readout
+from mirage_model.perception.refine import refine
 from mirage_model.remember import keep_mask
 from mirage_model.sampler import sample_chunk
 from mirage_model.side_branch import side_input
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +41,14 @@ def rollout(
     *,
     steps: int,
     generator: torch.Generator,
+    refine_cameras: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[ImaginedChunk]:
     """Yield the frames that ``cameras`` see, the path's start being ``context_frame``.
 
     ``memory`` is written to as the rollout goes. A latent frame takes the camera of the last frame it
-    stands for, for reading and for writing. Raises ValueError if the number of cameras is no multiple of
+    stands for, for reading and for writing. With ``refine_cameras`` what was imagined is written where it
+    was seen from, found by matching features, in place of where it was planned. Raises ValueError if the number of cameras is no multiple of
     the new frames of a chunk, and Cancelled within one denoising step.
     """
     if len(cameras) == 0 or len(cameras) % model.new_frames:
@@ -72,6 +79,11 @@ def rollout(
 
         last_of_latent = frames[stride - 1 :: stride]
         seen = model.perception.estimate(last_of_latent, new[stride - 1 :: stride], readout[1:])
+        if refine_cameras:
+            seen = replace(
+                seen,
+                cameras=_refined(last_of_latent, seen.cameras, context_frame, chunk[:1], readout),
+            )
         seen_on_grid = _on_grid(seen.cameras, model)
         depth, keep = keep_mask(seen, height=seen_on_grid.height, width=seen_on_grid.width)
         memory.write(
@@ -83,6 +95,29 @@ def rollout(
         )
         context_frame, context_camera = frames[-1:], new[-1:]
         yield imagined
+
+
+def _refined(
+    frames: Float[Tensor, 'n 3 H W'],
+    cameras: Cameras,
+    context_frame: Float[Tensor, '1 3 H W'],
+    context_camera: Cameras,
+    readout: Readout,
+) -> Cameras:
+    """Cameras found from features that the frames share with the context, on the memory's depth."""
+    depth = readout.depth[:1].masked_fill(~readout.visible[:1], torch.nan)
+    depth = F.interpolate(depth[None], context_frame.shape[-2:], mode='nearest-exact')[0]
+    found = refine(
+        frames,
+        cameras,
+        reference_frames=context_frame,
+        reference_depth=depth,
+        reference_cameras=context_camera,
+    )
+    for index, reason in enumerate(found.reasons):
+        if reason:
+            _log.info('imagined frame %d keeps its planned camera: %s', index, reason)
+    return found.cameras
 
 
 def _on_grid(cameras: Cameras, model: Model) -> Cameras:

@@ -116,6 +116,15 @@ def test_cancel_stops_between_two_steps(model):
     assert len(asked) == 4
 
 
+def test_cameras_that_cannot_be_found_anew_stay_as_planned(model, caplog):
+    """Noise shares no features with noise: the rollout is then the same as without refinement."""
+    with caplog.at_level('INFO'):
+        refined = list(imagine(model, refine_cameras=True))
+    assert 'keeps its planned camera' in caplog.text
+    planned = list(imagine(model))
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(refined, planned, strict=True))
+
+
 @pytest.mark.parametrize('frames', [0, 7, 12])
 def test_counts_that_do_not_fill_chunks_are_refused(model, frames):
     with pytest.raises(ValueError, match='multiple of 8'):

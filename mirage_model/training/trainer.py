@@ -104,8 +104,8 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
             rng = np.random.default_rng(key)
             generator = torch.Generator(accelerator.device).manual_seed(int(rng.integers(2**62)))
             with accelerator.accumulate(module):
-                with accelerator.autocast():
-                    result = objective.step(module, rng, generator, step)
+                # accelerate casts inside the prepared module alone: geometry stays in float32
+                result = objective.step(module, rng, generator, step)
                 if not torch.isfinite(result.loss):
                     raise DivergedError(
                         f'loss is {float(result.loss.detach())} at step {step}: {result.names}'
