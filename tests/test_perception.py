@@ -211,7 +211,7 @@ class TestAlignment:
         )
         assert aligned.scaled.all()
 
-    def test_an_uncovered_frame_takes_the_scale_of_the_chunk(self):
+    def test_all_frames_take_one_scale(self):
         first = self.yes.clone()
         first[1] = False
         aligned = align(
