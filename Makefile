@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench-memory lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup:  ## environment in .venv and ROS interfaces; nothing to do when they are up to date
 	@scripts/setup.sh
@@ -18,6 +18,9 @@ test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 	@scripts/setup.sh numpy1
 	.venv/bin/python -m pytest
 	.venv-numpy1/bin/python -m pytest --ignore=tests/ros
+
+bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
+	.venv/bin/python -m mirage_model.evaluation.bench_memory
 
 lint: setup  ## style and formatting
 	.venv/bin/ruff check .

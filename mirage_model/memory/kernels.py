@@ -60,19 +60,33 @@ def _project(points, start, stop, rotation, translation, focal, centre, u, v, de
 
 @compiled
 @no_type_check
-def _place(order, u, v, depth, height, width, tolerance, near, far, rank, cell):
-    """Where one point a cell falls, and at which depth it competes, NaN where it does not."""
-    columns, last_column, last_row = (
-        np.float32(width),
-        np.float32(width - 1),
-        np.float32(height - 1),
-    )
-    for i in range(len(order)):
-        along = depth[i]
-        column, row = np.floor(u[i] + HALF), np.floor(v[i] + HALF)
+def _place(
+    points, order, start, stop, rotation, translation, focal, centre,
+    height, width, tolerance, near, far, rank, cell,
+):  # fmt: skip
+    """Where one point a cell falls, and at which depth it competes, NaN where it does not.
+
+    It projects as `_project`, in one loop, since to store what lies between costs as much again.
+    """
+    xs, ys, zs = points[0, start:stop], points[1, start:stop], points[2, start:stop]
+    orders = order[start:stop]
+    r00, r01, r02 = rotation[0, 0], rotation[0, 1], rotation[0, 2]
+    r10, r11, r12 = rotation[1, 0], rotation[1, 1], rotation[1, 2]
+    r20, r21, r22 = rotation[2, 0], rotation[2, 1], rotation[2, 2]
+    t0, t1, t2 = translation[0], translation[1], translation[2]
+    fx, fy, cx, cy = focal[0], focal[1], centre[0], centre[1]
+    columns = np.float32(width)
+    last_column, last_row = np.float32(width - 1), np.float32(height - 1)
+    for i in range(len(xs)):
+        x, y, z = xs[i], ys[i], zs[i]
+        across = ((r00 * x + r01 * y) + r02 * z) + t0
+        down = ((r10 * x + r11 * y) + r12 * z) + t1
+        along = ((r20 * x + r21 * y) + r22 * z) + t2
+        column = np.floor(((across / along) * fx + cx) + HALF)
+        row = np.floor(((down / along) * fy + cy) + HALF)
         inside = (along >= near) & (along < far) & (column >= ZERO) & (column <= last_column)
         inside = inside & (row >= ZERO) & (row <= last_row)
-        farther = tolerance if order[i] >= IMAGINED else ZERO
+        farther = tolerance if orders[i] >= IMAGINED else ZERO
         rank[i] = along + along * farther if inside else NAN
         cell[i] = np.int32(row * columns + column if inside else ZERO)
 
@@ -110,11 +124,6 @@ def nearest_points(
     best (n, h * w) int64 holds the word that won, winner (n, h * w, 2) int32 its block and cell; both are
     lowered in place, so that calls over parts of the pairs can be joined by their best.
     """
-    u, v, depth = (
-        np.empty(TILE, np.float32),
-        np.empty(TILE, np.float32),
-        np.empty(TILE, np.float32),
-    )
     rank, cell = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
     bits, index = rank.view(np.int32), cell.view(np.uint32)
     lowest = np.full(best.shape, INFINITY, np.float32)
@@ -126,11 +135,10 @@ def nearest_points(
         so_far = lowest[camera]
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
-            _project(
-                points, start, stop, rotation[camera], translation[camera],
-                focal[camera], centre[camera], u, v, depth,
+            _place(
+                points, order, start, stop, rotation[camera], translation[camera],
+                focal[camera], centre[camera], height, width, tolerance, near, far, rank, cell,
             )  # fmt: skip
-            _place(order[start:stop], u, v, depth, height, width, tolerance, near, far, rank, cell)
             for i in range(stop - start):
                 where = index[i]
                 if rank[i] <= so_far[where]:
