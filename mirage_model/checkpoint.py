@@ -1,12 +1,13 @@
 """A model is a folder: diffusers' layout for backbone, VAE and scheduler, ours for the rest.
 
 ``model.json``, ``transformer/``, ``vae/``, ``scheduler/``, ``side_branch/`` (with the adapter, if there is
-one), ``text/embedding.safetensors`` and, where the embedded network estimates depth, ``perception/``.
-Weights are safetensors only.
+one), ``text/embedding.safetensors`` and ``perception/`` in the layout of its own library. Weights are
+safetensors only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 import hashlib
 import json
@@ -23,11 +24,17 @@ from mirage_model.adapters import load_adapter
 from mirage_model.backbone import Backbone
 from mirage_model.codec import Codec
 from mirage_model.perception import Perception
+from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.embedded import EmbeddedPerception, load_network
 from mirage_model.sampler import SCHEDULERS, Scheduler
 from mirage_model.side_branch import SideBranch, SideBranchConfig
 
 EMBEDDED = Path(__file__).parent / 'weights' / 'mirage-tiny'
+PERCEPTIONS: dict[str, Callable[[Path], Perception]] = {
+    'embedded': lambda folder: EmbeddedPerception(load_network(folder)),
+    'depth-anything': DepthAnything,
+    'depth-anything-3': DepthAnything3,
+}
 _UNPICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
@@ -35,7 +42,8 @@ _UNPICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 class ModelConfig:
     """``model.json``. ``steps`` is the sampler's default; the first frame of every chunk is given.
 
-    ``footprint`` is the largest number of cells, along a side, that one remembered cell may cover.
+    ``footprint`` is the largest number of cells, along a side, that one remembered cell may cover;
+    ``perception`` is one of `PERCEPTIONS`.
     """
 
     name: str
@@ -45,6 +53,13 @@ class ModelConfig:
     frame_rate: float
     steps: int
     footprint: int
+    perception: str = 'embedded'
+
+    def __post_init__(self) -> None:
+        if self.perception not in PERCEPTIONS:
+            raise ValueError(
+                f'perception must be one of {sorted(PERCEPTIONS)}, got {self.perception!r}'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +117,7 @@ def load_model(
         backbone=backbone,
         scheduler=_load_scheduler(folder / 'scheduler' / 'scheduler_config.json'),
         text=text.to(device, dtype),
-        perception=EmbeddedPerception(load_network(folder / 'perception').to(device)),
+        perception=_load_perception(config.perception, folder / 'perception', device),
         sha256=_sha256(folder),
     )
 
@@ -138,7 +153,7 @@ def _read_config(path: Path) -> ModelConfig:
         return ModelConfig(**json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(f'{path} is missing') from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f'{path} is no model configuration: {error}') from None
 
 
@@ -166,6 +181,14 @@ def _pretrained(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
     if wrong:
         raise ValueError(f'{folder} does not fit its config.json: {wrong}')
     return model
+
+
+def _load_perception(name: str, folder: Path, device: str) -> Perception:
+    if not folder.is_dir():
+        raise ValueError(f'{folder} is missing')
+    perception = PERCEPTIONS[name](folder)
+    perception.to(device)
+    return perception
 
 
 def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:

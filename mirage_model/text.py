@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.model / 'text' / 'embedding.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        with safe_open(path, framework='pt') as file:
+            if (file.metadata() or {}).get('prompt') == arguments.prompt:
+                print(f'{path} holds this prompt already')
+                return
     embedding = embed(arguments.encoder, arguments.prompt).contiguous()
     save_file({'embedding': embedding}, path, metadata={'prompt': arguments.prompt})
     print(f'wrote {path}')

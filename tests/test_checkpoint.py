@@ -5,9 +5,11 @@ import json
 from models import save_small_model
 import pytest
 from safetensors.torch import load_file, save_file
+from test_perception import save_depth_anything
 import torch
 
 from mirage_model.checkpoint import load_model
+from mirage_model.perception.adapters import DepthAnything
 
 
 @pytest.fixture
@@ -19,10 +21,14 @@ def test_a_saved_model_loads_whole(folder):
     model, again = load_model(folder), load_model(folder)
     assert model.config.name == 'small-random' and model.new_frames == 8
     assert model.sha256 == again.sha256
-    for (name, a), b in zip(model.backbone.named_parameters(), again.backbone.parameters(), strict=True):
+    for (name, a), b in zip(
+        model.backbone.named_parameters(), again.backbone.parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
     saved = load_file(folder / 'side_branch' / 'model.safetensors')
-    assert all(torch.equal(saved[k], v) for k, v in model.backbone.side_branch.state_dict().items())
+    assert all(
+        torch.equal(saved[k], v) for k, v in model.backbone.side_branch.state_dict().items()
+    )
 
 
 def test_every_weight_counts_in_the_hash(folder):
@@ -60,7 +66,9 @@ def test_a_truncated_file_is_named(folder, name):
         load_model(folder)
 
 
-@pytest.mark.parametrize('name', ['transformer/diffusion_pytorch_model.safetensors', 'side_branch/model.safetensors'])
+@pytest.mark.parametrize(
+    'name', ['transformer/diffusion_pytorch_model.safetensors', 'side_branch/model.safetensors']
+)
 def test_a_wrong_shape_is_named(folder, name):
     tensors = load_file(folder / name)
     key = next(k for k, v in tensors.items() if v.ndim == 2)
@@ -70,7 +78,10 @@ def test_a_wrong_shape_is_named(folder, name):
         load_model(folder)
 
 
-@pytest.mark.parametrize('name', ['transformer/diffusion_pytorch_model.safetensors', 'vae/diffusion_pytorch_model.safetensors'])
+@pytest.mark.parametrize(
+    'name',
+    ['transformer/diffusion_pytorch_model.safetensors', 'vae/diffusion_pytorch_model.safetensors'],
+)
 def test_a_missing_weight_is_not_filled_with_noise(folder, name):
     tensors = load_file(folder / name)
     tensors.pop(sorted(tensors)[0])
@@ -95,3 +106,22 @@ def test_an_unknown_scheduler_is_refused(folder):
 def test_no_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match='nowhere'):
         load_model(tmp_path / 'nowhere')
+
+
+def set_perception(folder, name: str) -> None:
+    path = folder / 'model.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'perception': name}))
+
+
+def test_depth_may_come_from_another_network(folder):
+    for path in (folder / 'perception').iterdir():
+        path.unlink()
+    save_depth_anything(folder / 'perception', 'metric')
+    set_perception(folder, 'depth-anything')
+    assert isinstance(load_model(folder).perception, DepthAnything)
+
+
+def test_an_unknown_perception_is_refused(folder):
+    set_perception(folder, 'stereo')
+    with pytest.raises(ValueError, match=r'model\.json.*stereo'):
+        load_model(folder)

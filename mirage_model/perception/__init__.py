@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
+import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
@@ -37,6 +38,10 @@ class Estimate:
 @runtime_checkable
 class Perception(Protocol):
     """Frames to depth, cameras, confidence, sky and moving things."""
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the network to a device."""
+        ...
 
     def estimate(
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None

@@ -54,6 +54,9 @@ class DepthAnything:
         self.process_size = process_size
         self.alignment = alignment
 
+    def to(self, device: torch.device | str) -> None:
+        self.model.to(device)
+
     @torch.inference_mode()
     def estimate(
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None
@@ -99,6 +102,9 @@ class DepthAnything3:
             ) from error
         self.model = Model.from_pretrained(str(folder), local_files_only=True).eval()
         self.alignment = alignment
+
+    def to(self, device: torch.device | str) -> None:
+        self.model.to(device)
 
     @torch.inference_mode()
     def estimate(

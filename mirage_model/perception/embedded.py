@@ -139,6 +139,9 @@ class EmbeddedPerception:
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.alignment = alignment
 
+    def to(self, device: torch.device | str) -> None:
+        self.network.to(device)
+
     @torch.inference_mode()
     def estimate(
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None
