@@ -148,6 +148,10 @@ def evaluate(
     test_on = {gap: gather(held_out, codec, pairs, (gap,), seed=2 + gap) for gap in GAPS}
     with torch.no_grad():
         goal = torch.cat([codec.encode_stills(pair.target) for pair in fit_on])
+        ceilings = {
+            gap: [codec.decode_stills(codec.encode_stills(p.target)).clamp(0, 1) for p in pairs_at]
+            for gap, pairs_at in test_on.items()
+        }
     table: dict[str, dict] = {}
     for name, (source, footprint, extra) in LEARNED.items():
         with torch.no_grad():
@@ -157,7 +161,7 @@ def evaluate(
         table[name] = {}
         for gap, pairs_at in test_on.items():
             rows = {'learned': [], 'raw': [], 'codec': [], 'coverage': []}
-            for pair in pairs_at:
+            for pair, ceiling in zip(pairs_at, ceilings[gap], strict=True):
                 with torch.no_grad():
                     x, cells = moved(pair, codec, source, footprint)
                     if not cells.any():
@@ -166,7 +170,6 @@ def evaluate(
                     shown = x if extra else x[:, : codec.channels + 1]
                     repaired = codec.decode_stills(latents + network(shown)).clamp(0, 1)
                     raw = codec.decode_stills(latents).clamp(0, 1)
-                    ceiling = codec.decode_stills(codec.encode_stills(pair.target)).clamp(0, 1)
                 rows['learned'].append(psnr_covered(repaired, pair.target, cells))
                 rows['raw'].append(psnr_covered(raw, pair.target, cells))
                 rows['codec'].append(psnr_covered(ceiling, pair.target, cells))
