@@ -93,24 +93,37 @@ def _place(
 
 @compiled
 @no_type_check
-def cull(lower, upper, count, planes, seen):
-    """Mark seen[camera, block] where the block's box is not outside one of the camera's planes.
+def cull(lower, upper, count, planes, reach_lower, reach_upper, cameras, blocks):
+    """Write the pairs of a camera and a block that it may see, by block, and return how many there are.
 
-    planes is (n, p, 4) float64, (normal, distance), inside where normal . point + distance >= 0.
+    A block is left out where its box is outside reach_lower to reach_upper, which holds what any camera sees,
+    or outside one of the camera's planes: planes is (n, p, 4) float64, (normal, distance), inside where
+    normal . point + distance >= 0.
     """
-    for camera in range(planes.shape[0]):
-        for block in range(lower.shape[0]):
-            inside = count[block] > 0
+    pairs = 0
+    for block in range(lower.shape[0]):
+        if count[block] == 0:
+            continue
+        apart = False
+        for axis in range(3):
+            apart |= upper[block, axis] < reach_lower[axis]
+            apart |= lower[block, axis] > reach_upper[axis]
+        if apart:
+            continue
+        for camera in range(planes.shape[0]):
+            inside = True
             for plane in range(planes.shape[1]):
-                if not inside:
-                    break
-                reach = planes[camera, plane, 3]
+                height = planes[camera, plane, 3]
                 for axis in range(3):
                     normal = planes[camera, plane, axis]
-                    corner = upper[block, axis] if normal > 0 else lower[block, axis]
-                    reach += normal * corner
-                inside = reach >= 0
-            seen[camera, block] = inside
+                    height += normal * (upper[block, axis] if normal > 0 else lower[block, axis])
+                if height < 0:
+                    inside = False
+                    break
+            if inside:
+                cameras[pairs], blocks[pairs] = camera, block
+                pairs += 1
+    return pairs
 
 
 @compiled
@@ -221,6 +234,18 @@ def join(best, winner):
                     best[0, camera, cell] = best[part, camera, cell]
                     winner[0, camera, cell, 0] = winner[part, camera, cell, 0]
                     winner[0, camera, cell, 1] = winner[part, camera, cell, 1]
+
+
+@compiled
+@no_type_check
+def sizes(best, winner, count, points_at, size):
+    """The winners' sizes in metres; what has no winner stays as it is."""
+    for camera in range(best.shape[0]):
+        for cell in range(best.shape[1]):
+            if best[camera, cell] != NOTHING:
+                block, i = winner[camera, cell, 0], winner[camera, cell, 1]
+                points = carray(_pointer(points_at[block]), (4, count[block]), np.float32)
+                size[camera, cell] = points[3, i]
 
 
 @compiled

@@ -32,7 +32,9 @@ class MemoryConfig:
     observed cell wins over an imagined.
 
     ``voxel`` is the edge of a voxel as a share of the size of the cells in it; a voxel keeps the
-    cells of the camera that wrote last, whole, and 0 keeps every cell. ``capacity`` cells are held
+    cells of the camera that wrote last, whole, and 0 keeps every cell. An imagined cell enters only
+    where its camera is shown nothing, or a cell more than ``finer`` times its size, so that what
+    was imagined once stays as it was; 0 lets all enter. ``capacity`` cells are held
     at most, those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the
     rest, furthest from the last camera, in ``folder``; 0 sets no bound.
     """
@@ -40,6 +42,7 @@ class MemoryConfig:
     channels: int
     footprint: int = 1
     voxel: float = 1.5
+    finer: float = 2.0
     tolerance: float = 0.05
     near: float = 0.05
     far: float = math.inf
@@ -56,6 +59,8 @@ class MemoryConfig:
             raise ValueError(f'footprint must be an odd number of cells, got {self.footprint}')
         if not 0 <= self.voxel < math.inf:
             raise ValueError(f'voxel must be a number of footprints, or 0, got {self.voxel}')
+        if not 0 <= self.finer < math.inf:
+            raise ValueError(f'finer must be a ratio of sizes, or 0, got {self.finer}')
         if self.capacity < 0 or self.resident < 0:
             raise ValueError(
                 f'capacity and resident count cells: {self.capacity}, {self.resident}'
@@ -82,7 +87,8 @@ class LatentMemory:
     """Cells in blocks of space; what they are and how they merge is told in `store`, who is seen in `Rule`.
 
     A write at the cameras of an observation first removes the old cells that they see through; a write of
-    imagined latents leaves out the cells that would stand in front of what was observed. The cells lie in the
+    imagined latents, camera after camera, leaves out what the memory already shows and what would stand in
+    front of an observation. The cells lie in the
     host's memory. One thread may write while others read: a reader sees a write whole or not at all.
     """
 
@@ -133,24 +139,25 @@ class LatentMemory:
         self._check(latents, depth, cameras, keep)
         cameras = cameras.to('cpu')
         latents, depth, keep = latents.cpu(), depth.cpu().float(), keep.cpu()
-        views = Views.of(cameras)
         with self._writing:
             if self._origin is None:
                 self._origin = float(cameras.times[0])
             store = self._store.draft()
-            if observed:
-                for slot, gone in reader.seen_through(
-                    self._store, views, depth, self.config.rule()
-                ).items():
-                    store.put(slot, store.blocks[slot].take(~gone))
-            else:
-                keep = keep & ~self._hides_observed(depth, views)
             if self._written + keep.numel() > LATEST:
                 self._written = store.renumber()
-            cells = self._cells(latents, depth, cameras, keep, observed=observed)
-            camera = keep.nonzero()[:, 0].numpy()
-            added = store.insert(cells, camera, voxel=self.config.voxel)
-            self._written += len(cells)
+            if observed:
+                gone = reader.seen_through(
+                    self._store, Views.of(cameras), depth, self.config.rule()
+                )
+                for slot, rows in gone.items():
+                    store.put(slot, store.blocks[slot].take(~rows))
+                added = self._insert(store, latents, depth, cameras, keep, observed=True)
+            else:
+                added = 0
+                for k in range(len(cameras)):
+                    one = (latents[k : k + 1], depth[k : k + 1], cameras[k : k + 1])
+                    room = keep[k : k + 1] & self._open_to_imagination(store, *one[1:])
+                    added += self._insert(store, *one, room, observed=False)
             centre = cameras.world_from_camera[-1, :3, 3].numpy()
             if self.config.capacity:
                 forget(store, self.config.capacity, self.config.policy, centre)
@@ -245,13 +252,36 @@ class LatentMemory:
             where = wrong.nonzero()[0].tolist()
             raise ValueError(f'camera, row, column {where}: latents are not finite')
 
-    def _hides_observed(
-        self, depth: Float[Tensor, 'n h w'], views: Views
+    def _open_to_imagination(
+        self, store: Store, depth: Float[Tensor, 'n h w'], cameras: Cameras
     ) -> Bool[Tensor, 'n h w']:
+        """Where a camera is shown nothing, or too coarse a cell, and would hide nothing observed."""
+        views, config = Views.of(cameras), self.config
         # the observed surface has holes where it was seen from farther away
-        rule = self.config.rule(footprint=max(3, self.config.footprint))
-        surface = reader.observed_surface(self._store, views, rule)
-        return surface.isfinite() & (depth + depth * self.config.tolerance < surface)
+        whole = config.rule(footprint=max(3, config.footprint))
+        surface = reader.observed_surface(store, views, whole)
+        hides = surface.isfinite() & (depth + depth * config.tolerance < surface)
+        if not config.finer:
+            return ~hides
+        size = depth / _focal(cameras)
+        return ~hides & (reader.shown_size(store, views, config.rule()) > config.finer * size)
+
+    def _insert(
+        self,
+        store: Store,
+        latents: Float[Tensor, 'n c h w'],
+        depth: Float[Tensor, 'n h w'],
+        cameras: Cameras,
+        keep: Bool[Tensor, 'n h w'],
+        *,
+        observed: bool,
+    ) -> int:
+        cells = self._cells(latents, depth, cameras, keep, observed=observed)
+        self._written += len(cells)
+        # what imagination adds where nothing is shown takes nobody's place
+        displace = observed or not self.config.finer
+        camera = keep.nonzero()[:, 0].numpy()
+        return store.insert(cells, camera, voxel=self.config.voxel, displace=displace)
 
     def _cells(
         self,
@@ -263,10 +293,11 @@ class LatentMemory:
         observed: bool,
     ) -> Cells:
         """The kept cells in the order of camera, row and column."""
-        focal = cameras.K[:, [0, 1], [0, 1]].prod(dim=-1).sqrt()[:, None, None]
         time = (cameras.times.double() - self._origin).float()[:, None, None].expand_as(depth)
         position = unproject(torch.where(keep, depth, 1.0), cameras)[keep]
-        points = torch.cat([position, (depth / focal)[keep][:, None]], dim=1).T.contiguous()
+        points = torch.cat(
+            [position, (depth / _focal(cameras))[keep][:, None]], dim=1
+        ).T.contiguous()
         kept = latents.movedim(1, -1)[keep].to(getattr(torch, self.config.dtype))
         serial = self._written + np.arange(len(kept))
         order = (LATEST - serial).astype(np.uint32)
@@ -276,6 +307,11 @@ class LatentMemory:
             written=torch.stack([depth[keep], time[keep]]).numpy(),
             latents=_bits(kept),
         )
+
+
+def _focal(cameras: Cameras) -> Float[Tensor, 'n 1 1']:
+    """Cells across a metre that is a metre away."""
+    return cameras.K[:, [0, 1], [0, 1]].prod(dim=-1).sqrt()[:, None, None]
 
 
 _BITS = {'bfloat16': np.dtype(np.uint16), 'float32': np.dtype(np.float32)}

@@ -41,14 +41,34 @@ def frustum(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'n p
     return np.stack(planes, axis=1)
 
 
+def far_corners(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'c 3']:
+    """Points in the world between which everything lies that any of the views sees."""
+    if not np.isfinite(rule.far):
+        return np.array([[-np.inf] * 3, [np.inf] * 3])
+    rotation, shift = views.rotation.double().numpy(), views.translation.double().numpy()
+    focal, centre = views.focal.double().numpy(), views.centre.double().numpy()
+    margin = 0.51 + reach
+    points = [np.zeros_like(shift)]
+    for x in (-margin, views.width - 1 + margin):
+        for y in (-margin, views.height - 1 + margin):
+            aim = (np.array([x, y]) - centre) / focal
+            points.append(rule.far * np.concatenate([aim, np.ones_like(aim[:, :1])], axis=1))
+    in_camera = np.stack(points, axis=1) - shift[:, None]
+    return (in_camera @ rotation).reshape(-1, 3)
+
+
 def in_view(
     store: Store, views: Views, rule: Rule, *, reach: int
 ) -> tuple[Int[np.ndarray, 'p'], Int[np.ndarray, 'p']]:
     """Pairs of a camera and the slot of a block that the camera may see."""
-    seen = np.zeros((len(views.focal), len(store.count)), np.bool_)
-    planes = frustum(views, rule, reach=reach)
-    kernels.cull(store.lower, store.upper, store.count, planes, seen)
-    return seen.nonzero()
+    planes, corners = frustum(views, rule, reach=reach), far_corners(views, rule, reach=reach)
+    most = len(views.focal) * len(store.count)
+    cameras, blocks = np.empty(most, np.int64), np.empty(most, np.int64)
+    pairs = kernels.cull(
+        store.lower, store.upper, store.count, planes,
+        corners.min(axis=0), corners.max(axis=0), cameras, blocks,
+    )  # fmt: skip
+    return cameras[:pairs], blocks[:pairs]
 
 
 def nearest(
@@ -112,6 +132,14 @@ def readout(
         offset=torch.from_numpy(offset).view(n, 2, height, width),
         depth_ratio=torch.from_numpy(ratio).view(grid).log(),
     )
+
+
+def shown_size(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
+    """The size in metres of the cells that the views are shown, infinite where there are none."""
+    best, winner = nearest(store, views, rule)
+    size = np.full(best.shape, np.inf, np.float32)
+    kernels.sizes(best, winner, store.count, store.address[0], size)
+    return torch.from_numpy(size).view(len(views.focal), views.height, views.width)
 
 
 def observed_surface(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:

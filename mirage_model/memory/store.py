@@ -195,11 +195,19 @@ class Store:
             self.put(slot, replace(self.blocks[slot], order=part.copy()))
         return len(order)
 
-    def insert(self, cells: Cells, camera: Int[np.ndarray, 'm'], *, voxel: float) -> int:
+    def insert(
+        self,
+        cells: Cells,
+        camera: Int[np.ndarray, 'm'],
+        *,
+        voxel: float,
+        displace: bool = True,
+    ) -> int:
         """Add cells of one origin, ordered by camera, and return how many entered.
 
         With ``voxel`` > 0 a voxel holds the cells of one camera, the last that wrote into it, each whole.
-        Imagined cells are refused where the voxel holds an observed one. With 0 every cell enters.
+        Imagined cells are refused where the voxel holds an observed one. Without ``displace`` the cells that
+        were there stay beside the new ones. With ``voxel`` 0 every cell enters and stays.
         """
         if len(cells) == 0:
             return 0
@@ -216,9 +224,9 @@ class Store:
         for slot, start, stop in zip(slots, starts.tolist(), stops):
             new, old = rows[start:stop], self.blocks[slot]
             if voxel:
-                new, old = _merged(
-                    cells, new, local[start:stop], camera[start:stop], old, voxel=voxel
-                )
+                place = (local[start:stop], camera[start:stop])
+                new, rest = _merged(cells, new, *place, old, voxel=voxel)
+                old = rest if displace else old
             if len(new) == 0:
                 continue
             entered += len(new)

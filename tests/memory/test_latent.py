@@ -251,3 +251,27 @@ def test_serial_numbers_start_again_before_they_run_out():
         memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
         assert memory.readout(camera).latents.eq(value).all()  # of equals the later wins
     assert memory._written < LATEST / 2 and len(memory) == 5 * 24
+
+
+def test_what_was_imagined_stays_until_it_is_seen_finer():
+    memory = LatentMemory(CONFIG)
+    memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=False)
+    again = memory.write(picture(seed=1), wall(4), at(0, 0, 0), keep=everywhere(), observed=False)
+    assert again == 0
+    closer = scenes.camera_row([scenes.transform(translation=(0, 0, 2.5))])
+    covered = memory.readout(closer).visible
+    assert memory.write(picture(seed=1), wall(1.5), closer, keep=covered, observed=False) > 0
+    everything = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', finer=0.0))
+    for seed in range(2):
+        everything.write(
+            picture(seed=seed), wall(4), at(0, 0, 0), keep=everywhere(), observed=False
+        )
+    assert torch.equal(everything.readout(at(0, 0, 0)).latents, picture(seed=1))
+
+
+def test_imagined_cameras_of_one_write_are_taken_in_turn():
+    memory = LatentMemory(CONFIG)
+    cameras = scenes.camera_row([scenes.transform()] * 3)
+    added = memory.write(picture(3), wall(4, 3), cameras, keep=everywhere(3), observed=False)
+    assert added == len(memory) == 24
+    assert torch.equal(memory.readout(cameras[:1]).latents, picture(3)[:1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_model.camera import Cameras, resized
+from mirage_model.camera import Cameras, directions, resized
 from mirage_model.memory.grid import depth_to_grid
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.worlds.doom import DoomWorld
@@ -66,3 +66,33 @@ def test_without_merging_every_kept_cell_reads_back(way_and_back):
     assert torch.equal(readout.visible, keep[:1])
     expected = torch.where(keep[:1, None], latents, 0.0)
     assert torch.equal(readout.latents, expected)
+
+
+def test_a_forward_drive_at_full_size_stays_small():
+    """Five chunks of 704x1280 frames down a corridor: the memory grows by what is new, not by frames."""
+    height, width, channels = 44, 80, 48
+    pose = np.tile(np.eye(4), (41, 1, 1))
+    pose[:, 2, 3] = np.arange(41) * 0.1
+    cameras = Cameras(
+        K=torch.tensor([[40.0, 0, 39.5], [0, 40, 21.5], [0, 0, 1]]).repeat(41, 1, 1),
+        world_from_camera=torch.tensor(pose, dtype=torch.float32),
+        times=torch.arange(41, dtype=torch.float64) / 2,
+        height=height,
+        width=width,
+    )
+    aim = directions(cameras[0])
+    sides = torch.stack([2.0 / aim[..., 0].abs(), 1.5 / aim[..., 1].abs()]).amin(dim=0)
+    memory = LatentMemory(MemoryConfig(channels=channels))
+    latents, before = torch.zeros(1, channels, height, width), []
+    keep = torch.ones(1, height, width, dtype=torch.bool)
+    for k in range(41):
+        depth = torch.minimum(sides, 20.0 - cameras.world_from_camera[k, 2, 3])[None]
+        if k > 0:
+            before.append(memory.readout(cameras[k : k + 1]).visible.float().mean())
+        memory.write(latents, depth, cameras[k : k + 1], keep=keep, observed=k == 0)
+        if k == 0:
+            seed = memory.nbytes
+            assert len(memory) == height * width
+    assert sum(before) / len(before) < 0.9
+    assert memory.nbytes / len(memory) <= 128
+    assert memory.nbytes - seed <= 2.6 * 2**20
