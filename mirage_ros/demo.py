@@ -45,7 +45,7 @@ def running_node(command: list[str]) -> Iterator[subprocess.Popen]:
     finally:
         node.send_signal(signal.SIGINT)
         try:
-            node.wait(timeout=20)
+            node.wait(timeout=60)
         except subprocess.TimeoutExpired:
             node.kill()
             node.wait()

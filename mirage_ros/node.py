@@ -363,26 +363,34 @@ class MirageNode(Node):
 def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
     """Run until SIGINT or SIGTERM, then end every request with its answer. Returns the exit code."""
     stop = threading.Event()
+    serving = False
+
+    def on_signal(*_: Any) -> None:
+        stop.set()
+        if not serving:
+            raise SystemExit(0)  # loading is left at once
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, on_signal)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = MirageNode(load)
+        executor = MultiThreadedExecutor(num_threads=node.threads)
+        executor.add_node(node)
+        spinning = threading.Thread(target=executor.spin, name='executor')
+        serving = True
+        spinning.start()
+        stop.wait()
+        node.close()
+        executor.shutdown()
+        spinning.join()
+        node.destroy_node()
+        return 0
     except ValueError as error:
         get_logger('mirage').fatal(str(error))
-        rclpy.try_shutdown()
         return 1
-    executor = MultiThreadedExecutor(num_threads=node.threads)
-    executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, name='executor')
-    spinning.start()
-    stop.wait()
-    node.close()
-    executor.shutdown()
-    spinning.join()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    finally:
+        rclpy.try_shutdown()
 
 
 if __name__ == '__main__':

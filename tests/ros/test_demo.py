@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import glob
 import json
 import os
@@ -38,10 +39,11 @@ def model_folder(tmp_path_factory) -> Path:
     return save_small_model(tmp_path_factory.mktemp('model'))
 
 
-def demo(out: Path, model_folder: Path) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'mirage_ros.demo', '--out', out, '--frames', '24']
-    # a domain that no test uses
-    return subprocess.Popen(
+@pytest.fixture
+def demo(tmp_path, model_folder) -> Iterator[subprocess.Popen]:
+    """In a domain that no other test uses."""
+    command = [sys.executable, '-m', 'mirage_ros.demo', '--out', tmp_path, '--frames', '24']
+    running = subprocess.Popen(
         [*map(str, command), '--model-folder', str(model_folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,6 +53,9 @@ def demo(out: Path, model_folder: Path) -> subprocess.Popen:
             'ROS_DOMAIN_ID': str(1 + (int(os.environ['ROS_DOMAIN_ID']) + 50) % 101),
         },
     )
+    yield running
+    running.terminate()
+    running.wait()
 
 
 def children(pid: int) -> list[int]:
@@ -60,22 +65,25 @@ def children(pid: int) -> list[int]:
     return found + [grandchild for child in found for grandchild in children(child)]
 
 
+@pytest.fixture
+def before() -> set[str]:
+    return shared_memory()
+
+
 def shared_memory() -> set[str]:
     return {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}
 
 
-def test_demo_writes_its_results_and_ends(tmp_path, model_folder):
-    before = shared_memory()
-    running = demo(tmp_path, model_folder)
-    said, _ = running.communicate(timeout=240)
-    assert running.returncode == 0, said
+def test_demo_writes_its_results_and_ends(before, demo, tmp_path):
+    said, _ = demo.communicate(timeout=280)
+    assert demo.returncode == 0, said
     assert 'chunk 3 of 3' in said
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert set(summary) >= KEYS
     assert (summary['chunks'], summary['frames']) == (3, 24)
     assert 0 < summary['observed_mean'] <= summary['coverage_mean'] <= 1
     assert summary['weights']['name'] == 'small-random' and len(summary['weights']['sha256']) == 64
-    assert summary['processes']['client'] == running.pid != summary['processes']['node']
+    assert summary['processes']['client'] == demo.pid != summary['processes']['node']
     assert not Path(f'/proc/{summary["processes"]["node"]}').exists()
     assert cv2.imread(str(tmp_path / 'contact_sheet.png')) is not None
     video = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
@@ -83,16 +91,14 @@ def test_demo_writes_its_results_and_ends(tmp_path, model_folder):
     assert shared_memory() <= before
 
 
-def test_interrupted_demo_leaves_nothing(tmp_path, model_folder):
-    before = shared_memory()
-    running = demo(tmp_path, model_folder)
-    while 'asked for' not in (line := running.stdout.readline()):
+def test_interrupted_demo_leaves_nothing(before, demo):
+    while 'asked for' not in (line := demo.stdout.readline()):
         assert line, 'the demo ended by itself'
-    started = children(running.pid)
+    started = children(demo.pid)
     assert started
-    running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=60)
-    assert running.returncode == 130, said
+    demo.send_signal(signal.SIGINT)
+    said, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 130, said
     assert 'Traceback' not in said
     deadline = time.monotonic() + 10
     while any(Path(f'/proc/{pid}').exists() for pid in started):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 import glob
 import signal
+import subprocess
+import sys
 import time
 
 from action_msgs.msg import GoalStatus
@@ -350,4 +352,22 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
     assert status == GoalStatus.STATUS_ABORTED
     assert result.message == 'cancelled: the node is shutting down'
     assert node.process.wait(timeout=10) == 0
+    assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
+
+
+def test_a_node_that_is_still_loading_ends_at_once(tmp_path):
+    before = set(glob.glob('/dev/shm/fastrtps_*'))
+    program = """
+import sys, time
+from mirage_ros.node import main
+def load(settings):
+    print('loading', flush=True)
+    time.sleep(1000)
+sys.exit(main(load))
+"""
+    node = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+    assert node.stdout.readline() == 'loading\n'
+    node.send_signal(signal.SIGTERM)
+    node.communicate(timeout=60)
+    assert node.returncode == 0
     assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
