@@ -1,8 +1,9 @@
 """How fast the latent memory is, as ratios against a plain version and against the machine itself.
 
-``python -m mirage_model.evaluation.bench_memory`` prints the figures, writes them with their goals to
-out/bench/memory.json and exits with 1 where a goal is missed. Every time is the median of 20 runs with cold
-caches, since between two readouts of a rollout the model runs and leaves nothing of the memory in them.
+``python -m mirage_model.evaluation.bench_memory`` prints the figures, writes them with their goals
+to out/bench/memory.json and exits with 1 where a goal is missed. Every time is the median of 20
+runs with cold caches, since between two readouts of a rollout the model runs and leaves nothing of
+the memory in them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def camera(position: np.ndarray, yaw: float, time: float) -> Cameras:
 
 
 def room_depth(cameras: Cameras) -> Float[Tensor, 'n h w']:
-    """Depth to the walls of the room, a box of a building of equal ones, that each camera stands in."""
+    """Depth to the walls of the room, one of a building of equal boxes, around each camera."""
     origin = cameras.world_from_camera[:, None, None, :3, 3]
     one_metre = unproject(torch.ones(len(cameras), HEIGHT, WIDTH), cameras) - origin
     room = torch.tensor(ROOM, dtype=torch.float32)
@@ -92,7 +93,7 @@ def in_view(
 
 
 def chunks(rooms: int) -> Iterator[tuple[Cameras, Float[Tensor, 'n h w']]]:
-    """Views from anywhere in a building of so many rooms, each the size of ROOM, and their depth."""
+    """Views from anywhere in a building of so many equal rooms, and their depth."""
     rng, side, time = np.random.default_rng(0), int(np.ceil(np.sqrt(rooms))), 0.0
     while True:
         views = []
@@ -143,7 +144,7 @@ def everything(cameras: Cameras, depth: Float[Tensor, 'n h w']) -> Bool[Tensor, 
 def sort_and_assign(
     positions: Float[Tensor, 'm 3'], latents: Float[Tensor, 'm c'], cameras: Cameras
 ) -> tuple[Float[Tensor, 'n c h w'], Bool[Tensor, 'n h w']]:
-    """The plain version: every cell projected, sorted far to near, and assigned, the last one staying."""
+    """The plain version: every cell projected, sorted far to near, assigned; the last stays."""
     n = len(cameras)
     result = torch.zeros(n, HEIGHT * WIDTH, latents.shape[1])
     mask = torch.zeros(n, HEIGHT * WIDTH, dtype=torch.bool)
@@ -182,7 +183,7 @@ def ratio(name: str, over: float, under: float, bound: str, goal: float) -> Figu
 
 
 def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
-    """All figures, with every number of cells multiplied by ``scale``, and the numbers of cells."""
+    """All figures, at ``scale`` times the numbers of cells, and those numbers."""
     million, building, few = (int(count * scale) for count in (1e6, 1e7, 1e5))
     rooms = max(1, round(112 * scale))
     chunk, figures = chunk_ahead(), []

@@ -66,8 +66,8 @@ def attached(path: Path) -> dict[str, Tensor]:
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The cells and what was said about them.
 
-    Raises ValueError, naming the file, for one that is truncated or no memory, of another version, or has
-    missing tensors, wrong types or shapes, or values that no memory holds.
+    Raises ValueError, naming the file, for one that is truncated or no memory, of another version,
+    or has missing tensors, wrong types or shapes, or values that no memory holds.
     """
     try:
         with safe_open(path, framework='pt') as file:

@@ -1,11 +1,12 @@
-"""The compiled inner loops of the memory on the CPU: the rule of `zbuffer`, bit for bit, without its passes.
+"""The compiled inner loops of the memory on the CPU: the rule of `zbuffer`, bit for bit.
 
-They take blocks by the addresses of their arrays, so that any number of blocks, in memory or mapped from a
-file, is read in one call and nothing is gathered first. Floats are float32 in the order of operations of
-`zbuffer`; fast-math stays off and nothing is contracted. They release the interpreter's lock.
+They take blocks by the addresses of their arrays, so that any number of blocks, in memory or
+mapped from a file, is read in one call and nothing is gathered first. Floats are float32 in the
+order of operations of `zbuffer`; fast-math stays off and nothing is contracted. They release the
+interpreter's lock.
 
-The arrays of a block of m cells: points (4, m) float32 (x, y, z, size); order (m,) uint32 (see `store`);
-written (2, m) float32 (depth, time); latents (m, c) bits of bfloat16, or float32.
+The arrays of a block of m cells: points (4, m) float32 (x, y, z, size); order (m,) uint32 (see
+`store`); written (2, m) float32 (depth, time); latents (m, c) bits of bfloat16, or float32.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ def _place(
 @compiled
 @no_type_check
 def cull(lower, upper, count, planes, reach_lower, reach_upper, cameras, blocks):
-    """Write the pairs of a camera and a block that it may see, by block, and return how many there are.
+    """Write the pairs of a camera and a block that it may see, by block; return how many.
 
-    A block is left out where its box is outside reach_lower to reach_upper, which holds what any camera sees,
-    or outside one of the camera's planes: planes is (n, p, 4) float64, (normal, distance), inside where
-    normal . point + distance >= 0.
+    A block is left out where its box is outside reach_lower to reach_upper, which holds what any
+    camera sees, or outside one of the camera's planes: planes is (n, p, 4) float64, (normal,
+    distance), inside where normal . point + distance >= 0.
     """
     pairs = 0
     for block in range(lower.shape[0]):
@@ -134,8 +135,8 @@ def nearest_points(
 ):  # fmt: skip
     """As `zbuffer.nearest` with footprint 1, over pairs of a camera and a block.
 
-    best (n, h * w) int64 holds the word that won, winner (n, h * w, 2) int32 its block and cell; both are
-    lowered in place, so that calls over parts of the pairs can be joined by their best.
+    best (n, h * w) int64 holds the word that won, winner (n, h * w, 2) int32 its block and cell;
+    both are lowered in place, so that calls over parts of the pairs can be joined by their best.
     """
     rank, cell = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
     bits, index = rank.view(np.int32), cell.view(np.uint32)
@@ -169,7 +170,7 @@ def nearest_footprints(
     cameras, blocks, count, points_at, order_at, rotation, translation, focal, centre,
     height, width, reach, tolerance, near, far, only_observed, best, winner,
 ):  # fmt: skip
-    """As `nearest_points`, with cells that cover up to ``reach`` cells to every side of their own."""
+    """As `nearest_points`, for cells that cover up to ``reach`` cells on every side."""
     u, v, depth = (
         np.empty(TILE, np.float32),
         np.empty(TILE, np.float32),
@@ -254,7 +255,7 @@ def gather(
     best, winner, count, points_at, order_at, written_at, latents_at, half, rotation, translation,
     focal, centre, width, now, latents, visible, observed, depth, ratio, age, offset,
 ):  # fmt: skip
-    """Fill a readout from the winners; outputs are zero before, latents is (n, h * w, c) uint32 bits."""
+    """Fill a readout that is zero from the winners; latents is (n, h * w, c) uint32 bits."""
     u, v, z = np.empty(1, np.float32), np.empty(1, np.float32), np.empty(1, np.float32)
     channels = latents.shape[2]
     for camera in range(best.shape[0]):

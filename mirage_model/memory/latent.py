@@ -32,11 +32,11 @@ class MemoryConfig:
     observed cell wins over an imagined.
 
     ``voxel`` is the edge of a voxel as a share of the size of the cells in it; a voxel keeps the
-    cells of the camera that wrote last, whole, and 0 keeps every cell. An imagined cell enters only
-    where its camera is shown nothing, or a cell more than ``finer`` times its size, so that what
-    was imagined once stays as it was; 0 lets all enter. ``capacity`` cells are held
-    at most, those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the
-    rest, furthest from the last camera, in ``folder``; 0 sets no bound.
+    cells of the camera that wrote last, whole, and 0 keeps every cell. An imagined cell enters
+    only where its camera is shown nothing, or a cell more than ``finer`` times its size, so that
+    what was imagined once stays as it was; 0 lets all enter. ``capacity`` cells are held at most,
+    those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the rest,
+    furthest from the last camera, in ``folder``; 0 sets no bound.
     """
 
     channels: int
@@ -45,7 +45,7 @@ class MemoryConfig:
     finer: float = 2.0
     tolerance: float = 0.05
     near: float = 0.05
-    far: float = math.inf
+    far: float = 1e6
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
     capacity: int = 0
     policy: Policy = 'oldest'
@@ -71,8 +71,8 @@ class MemoryConfig:
             raise ValueError(f'a bound on resident cells needs a folder, got {self.folder!r}')
         if not 0 <= self.tolerance < 1:
             raise ValueError(f'tolerance must be a share in 0..1, got {self.tolerance}')
-        if not 0 < self.near < self.far:
-            raise ValueError(f'need 0 < near < far, got {self.near} and {self.far}')
+        if not 0 < self.near < self.far <= 1e6:
+            raise ValueError(f'need 0 < near < far <= 1e6, got {self.near} and {self.far}')
 
     def rule(self, *, footprint: int | None = None) -> Rule:
         return Rule(
@@ -84,12 +84,12 @@ class MemoryConfig:
 
 
 class LatentMemory:
-    """Cells in blocks of space; what they are and how they merge is told in `store`, who is seen in `Rule`.
+    """Cells in blocks of space: `store` tells how they lie and merge, `Rule` who is seen.
 
-    A write at the cameras of an observation first removes the old cells that they see through; a write of
-    imagined latents, camera after camera, leaves out what the memory already shows and what would stand in
-    front of an observation. The cells lie in the
-    host's memory. One thread may write while others read: a reader sees a write whole or not at all.
+    A write at the cameras of an observation first removes the old cells that they see through; a
+    write of imagined latents, camera after camera, leaves out what the memory already shows and
+    what would stand in front of an observation. The cells lie in the host's memory. One thread may
+    write while others read: a reader sees a write whole or not at all.
     """
 
     def __init__(self, config: MemoryConfig) -> None:
@@ -135,7 +135,7 @@ class LatentMemory:
         keep: Bool[Tensor, 'n h w'],
         observed: bool,
     ) -> int:
-        """As `Memory.write`; what they replace in their voxels is not subtracted from the cells added."""
+        """As `Memory.write`; cells whose place they took are not subtracted from those added."""
         self._check(latents, depth, cameras, keep)
         cameras = cameras.to('cpu')
         latents, depth, keep = latents.cpu(), depth.cpu().float(), keep.cpu()
@@ -183,7 +183,7 @@ class LatentMemory:
         return Readout(**{name: value.to(device) for name, value in vars(readout).items()})
 
     def save(self, path: Path, *, attached: Mapping[str, Tensor] | None = None) -> None:
-        """Write the memory to one safetensors file; a file that is there is replaced whole or not at all.
+        """Write one safetensors file; a file that is there is replaced whole or not at all.
 
         ``attached`` tensors travel along; `file.attached` reads them.
         """
@@ -206,7 +206,7 @@ class LatentMemory:
 
     @classmethod
     def load(cls, path: Path) -> LatentMemory:
-        """The memory that was saved. Raises ValueError, naming the file, for one that it cannot trust."""
+        """The memory that was saved. Raises ValueError, naming the file, for a damaged one."""
         tensors, about = file.load(path)
         try:
             memory = cls(MemoryConfig(**about['config']))
@@ -255,7 +255,7 @@ class LatentMemory:
     def _open_to_imagination(
         self, store: Store, depth: Float[Tensor, 'n h w'], cameras: Cameras
     ) -> Bool[Tensor, 'n h w']:
-        """Where a camera is shown nothing, or too coarse a cell, and would hide nothing observed."""
+        """Where a camera is shown nothing, or too coarse a cell, and hides nothing observed."""
         views, config = Views.of(cameras), self.config
         # the observed surface has holes where it was seen from farther away
         whole = config.rule(footprint=max(3, config.footprint))

@@ -1,6 +1,7 @@
 """Keeping a memory within bounds: forgetting blocks, and putting far ones on disk.
 
-Both work on a draft of a store, block by block, so that they cost little however often they are called.
+Both work on a draft of a store, block by block, so that they cost little however often they are
+called.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Policy = Literal['oldest', 'furthest', 'imagined']
 def forget(store: Store, capacity: int, policy: Policy, centre: Float[np.ndarray, '3']) -> None:
     """Drop cells until no more than ``capacity`` are left.
 
-    'oldest' drops the blocks that were written to least recently, 'furthest' those furthest from ``centre``,
-    'imagined' first the imagined cells of the oldest blocks, then as 'oldest'.
+    'oldest' drops the blocks that were written to least recently, 'furthest' those furthest from
+    ``centre``, 'imagined' first the imagined cells of the oldest blocks, then as 'oldest'.
     """
     if len(store) <= capacity:
         return
@@ -45,12 +46,12 @@ def forget(store: Store, capacity: int, policy: Policy, centre: Float[np.ndarray
 
 
 def page_out(store: Store, resident: int, folder: Path, centre: Float[np.ndarray, '3']) -> None:
-    """Move blocks, the furthest first, into a file in ``folder`` until ``resident`` cells are in memory.
+    """Move blocks, the furthest first, into a file until ``resident`` cells are in memory.
 
-    They stay in the store, mapped from the file: whoever reads them has the system bring them back, and a
-    write makes a copy in memory of the block that it changes. The file has no name any more, so that it is
-    gone with the last block that uses it, or with the process. A quarter more than asked for is moved, so
-    that a file holds many blocks.
+    They stay in the store, mapped from the file: whoever reads them has the system bring them
+    back, and a write makes a copy in memory of the block that it changes. The file has no name any
+    more, so that it is gone with the last block that uses it, or with the process. A quarter more
+    than asked for is moved, so that a file holds many blocks.
     """
     in_memory = np.array([slot for slot in store.filled() if not store.mapped[slot]], np.int64)
     if store.count[in_memory].sum() <= resident:

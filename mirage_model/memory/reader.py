@@ -19,7 +19,7 @@ SERIAL = 50_000
 
 
 def frustum(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'n p 4']:
-    """Planes in the world, (normal, distance), whose inside holds all that covers a cell of the view.
+    """Planes in the world, (normal, distance), between which all lies that covers a cell.
 
     ``reach`` is how many cells outside the view a point may lie; a hundredth of a cell is added.
     """
@@ -74,7 +74,7 @@ def in_view(
 def nearest(
     store: Store, views: Views, rule: Rule, *, only_observed: bool = False
 ) -> tuple[Int[np.ndarray, 'n cells'], Int[np.ndarray, 'n cells 2']]:
-    """The word that wins each cell, and the slot and the cell it belongs to; NOTHING where none does."""
+    """The word that wins each cell, or NOTHING, and the slot and the row it belongs to."""
     assert rule.footprint > 1 or not only_observed
     reach = rule.footprint // 2
     cameras, slots = in_view(store, views, rule, reach=reach)

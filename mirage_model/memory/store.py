@@ -1,9 +1,9 @@
 """Where the cells of a memory lie: blocks of space in a directory, shared until they are changed.
 
-A cell belongs to the voxel that its point falls into, in a grid whose edge follows the cell's own size by
-powers of two; 16 x 16 x 16 voxels of one grid are a block. A `Store` is never changed once it is published:
-a writer drafts a new one, which shares every block that it does not touch. So a fork costs nothing, and a
-reader that holds a store sees all of a write or nothing of it.
+A cell belongs to the voxel that its point falls into, in a grid whose edge follows the cell's own
+size by powers of two; 16 x 16 x 16 voxels of one grid are a block. A `Store` is never changed once
+it is published: a writer drafts a new one, which shares every block that it does not touch. So a
+fork costs nothing, and a reader that holds a store sees all of a write or nothing of it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PAGE = 4096
 class Cells:
     """Remembered cells as the kernels read them, 28 bytes a cell and the latents.
 
-    ``points`` are x, y, z in the world and the cell's size, metres; ``order`` is LATEST minus the cell's
-    serial number, with the highest bit set where it was imagined, so that of two cells the smaller goes
-    first; ``written`` are the depth in metres and the seconds since the memory's origin at which it was
-    written; ``latents`` are float32, or the bits of bfloat16.
+    ``points`` are x, y, z in the world and the cell's size, metres; ``order`` is LATEST minus the
+    cell's serial number, with the highest bit set where it was imagined, so that of two cells the
+    smaller goes first; ``written`` are the depth in metres and the seconds since the memory's
+    origin at which it was written; ``latents`` are float32, or the bits of bfloat16.
     """
 
     points: Float32[np.ndarray, '4 m']
@@ -81,8 +81,9 @@ def locate(
 ) -> tuple[Int64[np.ndarray, 'm 4'], Int32[np.ndarray, 'm']]:
     """The block of every point, as (grid level, i, j, k), and its voxel within the block.
 
-    A grid's edge is ``voxel`` times the cell's size, rounded down to a power of two of metres before. Levels
-    end at a quarter of a millimetre and at a thousand kilometres, and indices at 2^40.
+    A grid's edge is ``voxel`` times the cell's size, rounded down to a power of two of metres
+    before. Levels end at a quarter of a millimetre and at a thousand kilometres, and indices at
+    2^40.
     """
     level = np.clip(np.frexp(points[3])[1] - 1, -12, 20)
     edge = np.ldexp(voxel, level)
@@ -94,7 +95,7 @@ def locate(
 
 
 class Store:
-    """The directory of blocks. Every verb but the reading ones is for a draft, before it is published."""
+    """The directory of blocks. The verbs that change it are for a draft, never once published."""
 
     def __init__(self) -> None:
         self.blocks: list[Cells | None] = []
@@ -154,7 +155,7 @@ class Store:
         return slots
 
     def put(self, slot: int, cells: Cells, *, mapped: bool = False) -> None:
-        """Let a block hold these cells, ``mapped`` from a file or not; without any, its slot is free again."""
+        """Let a block hold these cells, ``mapped`` from a file or not; none frees its slot."""
         self.length += len(cells) - int(self.count[slot])
         self.count[slot] = len(cells)
         self.mapped[slot] = mapped
@@ -183,7 +184,7 @@ class Store:
         return every.take(np.argsort(LATEST - (every.order & LATEST).astype(np.int64)))
 
     def renumber(self) -> int:
-        """Give the cells the serial numbers from 0 on, in the same order; return how many there are."""
+        """Number the cells from 0 on, in the same order; return how many there are."""
         slots = self.filled()
         if not slots:
             return 0
@@ -205,9 +206,10 @@ class Store:
     ) -> int:
         """Add cells of one origin, ordered by camera, and return how many entered.
 
-        With ``voxel`` > 0 a voxel holds the cells of one camera, the last that wrote into it, each whole.
-        Imagined cells are refused where the voxel holds an observed one. Without ``displace`` the cells that
-        were there stay beside the new ones. With ``voxel`` 0 every cell enters and stays.
+        With ``voxel`` > 0 a voxel holds the cells of one camera, the last that wrote into it, each
+        whole. Imagined cells are refused where the voxel holds an observed one. Without
+        ``displace`` the cells that were there stay beside the new ones. With ``voxel`` 0 every
+        cell enters and stays.
         """
         if len(cells) == 0:
             return 0

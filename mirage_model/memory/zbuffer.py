@@ -59,11 +59,11 @@ class Points:
 class Rule:
     """How cells compete for a view.
 
-    A cell takes part where its depth is in ``near`` to ``far``, the end left out. It covers the cell that its
-    point falls into, and where its metric size makes it larger than that, all whose centres its
-    square holds, but no more than ``footprint`` across (odd; 1 is one point a cell). The nearest
-    wins; for this an imagined cell counts as farther by the share ``tolerance``, and with
-    ``footprint`` > 1 every cell as receding from its point at 45 degrees, so that a cell hit
+    A cell takes part where its depth is in ``near`` to ``far``, the end left out and far below
+    what float32 holds. It covers the cell that its point falls into, and where its metric size
+    makes it larger than that, all whose centres its square holds, but no more than ``footprint``
+    across (odd; 1 is one point a cell). The nearest wins; for this an imagined cell counts as farther by the share ``tolerance``, and
+    with ``footprint`` > 1 every cell as receding from its point at 45 degrees, so that a cell hit
     squarely is not taken by its neighbour on the same surface. Of equals the observed wins, then
     the later written.
     """
@@ -150,8 +150,8 @@ def nearest(
 def surface_of(depth: Float[Tensor, 'n h w'], rule: Rule) -> Float[Tensor, 'n h w']:
     """How near a point must be so that a camera which saw ``depth`` has surely seen through it.
 
-    To be sure near depth edges it is the nearest depth of the 3x3 cells around, less the tolerance, and 0
-    where one of them lies outside the view or has no depth.
+    To be sure near depth edges it is the nearest depth of the 3x3 cells around, less the
+    tolerance, and 0 where one of them lies outside the view or has no depth.
     """
     valid = torch.isfinite(depth) & (depth > 0)
     padded = F.pad(torch.where(valid, depth, 0.0), (1, 1, 1, 1))
@@ -162,7 +162,7 @@ def surface_of(depth: Float[Tensor, 'n h w'], rule: Rule) -> Float[Tensor, 'n h 
 def seen_through(
     points: Points, depth: Float[Tensor, 'n h w'], views: Views, rule: Rule
 ) -> Bool[Tensor, 'm']:
-    """Points that stand, by more than their size, in front of what the views' ``depth`` says they saw."""
+    """Points more than their size in front of what the views saw at ``depth``."""
     surface = surface_of(depth, rule)
     gone = torch.zeros_like(points.observed)
     for camera in range(len(views.focal)):

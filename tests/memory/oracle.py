@@ -1,4 +1,4 @@
-"""The memory's rules written as slowly and plainly as possible, one cell and one number at a time."""
+"""The memory's rules written as slowly and plainly as possible, one number at a time."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def seen_through(points: Points, depth, views: Views, rule: Rule):
 def merge(held, new, voxel):
     """What a memory holds after a write of one origin; cells are dicts, in the order of writing.
 
-    A cell has ``position``, ``size``, ``observed``, ``camera`` (its place in the write) and whatever else.
+    A cell has ``position``, ``size``, ``observed``, ``camera`` (its place in the write) and
+    whatever else.
     """
 
     def key(cell):

@@ -77,20 +77,17 @@ def test_an_empty_memory_shows_nothing():
 def test_a_readout_says_how_it_differs_from_what_was_written():
     memory = LatentMemory(CONFIG)
     memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
-    camera = scenes.camera_row([scenes.transform(translation=(0.25, 0, 2))], [7.5])
+    camera = scenes.camera_row([scenes.transform(translation=(0.125, 0, 2))], [7.5])
     readout = memory.readout(camera)
-    torch.testing.assert_close(
-        readout.depth[readout.visible], torch.tensor(2.0).expand(24)[: readout.visible.sum()]
-    )
-    assert readout.age[readout.visible].eq(7.5).all()
-    torch.testing.assert_close(
-        readout.depth_ratio[readout.visible],
-        torch.full_like(readout.depth, math.log(0.5))[readout.visible],
-    )
-    # half as far, so half cells at twice their distance from the middle, moved by 0.25 m * 4 / 2 m
-    assert set(readout.offset[:, 0][readout.visible].abs().tolist()) == {0.0, 0.5} or (
-        readout.offset[:, 0].abs().max() <= 0.5
-    )
+    seen = readout.visible
+    # half as far, so at twice their distance from the middle, and 0.25 cells to the left
+    assert seen.sum() == 6
+    assert readout.depth[seen].eq(2).all() and readout.age[seen].eq(7.5).all()
+    torch.testing.assert_close(readout.depth_ratio[seen], torch.full((6,), math.log(0.5)))
+    x = 2 * (torch.arange(scenes.WIDTH) - 2.5) + 2.5 - 0.25
+    cell = torch.floor(x + 0.5)
+    offsets = {float(value) for value, at in zip(x - cell, cell) if 0 <= at < scenes.WIDTH}
+    assert set(readout.offset[:, 0][seen].tolist()) == offsets
 
 
 def test_times_since_the_epoch_keep_their_fractions():

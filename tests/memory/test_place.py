@@ -17,7 +17,7 @@ OUT = 17
 
 @pytest.fixture(scope='module')
 def way_and_back() -> tuple[Cameras, torch.Tensor, torch.Tensor]:
-    """Cameras that wander through a map and come back beside their path, depth on the grid, keep."""
+    """Cameras that wander and come back beside their path, depth on the grid, keep."""
     rng = np.random.default_rng(3)
     with DoomWorld(map_name='E1M1', seed=1) as world:
         out = world.plan('wander', OUT, rng)
@@ -69,7 +69,7 @@ def test_without_merging_every_kept_cell_reads_back(way_and_back):
 
 
 def test_a_forward_drive_at_full_size_stays_small():
-    """Five chunks of 704x1280 frames down a corridor: the memory grows by what is new, not by frames."""
+    """Five chunks of 704x1280 frames down a corridor: the memory grows by what is new."""
     height, width, channels = 44, 80, 48
     pose = np.tile(np.eye(4), (41, 1, 1))
     pose[:, 2, 3] = np.arange(41) * 0.1
