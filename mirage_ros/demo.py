@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 import os
 from pathlib import Path
 import random
@@ -64,7 +65,10 @@ def main() -> int:
     parser.add_argument(
         '--out', type=Path, default=Path('out/demo'), help='folder for the results'
     )
-    parser.add_argument('--frames', type=int, default=64, help='frames to imagine, 16 a chunk')
+    parser.add_argument('--frames', type=int, help='frames to imagine')
+    parser.add_argument('--map-name', help='map of Freedoom, E1M1 to E4M9 or MAP01 to MAP32')
+    parser.add_argument('--kind', help='forward, turn, out_and_back or wander')
+    parser.add_argument('--world-seed', type=int, help='where on the map the drive starts')
     parser.add_argument(
         '--model-folder', default='', help='folder with weights; empty: mirage-tiny'
     )
@@ -80,7 +84,13 @@ def main() -> int:
             from mirage_ros.demo_client import DemoConfig, run
 
             folder = Path(arguments.model_folder) if arguments.model_folder else None
-            config = DemoConfig(frames=arguments.frames)
+            config = DemoConfig(
+                **{
+                    item.name: getattr(arguments, item.name)
+                    for item in fields(DemoConfig)
+                    if getattr(arguments, item.name, None) is not None
+                }
+            )
             summary = run(arguments.out, config, model_folder=folder, node=node)
     except KeyboardInterrupt:
         print('mirage_demo: interrupted', file=sys.stderr)

@@ -36,6 +36,8 @@ wanted=$(hash_of package.xml CMakeLists.txt setup.py cmake/* msg/* action/* .ven
 if [ "$(cat .venv/.mirage-interfaces 2>/dev/null)" != "$wanted" ]; then
   command -v "${CXX:-c++}" > /dev/null || fail 'a C++ compiler is needed to build the ROS interfaces'
   command -v cmake > /dev/null || fail 'CMake 3.24 or newer is needed to build the ROS interfaces'
+  headers=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  [ -f "$headers/Python.h" ] || fail "Python's headers are needed to build the ROS interfaces"
   version=$(cmake --version | sed -n 's/cmake version //p')
   [ "$(printf '%s\n' 3.24 "$version" | sort -V | head -1)" = 3.24 ] \
     || fail "CMake 3.24 or newer is needed, this is $version"
