@@ -54,11 +54,11 @@ def pairs_of(clip: Clip, codec: Codec, *, gap: int, rng: np.random.Generator) ->
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     hidden = clip.sky | clip.moving
     return Pair(
-        source=frames[start][None],
+        source=frames[start][None].clone(),
         depth=clip.depth[start].masked_fill(hidden[start], torch.nan)[None],
         camera=clip.cameras[start : start + 1],
         video=codec.encode(frames[None, start - 4 : start + 1])[:, :, -1],
-        target=frames[start + gap][None],
+        target=frames[start + gap][None].clone(),
         target_camera=clip.cameras[start + gap : start + gap + 1],
     )
 
@@ -141,10 +141,16 @@ def gather(
 
 
 def evaluate(
-    codec: Codec, training: list[Path], held_out: list[Path], *, pairs: int, steps: int
+    codec: Codec,
+    training: list[Path],
+    held_out: list[Path],
+    *,
+    pairs: int,
+    training_pairs: int,
+    steps: int,
 ) -> dict:
     """Figures by method and gap: mean and standard error of PSNR over covered cells, and coverage."""
-    fit_on = gather(training, codec, 2 * pairs, GAPS, seed=1)
+    fit_on = gather(training, codec, training_pairs, GAPS, seed=1)
     test_on = {gap: gather(held_out, codec, pairs, (gap,), seed=2 + gap) for gap in GAPS}
     with torch.no_grad():
         goal = torch.cat([codec.encode_stills(pair.target) for pair in fit_on])
@@ -206,7 +212,8 @@ def main() -> None:
     )
     parser.add_argument('--held-out', default='validation')
     parser.add_argument('--codec', type=Path, default=EMBEDDED / 'vae')
-    parser.add_argument('--pairs', type=int, default=200, help='held-out pairs at every gap')
+    parser.add_argument('--pairs', type=int, default=70, help='held-out pairs at every gap')
+    parser.add_argument('--training-pairs', type=int, default=240, help='over all gaps')
     parser.add_argument('--steps', type=int, default=1500, help='of training the convolutions')
     parser.add_argument('--out', type=Path, default=Path('out/moved_latents.json'))
     arguments = parser.parse_args()
@@ -215,6 +222,7 @@ def main() -> None:
         sorted((arguments.clips / 'train').glob('*.safetensors')),
         sorted((arguments.clips / arguments.held_out).glob('*.safetensors')),
         pairs=arguments.pairs,
+        training_pairs=arguments.training_pairs,
         steps=arguments.steps,
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

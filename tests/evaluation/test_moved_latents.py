@@ -59,7 +59,7 @@ def test_the_table_has_every_method_and_gap(tmp_path):
     for name in ('wall', 'corner', 'floor'):
         save_clip(tmp_path / f'{name}.safetensors', still_clip(name, step=0.02))
     clips = sorted(tmp_path.glob('*.safetensors'))
-    table = evaluate(Codec(small_vae()), clips[:2], clips[2:], pairs=3, steps=2)
+    table = evaluate(Codec(small_vae()), clips[:2], clips[2:], pairs=3, training_pairs=6, steps=2)
     for by_gap in table.values():
         for gap in GAPS:
             figures = by_gap[str(gap)]

@@ -1,0 +1,239 @@
+"""How good is mirage-tiny on maps it has not seen? ``python -m mirage_model.evaluation.tiny``
+
+A seeded manifest of drives through the test maps: turning, driving forward, out and back. The seed frame
+comes with true depth, all later depth is the model's own. Baselines in the same run: the same model with an
+empty memory, the seed frame repeated, and the codec's reconstruction of the true frames. Finished
+trajectories are kept, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+import cv2
+from jaxtyping import Bool, Float
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mirage_model.camera import resized
+from mirage_model.checkpoint import EMBEDDED, Model, load_model
+from mirage_model.data.clip import Clip
+from mirage_model.data.record import maps_of, record_drive
+from mirage_model.memory import Memory
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.none import NoMemory
+from mirage_model.perception import Estimate
+from mirage_model.remember import keep_mask
+from mirage_model.rollout import rollout
+
+KINDS = ('turn', 'forward', 'out_and_back')
+BINS = tuple(range(0, 100, 10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imagined:
+    """Frames (n, 3, H, W) after the seed, and what the memory covered of each, at pixels."""
+
+    frames: Float[Tensor, 'n 3 H W']
+    covered: Bool[Tensor, 'n H W']
+
+
+def trajectory(index: int, frames: int) -> Clip:
+    """Number ``index`` of the manifest."""
+    maps = maps_of('test')
+    map_name, kind = maps[index // len(KINDS) % len(maps)], KINDS[index % len(KINDS)]
+    name = f'{index:03d}-{map_name}-{kind}'
+    return record_drive(map_name, kind, frames=frames, seed=10_000 + index, name=name)
+
+
+def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
+    """Seed the memory with the first frame and its true depth, then imagine all the others."""
+    frames = clip.frames.permute(0, 3, 1, 2).float() / 255
+    grid = resized(
+        clip.cameras[:1],
+        clip.cameras.height // model.codec.spatial_stride,
+        clip.cameras.width // model.codec.spatial_stride,
+    )
+    known = Estimate(
+        depth=clip.depth[:1],
+        cameras=clip.cameras[:1],
+        confidence=(~clip.depth[:1].isnan()).float(),
+        sky=clip.sky[:1],
+        moving=clip.moving[:1],
+        scaled=torch.ones(1, dtype=torch.bool),
+    )
+    depth, keep = keep_mask(known, height=grid.height, width=grid.width)
+    memory.write(model.codec.encode_stills(frames[:1]), depth, grid, keep=keep, observed=True)
+    chunks = list(
+        rollout(
+            model,
+            memory,
+            frames[:1],
+            clip.cameras[:1],
+            clip.cameras[1:],
+            steps=model.config.steps,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    )
+    stride = model.codec.spatial_stride
+    covered = torch.cat([chunk.remembered.visible for chunk in chunks])
+    return Imagined(
+        frames=torch.cat([chunk.frames for chunk in chunks]),
+        covered=covered.repeat_interleave(stride, 1).repeat_interleave(stride, 2),
+    )
+
+
+def psnr(frames: Tensor, truth: Tensor, mask: Bool[Tensor, 'n H W'] | None = None) -> float:
+    """dB over all pixels of all frames, or over those of the mask; NaN where it is empty."""
+    error = (frames - truth).square().mean(dim=1)
+    error = error if mask is None else error[mask]
+    return float(-10 * torch.log10(error.mean())) if error.numel() else float('nan')
+
+
+def chroma(frames: Tensor) -> Tensor:
+    return frames[:, [0, 2]] - frames[:, [1]]
+
+
+def gradient_energy(frames: Tensor) -> float:
+    horizontal, vertical = frames.diff(dim=-1).square().mean(), frames.diff(dim=-2).square().mean()
+    return float(horizontal + vertical)
+
+
+def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
+    """Every figure of one trajectory, and rows of pictures: true, imagined, empty memory, codec."""
+    channels = model.codec.channels
+    config = MemoryConfig(channels=channels, footprint=model.config.footprint)
+    imagined = imagine(model, clip, LatentMemory(config), seed=index)
+    empty = imagine(model, clip, NoMemory(channels), seed=index)
+    frames = clip.frames.permute(0, 3, 1, 2).float() / 255
+    truth, new = frames[1:], model.new_frames
+    codec = torch.cat(
+        [
+            model.codec.decode(model.codec.encode(frames[None, at : at + new + 1]))[0, 1:].clamp(
+                0, 1
+            )
+            for at in range(0, len(truth), new)
+        ]
+    )
+    chunks = [slice(at, at + new) for at in range(0, len(truth), new)]
+    figures = {
+        'imagined_psnr_db': psnr(imagined.frames, truth),
+        'empty_memory_psnr_db': psnr(empty.frames, truth),
+        'repeat_seed_psnr_db': psnr(frames[:1].expand_as(truth), truth),
+        'codec_psnr_db': psnr(codec, truth),
+        'codec_chroma_ratio': float(
+            (chroma(codec) - chroma(truth)).abs().mean() / chroma(truth).abs().mean()
+        ),
+        'coverage': float(imagined.covered.float().mean()),
+        'covered_psnr_db': psnr(imagined.frames, truth, imagined.covered),
+        'covered_codec_psnr_db': psnr(codec, truth, imagined.covered),
+        'covered_first_chunk_psnr_db': psnr(
+            imagined.frames[:new], truth[:new], imagined.covered[:new]
+        ),
+        'covered_first_chunk_codec_psnr_db': psnr(
+            codec[:new], truth[:new], imagined.covered[:new]
+        ),
+        'gradient_energy_ratio': gradient_energy(imagined.frames) / gradient_energy(codec),
+        'mean_colour_ratio': float(imagined.frames.mean() / truth.mean()),
+        'contrast_ratio': float(imagined.frames.std() / truth.std()),
+        'chunk_psnr_db': [psnr(imagined.frames[s], truth[s]) for s in chunks],
+    }
+    share = imagined.covered.float().mean(dim=(1, 2)) * 100
+    figures['coverage_bins_psnr_db'] = [
+        psnr(imagined.frames[inside], truth[inside])
+        if (inside := (share >= low) & (share < low + 10.001)).any()
+        else float('nan')
+        for low in BINS
+    ]
+    if 'out_and_back' in clip.name:
+        figures['closed_loop_psnr_db'] = psnr(imagined.frames[-1:], frames[:1])
+        figures['closed_loop_empty_psnr_db'] = psnr(empty.frames[-1:], frames[:1])
+    figures |= perception_figures(model, clip)
+    rows = [truth, imagined.frames, empty.frames, codec]
+    return figures, [row[[*range(3, len(truth), max(1, len(truth) // 6))]] for row in rows]
+
+
+def perception_figures(model: Model, clip: Clip) -> dict:
+    """The network on the true frames, with no memory: relative depth error and IoU of sky and movers."""
+    at = slice(0, None, 16)
+    frames = clip.frames[at].permute(0, 3, 1, 2).float() / 255
+    seen = model.perception.estimate(frames, clip.cameras[at])
+    truth = clip.depth[at]
+    known = ~truth.isnan() & ~seen.depth.isnan()
+
+    def iou(a: Tensor, b: Tensor) -> float:
+        union = (a | b).sum()
+        return float((a & b).sum() / union) if union else float('nan')
+
+    return {
+        'depth_abs_rel': float(((seen.depth - truth).abs() / truth)[known].mean()),
+        'sky_iou': iou(seen.sky, clip.sky[at]),
+        'mover_iou': iou(seen.moving, clip.moving[at]),
+    }
+
+
+def summarise(results: list[dict]) -> dict:
+    """Means over trajectories, with the standard error of each beside it; NaN where there was none."""
+    summary: dict = {}
+    for key in {key: None for result in results for key in result}:
+        values = np.array([r[key] for r in results if key in r], dtype=np.float64)
+        count = (~np.isnan(values)).sum(axis=0)
+        mean = np.nansum(values, axis=0) / np.where(count, count, np.nan)
+        spread = np.sqrt(
+            np.nansum((values - mean) ** 2, axis=0) / np.where(count > 1, count - 1, np.nan)
+        )
+        summary[key] = mean.tolist()
+        summary[f'{key}_se'] = (spread / np.sqrt(np.where(count, count, np.nan))).tolist()
+    return summary
+
+
+def to_markdown(summary: dict) -> str:
+    rows = ['| figure | mean | standard error |', '|---|---|---|']
+    for key, value in summary.items():
+        if isinstance(value, float) and f'{key}_se' in summary:
+            rows.append(f'| {key} | {value:.3f} | {summary[key + "_se"]:.3f} |')
+    return '\n'.join(rows) + '\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--model', type=Path, default=EMBEDDED)
+    parser.add_argument('--trajectories', type=int, default=64)
+    parser.add_argument('--frames', type=int, default=129, help='16 k + 1, the seed counted')
+    parser.add_argument('--out', type=Path, default=Path('out/eval'))
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    done = arguments.out / f'tiny-{model.sha256[:12]}-{arguments.frames}'
+    done.mkdir(parents=True, exist_ok=True)
+    results = []
+    for index in tqdm(range(arguments.trajectories), unit='trajectory'):
+        path = done / f'{index:03d}.json'
+        if not path.exists():
+            clip = trajectory(index, arguments.frames)
+            with torch.no_grad():
+                figures, rows = measure(model, clip, index)
+            picture = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+            picture = (picture.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
+            cv2.imwrite(str(done / f'{clip.name}.png'), picture)
+            path.write_text(json.dumps(figures))
+        results.append(json.loads(path.read_text()))
+    summary = {
+        'model': model.config.name,
+        'sha256': model.sha256,
+        'trajectories': len(results),
+        'frames_each': arguments.frames,
+        'maps': maps_of('test'),
+        **summarise(results),
+    }
+    (arguments.out / 'tiny.json').write_text(json.dumps(summary, indent=1))
+    (arguments.out / 'tiny.md').write_text(to_markdown(summary))
+    print(to_markdown(summary))
+
+
+if __name__ == '__main__':
+    main()
