@@ -57,9 +57,15 @@ class Backbone(nn.Module):
         text: Float[Tensor, 'b words dim'],
         side: Float[Tensor, 'b s k h w'] | None = None,
     ) -> Float[Tensor, 'b c k h w']:
-        """``timesteps`` run from 0, clean, to 1000, noise. ``side`` None leaves the side branch out."""
+        """``timesteps`` run from 0, clean, to 1000, noise. ``side`` None leaves the side branch out.
+
+        The weights' type is computed in; what is returned has the type of ``latents``.
+        """
         wan = self.wan
         b, _, k, h, w = latents.shape
+        given, dtype = latents.dtype, wan.patch_embedding.weight.dtype
+        latents, text = latents.to(dtype), text.to(dtype)
+        side = None if side is None else side.to(dtype)
         p_t, p_h, p_w = wan.config.patch_size
         assert p_t == 1, 'a timestep for every latent frame needs patches of one latent frame'
         tokens_per_frame = (h // p_h) * (w // p_w)
@@ -86,4 +92,4 @@ class Backbone(nn.Module):
         patches = wan.proj_out(normed.type_as(hidden))
         patches = patches.reshape(b, k, h // p_h, w // p_w, p_t, p_h, p_w, -1)
         patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)

@@ -16,6 +16,9 @@ from scipy.spatial.transform import Rotation, Slerp
 import torch
 from torch import Tensor
 
+FURTHEST = 10_000.0
+"""Metres from the origin up to which float32 holds millimetres."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cameras:
@@ -80,6 +83,13 @@ def check_cameras(cameras: Cameras) -> Cameras:
     wrong_K |= (K[:, 1, 0] != 0) | (K[:, 0, 1] != 0)
     _raise_first(wrong_K, K, 'K is not a pinhole matrix [fx 0 cx; 0 fy cy; 0 0 1] with fx, fy > 0')
     check_rigid(cameras.world_from_camera)
+    position = cameras.world_from_camera.reshape(-1, 4, 4)[:, :3, 3]
+    _raise_first(
+        position.abs().amax(dim=1) > FURTHEST,
+        position,
+        f'position is further than {FURTHEST:.0f} m from the origin, where float32 runs out of '
+        'millimetres: use a frame with its origin near by',
+    )
     _raise_first(
         ~torch.isfinite(cameras.times.reshape(-1)), cameras.times.reshape(-1), 'time is not finite'
     )

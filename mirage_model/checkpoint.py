@@ -18,11 +18,11 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirage_model.adapters import load_adapter
+from mirage_model.adapters import load_adapter, read_json
 from mirage_model.backbone import Backbone
-from mirage_model.codec import Codec
+from mirage_model.codec import Codec, load_pretrained
 from mirage_model.perception import Perception
 from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.embedded import EmbeddedPerception, load_network
@@ -56,6 +56,13 @@ class ModelConfig:
     perception: str = 'embedded'
 
     def __post_init__(self) -> None:
+        for name in ('height', 'width', 'frame_rate', 'steps', 'footprint'):
+            if not getattr(self, name) > 0:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+        if self.chunk_frames < 2:
+            raise ValueError(f'a chunk needs 2 frames at least, got {self.chunk_frames}')
+        if self.footprint % 2 == 0:
+            raise ValueError(f'footprint must be odd, got {self.footprint}')
         if self.perception not in PERCEPTIONS:
             raise ValueError(
                 f'perception must be one of {sorted(PERCEPTIONS)}, got {self.perception!r}'
@@ -98,9 +105,9 @@ def load_model(
         if path.suffix in _UNPICKLED:
             raise ValueError(f'{path} may hold a pickle and is refused: convert it to safetensors')
     config = _read_config(folder / 'model.json')
-    codec = Codec(_pretrained(AutoencoderKLWan, folder / 'vae', torch.float32).to(device))
-    codec.latent_frames(config.chunk_frames)
-    wan = _pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
+    codec = Codec(load_pretrained(AutoencoderKLWan, folder / 'vae', torch.float32).to(device))
+    wan = load_pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
+    _check_sizes(config, codec, wan)
     side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
     if (folder / 'side_branch' / 'adapter.safetensors').exists():
         load_adapter(folder / 'side_branch', wan)
@@ -150,37 +157,9 @@ def save_model(
 
 def _read_config(path: Path) -> ModelConfig:
     try:
-        return ModelConfig(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(f'{path} is missing') from None
+        return ModelConfig(**read_json(path))
     except (ValueError, TypeError) as error:
         raise ValueError(f'{path} is no model configuration: {error}') from None
-
-
-def _pretrained(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """diffusers' loader, but strict: it would fill missing weights with random ones."""
-    if not (folder / 'config.json').is_file():
-        raise ValueError(f'{folder / "config.json"} is missing')
-    if not any(folder.glob('*.safetensors')):
-        raise ValueError(f'{folder} has no safetensors weights')
-    try:
-        model, info = cls.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f'{folder} cannot be loaded: {error}') from error
-    wrong = {
-        key: info[key]
-        for key in ('missing_keys', 'mismatched_keys', 'unexpected_keys')
-        if info[key]
-    }
-    if wrong:
-        raise ValueError(f'{folder} does not fit its config.json: {wrong}')
-    return model
 
 
 def _load_perception(name: str, folder: Path, device: str) -> Perception:
@@ -192,17 +171,29 @@ def _load_perception(name: str, folder: Path, device: str) -> Perception:
 
 
 def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
+    path = folder / 'config.json'
     try:
-        config = json.loads((folder / 'config.json').read_text())
-    except FileNotFoundError:
-        raise ValueError(f'{folder / "config.json"} is missing') from None
-    side_branch = SideBranch(wan, SideBranchConfig(layers=tuple(config['layers'])))
+        config = SideBranchConfig(layers=tuple(read_json(path)['layers']))
+        side_branch = SideBranch(wan, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} is no configuration of a side branch: {error}') from None
     path = folder / 'model.safetensors'
     try:
         side_branch.load_state_dict(_tensors(path))
     except RuntimeError as error:
         raise ValueError(f'{path} does not fit the backbone: {error}') from None
     return side_branch
+
+
+def _check_sizes(config: ModelConfig, codec: Codec, wan: WanTransformer3DModel) -> None:
+    codec.latent_frames(config.chunk_frames)
+    for name, patch in zip(('height', 'width'), wan.config.patch_size[1:], strict=True):
+        step = codec.spatial_stride * patch
+        if getattr(config, name) % step:
+            raise ValueError(
+                f'model.json: {name} {getattr(config, name)} is no multiple of {step}, '
+                'the stride of the codec times the patch'
+            )
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -215,10 +206,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_scheduler(path: Path) -> Scheduler:
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f'{path} is missing') from None
+    config = read_json(path)
     name = config.get('_class_name')
     if name not in SCHEDULERS:
         raise ValueError(

@@ -7,8 +7,9 @@ from pathlib import Path
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from jaxtyping import Float
+from safetensors import SafetensorError
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -35,6 +36,35 @@ def use_still_aware_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
+def load_pretrained(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A model of diffusers from a folder, safetensors only.
+
+    Raises ValueError naming the folder for what diffusers would fill with random weights.
+    """
+    if not (folder / 'config.json').is_file():
+        raise ValueError(f'{folder / "config.json"} is missing')
+    if not any(folder.glob('*.safetensors')):
+        raise ValueError(f'{folder} has no safetensors weights')
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f'{folder} cannot be loaded: {error}') from error
+    wrong = {
+        key: info[key]
+        for key in ('missing_keys', 'mismatched_keys', 'unexpected_keys')
+        if info[key]
+    }
+    if wrong:
+        raise ValueError(f'{folder} does not fit its config.json: {wrong}')
+    return model
+
+
 class Codec:
     """A frozen VAE behind normalised latents: zero mean and unit deviation per channel.
 
@@ -52,10 +82,8 @@ class Codec:
 
     @classmethod
     def from_folder(cls, folder: Path, *, device: str = 'cpu', dtype=torch.float32) -> Codec:
-        """Load a VAE folder in diffusers' layout, safetensors only."""
-        vae = AutoencoderKLWan.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        """Load a VAE folder in diffusers' layout. Raises ValueError as `load_pretrained` does."""
+        vae = load_pretrained(AutoencoderKLWan, folder, dtype)
         return cls(vae.to(device))
 
     def latent_frames(self, frames: int) -> int:

@@ -124,6 +124,7 @@ class Engine:
             steps=request.steps or self.model.config.steps,
             generator=torch.Generator().manual_seed(request.seed),
             refine_cameras=self._refine_cameras,
+            remember_last=request.keep,
             cancelled=cancelled,
         )
         for index, imagined in enumerate(chunks):
@@ -283,6 +284,8 @@ class Engine:
         depth = np.asarray(depth, dtype=np.float32)[
             top : top + crop_height, left : left + crop_width
         ]
+        if not (np.isfinite(depth) & (depth > 0)).any():
+            raise Refused('the depth image has no valid pixel where the model looks')
         # a sample, never a blend of two surfaces
         depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)
         return frame, torch.from_numpy(depth).to(device)[None], camera.to(device)

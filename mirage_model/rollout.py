@@ -42,20 +42,24 @@ def rollout(
     steps: int,
     generator: torch.Generator,
     refine_cameras: bool = False,
+    remember_last: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[ImaginedChunk]:
     """Yield the frames that ``cameras`` see, the path's start being ``context_frame``.
 
-    ``memory`` is written to as the rollout goes. A latent frame takes the camera of the last frame it
-    stands for, for reading and for writing. With ``refine_cameras`` what was imagined is written where it
-    was seen from, found by matching features, in place of where it was planned. Raises ValueError if the number of cameras is no multiple of
-    the new frames of a chunk, and Cancelled within one denoising step.
+    ``memory`` is written to as the rollout goes, after a chunk was handed out and before the next
+    is begun; after the last one only with ``remember_last``, and then when the generator is
+    exhausted. A latent frame takes the camera of the last frame it stands for, for reading and for
+    writing. With ``refine_cameras`` what was imagined is written where it was seen from, found by
+    matching features, in place of where it was planned. Raises ValueError if the number of cameras
+    is no multiple of the new frames of a chunk, and Cancelled within one denoising step.
     """
     if len(cameras) == 0 or len(cameras) % model.new_frames:
         raise ValueError(
             f'{len(cameras)} frames do not fit: the count must be a multiple of {model.new_frames}'
         )
     stride = model.codec.temporal_stride
+    context = model.codec.encode_stills(context_frame)
     for start in range(0, len(cameras), model.new_frames):
         new = cameras[start : start + model.new_frames]
         chunk = concatenate([context_camera, new])
@@ -64,7 +68,7 @@ def rollout(
         latents = sample_chunk(
             model.backbone,
             model.scheduler,
-            context=model.codec.encode_stills(context_frame)[:, :, None],
+            context=context[:, :, None],
             latent_frames=len(latent_cameras),
             side=side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None]),
             text=model.text[None],
@@ -73,28 +77,21 @@ def rollout(
             cancelled=cancelled,
         )
         frames = model.codec.decode(latents)[0, 1:].clamp(0, 1)
-        imagined = ImaginedChunk(
-            frames=frames, cameras=new, remembered=memory.readout(_on_grid(new, model))
-        )
+        remembered = memory.readout(_on_grid(new, model))
+        yield ImaginedChunk(frames=frames, cameras=new, remembered=remembered)
+        if start + model.new_frames == len(cameras) and not remember_last:
+            return
 
         last_of_latent = frames[stride - 1 :: stride]
         seen = model.perception.estimate(last_of_latent, new[stride - 1 :: stride], readout[1:])
         if refine_cameras:
-            seen = replace(
-                seen,
-                cameras=_refined(last_of_latent, seen.cameras, context_frame, chunk[:1], readout),
-            )
-        seen_on_grid = _on_grid(seen.cameras, model)
-        depth, keep = keep_mask(seen, height=seen_on_grid.height, width=seen_on_grid.width)
-        memory.write(
-            model.codec.encode_stills(last_of_latent),
-            depth,
-            seen_on_grid,
-            keep=keep,
-            observed=False,
-        )
-        context_frame, context_camera = frames[-1:], new[-1:]
-        yield imagined
+            found = _refined(last_of_latent, seen.cameras, context_frame, chunk[:1], readout)
+            seen = replace(seen, cameras=found)
+        grid = _on_grid(seen.cameras, model)
+        depth, keep = keep_mask(seen, height=grid.height, width=grid.width)
+        stills = model.codec.encode_stills(last_of_latent)
+        memory.write(stills, depth, grid, keep=keep, observed=False)
+        context, context_frame, context_camera = stills[-1:], frames[-1:], new[-1:]
 
 
 def _refined(

@@ -46,7 +46,8 @@ class SideBranch(nn.Module):
     def __init__(self, backbone: WanTransformer3DModel, config: SideBranchConfig):
         super().__init__()
         c = backbone.config
-        if not config.layers or max(config.layers) >= c.num_layers:
+        fits = all(0 <= layer < c.num_layers for layer in config.layers)
+        if not config.layers or not fits or len(set(config.layers)) < len(config.layers):
             raise ValueError(
                 f'side branch layers {config.layers} do not fit {c.num_layers} layers'
             )

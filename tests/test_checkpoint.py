@@ -108,6 +108,25 @@ def test_no_folder_is_refused(tmp_path):
         load_model(tmp_path / 'nowhere')
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [{'chunk_frames': 1}, {'chunk_frames': 8}, {'footprint': 2}, {'height': 40}, {'steps': 0}],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(folder, changes):
+    path = folder / 'model.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('layers', [[-1], [0, 0], [7], [], None])
+def test_side_branch_layers_that_do_not_fit_are_refused(folder, layers):
+    (folder / 'side_branch' / 'config.json').write_text(json.dumps({'layers': layers}))
+    with pytest.raises(ValueError, match=r'side_branch/config\.json'):
+        load_model(folder)
+
+
 def set_perception(folder, name: str) -> None:
     path = folder / 'model.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'perception': name}))

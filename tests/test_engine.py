@@ -106,6 +106,12 @@ BAD_VIEWS = {
     'grey image': {'image': np.zeros((HEIGHT, WIDTH), dtype=np.uint8)},
     'float image': {'image': np.zeros((HEIGHT, WIDTH, 3), dtype=np.float32)},
     'empty image': {'image': np.zeros((0, 0, 3), dtype=np.uint8)},
+    'depth without a valid pixel': {'depth': np.zeros((HEIGHT, WIDTH), dtype=np.float32)},
+    'a place too far for float32': {
+        'world_from_camera': np.array(
+            [[1.0, 0, 0, 5e5], [0, 1, 0, 4e6], [0, 0, 1, 0], [0, 0, 0, 1]]
+        )
+    },
     'depth of another size': {'depth': np.ones((HEIGHT, WIDTH + 1), dtype=np.float32)},
     'K of zeros': {'K': np.zeros((3, 3))},
     'K of another shape': {'K': np.eye(4)},

@@ -102,6 +102,21 @@ def test_chunks_are_made_only_when_asked_for(model):
     assert len(asked) == 2  # one for each denoising step of the first chunk
 
 
+def test_bfloat16_weights_make_a_chunk(model, tmp_path):
+    half = load_model(save_small_model(tmp_path / 'model'), dtype=torch.bfloat16)
+    frames = next(imagine(half)).frames
+    assert frames.dtype == torch.float32 and frames.isfinite().all()
+    exact = next(imagine(model)).frames
+    assert (frames - exact).abs().mean() < 0.02
+
+
+def test_what_is_not_to_be_remembered_costs_no_write(model):
+    memory = memory_of(model)
+    before = len(memory)
+    list(imagine(model, frames=8, memory=memory, remember_last=False))
+    assert len(memory) == before
+
+
 def test_cancel_stops_between_two_steps(model):
     asked = []
 

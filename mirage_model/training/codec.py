@@ -103,13 +103,14 @@ class CodecObjective:
     ) -> StepResult:
         chosen = rng.integers(len(self.paths), size=self.config.batch)
         frames = torch.stack([self._crop(self.paths[i], rng) for i in chosen])
-        x = frames.movedim(2, 1) * 2 - 1
+        device = next(self.module.parameters()).device
+        x = frames.movedim(2, 1).to(device) * 2 - 1
         vae = self.module.vae
         k = (x.shape[2] - 1) // vae.config.scale_factor_temporal + 1
         stride = vae.config.scale_factor_spatial
         shape = (len(x), vae.config.z_dim, k, x.shape[3] // stride, x.shape[4] // stride)
-        noise = self.config.noise * torch.randn(shape, generator=generator)
-        y, latents = module(x, noise.to(x.device))
+        noise = torch.randn(shape, generator=generator, device=device)
+        y, latents = module(x, self.config.noise * noise)
         reconstruction = (y - x).abs().mean() + (y - x).square().mean()
         y, x = y.movedim(1, 2), x.movedim(1, 2)
         colour = (chroma(y) - chroma(x)).abs().mean()
@@ -142,7 +143,7 @@ class CodecObjective:
         for path in self.validation_paths:
             with safe_open(path, framework='pt') as file:
                 x = file.get_slice('frames')[:frames].permute(0, 3, 1, 2).float()[None] / 255
-            y = codec.decode(codec.encode(x)).clamp(0, 1)
+            y = codec.decode(codec.encode(x.to(codec.vae.device))).clamp(0, 1).cpu()
             psnr.append(-10 * torch.log10((y - x).square().mean()).item())
             ratio.append([(chroma(y) - chroma(x)).abs().mean(), chroma(x).abs().mean()])
             pictures.append(torch.cat([x[0, -1], y[0, -1]], dim=-2))
@@ -169,7 +170,9 @@ def inflate(vae: AutoencoderKLWan) -> None:
         module.weight[:, :, :-1] = 0
         if module.kernel_size == (3, 1, 1):
             identity = torch.eye(module.in_channels)
-            module.weight[:, :, -1, 0, 0] = identity.repeat(module.out_channels // len(identity), 1)
+            module.weight[:, :, -1, 0, 0] = identity.repeat(
+                module.out_channels // len(identity), 1
+            )
             module.bias.zero_()
 
 

@@ -17,7 +17,8 @@ from mirage_model.memory.latent import LatentMemory
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig:
     """Shares of the samples whose memory is empty, holds only the seed, holds what a rollout would have
-    written up to now, or holds stills of other visits; they add up to 1. The rest is noise: deviations
+    written up to now, or holds stills of any time in the clip, as a robot has that was here before, the
+    chunk's own moments among them; they add up to 1. The rest is noise: deviations
     in the log of depth, by frame and by cell, in metres, degrees and latents, and the largest share of
     cells dropped. Observed cells get a tenth of the noise.
     """

@@ -9,8 +9,10 @@ import argparse
 from pathlib import Path
 
 from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
 import torch
 
+from mirage_model.adapters import add_adapter, remove_adapter, save_adapter
 from mirage_model.checkpoint import ModelConfig, save_model
 from mirage_model.perception.embedded import load_network, save_network
 from mirage_model.sampler import tiny_scheduler
@@ -30,8 +32,15 @@ TINY_CONFIG = ModelConfig(
 
 def export_tiny(out: Path, *, world_model: Path, vae: Path, perception: Path) -> None:
     """Write mirage-tiny from a training checkpoint, a VAE folder and a perception folder."""
+    stored = load_file(world_model / 'parameters.safetensors')
+    ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
     model = build_tiny()
+    if ranks:
+        add_adapter(model.backbone.wan, rank=ranks[0])
     load_parameters(model, world_model)
+    if ranks:
+        save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])
+        remove_adapter(model.backbone.wan)
     codec = AutoencoderKLWan.from_pretrained(vae, local_files_only=True)
     save_model(
         out,

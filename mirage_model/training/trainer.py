@@ -140,22 +140,22 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
                 file.write(json.dumps({'step': done, **figures}) + '\n')
             tqdm.write(f'step {done}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
         if main and (done % config.checkpoint_every == 0 or done == config.steps):
-            _save(run, done, parameters, optimizer)
+            _save(run, done, objective.module, parameters, optimizer)
         accelerator.wait_for_everyone()
     if writer is not None:
         writer.close()
 
 
-def _save(run: Path, step: int, parameters: dict[str, nn.Parameter], optimizer) -> None:
-    """Written aside, then renamed; the two newest are kept."""
+def _save(
+    run: Path, step: int, module: nn.Module, parameters: dict[str, nn.Parameter], optimizer
+) -> None:
+    """All parameters, frozen ones too, written aside, then renamed; the two newest are kept."""
     folder = run / f'checkpoint-{step:07d}'
     aside = run / f'{folder.name}.part'
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_file(
-        {n: p.detach().contiguous() for n, p in parameters.items()},
-        aside / 'parameters.safetensors',
-    )
+    every = {name: p.detach().contiguous() for name, p in module.named_parameters()}
+    save_file(every, aside / 'parameters.safetensors')
     moments = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
@@ -176,7 +176,11 @@ def checkpoints(run: Path) -> list[Path]:
 def load_parameters(module: nn.Module, checkpoint: Path) -> None:
     """Copy a checkpoint's parameters into a module. Raises ValueError that names what does not fit."""
     own = dict(module.named_parameters())
-    for name, value in load_file(checkpoint / 'parameters.safetensors').items():
+    stored = load_file(checkpoint / 'parameters.safetensors')
+    missing = sorted(own.keys() - stored.keys())
+    if missing:
+        raise ValueError(f'{checkpoint} lacks {len(missing)} parameters, {missing[0]} among them')
+    for name, value in stored.items():
         if name not in own or own[name].shape != value.shape:
             raise ValueError(f'{checkpoint}: {name} {tuple(value.shape)} does not fit the model')
         own[name].data.copy_(value)
@@ -188,7 +192,8 @@ def _resume(run: Path, parameters: dict[str, nn.Parameter], optimizer) -> int:
         return 0
     weights = load_file(found[-1] / 'parameters.safetensors')
     moments = load_file(found[-1] / 'optimizer.safetensors')
-    if weights.keys() != parameters.keys():
+    trained = {name.rpartition('/')[0] for name in moments}
+    if not weights.keys() >= parameters.keys() or trained != parameters.keys():
         raise ValueError(f'{found[-1]} is of another model or stage; start in another run folder')
     for name, parameter in parameters.items():
         parameter.data.copy_(weights[name])

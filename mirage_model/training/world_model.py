@@ -132,6 +132,7 @@ class WorldModelObjective:
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         """PSNR of first chunks imagined from a seed with true depth, with and without the memory."""
         self.module.eval()
+        device = self.module.text.device
         psnr, pictures = {'memory': [], 'empty': [], 'repeat_seed': [], 'codec': []}, []
         for path in self.validation:
             tensors, cameras = load_latents(path)
@@ -156,16 +157,16 @@ class WorldModelObjective:
                 latents = sample_chunk(
                     self.module.backbone,
                     tiny_scheduler(),
-                    context=video[None, :, :1],
+                    context=video[None, :, :1].to(device),
                     latent_frames=video.shape[1],
                     side=None
                     if self.config.stage == 'backbone'
-                    else self._side(memory, cameras[: video.shape[1]])[None],
+                    else self._side(memory, cameras[: video.shape[1]])[None].to(device),
                     text=self.module.text[None],
                     steps=self.config.sampler_steps,
                     generator=torch.Generator().manual_seed(0),
                 )
-                shown[name] = self.codec.decode(latents)[0, 1:].clamp(0, 1)
+                shown[name] = self.codec.decode(latents.cpu())[0, 1:].clamp(0, 1)
             for name, frames in shown.items():
                 psnr[name].append(-10 * torch.log10((frames - truth).square().mean()).item())
             rows = [truth, shown['memory'], shown['empty']]
