@@ -37,6 +37,8 @@ Compression = Literal['none', 'jpeg', 'png']
 COLOUR_BYTES = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 DEPTH_BYTES = {'32FC1': 4, '16UC1': 2}
 CHANNELS = {'rgb8': 3, 'mono8': 1}
+FURTHEST = 10_000.0
+"""Metres from the world's origin; the library computes in float32, which keeps a millimetre up to here."""
 
 
 # time
@@ -49,22 +51,30 @@ def seconds(stamp: Time) -> float:
 
 def stamp(time: float) -> Time:
     """Raise ValueError for times that a message cannot hold."""
-    if not 0 <= time < 2**31:
+    if not _has_stamp(time):
         raise ValueError(f'time {time} s does not fit into a stamp')
     nanoseconds = round(time * 1e6) * 1000
     return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def _has_stamp(time: float) -> bool:
+    return bool(0 <= time < 2**31 - 1e-6)
 
 
 # poses
 
 
 def matrix_from_pose(pose: Pose, *, name: str = 'pose') -> Float64[np.ndarray, '4 4']:
-    """Raise ValueError, with ``name``, for NaN and for quaternions that are not of unit length (within 1%)."""
+    """Raise ValueError, with ``name``, for NaN, beyond `FURTHEST`, and for quaternions not of unit length (within 1%)."""
     position = [pose.position.x, pose.position.y, pose.position.z]
     # transforms3d puts w first
     quaternion = [pose.orientation.w, pose.orientation.x, pose.orientation.y, pose.orientation.z]
     if not all(map(math.isfinite, position + quaternion)):
         raise ValueError(f'{name}: position {position} or orientation {quaternion} is not finite')
+    if max(map(abs, position)) > FURTHEST:
+        raise ValueError(
+            f'{name}: position {position} is further than {FURTHEST / 1000:g} km from the origin of its frame'
+        )
     length = math.hypot(*quaternion)
     if abs(length - 1) > 0.01:
         raise ValueError(f'{name}: the quaternion has length {length:.3g}, not 1')
@@ -196,6 +206,9 @@ def _check_length(count: int, max_poses: int) -> None:
 
 
 def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
+    for i, time in enumerate(times.tolist()):
+        if not _has_stamp(time):
+            raise ValueError(f'{name}[{i}]: time {time} s does not fit into a stamp')
     backward = np.flatnonzero(np.diff(times) <= 0)
     if len(backward):
         i = int(backward[0]) + 1

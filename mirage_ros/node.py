@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 from mirage.action import Imagine as ImagineAction
@@ -188,6 +189,11 @@ class MirageNode(Node):
         except ValueError as error:
             request_id = handle.request.trajectory.request_id
             return Outcome(request_id=request_id, status='refused', reason=str(error))
+        except Exception as error:
+            self.get_logger().error(traceback.format_exc())
+            request_id = handle.request.trajectory.request_id
+            reason = f'{type(error).__name__}: {error}'
+            return Outcome(request_id=request_id, status='failed', reason=reason)
         self._worker.submit(job)
         while True:
             try:
@@ -353,19 +359,29 @@ class MirageNode(Node):
 
     @contextmanager
     def _refusing(self, what: str) -> Iterator[None]:
-        """Log a ValueError as the reason why a message is refused, and go on."""
+        """Log why a message is refused, a ValueError, or what failed, anything else, and go on.
+
+        What a callback raises would end the executor, and with it the node.
+        """
         try:
             yield
         except ValueError as error:
             self.get_logger().error(f'{what} refused: {error}')
+        except Exception:
+            self.get_logger().error(f'{what} failed: {traceback.format_exc()}')
 
 
 def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
-    """Run until SIGINT or SIGTERM, then end every request with its answer. Returns the exit code."""
+    """Run until SIGINT or SIGTERM, then end every request with its answer. Returns the exit code.
+
+    A thread of the executor that ends by itself ends the node too, with an error.
+    """
     stop = threading.Event()
-    serving = False
+    serving = asked_to_end = False
 
     def on_signal(*_: Any) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
         stop.set()
         if not serving:
             raise SystemExit(0)  # loading is left at once
@@ -377,15 +393,24 @@ def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
         node = MirageNode(load)
         executor = MultiThreadedExecutor(num_threads=node.threads)
         executor.add_node(node)
-        spinning = threading.Thread(target=executor.spin, name='executor')
+
+        def spin() -> None:
+            try:
+                executor.spin()
+            finally:
+                stop.set()
+
+        spinning = threading.Thread(target=spin, name='executor')
         serving = True
         spinning.start()
         stop.wait()
+        if not asked_to_end:
+            get_logger('mirage').fatal('the executor ended by itself')
         node.close()
         executor.shutdown()
         spinning.join()
         node.destroy_node()
-        return 0
+        return 0 if asked_to_end else 1
     except ValueError as error:
         get_logger('mirage').fatal(str(error))
         return 1

@@ -87,6 +87,14 @@ def test_bad_quaternion_is_named(quaternion, what):
         convert.matrices_from_poses(poses)
 
 
+@pytest.mark.parametrize('x', [10_001.0, -1e200])
+def test_position_far_from_the_origin_is_named(x):
+    poses = [Pose() for _ in range(3)]
+    poses[1].position.x = x
+    with pytest.raises(ValueError, match=r'poses\[1\]: position .* further than 10 km'):
+        convert.matrices_from_poses(poses)
+
+
 @settings(max_examples=50)
 @given(st.integers(0, 2**31 * 1000 - 1))
 def test_stamp_keeps_milliseconds_of_any_time(milliseconds):
@@ -95,7 +103,7 @@ def test_stamp_keeps_milliseconds_of_any_time(milliseconds):
     assert convert.seconds(stamp) == pytest.approx(milliseconds / 1000, abs=1e-6)
 
 
-@pytest.mark.parametrize('time', [-0.5, 2.0**31, float('nan')])
+@pytest.mark.parametrize('time', [-0.5, 2.0**31 - 1e-7, 2.0**31, float('inf'), float('nan')])
 def test_time_without_a_stamp(time):
     with pytest.raises(ValueError, match='does not fit'):
         convert.stamp(time)
@@ -202,6 +210,13 @@ def test_trajectory():
         convert.planned_from_trajectory(message, max_poses=4)
 
 
+def test_times_that_have_no_stamp():
+    message = trajectory(4)
+    message.times[0].sec = -1
+    with pytest.raises(ValueError, match=r'times\[0\]: time -1.0 s does not fit into a stamp'):
+        convert.planned_from_trajectory(message, max_poses=5)
+
+
 def path_of(*poses: tuple[float, float], stamps: list[int] | None = None) -> Path:
     """Poses of (x in metres, yaw in degrees)."""
     message = Path()
@@ -240,6 +255,18 @@ def test_stamped_path_keeps_its_times():
     )
     with pytest.raises(ValueError, match=r'poses\[2\]: time 4.000 is not after 4.000'):
         planned(path_of((0, 0), (1, 0), (2, 0), stamps=[3, 4, 4]))
+
+
+def test_path_that_would_end_after_the_last_stamp():
+    message = path_of((0, 0), (1, 0))
+    message.header.stamp = Time(sec=2**31 - 1)
+    with pytest.raises(ValueError, match=r'poses\[1\]: time .* does not fit into a stamp'):
+        planned(message)
+
+
+def test_path_to_the_end_of_the_universe():
+    with pytest.raises(ValueError, match=r'poses\[1\]: position .* further than 10 km'):
+        planned(path_of((0, 0), (1e200, 0)))
 
 
 def test_path_with_poses_in_another_frame():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 import glob
+from pathlib import Path as FilePath
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
+from instant_engine import InstantEngine
 from mirage.action import Imagine
 from mirage.msg import ImaginedChunk
 from nav_msgs.msg import Path
@@ -21,6 +23,7 @@ import pytest
 from sensor_msgs.msg import CameraInfo, Image
 
 from mirage_ros import convert
+from mirage_ros.node import MirageNode
 
 
 def test_topics(client, start_node):
@@ -353,6 +356,39 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
     assert result.message == 'cancelled: the node is shutting down'
     assert node.process.wait(timeout=10) == 0
     assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
+
+
+def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
+    node = MirageNode(lambda settings: InstantEngine())
+    with node._refusing('a message'):
+        raise OverflowError('cannot convert float infinity to integer')
+    node.close()
+    node.destroy_node()
+    said = ''.join(capfd.readouterr())
+    assert '[ERROR]' in said and 'a message failed: Traceback' in said
+    assert 'OverflowError: cannot convert float infinity to integer' in said
+
+
+def test_a_node_whose_executor_ends_by_itself_ends_with_an_error():
+    program = """
+import sys, threading
+import rclpy
+from instant_engine import InstantEngine
+from mirage_ros.node import main
+def load(settings):
+    threading.Timer(1.0, rclpy.shutdown).start()
+    return InstantEngine()
+sys.exit(main(load))
+"""
+    node = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=FilePath(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert node.returncode == 1
+    assert 'the executor ended by itself' in node.stdout + node.stderr
 
 
 def test_a_node_that_is_still_loading_ends_at_once(tmp_path):
