@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
-import torch
 
-from mirage_model.camera import Cameras
 from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.data.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine import Engine
 from mirage_model.interface import Imagine, View
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.rollout import rollout
-from mirage_model.worlds.doom import world_from_optical
 
 
 @pytest.fixture(scope='module')
@@ -75,40 +69,3 @@ def test_imagined_frames_are_nearer_to_the_truth_than_the_seed_repeated(clip):
         np.broadcast_to(clip.frames[0].numpy(), truth.shape), truth
     )
     assert chunk.observed.mean() > 0.3
-
-
-@pytest.mark.parametrize('turn', [-1, 1], ids=['left', 'right'])
-def test_a_turn_moves_the_picture_the_right_way_with_an_empty_memory(model, clip, turn):
-    """Turning right moves the picture to the left, though the memory shows nothing of it."""
-    frames = model.new_frames
-    angles = np.radians(-turn * 1.5 * np.arange(frames + 1))
-    poses = np.stack([world_from_optical(0.0, 0.0, 1.0, angle) for angle in angles])
-    cameras = Cameras(
-        K=clip.cameras.K[:1].expand(frames + 1, 3, 3),
-        world_from_camera=torch.from_numpy(poses).float(),
-        times=torch.arange(frames + 1, dtype=torch.float64) / 8,
-        height=clip.cameras.height,
-        width=clip.cameras.width,
-    )
-    seed = clip.frames[:1].permute(0, 3, 1, 2).float() / 255
-    chunk = next(
-        rollout(
-            model,
-            LatentMemory(MemoryConfig(channels=model.codec.channels)),
-            seed,
-            cameras[:1],
-            cameras[1:],
-            steps=model.config.steps,
-            generator=torch.Generator().manual_seed(0),
-        )
-    )
-    grey = [
-        cv2.cvtColor((f.permute(1, 2, 0).numpy() * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
-        for f in torch.cat(
-            [model.codec.decode_stills(model.codec.encode_stills(seed)), chunk.frames[:6]]
-        )
-    ]
-    shifts = [
-        cv2.phaseCorrelate(np.float64(a), np.float64(b))[0][0] for a, b in zip(grey, grey[1:])
-    ]
-    assert np.sign(np.sum(shifts)) == -turn
