@@ -133,7 +133,7 @@ class Client:
         self._executor.spin_once(timeout_sec=seconds)
 
     def connect(self, *skip: str) -> None:
-        """Wait until the node hears and is heard."""
+        """Wait until the node hears and is heard. What it has found of this side cannot be seen: a second more."""
         wanted = [p for name, p in self.publishers.items() if name not in skip]
         self.until(
             lambda: (
@@ -142,6 +142,8 @@ class Client:
                 and self.action.server_is_ready()
             )
         )
+        end = time.monotonic() + 1.0
+        self.until(lambda: time.monotonic() > end)
 
     def send(self, name: str, message: Any) -> None:
         self.publishers[name].publish(message)

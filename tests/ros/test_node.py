@@ -116,6 +116,7 @@ def test_action(client, start_node):
     assert (result.complete, result.chunks, result.frames) == (True, 2, 32)
     assert (result.visible_mean, result.observed_mean) == (0.75, 0.5)
     assert result.depth_source == 'sensor' and result.model == 'instant' and result.request_id
+    client.until(lambda: len(sent.feedback) == 2)
     assert [feedback.chunk_index for feedback in sent.feedback] == [0, 1]
     last = sent.feedback[-1].last_frame
     assert last.data[0] == 90 + 32 + 5
@@ -335,11 +336,15 @@ def test_full_queue_answers(client, start_node):
     client.connect()
     client.send_seed()
     goals = [
-        client.goal(Imagine.Goal(trajectory=trajectory(16, request_id=name), steps=10))
+        client.goal(Imagine.Goal(trajectory=trajectory(16, request_id=name), steps=1000))
         for name in ('runs', 'waits', 'too many')
     ]
     assert not goals[2].handle.accepted or 'the queue is full' in goals[2].result()[1].message
-    assert [goal.result()[0] for goal in goals[:2]] == [GoalStatus.STATUS_SUCCEEDED] * 2
+    for goal in goals[:2]:
+        goal.cancel()
+        assert goal.result()[0] == GoalStatus.STATUS_CANCELED
+    status, result = client.goal(Imagine.Goal(trajectory=trajectory(16), steps=1)).result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
