@@ -122,6 +122,44 @@ def test_newest_wins_among_the_replaceable(requests):
     assert requests.outcome('stays').status == requests.outcome('new').status == 'done'
 
 
+def test_a_newer_job_without_room_replaces_nothing(engine):
+    requests = Requests(engine, queue_size=1)
+    requests.submit('running', steps=10, replaceable=True)
+    time.sleep(0.1)
+    requests.submit('waits')
+    requests.submit('newer', replaceable=True)
+    assert requests.outcome('newer').reason == 'the queue is full, 1 requests are waiting'
+    assert requests.outcome('running').status == requests.outcome('waits').status == 'done'
+    requests.worker.close()
+
+
+def test_a_newer_job_replaces_those_of_its_own_name(engine):
+    requests = Requests(engine)
+    requests.submit('goal', steps=1000)
+    time.sleep(0.1)
+    for _ in range(2):
+        requests.submit('again', replaceable=True)
+    requests.worker.submit(requests.job('goal', replaceable=True))
+    assert requests.outcome('goal').reason == "a request 'goal' is already being served"
+    requests.worker.close()
+    assert [outcome.reason for outcome in requests.outcomes['again']] == [
+        "replaced by the newer request 'again'",
+        'the node is shutting down',
+    ]
+
+
+def test_a_newer_job_replaces_the_running_one_of_its_own_name(engine):
+    requests = Requests(engine)
+    requests.submit('again', steps=1000, replaceable=True)
+    time.sleep(0.1)
+    requests.submit('next', steps=1)
+    requests.worker.submit(requests.job('again', steps=1, replaceable=True))
+    requests.submit('last', steps=1)
+    assert requests.outcome('last').status == 'done'
+    assert [outcome.status for outcome in requests.outcomes['again']] == ['cancelled', 'done']
+    requests.worker.close()
+
+
 def test_full_queue_and_doubles_are_dropped(engine):
     requests = Requests(engine, queue_size=1)
     first = requests.submit('first', steps=1000)
