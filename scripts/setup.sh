@@ -28,7 +28,7 @@ if [ "$(cat .venv/.mirage-requirements 2>/dev/null)" != "$wanted" ]; then
   echo "mirage: installing into .venv (once)"
   .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
     -r requirements/model.txt -r requirements/system.txt -r requirements/build.txt -r requirements/dev.txt \
-    | grep -E '^(Collecting|Installing collected|Successfully)' | cut -c1-100
+    | { grep -E '^(Collecting|Installing collected|Successfully)' || true; } | cut -c1-100
   echo "$wanted" > .venv/.mirage-requirements
 fi
 
