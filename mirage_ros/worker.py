@@ -82,20 +82,23 @@ class Worker:
         replaced: list[_Entry] = []
         reason = None
         with self._changed:
+            stay = [other for other in self._waiting if not _gives_way(other, job)]
+            running = self._running
+            served = [*stay, running] if running and not _gives_way(running, job) else stay
             if self._closed:
                 reason = 'the node is shutting down'
-            elif self._serves(request_id):
+            elif any(other.job.request.request_id == request_id for other in served):
                 reason = f"a request '{request_id}' is already being served"
+            elif len(stay) >= self._queue_size:
+                reason = f'the queue is full, {len(stay)} requests are waiting'
             else:
-                if job.replaceable:
-                    replaced = self._make_way(f"replaced by the newer request '{request_id}'")
-                if len(self._waiting) >= self._queue_size:
-                    reason = f'the queue is full, {len(self._waiting)} requests are waiting'
-                else:
-                    self._waiting.append(entry)
-                    self._changed.notify()
+                replaced = [other for other in self._waiting if _gives_way(other, job)]
+                if running and _gives_way(running, job):
+                    running.cancel_reason = _replaced_by(job)
+                self._waiting = deque([*stay, entry])
+                self._changed.notify()
         for other in replaced:
-            self._end(other, 'dropped', other.cancel_reason)
+            self._end(other, 'dropped', _replaced_by(job))
         if reason is not None:
             self._end(entry, 'dropped', reason)
 
@@ -123,20 +126,6 @@ class Worker:
         for entry in waiting:
             self._end(entry, 'dropped', 'the node is shutting down')
         self._thread.join()
-
-    def _serves(self, request_id: str) -> bool:
-        entries = [*self._waiting, *([self._running] if self._running else [])]
-        return any(entry.job.request.request_id == request_id for entry in entries)
-
-    def _make_way(self, reason: str) -> list[_Entry]:
-        """Take replaceable jobs out of the queue, and cancel the running one if it is replaceable."""
-        replaced = [entry for entry in self._waiting if entry.job.replaceable]
-        self._waiting = deque(entry for entry in self._waiting if not entry.job.replaceable)
-        for entry in replaced:
-            entry.cancel_reason = reason
-        if self._running and self._running.job.replaceable:
-            self._running.cancel_reason = reason
-        return replaced
 
     def _work(self) -> None:
         while True:
@@ -199,6 +188,14 @@ class Worker:
             logger.exception(
                 'the outcome of request %s could not be delivered', outcome.request_id
             )
+
+
+def _gives_way(entry: _Entry, job: Job) -> bool:
+    return entry.job.replaceable and job.replaceable
+
+
+def _replaced_by(job: Job) -> str:
+    return f"replaced by the newer request '{job.request.request_id}'"
 
 
 def without_padding(chunk: Chunk, wanted: int) -> Chunk:

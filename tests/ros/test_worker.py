@@ -76,8 +76,13 @@ def engine() -> InstantEngine:
 
 
 @pytest.fixture
-def requests(engine) -> Iterator[Requests]:
-    requests = Requests(engine)
+def queue_size() -> int:
+    return 8
+
+
+@pytest.fixture
+def requests(engine, queue_size) -> Iterator[Requests]:
+    requests = Requests(engine, queue_size)
     yield requests
     requests.worker.close()
 
@@ -122,19 +127,17 @@ def test_newest_wins_among_the_replaceable(requests):
     assert requests.outcome('stays').status == requests.outcome('new').status == 'done'
 
 
-def test_a_newer_job_without_room_replaces_nothing(engine):
-    requests = Requests(engine, queue_size=1)
+@pytest.mark.parametrize('queue_size', [1])
+def test_a_newer_job_without_room_replaces_nothing(requests):
     requests.submit('running', steps=10, replaceable=True)
     time.sleep(0.1)
     requests.submit('waits')
     requests.submit('newer', replaceable=True)
     assert requests.outcome('newer').reason == 'the queue is full, 1 requests are waiting'
     assert requests.outcome('running').status == requests.outcome('waits').status == 'done'
-    requests.worker.close()
 
 
-def test_a_newer_job_replaces_those_of_its_own_name(engine):
-    requests = Requests(engine)
+def test_a_newer_job_replaces_those_of_its_own_name(requests):
     requests.submit('goal', steps=1000)
     time.sleep(0.1)
     for _ in range(2):
@@ -148,8 +151,7 @@ def test_a_newer_job_replaces_those_of_its_own_name(engine):
     ]
 
 
-def test_a_newer_job_replaces_the_running_one_of_its_own_name(engine):
-    requests = Requests(engine)
+def test_a_newer_job_replaces_the_running_one_of_its_own_name(requests):
     requests.submit('again', steps=1000, replaceable=True)
     time.sleep(0.1)
     requests.submit('next', steps=1)
@@ -157,7 +159,6 @@ def test_a_newer_job_replaces_the_running_one_of_its_own_name(engine):
     requests.submit('last', steps=1)
     assert requests.outcome('last').status == 'done'
     assert [outcome.status for outcome in requests.outcomes['again']] == ['cancelled', 'done']
-    requests.worker.close()
 
 
 def test_full_queue_and_doubles_are_dropped(engine):
