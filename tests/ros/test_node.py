@@ -227,6 +227,10 @@ def no_camera(goal):
     goal.trajectory.camera_info = []
 
 
+def no_image(goal):
+    goal.seed_image = []
+
+
 def not_calibrated(goal):
     goal.trajectory.camera_info[0].k = np.zeros(9)
 
@@ -254,6 +258,7 @@ BAD_GOALS = [
     (wrong_size, '45600 bytes in rows of 480 are not 96x160'),
     (wrong_depth_size, 'must be registered'),
     (no_camera, 'seed_image without trajectory.camera_info'),
+    (no_image, 'refused: seed_depth without seed_image'),
     (not_calibrated, 'not the intrinsics of a calibrated camera'),
     (no_depth, 'refused: the view has no depth'),
     (breaks_the_engine, 'failed: RuntimeError: this image breaks the engine'),
@@ -335,10 +340,12 @@ def test_full_queue_answers(client, start_node):
     start_node(instant={'step_seconds': 0.1}, queue_size=1)
     client.connect()
     client.send_seed()
-    goals = [
-        client.goal(Imagine.Goal(trajectory=trajectory(16, request_id=name), steps=1000))
-        for name in ('runs', 'waits', 'too many')
-    ]
+    goals = []
+    for name in ('runs', 'waits', 'too many'):
+        goals.append(
+            client.goal(Imagine.Goal(trajectory=trajectory(16, request_id=name), steps=1000))
+        )
+        time.sleep(0.5)  # until the worker has taken the first out of the queue
     assert not goals[2].handle.accepted or 'the queue is full' in goals[2].result()[1].message
     for goal in goals[:2]:
         goal.cancel()
