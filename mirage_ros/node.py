@@ -50,7 +50,10 @@ def load_engine(settings: Settings) -> EngineProtocol:
 
     folder = FilePath(settings.model_folder) if settings.model_folder else None
     return Engine.from_folder(
-        folder, device=settings.device, allow_unscaled_depth=settings.allow_unscaled_depth
+        folder,
+        device=settings.device,
+        allow_unscaled_depth=settings.allow_unscaled_depth,
+        refine_cameras=settings.refine_cameras,
     )
 
 
@@ -225,6 +228,8 @@ class MirageNode(Node):
         planned = convert.planned_from_trajectory(
             goal.trajectory, max_poses=self._settings.max_poses
         )
+        if goal.seed_depth and not goal.seed_image:
+            raise ValueError('seed_depth without seed_image')
         if goal.seed_image:
             if planned.camera_info is None:
                 raise ValueError('seed_image without trajectory.camera_info')

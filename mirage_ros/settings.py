@@ -57,6 +57,10 @@ class Settings:
         False,
         'Serve a seed without metric depth, although the lengths along the path mean nothing then.',
     )
+    refine_cameras: bool = setting(
+        False,
+        'Find the cameras of imagined frames anew by matched features before they are remembered.',
+    )
     stamp_tolerance: float = setting(
         0.02,
         'How far the stamps of image, camera_info and depth may lie apart to belong together, seconds.',
