@@ -14,6 +14,7 @@ import torch
 
 from mirage_model.adapters import add_adapter, remove_adapter, save_adapter
 from mirage_model.checkpoint import ModelConfig, save_model
+from mirage_model.codec import load_pretrained
 from mirage_model.perception.embedded import load_network, save_network
 from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.trainer import load_parameters
@@ -41,7 +42,8 @@ def export_tiny(out: Path, *, world_model: Path, vae: Path, perception: Path) ->
     if ranks:
         save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])
         remove_adapter(model.backbone.wan)
-    codec = AutoencoderKLWan.from_pretrained(vae, local_files_only=True)
+    codec = load_pretrained(AutoencoderKLWan, vae, torch.float32)
+    codec.register_to_config(_name_or_path=TINY_CONFIG.name)  # not the folder it came from
     save_model(
         out,
         config=TINY_CONFIG,

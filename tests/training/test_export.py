@@ -28,6 +28,8 @@ def export(trained, tmp_path):
 def test_trained_parts_become_a_model_folder(tmp_path):
     parameters, loaded = export(build_tiny(seed=3), tmp_path)
     assert loaded.config == TINY_CONFIG
+    texts = [path.read_text() for path in (tmp_path / 'model').rglob('*.json')]
+    assert not any(str(tmp_path) in text for text in texts)
     for name, parameter in loaded.backbone.named_parameters():
         assert torch.equal(parameter, parameters[f'backbone.{name}'].half().float()), name
     assert torch.equal(loaded.text, parameters['text'].half().float())
