@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from mirage_model import camera
 from mirage_model.interface import Chunk
 from mirage_ros import convert
 
@@ -338,3 +339,8 @@ def test_constants_of_the_message_are_those_of_the_library():
 
     for name in ('NOTHING', 'IMAGINED', 'OBSERVED'):
         assert getattr(ImaginedChunk, name) == getattr(interface, name)
+
+
+def test_the_furthest_place_is_the_one_of_the_library():
+    """Said twice, so that conversions need no torch."""
+    assert convert.FURTHEST == camera.FURTHEST
