@@ -21,6 +21,7 @@ import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import ParameterException
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -68,7 +69,6 @@ class MirageNode(Node):
         engine = load(settings)
         self._engine = engine.describe()
         self._seeds = SeedBuffer(use_depth=settings.use_depth, tolerance=settings.stamp_tolerance)
-        self._worker = Worker(engine, queue_size=settings.queue_size)
         self._ids = count(1)
         self._goals = settings.queue_size + 1
         self._goals_left = threading.Semaphore(self._goals)
@@ -95,6 +95,8 @@ class MirageNode(Node):
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
             callback_group=ReentrantCallbackGroup(),
         )
+        # last: its thread would keep alive a process in which anything above fails
+        self._worker = Worker(engine, queue_size=settings.queue_size)
         self.get_logger().info(
             f'{self._engine.model} ({self._engine.sha256[:12]}) is ready: {self._engine.height}x{self._engine.width} '
             f'at {self._engine.frame_rate:g} Hz, {self._engine.new_frames_per_chunk} frames a chunk, on {settings.device}'
@@ -393,8 +395,8 @@ def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         node = MirageNode(load)
         executor = MultiThreadedExecutor(num_threads=node.threads)
         executor.add_node(node)
@@ -416,8 +418,9 @@ def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
         spinning.join()
         node.destroy_node()
         return 0 if asked_to_end else 1
-    except ValueError as error:
-        get_logger('mirage').fatal(str(error))
+    except (ValueError, ParameterException, ImportError, OSError, RuntimeError) as error:
+        # a model, a device or a parameter that cannot be served
+        get_logger('mirage').fatal(' '.join(str(error).split()))
         return 1
     finally:
         rclpy.try_shutdown()

@@ -326,7 +326,8 @@ def test_newest_trajectory_wins(client, start_node):
     node = start_node(instant={'step_seconds': 0.1})
     client.connect()
     client.send_seed()
-    goal = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='goal'), steps=10))
+    goal = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='goal'), steps=40))
+    time.sleep(1.0)  # until the worker has taken it: a goal and a topic keep no order between them
     for name in ('a', 'b', 'c'):
         client.send('trajectory', trajectory(16, request_id=name))
     assert goal.result()[0] == GoalStatus.STATUS_SUCCEEDED
