@@ -27,9 +27,9 @@ from mirage_model.training.trainer import (
 )
 
 TINY_VAE = {
-    'base_dim': 24,
+    'base_dim': 32,
     'decoder_base_dim': 32,
-    'z_dim': 16,
+    'z_dim': 48,
     'dim_mult': [1, 2, 2],
     'num_res_blocks': 1,
     'attn_scales': [],
@@ -40,8 +40,8 @@ TINY_VAE = {
     'patch_size': 2,
     'scale_factor_spatial': 8,
     'scale_factor_temporal': 4,
-    'latents_mean': [0.0] * 16,
-    'latents_std': [1.0] * 16,
+    'latents_mean': [0.0] * 48,
+    'latents_std': [1.0] * 48,
 }
 
 
@@ -64,10 +64,10 @@ class CodecConfig:
 
 
 STAGES = {
-    'stills': (CodecConfig(), TrainerConfig(steps=1400, learning_rate=2e-3, validate_every=500)),
+    'stills': (CodecConfig(), TrainerConfig(steps=4000, learning_rate=2e-3, validate_every=500)),
     'video': (
         CodecConfig(frames=9, batch=4),
-        TrainerConfig(steps=700, learning_rate=1.5e-3, warmup_steps=50, validate_every=350),
+        TrainerConfig(steps=1600, learning_rate=1.5e-3, warmup_steps=50, validate_every=400),
     ),
 }
 
@@ -202,6 +202,9 @@ def main() -> None:
     parser.add_argument('--stage', choices=tuple(STAGES), action='append', help='default: all')
     parser.add_argument('--steps', type=int, help='instead of the stage’s own count')
     parser.add_argument('--from', dest='start', type=Path, help='checkpoint folder to start from')
+    parser.add_argument(
+        '--compile', action='store_true', help='a minute or more first, then faster steps'
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     vae = use_still_aware_convolutions(AutoencoderKLWan(**TINY_VAE))
@@ -217,6 +220,8 @@ def main() -> None:
             load_parameters(objective.module, start)
         if name == 'video':
             inflate(vae)
+        if arguments.compile:
+            objective.module.compile()
         run = arguments.run / name
         fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': TINY_VAE})
         start = checkpoints(run)[-1]
