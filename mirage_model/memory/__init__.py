@@ -50,12 +50,14 @@ class Memory(Protocol):
         *,
         keep: Bool[Tensor, 'n h w'],
         observed: bool,
+        confidence: Float[Tensor, 'n h w'] | None = None,
     ) -> int:
         """Remember the cells in ``keep`` and return how many were added.
 
         ``depth`` is in metres; not finite or <= 0 says that there is none, and such a cell cannot
-        be kept. ``observed`` says that a sensor saw these latents, else they were imagined. Raises
-        ValueError.
+        be kept. ``observed`` says that a sensor saw these latents, else they were imagined.
+        ``confidence`` in 0..1 says how far the depth is to be trusted; None is 1 everywhere.
+        Raises ValueError.
         """
         ...
 

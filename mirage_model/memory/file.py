@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 FORMAT = 'mirage latent memory'
-VERSION = 1
+VERSION = 2
 
 SHAPES = {
     'position': (torch.float32, 2),
     'size': (torch.float32, 1),
     'depth': (torch.float32, 1),
     'time': (torch.float32, 1),
+    'confidence': (torch.uint8, 1),
     'observed': (torch.bool, 1),
     'serial': (torch.int32, 1),
     'latents': (None, 2),

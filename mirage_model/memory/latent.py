@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 import math
 from pathlib import Path
 from threading import Lock
@@ -134,31 +134,39 @@ class LatentMemory:
         *,
         keep: Bool[Tensor, 'n h w'],
         observed: bool,
+        confidence: Float[Tensor, 'n h w'] | None = None,
     ) -> int:
         """As `Memory.write`; cells whose place they took are not subtracted from those added."""
-        self._check(latents, depth, cameras, keep)
-        cameras = cameras.to('cpu')
-        latents, depth, keep = latents.cpu(), depth.cpu().float(), keep.cpu()
+        seen = _Seen(
+            latents=latents.cpu(),
+            depth=depth.cpu().float(),
+            confidence=(torch.ones_like(depth) if confidence is None else confidence)
+            .cpu()
+            .float(),
+            cameras=cameras.to('cpu'),
+            keep=keep.cpu(),
+        )
+        self._check(seen)
         with self._writing:
             if self._origin is None:
-                self._origin = float(cameras.times[0])
+                self._origin = float(seen.cameras.times[0])
             store = self._store.draft()
-            if self._written + keep.numel() > LATEST:
+            if self._written + seen.keep.numel() > LATEST:
                 self._written = store.renumber()
             if observed:
                 gone = reader.seen_through(
-                    self._store, Views.of(cameras), depth, self.config.rule()
+                    self._store, Views.of(seen.cameras), seen.depth, self.config.rule()
                 )
                 for slot, rows in gone.items():
                     store.put(slot, store.blocks[slot].take(~rows))
-                added = self._insert(store, latents, depth, cameras, keep, observed=True)
+                added = self._insert(store, seen, observed=True)
             else:
                 added = 0
-                for k in range(len(cameras)):
-                    one = (latents[k : k + 1], depth[k : k + 1], cameras[k : k + 1])
-                    room = keep[k : k + 1] & self._open_to_imagination(store, *one[1:])
-                    added += self._insert(store, *one, room, observed=False)
-            centre = cameras.world_from_camera[-1, :3, 3].numpy()
+                for k in range(len(seen.cameras)):
+                    one = seen[k : k + 1]
+                    room = one.keep & self._open_to_imagination(store, one)
+                    added += self._insert(store, replace(one, keep=room), observed=False)
+            centre = seen.cameras.world_from_camera[-1, :3, 3].numpy()
             if self.config.capacity:
                 forget(store, self.config.capacity, self.config.policy, centre)
             if self.config.resident:
@@ -197,6 +205,7 @@ class LatentMemory:
             'size': torch.from_numpy(cells.points[3].copy()),
             'depth': torch.from_numpy(cells.written[0].copy()),
             'time': torch.from_numpy(cells.written[1].copy()),
+            'confidence': torch.from_numpy(cells.confidence),
             'observed': torch.from_numpy(cells.observed),
             'serial': torch.arange(len(cells), dtype=torch.int32),
             'latents': latents,
@@ -223,6 +232,7 @@ class LatentMemory:
             .numpy(),
             order=np.where(tensors['observed'].numpy(), order, order | IMAGINED),
             written=torch.stack([tensors['depth'], tensors['time']]).numpy(),
+            confidence=tensors['confidence'].numpy(),
             latents=_bits(latents),
         )
         # as one camera's, none of them takes another's place
@@ -232,81 +242,80 @@ class LatentMemory:
         memory._written = 1 + int(tensors['serial'].max()) if len(order) else 0
         return memory
 
-    def _check(self, latents: Tensor, depth: Tensor, cameras: Cameras, keep: Tensor) -> None:
-        grid = (len(cameras), cameras.height, cameras.width)
-        if latents.shape != (grid[0], self.config.channels, *grid[1:]):
+    def _check(self, seen: _Seen) -> None:
+        grid = (len(seen.cameras), seen.cameras.height, seen.cameras.width)
+        if seen.latents.shape != (grid[0], self.config.channels, *grid[1:]):
             raise ValueError(
-                f'latents are {tuple(latents.shape)}; {grid[0]} cameras of {grid[1]}x{grid[2]} '
+                f'latents are {tuple(seen.latents.shape)}; {grid[0]} cameras of {grid[1]}x{grid[2]} '
                 f'cells and {self.config.channels} channels were expected'
             )
-        if depth.shape != grid or keep.shape != grid:
-            raise ValueError(
-                f'depth is {tuple(depth.shape)} and keep {tuple(keep.shape)}, not {grid}'
-            )
-        wrong = keep & ~(torch.isfinite(depth) & (depth > 0))
-        if wrong.any():
-            where = wrong.nonzero()[0].tolist()
-            raise ValueError(f'camera, row, column {where}: a cell without depth cannot be kept')
-        wrong = keep & ~torch.isfinite(latents).all(dim=1)
-        if wrong.any():
-            where = wrong.nonzero()[0].tolist()
-            raise ValueError(f'camera, row, column {where}: latents are not finite')
+        for name in ('depth', 'keep', 'confidence'):
+            if getattr(seen, name).shape != grid:
+                raise ValueError(f'{name} is {tuple(getattr(seen, name).shape)}, not {grid}')
+        for good, wrong in (
+            (torch.isfinite(seen.depth) & (seen.depth > 0), 'a cell without depth cannot be kept'),
+            (torch.isfinite(seen.latents).all(dim=1), 'latents are not finite'),
+            (
+                (seen.confidence >= 0) & (seen.confidence <= 1),
+                'confidence is not between 0 and 1',
+            ),
+        ):
+            bad = seen.keep & ~good
+            if bad.any():
+                raise ValueError(f'camera, row, column {bad.nonzero()[0].tolist()}: {wrong}')
 
-    def _open_to_imagination(
-        self, store: Store, depth: Float[Tensor, 'n h w'], cameras: Cameras
-    ) -> Bool[Tensor, 'n h w']:
+    def _open_to_imagination(self, store: Store, seen: _Seen) -> Bool[Tensor, 'n h w']:
         """Where a camera is shown nothing, or too coarse a cell, and hides nothing observed."""
-        views, config = Views.of(cameras), self.config
+        views, config, depth = Views.of(seen.cameras), self.config, seen.depth
         # the observed surface has holes where it was seen from farther away
         whole = config.rule(footprint=max(3, config.footprint))
         surface = reader.observed_surface(store, views, whole)
         hides = surface.isfinite() & (depth + depth * config.tolerance < surface)
         if not config.finer:
             return ~hides
-        size = depth / _focal(cameras)
+        size = depth / _focal(seen.cameras)
         return ~hides & (reader.shown_size(store, views, config.rule()) > config.finer * size)
 
-    def _insert(
-        self,
-        store: Store,
-        latents: Float[Tensor, 'n c h w'],
-        depth: Float[Tensor, 'n h w'],
-        cameras: Cameras,
-        keep: Bool[Tensor, 'n h w'],
-        *,
-        observed: bool,
-    ) -> int:
-        cells = self._cells(latents, depth, cameras, keep, observed=observed)
+    def _insert(self, store: Store, seen: _Seen, *, observed: bool) -> int:
+        cells = self._cells(seen, observed=observed)
         self._written += len(cells)
         # what imagination adds where nothing is shown takes nobody's place
         displace = observed or not self.config.finer
-        camera = keep.nonzero()[:, 0].numpy()
+        camera = seen.keep.nonzero()[:, 0].numpy()
         return store.insert(cells, camera, voxel=self.config.voxel, displace=displace)
 
-    def _cells(
-        self,
-        latents: Float[Tensor, 'n c h w'],
-        depth: Float[Tensor, 'n h w'],
-        cameras: Cameras,
-        keep: Bool[Tensor, 'n h w'],
-        *,
-        observed: bool,
-    ) -> Cells:
+    def _cells(self, seen: _Seen, *, observed: bool) -> Cells:
         """The kept cells in the order of camera, row and column."""
+        cameras, depth, keep = seen.cameras, seen.depth, seen.keep
         time = (cameras.times.double() - self._origin).float()[:, None, None].expand_as(depth)
         position = unproject(torch.where(keep, depth, 1.0), cameras)[keep]
         points = torch.cat(
             [position, (depth / _focal(cameras))[keep][:, None]], dim=1
         ).T.contiguous()
-        kept = latents.movedim(1, -1)[keep].to(getattr(torch, self.config.dtype))
+        kept = seen.latents.movedim(1, -1)[keep].to(getattr(torch, self.config.dtype))
         serial = self._written + np.arange(len(kept))
         order = (LATEST - serial).astype(np.uint32)
         return Cells(
             points=points.numpy(),
             order=order if observed else order | IMAGINED,
             written=torch.stack([depth[keep], time[keep]]).numpy(),
+            confidence=(seen.confidence[keep] * 255).round().byte().numpy(),
             latents=_bits(kept),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What a write is given, on the CPU."""
+
+    latents: Float[Tensor, 'n c h w']
+    depth: Float[Tensor, 'n h w']
+    confidence: Float[Tensor, 'n h w']
+    cameras: Cameras
+    keep: Bool[Tensor, 'n h w']
+
+    def __getitem__(self, index: slice) -> _Seen:
+        return _Seen(**{name: value[index] for name, value in vars(self).items()})
 
 
 def _focal(cameras: Cameras) -> Float[Tensor, 'n 1 1']:

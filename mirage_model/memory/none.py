@@ -26,6 +26,7 @@ class NoMemory:
         *,
         keep: Bool[Tensor, 'n h w'],
         observed: bool,
+        confidence: Float[Tensor, 'n h w'] | None = None,
     ) -> int:
         return 0
 

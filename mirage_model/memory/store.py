@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped, UInt32
+from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped, UInt8, UInt32
 import numpy as np
 
 IMAGINED = np.uint32(1 << 31)
@@ -25,17 +25,19 @@ PAGE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """Remembered cells as the kernels read them, 28 bytes a cell and the latents.
+    """Remembered cells as the kernels read them, 29 bytes a cell and the latents.
 
     ``points`` are x, y, z in the world and the cell's size, metres; ``order`` is LATEST minus the
     cell's serial number, with the highest bit set where it was imagined, so that of two cells the
     smaller goes first; ``written`` are the depth in metres and the seconds since the memory's
-    origin at which it was written; ``latents`` are float32, or the bits of bfloat16.
+    origin at which it was written; ``confidence`` is in 255ths; ``latents`` are float32, or the
+    bits of bfloat16.
     """
 
     points: Float32[np.ndarray, '4 m']
     order: UInt32[np.ndarray, 'm']
     written: Float32[np.ndarray, '2 m']
+    confidence: UInt8[np.ndarray, 'm']
     latents: Shaped[np.ndarray, 'm c']
 
     def __len__(self) -> int:
@@ -54,6 +56,7 @@ class Cells:
             points=np.ascontiguousarray(self.points[:, rows]),
             order=self.order[rows],
             written=np.ascontiguousarray(self.written[:, rows]),
+            confidence=self.confidence[rows],
             latents=self.latents[rows],
         )
 
@@ -63,6 +66,7 @@ def joined(parts: list[Cells]) -> Cells:
         points=np.concatenate([part.points for part in parts], axis=1),
         order=np.concatenate([part.order for part in parts]),
         written=np.concatenate([part.written for part in parts], axis=1),
+        confidence=np.concatenate([part.confidence for part in parts]),
         latents=np.concatenate([part.latents for part in parts]),
     )
 
@@ -72,6 +76,7 @@ def no_cells(channels: int, dtype: np.dtype) -> Cells:
         points=np.zeros((4, 0), np.float32),
         order=np.zeros(0, np.uint32),
         written=np.zeros((2, 0), np.float32),
+        confidence=np.zeros(0, np.uint8),
         latents=np.zeros((0, channels), dtype),
     )
 

@@ -29,6 +29,7 @@ def store_of(points: Points, writes: int = 3) -> Store:
             points=np.ascontiguousarray(hot[:, rows]),
             order=order[rows],
             written=np.ones((2, len(rows)), np.float32),
+            confidence=np.full(len(rows), 255, np.uint8),
             latents=np.zeros((len(rows), CHANNELS), np.float32),
         )
         store = store.draft()

@@ -33,6 +33,7 @@ def packed(part: list[dict], first: int) -> Cells:
         points=np.ascontiguousarray(np.array(hot, np.float32).reshape(count, 4).T),
         order=order,
         written=np.zeros((2, count), np.float32),
+        confidence=np.full(count, 255, np.uint8),
         latents=np.arange(first, first + count, dtype=np.float32)[:, None],
     )
 
