@@ -24,6 +24,7 @@ import vizdoom
 
 from mirage_model.camera import Cameras
 from mirage_model.data.clip import Clip
+from mirage_model.worlds.drive import Floor, crossings, plan, world_from_optical
 
 UNITS_PER_METRE = 32.0
 FRAME_RATE = 8.0
@@ -36,8 +37,7 @@ _RENDER_HEIGHT, _RENDER_WIDTH = 480, 640
 _CROP_TOP = (_RENDER_HEIGHT - _SUPERSAMPLING * HEIGHT) // 2
 _STEP_UP = 24.0  # units a walker climbs
 _WALKER_HEIGHT = 56.0
-_CLEARANCE = 24.0
-_KINDS = ('forward', 'turn', 'out_and_back', 'wander')
+_EYE = 1.28  # metres over the floor, a guess
 
 
 def intrinsics() -> np.ndarray:
@@ -50,16 +50,6 @@ def intrinsics() -> np.ndarray:
     cx = (320.0 + 0.5) / s - 0.5
     cy = (239.0 + 0.5 - _CROP_TOP) / s - 0.5
     return np.array([[320.0 / s, 0.0, cx], [0.0, 384.0 / s, cy], [0.0, 0.0, 1.0]])
-
-
-def world_from_optical(x: float, y: float, z: float, yaw: float) -> np.ndarray:
-    """Camera at (x, y, z) metres looking level along ``yaw`` radians, counted from east to north."""
-    forward = np.array([np.cos(yaw), np.sin(yaw), 0.0])
-    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.stack([right, [0.0, 0.0, -1.0], forward], axis=1)
-    matrix[:3, 3] = x, y, z
-    return matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,29 +124,6 @@ def _text(name: bytes | str) -> str:
 
 @numba.njit(cache=True)
 @no_type_check
-def _crossings(x, y, dx, dy, lines):
-    """Distances along (dx, dy), nearest first, and indices of the lines that a ray crosses."""
-    distance = np.empty(len(lines))
-    index = np.empty(len(lines), dtype=np.int64)
-    count = 0
-    for i in range(len(lines)):
-        ax, ay = lines[i, 0] - x, lines[i, 1] - y
-        ex, ey = lines[i, 2] - lines[i, 0], lines[i, 3] - lines[i, 1]
-        det = dx * ey - dy * ex
-        if det == 0.0:
-            continue
-        t = (ax * ey - ay * ex) / det
-        u = (ax * dy - ay * dx) / det
-        if t > 1e-6 and 0.0 <= u <= 1.0:
-            distance[count] = t
-            index[count] = i
-            count += 1
-    order = np.argsort(distance[:count])
-    return distance[:count][order], index[:count][order]
-
-
-@numba.njit(cache=True)
-@no_type_check
 def _cast(
     x,
     y,
@@ -181,7 +148,7 @@ def _cast(
         across = (column - K[0, 2]) / K[0, 0]
         dx = forward_x + across * forward_y
         dy = forward_y - across * forward_x
-        distances, crossed = _crossings(x, y, dx, dy, lines)
+        distances, crossed = crossings(x, y, dx, dy, lines)
         for row in range(height):
             slope = (K[1, 2] - row) / K[1, 1]
             exact = True
@@ -218,20 +185,6 @@ def _cast(
                 if middle[i]:
                     exact = False
     return depth, is_sky
-
-
-@numba.njit(cache=True)
-@no_type_check
-def _clearance(x, y, lines):
-    """Distance from a point to the nearest of some line segments."""
-    best = np.inf
-    for i in range(len(lines)):
-        ex, ey = lines[i, 2] - lines[i, 0], lines[i, 3] - lines[i, 1]
-        px, py = x - lines[i, 0], y - lines[i, 1]
-        length = ex * ex + ey * ey
-        u = min(max((px * ex + py * ey) / length, 0.0), 1.0) if length > 0.0 else 0.0
-        best = min(best, np.hypot(px - u * ex, py - u * ey))
-    return best
 
 
 def cast_depth(
@@ -272,7 +225,16 @@ class DoomWorld:
     def __init__(self, map_name: str, *, seed: int = 0):
         self.map_name = map_name
         self.map = read_map(map_name)
-        self._blocking = self.map.blocking()
+        corners = self.map.lines.reshape(-1, 2) / UNITS_PER_METRE
+        self._floor = Floor(
+            walls=self.map.blocking() / UNITS_PER_METRE,
+            low=corners.min(axis=0),
+            high=corners.max(axis=0),
+            inside=lambda x, y: self._sector(x * UNITS_PER_METRE, y * UNITS_PER_METRE) >= 0,
+            clearance=0.75,
+            view=5.0,
+            room=4.6875,
+        )
         game = vizdoom.DoomGame()
         game.set_doom_game_path(str(wad_path(map_name)))
         game.set_doom_map(map_name)
@@ -319,46 +281,11 @@ class DoomWorld:
         self._game.close()
 
     def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """A drive of ``frames`` poses (frames, 4, 4) that keeps clear of walls, from a random open place.
+        """A drive of one of the `KINDS`: ``frames`` poses (frames, 4, 4) from a random open place.
 
-        ``kind``: 'forward' drives towards open space, 'turn' turns in place, 'out_and_back' drives and
-        backs up along the same poses, so that the last is the first, 'wander' drives and looks around.
         The height is a guess, the rendered clip carries the true one.
         """
-        if kind not in _KINDS:
-            raise ValueError(f'kind must be one of {_KINDS}, got {kind!r}')
-        if kind == 'out_and_back':
-            out = self.plan('wander', (frames + 1) // 2, rng)
-            return (
-                np.concatenate([out, out[::-1]])[-frames:]
-                if frames % 2 == 0
-                else np.concatenate([out, out[-2::-1]])
-            )
-        x, y, yaw = self._open_place(rng)
-        speed = 0.0 if kind == 'turn' else rng.uniform(0.6, 1.6) * UNITS_PER_METRE / FRAME_RATE
-        swing = {'forward': 0.0, 'turn': rng.uniform(15, 40), 'wander': rng.uniform(10, 35)}[kind]
-        swing = np.radians(swing) / FRAME_RATE * rng.choice([-1, 1])
-        poses, turn = [], 0.0
-        for _ in range(frames):
-            poses.append(world_from_optical(x / UNITS_PER_METRE, y / UNITS_PER_METRE, 1.28, yaw))
-            if kind == 'turn':
-                yaw += swing
-                continue
-            if kind == 'wander' and rng.random() < 0.04:
-                swing = -swing
-            bend = np.radians(np.array([0.0, -15.0, 15.0, -35.0, 35.0, -70.0, 70.0]))
-            free = np.array([self._free(x, y, yaw + b) for b in bend])
-            wanted = bend[np.argmax(np.minimum(free, 320.0) - 60.0 * np.abs(bend))]
-            limit = np.radians(45.0) / FRAME_RATE
-            turn += 0.5 * (np.clip(0.4 * wanted + swing, -limit, limit) - turn)
-            yaw += turn
-            step = min(speed, max(0.0, 0.15 * (self._free(x, y, yaw) - 2 * _CLEARANCE)))
-            nx, ny = x + step * np.cos(yaw), y + step * np.sin(yaw)
-            if _clearance(nx, ny, self._blocking) >= min(
-                _CLEARANCE, _clearance(x, y, self._blocking)
-            ):
-                x, y = nx, ny
-        return np.stack(poses)
+        return plan(self._floor, kind, frames, rng, rate=FRAME_RATE, height=_EYE)
 
     def record(
         self,
@@ -425,29 +352,9 @@ class DoomWorld:
         metres = np.array([x, y, z]) / UNITS_PER_METRE
         return frame, depth, sky & ~moving, moving, world_from_optical(*metres, np.radians(angle))
 
-    def _free(self, x: float, y: float, yaw: float) -> float:
-        distances, _ = _crossings(x, y, np.cos(yaw), np.sin(yaw), self._blocking)
-        return distances[0] if len(distances) else 0.0
-
-    def _open_place(self, rng: np.random.Generator) -> tuple[float, float, float]:
-        """A place and heading with a few metres of free view, by rejection over the map's bounds."""
-        corners = self.map.lines.reshape(-1, 2)
-        low, high = corners.min(axis=0), corners.max(axis=0)
-        for _ in range(100_000):
-            x, y = rng.uniform(low, high)
-            yaw = rng.uniform(-np.pi, np.pi)
-            if self._sector(x, y) < 0 or self._free(x, y, yaw) < 160.0:
-                continue
-            around = [
-                self._free(x, y, yaw + a) for a in np.linspace(0, 2 * np.pi, 8, endpoint=False)
-            ]
-            if np.mean(around) > 150.0 and _clearance(x, y, self._blocking) > 1.5 * _CLEARANCE:
-                return x, y, yaw
-        raise RuntimeError(f'{self.map_name} has no open place')
-
     def _sector(self, x: float, y: float) -> int:
         """The walkable sector at a point, -1 outside the map or where a walker does not fit."""
-        _, crossed = _crossings(x, y, 1.0, 1e-3, self.map.lines)
+        _, crossed = crossings(x, y, 1.0, 1e-3, self.map.lines)
         if len(crossed) == 0:
             return -1
         x1, y1, x2, y2 = self.map.lines[crossed[0]]
