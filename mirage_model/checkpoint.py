@@ -23,6 +23,7 @@ from torch import Tensor
 from mirage_model.adapters import load_adapter, read_json
 from mirage_model.backbone import Backbone
 from mirage_model.codec import Codec, load_pretrained
+from mirage_model.memory.create import MEMORIES
 from mirage_model.perception import Perception
 from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.embedded import EmbeddedPerception, load_network
@@ -43,7 +44,7 @@ class ModelConfig:
     """``model.json``. ``steps`` is the sampler's default; the first frame of every chunk is given.
 
     ``footprint`` is the largest number of cells, along a side, that one remembered cell may cover;
-    ``perception`` is one of `PERCEPTIONS`.
+    ``perception`` is one of `PERCEPTIONS`, ``memory`` one of `MEMORIES`: the one it was trained with.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelConfig:
     steps: int
     footprint: int
     perception: str = 'embedded'
+    memory: str = 'latent'
 
     def __post_init__(self) -> None:
         for name in ('height', 'width', 'frame_rate', 'steps', 'footprint'):
@@ -67,6 +69,8 @@ class ModelConfig:
             raise ValueError(
                 f'perception must be one of {sorted(PERCEPTIONS)}, got {self.perception!r}'
             )
+        if self.memory not in MEMORIES:
+            raise ValueError(f'memory must be one of {sorted(MEMORIES)}, got {self.memory!r}')
 
 
 @dataclass(frozen=True, kw_only=True)

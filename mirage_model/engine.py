@@ -26,11 +26,12 @@ from mirage_model.interface import (
     Score,
     View,
 )
-from mirage_model.memory import Readout
+from mirage_model.memory import Memory, Readout
+from mirage_model.memory.create import create_memory
 from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception import Estimate
-from mirage_model.remember import keep_mask
+from mirage_model.remember import keep_mask, pixels_of
 from mirage_model.rollout import ImaginedChunk, rollout
 
 _SOURCES = get_args(DepthSource)
@@ -40,7 +41,7 @@ _SOURCES = get_args(DepthSource)
 class _Place:
     """A memory and the view that imagination starts from, at the model's frame size."""
 
-    memory: LatentMemory
+    memory: Memory
     frame: torch.Tensor
     camera: Cameras
     depth_source: DepthSource
@@ -92,7 +93,9 @@ class Engine:
         config = MemoryConfig(
             channels=self.model.codec.channels, footprint=self.model.config.footprint
         )
-        place = self._write(view, LatentMemory(config))
+        place = self._write(
+            view, create_memory(self.model.config.memory, config, self.model.codec)
+        )
         self._places[memory] = place
         return place.depth_source
 
@@ -131,7 +134,9 @@ class Engine:
             now = time.monotonic()
             seconds, began = now - began, now
             memory_frames = (
-                self._memory_frames(imagined.remembered) if request.memory_frames else None
+                self._memory_frames(memory.readout(self._on_grid(imagined.cameras)))
+                if request.memory_frames
+                else None
             )
             yield self._chunk(request, place, imagined, memory_frames, index, count, seconds)
             began = time.monotonic()
@@ -156,6 +161,8 @@ class Engine:
         A file that is there is replaced whole or not at all; OSError is the disk's.
         """
         place = self._place(memory)
+        if not isinstance(place.memory, LatentMemory):
+            raise Refused(f'a memory of the kind {self.model.config.memory!r} cannot be saved')
         place.memory.save(
             path,
             attached={
@@ -170,6 +177,8 @@ class Engine:
     def load(self, path: Path, *, memory: str = 'default') -> None:
         """Read what `save` wrote. A file that is refused leaves the memory of that name as it was."""
         config = self.model.config
+        if config.memory != 'latent':
+            raise Refused(f'{path}: the model {config.name} has {config.memory!r} for its memory')
         try:
             loaded = LatentMemory.load(path)
             view = attached(path)
@@ -211,7 +220,7 @@ class Engine:
             raise Refused(f'memory {memory!r} has no seed yet')
         return self._places[memory]
 
-    def _write(self, view: View, memory: LatentMemory) -> _Place:
+    def _write(self, view: View, memory: Memory) -> _Place:
         frame, depth, camera = self._fit(view)
         on_grid = self._on_grid(camera)
         readout = memory.readout(on_grid) if len(memory) else None
@@ -233,11 +242,12 @@ class Engine:
             )
         grid_depth, keep = keep_mask(seen, height=on_grid.height, width=on_grid.width)
         memory.write(
-            self.model.codec.encode_stills(frame),
+            self.model.codec.encode_stills(frame) if memory.takes_latents else None,
             grid_depth,
             self._on_grid(seen.cameras),
             keep=keep,
             observed=True,
+            pixels=pixels_of(frame, seen),
         )
         return _Place(memory=memory, frame=frame, camera=seen.cameras, depth_source=source)
 

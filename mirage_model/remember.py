@@ -1,13 +1,15 @@
-"""Which latent cells may enter the memory."""
+"""Which latent cells, and which pixels, may enter the memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mirage_model.memory import Pixels
 from mirage_model.memory.grid import depth_to_grid
 from mirage_model.perception import Estimate
 
@@ -39,6 +41,16 @@ def keep_mask(
     keep &= _mean_in_cell(estimate.moving.float(), depth) <= config.max_moving
     keep &= _mean_in_cell(estimate.confidence, depth) >= config.min_confidence
     return depth, keep
+
+
+def pixels_of(
+    frames: Float[Tensor, 'n 3 H W'], estimate: Estimate, *, config: KeepConfig = KeepConfig()
+) -> Pixels:
+    """The frames with the depth of the pixels that may be remembered, each judged as a cell is."""
+    hidden = estimate.sky.float() > config.max_sky
+    hidden |= estimate.moving.float() > config.max_moving
+    hidden |= estimate.confidence < config.min_confidence
+    return Pixels(frames=frames, depth=estimate.depth.masked_fill(hidden, torch.nan))
 
 
 def _mean_in_cell(

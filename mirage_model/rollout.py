@@ -15,7 +15,7 @@ from mirage_model.camera import Cameras, concatenate, rays, resized
 from mirage_model.checkpoint import Model
 from mirage_model.memory import Memory, Readout
 from mirage_model.perception.refine import refine
-from mirage_model.remember import keep_mask
+from mirage_model.remember import keep_mask, pixels_of
 from mirage_model.sampler import sample_chunk
 from mirage_model.side_branch import side_input
 
@@ -24,7 +24,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginedChunk:
-    """New frames in 0..1, their cameras, and what the memory held at each before it was imagined."""
+    """New frames in 0..1, their cameras, and what the memory held at each before it was imagined.
+
+    ``remembered`` is without latents.
+    """
 
     frames: Float[Tensor, 'n 3 H W']
     cameras: Cameras
@@ -77,7 +80,7 @@ def rollout(
             cancelled=cancelled,
         )
         frames = model.codec.decode(latents)[0, 1:].clamp(0, 1)
-        remembered = memory.readout(_on_grid(new, model))
+        remembered = memory.readout(_on_grid(new, model), latents=False)
         yield ImaginedChunk(frames=frames, cameras=new, remembered=remembered)
         if start + model.new_frames == len(cameras) and not remember_last:
             return
@@ -89,8 +92,16 @@ def rollout(
             seen = replace(seen, cameras=found)
         grid = _on_grid(seen.cameras, model)
         depth, keep = keep_mask(seen, height=grid.height, width=grid.width)
-        stills = model.codec.encode_stills(last_of_latent)
-        memory.write(stills, depth, grid, keep=keep, observed=False)
+        encoded = last_of_latent if memory.takes_latents else last_of_latent[-1:]
+        stills = model.codec.encode_stills(encoded)
+        memory.write(
+            stills if memory.takes_latents else None,
+            depth,
+            grid,
+            keep=keep,
+            observed=False,
+            pixels=pixels_of(last_of_latent, seen),
+        )
         context, context_frame, context_camera = stills[-1:], frames[-1:], new[-1:]
 
 

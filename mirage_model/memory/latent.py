@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, unproject
-from mirage_model.memory import Readout, file, reader
+from mirage_model.memory import Pixels, Readout, file, reader
+from mirage_model.memory.cells import IMAGINED, LATEST, Cells, nbytes_each, no_cells
 from mirage_model.memory.limits import Policy, forget, page_out
-from mirage_model.memory.store import IMAGINED, LATEST, Cells, Store, no_cells
+from mirage_model.memory.store import Prefer, Store
 from mirage_model.memory.zbuffer import Rule, Views
 
 
@@ -32,7 +33,9 @@ class MemoryConfig:
     observed cell wins over an imagined.
 
     ``voxel`` is the edge of a voxel as a share of the size of the cells in it; a voxel keeps the
-    cells of the camera that wrote last, whole, and 0 keeps every cell. An imagined cell enters
+    cells of one camera, whole, and 0 keeps every cell. ``prefer`` says of which camera: the
+    'newest' that wrote there, which follows a world that changes, or the one whose depth was most
+    'confident', of equals the newest. An imagined cell enters
     only where its camera is shown nothing, or a cell more than ``finer`` times its size, so that
     what was imagined once stays as it was; 0 lets all enter. ``capacity`` cells are held at most,
     those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the rest,
@@ -42,6 +45,7 @@ class MemoryConfig:
     channels: int
     footprint: int = 1
     voxel: float = 1.5
+    prefer: Prefer = 'newest'
     finer: float = 2.0
     tolerance: float = 0.05
     near: float = 0.05
@@ -67,6 +71,8 @@ class MemoryConfig:
             )
         if self.policy not in get_args(Policy):
             raise ValueError(f'policy must be one of {get_args(Policy)}, got {self.policy!r}')
+        if self.prefer not in get_args(Prefer):
+            raise ValueError(f'prefer must be one of {get_args(Prefer)}, got {self.prefer!r}')
         if self.resident and not (self.folder and Path(self.folder).is_dir()):
             raise ValueError(f'a bound on resident cells needs a folder, got {self.folder!r}')
         if not 0 <= self.tolerance < 1:
@@ -92,6 +98,8 @@ class LatentMemory:
     write while others read: a reader sees a write whole or not at all.
     """
 
+    takes_latents = True
+
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self._store = Store()
@@ -105,13 +113,16 @@ class LatentMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of the cells, on disk or not; `index_nbytes` is the directory's."""
-        return sum(block.nbytes for block in self._store.blocks if block is not None)
+        return len(self._store) * self._cell_nbytes
 
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the cells that are not on disk."""
-        store = self._store
-        return sum(store.blocks[slot].nbytes for slot in store.filled() if not store.mapped[slot])
+        return self._store.resident * self._cell_nbytes
+
+    @property
+    def _cell_nbytes(self) -> int:
+        return nbytes_each(self.config.channels, _BITS[self.config.dtype])
 
     @property
     def index_nbytes(self) -> int:
@@ -135,6 +146,7 @@ class LatentMemory:
         keep: Bool[Tensor, 'n h w'],
         observed: bool,
         confidence: Float[Tensor, 'n h w'] | None = None,
+        pixels: Pixels | None = None,
     ) -> int:
         """As `Memory.write`; cells whose place they took are not subtracted from those added."""
         seen = _Seen(
@@ -157,8 +169,8 @@ class LatentMemory:
                 gone = reader.seen_through(
                     self._store, Views.of(seen.cameras), seen.depth, self.config.rule()
                 )
-                for slot, rows in gone.items():
-                    store.put(slot, store.blocks[slot].take(~rows))
+                for place, rows in gone.items():
+                    store.put(place, store.block(place).take(~rows))
                 added = self._insert(store, seen, observed=True)
             else:
                 added = 0
@@ -175,7 +187,7 @@ class LatentMemory:
         return added
 
     @torch.no_grad()
-    def readout(self, cameras: Cameras) -> Readout:
+    def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
         """As `Memory.readout`."""
         store, views = self._store, Views.of(cameras.to('cpu'))
         now = (cameras.times.double().cpu() - (self._origin or 0.0)).float().numpy()
@@ -184,7 +196,7 @@ class LatentMemory:
             views,
             self.config.rule(),
             now,
-            channels=self.config.channels,
+            channels=self.config.channels if latents else 0,
             half=self.config.dtype == 'bfloat16',
         )
         device = cameras.K.device
@@ -282,7 +294,9 @@ class LatentMemory:
         # what imagination adds where nothing is shown takes nobody's place
         displace = observed or not self.config.finer
         camera = seen.keep.nonzero()[:, 0].numpy()
-        return store.insert(cells, camera, voxel=self.config.voxel, displace=displace)
+        return store.insert(
+            cells, camera, voxel=self.config.voxel, prefer=self.config.prefer, displace=displace
+        )
 
     def _cells(self, seen: _Seen, *, observed: bool) -> Cells:
         """The kept cells in the order of camera, row and column."""
