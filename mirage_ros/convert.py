@@ -245,6 +245,14 @@ def check_image(message: Image, bytes_per_pixel: dict[str, int], name: str) -> N
         )
 
 
+def check_pixels(message: Image, max_pixels: int, name: str) -> None:
+    """Raise ValueError for an image of more than ``max_pixels``."""
+    if message.height * message.width > max_pixels:
+        raise ValueError(
+            f'{name}: {message.height}x{message.width} is more than max_pixels, {max_pixels}'
+        )
+
+
 def _checked(message: Image, bytes_per_pixel: dict[str, int], name: str) -> Image:
     """The image with its rows lying close: rosbags-image passes over ``step``."""
     check_image(message, bytes_per_pixel, name)
@@ -315,8 +323,7 @@ def view_from_messages(
 ) -> View:
     """Raise ValueError where the three do not belong together or are larger than ``max_pixels``."""
     size = (image.height, image.width)
-    if image.height * image.width > max_pixels:
-        raise ValueError(f'image: {size[0]}x{size[1]} is more than max_pixels, {max_pixels}')
+    check_pixels(image, max_pixels, 'image')
     if (camera_info.height, camera_info.width) != size:
         raise ValueError(
             f'camera_info is of {camera_info.height}x{camera_info.width}, the image {size[0]}x{size[1]}'

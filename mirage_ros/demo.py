@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.util import find_spec
 import os
 from pathlib import Path
 import random
@@ -73,14 +74,22 @@ def main() -> int:
         '--model-folder', default='', help='folder with weights; empty: mirage-tiny'
     )
     parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:N')
-    arguments, _ = parser.parse_known_args()  # a launch file may add --ros-args
+    quiet_network()  # before rclpy, whose Fast DDS reads the environment
+    from rclpy.utilities import remove_ros_args
+
+    arguments = parser.parse_args(remove_ros_args()[1:])  # a launch file may add --ros-args
+    if missing := [name for name in ('vizdoom', 'omg') if find_spec(name) is None]:
+        print(
+            f"mirage_demo: {' and '.join(missing)} cannot be imported: the demo's world needs "
+            'pip install vizdoom omgifol, in the versions of requirements/dev.txt',
+            file=sys.stderr,
+        )
+        return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
-    quiet_network()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with running_node(node_command(arguments.model_folder, arguments.device)) as node:
-            # after the environment is set, which Fast DDS reads
             from mirage_ros.demo_client import DemoConfig, run
 
             folder = Path(arguments.model_folder) if arguments.model_folder else None

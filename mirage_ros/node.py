@@ -68,7 +68,11 @@ class MirageNode(Node):
             convert.matrix_from_numbers(settings.base_from_camera, name='base_from_camera')
         engine = load(settings)
         self._engine = engine.describe()
-        self._seeds = SeedBuffer(use_depth=settings.use_depth, tolerance=settings.stamp_tolerance)
+        self._seeds = SeedBuffer(
+            use_depth=settings.use_depth,
+            tolerance=settings.stamp_tolerance,
+            max_pixels=settings.max_pixels,
+        )
         self._ids = count(1)
         self._goals = settings.queue_size + 1
         self._goals_left = threading.Semaphore(self._goals)

@@ -6,7 +6,14 @@ from collections import deque
 
 from sensor_msgs.msg import CameraInfo, Image
 
-from mirage_ros.convert import COLOUR_BYTES, DEPTH_BYTES, K_from_camera_info, check_image, seconds
+from mirage_ros.convert import (
+    COLOUR_BYTES,
+    DEPTH_BYTES,
+    K_from_camera_info,
+    check_image,
+    check_pixels,
+    seconds,
+)
 
 KEPT = 16
 """Messages of a kind that are kept until their partners come."""
@@ -15,16 +22,18 @@ KEPT = 16
 class SeedBuffer:
     """Add what arrives, in any order; ask for the newest set that belongs together by its stamps."""
 
-    def __init__(self, *, use_depth: bool, tolerance: float):
+    def __init__(self, *, use_depth: bool, tolerance: float, max_pixels: int):
         self._use_depth = use_depth
         self._tolerance = tolerance
+        self._max_pixels = max_pixels
         self._images: deque[Image] = deque(maxlen=KEPT)
         self._camera_infos: deque[CameraInfo] = deque(maxlen=KEPT)
         self._depths: deque[Image] = deque(maxlen=KEPT)
 
     def add_image(self, message: Image) -> None:
-        """Raise ValueError for an image that cannot be read, and keep those before it."""
+        """Raise ValueError for an image that cannot be read or is too large, and keep those before it."""
         check_image(message, COLOUR_BYTES, 'image')
+        check_pixels(message, self._max_pixels, 'image')
         self._images.append(message)
 
     def add_camera_info(self, message: CameraInfo) -> None:
@@ -33,8 +42,9 @@ class SeedBuffer:
         self._camera_infos.append(message)
 
     def add_depth(self, message: Image) -> None:
-        """Raise ValueError for a depth image that cannot be read."""
+        """Raise ValueError for a depth image that cannot be read or is too large."""
         check_image(message, DEPTH_BYTES, 'depth')
+        check_pixels(message, self._max_pixels, 'depth')
         self._depths.append(message)
 
     def newest(self) -> tuple[Image, CameraInfo, Image | None]:

@@ -57,17 +57,17 @@ class CodecConfig:
     frames: int = 1
     batch: int = 16
     crop: int = 64
-    noise: float = 0.05
+    noise: float = 0.02
     scale: float = 1e-4
     chroma: float = 0.5
     validation_clips: int = 12
 
 
 STAGES = {
-    'stills': (CodecConfig(), TrainerConfig(steps=4000, learning_rate=2e-3, validate_every=500)),
+    'stills': (CodecConfig(), TrainerConfig(steps=3000, learning_rate=1e-3, validate_every=500)),
     'video': (
         CodecConfig(frames=9, batch=4),
-        TrainerConfig(steps=1600, learning_rate=1.5e-3, warmup_steps=50, validate_every=400),
+        TrainerConfig(steps=1600, learning_rate=1e-3, warmup_steps=50, validate_every=400),
     ),
 }
 

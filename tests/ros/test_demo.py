@@ -105,3 +105,30 @@ def test_interrupted_demo_leaves_nothing(before, demo):
         assert time.monotonic() < deadline, 'a process was left behind'
         time.sleep(0.1)
     assert shared_memory() <= before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--frmes', '24'], 'unrecognized arguments: --frmes'),
+        (['--ros-args', '-r', '__node:=x', '--', '--kind', '3', '--frmes'], '--frmes'),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments, said):
+    done = subprocess.run(
+        [sys.executable, '-m', 'mirage_ros.demo', *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and said in done.stderr
+    assert '__node' not in done.stderr
+
+
+def test_without_the_simulator_it_says_what_to_install(tmp_path):
+    hidden = "import sys; sys.modules['vizdoom'] = None; from mirage_ros.demo import main; "
+    done = subprocess.run(
+        [sys.executable, '-c', hidden + 'sys.exit(main())'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert 'pip install vizdoom omgifol' in done.stderr and 'Traceback' not in done.stderr

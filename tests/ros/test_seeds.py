@@ -11,7 +11,7 @@ from mirage_ros.seeds import KEPT, SeedBuffer
 
 
 def test_newest_complete_set_in_any_order():
-    seeds = SeedBuffer(use_depth=True, tolerance=0.02)
+    seeds = SeedBuffer(use_depth=True, tolerance=0.02, max_pixels=10**6)
     with pytest.raises(ValueError, match='no image has come'):
         seeds.newest()
     first, second = seed_messages(stamp=1), seed_messages(stamp=2)
@@ -32,7 +32,9 @@ def test_stamps_within_the_tolerance():
     image, info, depth = seed_messages()
     info.header = Header(frame_id='camera', stamp=Time(sec=1, nanosec=15_000_000))
     depth.header = Header(frame_id='camera', stamp=Time(sec=1, nanosec=30_000_000))
-    strict, loose = (SeedBuffer(use_depth=True, tolerance=t) for t in (0.02, 0.05))
+    strict, loose = (
+        SeedBuffer(use_depth=True, tolerance=t, max_pixels=10**6) for t in (0.02, 0.05)
+    )
     for seeds in (strict, loose):
         seeds.add_image(image)
         seeds.add_camera_info(info)
@@ -43,7 +45,7 @@ def test_stamps_within_the_tolerance():
 
 
 def test_depth_is_not_waited_for_when_it_is_not_used():
-    seeds = SeedBuffer(use_depth=False, tolerance=0.0)
+    seeds = SeedBuffer(use_depth=False, tolerance=0.0, max_pixels=10**6)
     image, info, _ = seed_messages()
     seeds.add_image(image)
     seeds.add_camera_info(info)
@@ -51,7 +53,7 @@ def test_depth_is_not_waited_for_when_it_is_not_used():
 
 
 def test_unreadable_messages_leave_the_good_ones():
-    seeds = SeedBuffer(use_depth=False, tolerance=0.0)
+    seeds = SeedBuffer(use_depth=False, tolerance=0.0, max_pixels=10**6)
     image, info, depth = seed_messages()
     seeds.add_image(image)
     seeds.add_camera_info(info)
@@ -62,9 +64,21 @@ def test_unreadable_messages_leave_the_good_ones():
 
 
 def test_only_so_many_are_kept():
-    seeds = SeedBuffer(use_depth=False, tolerance=0.0)
+    seeds = SeedBuffer(use_depth=False, tolerance=0.0, max_pixels=10**6)
     seeds.add_camera_info(seed_messages(stamp=1)[1])
     for stamp in range(1, KEPT + 2):
         seeds.add_image(seed_messages(stamp=stamp)[0])
     with pytest.raises(ValueError, match='no camera_info'):
+        seeds.newest()
+
+
+def test_images_that_are_too_large_are_not_kept():
+    image, info, depth = seed_messages()
+    pixels = image.height * image.width
+    seeds = SeedBuffer(use_depth=True, tolerance=0.02, max_pixels=pixels - 1)
+    seeds.add_camera_info(info)
+    for add, message in ((seeds.add_image, image), (seeds.add_depth, depth)):
+        with pytest.raises(ValueError, match=f'more than max_pixels, {pixels - 1}'):
+            add(message)
+    with pytest.raises(ValueError, match='no image has come'):
         seeds.newest()
