@@ -130,7 +130,7 @@ def cull(lower, upper, count, planes, reach_lower, reach_upper, cameras, blocks)
 @compiled
 @no_type_check
 def nearest_points(
-    cameras, blocks, count, points_at, order_at, rotation, translation, focal, centre,
+    cameras, blocks, count, address, rotation, translation, focal, centre,
     height, width, tolerance, near, far, best, winner,
 ):  # fmt: skip
     """As `zbuffer.nearest` with footprint 1, over pairs of a camera and a block.
@@ -144,8 +144,8 @@ def nearest_points(
     for pair in range(len(cameras)):
         camera, block = cameras[pair], blocks[pair]
         m = count[block]
-        points = carray(_pointer(points_at[block]), (4, m), np.float32)
-        order = carray(_pointer(order_at[block]), (m,), np.uint32)
+        points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+        order = carray(_pointer(address[block, 1]), (m,), np.uint32)
         so_far = lowest[camera]
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
@@ -167,7 +167,7 @@ def nearest_points(
 @compiled
 @no_type_check
 def nearest_footprints(
-    cameras, blocks, count, points_at, order_at, rotation, translation, focal, centre,
+    cameras, blocks, count, address, rotation, translation, focal, centre,
     height, width, reach, tolerance, near, far, only_observed, best, winner,
 ):  # fmt: skip
     """As `nearest_points`, for cells that cover up to ``reach`` cells on every side."""
@@ -184,8 +184,8 @@ def nearest_footprints(
         camera, block = cameras[pair], blocks[pair]
         fx, fy = focal[camera, 0], focal[camera, 1]
         m = count[block]
-        points = carray(_pointer(points_at[block]), (4, m), np.float32)
-        order = carray(_pointer(order_at[block]), (m,), np.uint32)
+        points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+        order = carray(_pointer(address[block, 1]), (m,), np.uint32)
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
             _project(
@@ -239,20 +239,20 @@ def join(best, winner):
 
 @compiled
 @no_type_check
-def sizes(best, winner, count, points_at, size):
+def sizes(best, winner, count, address, size):
     """The winners' sizes in metres; what has no winner stays as it is."""
     for camera in range(best.shape[0]):
         for cell in range(best.shape[1]):
             if best[camera, cell] != NOTHING:
                 block, i = winner[camera, cell, 0], winner[camera, cell, 1]
-                points = carray(_pointer(points_at[block]), (4, count[block]), np.float32)
+                points = carray(_pointer(address[block, 0]), (4, count[block]), np.float32)
                 size[camera, cell] = points[3, i]
 
 
 @compiled
 @no_type_check
 def gather(
-    best, winner, count, points_at, order_at, written_at, latents_at, half, rotation, translation,
+    best, winner, count, address, half, rotation, translation,
     focal, centre, width, now, latents, visible, observed, depth, ratio, age, offset,
 ):  # fmt: skip
     """Fill a readout that is zero from the winners; latents is (n, h * w, c) uint32 bits."""
@@ -264,9 +264,9 @@ def gather(
                 continue
             block, i = winner[camera, cell, 0], winner[camera, cell, 1]
             m = count[block]
-            points = carray(_pointer(points_at[block]), (4, m), np.float32)
-            order = carray(_pointer(order_at[block]), (m,), np.uint32)
-            written = carray(_pointer(written_at[block]), (2, m), np.float32)
+            points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+            order = carray(_pointer(address[block, 1]), (m,), np.uint32)
+            written = carray(_pointer(address[block, 2]), (2, m), np.float32)
             _project(
                 points, i, i + 1, rotation[camera], translation[camera],
                 focal[camera], centre[camera], u, v, z,
@@ -279,11 +279,11 @@ def gather(
             offset[camera, 0, cell] = u[0] - np.float32(cell % width)
             offset[camera, 1, cell] = v[0] - np.float32(cell // width)
             if half:
-                short = carray(_pointer(latents_at[block]), (m, channels), np.uint16)
+                short = carray(_pointer(address[block, 3]), (m, channels), np.uint16)
                 for channel in range(channels):
                     latents[camera, cell, channel] = np.uint32(short[i, channel]) << np.uint32(16)
             else:
-                whole = carray(_pointer(latents_at[block]), (m, channels), np.uint32)
+                whole = carray(_pointer(address[block, 3]), (m, channels), np.uint32)
                 for channel in range(channels):
                     latents[camera, cell, channel] = whole[i, channel]
 
@@ -291,7 +291,7 @@ def gather(
 @compiled
 @no_type_check
 def seen_through(
-    cameras, blocks, count, points_at, rotation, translation, focal, centre,
+    cameras, blocks, count, address, rotation, translation, focal, centre,
     surface, near, start_of, gone,
 ):  # fmt: skip
     """As `zbuffer.seen_through`; gone holds the blocks one after another from start_of[block]."""
@@ -305,7 +305,7 @@ def seen_through(
     for pair in range(len(cameras)):
         camera, block = cameras[pair], blocks[pair]
         m = count[block]
-        points = carray(_pointer(points_at[block]), (4, m), np.float32)
+        points = carray(_pointer(address[block, 0]), (4, m), np.float32)
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
             _project(

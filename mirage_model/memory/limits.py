@@ -1,7 +1,7 @@
 """Keeping a memory within bounds: forgetting blocks, and putting far ones on disk.
 
-Both work on a draft of a store, block by block, so that they cost little however often they are
-called.
+Both work on a draft of a store, block by block, and go further than asked for, so that a look over
+all blocks pays for many writes.
 """
 
 from __future__ import annotations
@@ -10,74 +10,89 @@ from pathlib import Path
 import tempfile
 from typing import Literal
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 import numpy as np
 
-from mirage_model.memory.store import Cells, Store
+from mirage_model.memory.cells import Cells
+from mirage_model.memory.store import Place, Store, Table
 
 Policy = Literal['oldest', 'furthest', 'imagined']
 
 
 def forget(store: Store, capacity: int, policy: Policy, centre: Float[np.ndarray, '3']) -> None:
-    """Drop cells until no more than ``capacity`` are left.
+    """Where more than ``capacity`` cells are held, drop some until 1/32 of the room is free.
 
     'oldest' drops the blocks that were written to least recently, 'furthest' those furthest from
     ``centre``, 'imagined' first the imagined cells of the oldest blocks, then as 'oldest'.
     """
     if len(store) <= capacity:
         return
-    slots = np.array(store.filled())
-    if policy == 'furthest':
-        slots = slots[np.argsort(-_distance(store, centre)[slots], kind='stable')]
-    else:
-        slots = slots[np.argsort(store.newest[slots], kind='stable')]
     if policy == 'imagined':
-        for slot in slots.tolist():
-            block = store.blocks[slot]
-            if not block.observed.all():
-                store.put(slot, block.take(block.observed))
-            if len(store) <= capacity:
-                return
-        slots = slots[store.count[slots] > 0]
-    for slot in slots.tolist():
-        store.put(slot, store.blocks[slot].take(np.zeros(0, np.int64)))
+        table, places = store.filled()
+        some = np.flatnonzero(table.imagined)
+        order = some[np.argsort(table.newest[some], kind='stable')]
+        for place in _until(order, table.imagined, _too_many(store, capacity), places):
+            block = store.block(place)
+            store.put(place, block.take(block.observed))
         if len(store) <= capacity:
             return
+    table, places = store.filled()
+    rank = -_distance(table, centre) if policy == 'furthest' else table.newest
+    order = np.argsort(rank, kind='stable')
+    for place in _until(order, table.count, _too_many(store, capacity), places):
+        store.put(place, store.block(place).take(np.zeros(0, np.int64)))
 
 
 def page_out(store: Store, resident: int, folder: Path, centre: Float[np.ndarray, '3']) -> None:
-    """Move blocks, the furthest first, into a file until ``resident`` cells are in memory.
+    """Where more than ``resident`` cells are in memory, move blocks into a file, the furthest first.
 
     They stay in the store, mapped from the file: whoever reads them has the system bring them
     back, and a write makes a copy in memory of the block that it changes. The file has no name any
-    more, so that it is gone with the last block that uses it, or with the process. A quarter more
-    than asked for is moved, so that a file holds many blocks.
+    more, so that it is gone with the last block that uses it, or with the process. A quarter of
+    ``resident`` is made free, so that a file holds many blocks.
     """
-    in_memory = np.array([slot for slot in store.filled() if not store.mapped[slot]], np.int64)
-    if store.count[in_memory].sum() <= resident:
+    if store.resident <= resident:
         return
-    far_first = in_memory[np.argsort(-_distance(store, centre)[in_memory], kind='stable')]
-    left = store.count[in_memory].sum() - np.cumsum(store.count[far_first])
-    moved = far_first[: 1 + int(np.argmax(left <= resident * 3 // 4))].tolist()
-    arrays = {slot: list(vars(store.blocks[slot]).items()) for slot in moved}
+    table, places = store.filled()
+    here = np.flatnonzero(~table.mapped)
+    far_first = here[np.argsort(-_distance(table, centre)[here], kind='stable')]
+    too_many = store.resident - resident * 3 // 4
+    moved = [
+        (place, store.block(place)) for place in _until(far_first, table.count, too_many, places)
+    ]
     with tempfile.TemporaryFile(dir=folder) as file:
-        for slot in moved:
-            for _, values in arrays[slot]:
+        for _, block in moved:
+            for values in vars(block).values():
                 file.write(values.tobytes())
                 file.write(bytes(-values.nbytes % 16))
         file.flush()
         mapped = np.asarray(np.memmap(file, dtype=np.uint8, mode='r'))
     start = 0
-    for slot in moved:
+    for place, block in moved:
         fields = {}
-        for name, values in arrays[slot]:
+        for name, values in vars(block).items():
             part = mapped[start : start + values.nbytes]
             fields[name] = part.view(values.dtype).reshape(values.shape)
             start += values.nbytes + -values.nbytes % 16
-        store.put(slot, Cells(**fields), mapped=True)
+        store.put(place, Cells(**fields), mapped=True)
 
 
-def _distance(store: Store, centre: Float[np.ndarray, '3']) -> Float32[np.ndarray, 'b']:
+def _too_many(store: Store, capacity: int) -> int:
+    return len(store) - (capacity - capacity // 32)
+
+
+def _until(
+    order: Int[np.ndarray, 'k'],
+    count: Int[np.ndarray, 'b'],
+    enough: int,
+    places: Int[np.ndarray, 'b 2'],
+) -> list[Place]:
+    """The places of the first rows in this order that have ``enough`` cells, or of all of them."""
+    stop = np.searchsorted(np.cumsum(count[order]), enough) + 1
+    return [(region, slot) for region, slot in places[order[:stop]].tolist()]
+
+
+def _distance(table: Table, centre: Float[np.ndarray, '3']) -> Float32[np.ndarray, 'b']:
     """From a place to every block."""
-    outside = np.maximum(np.maximum(store.lower - centre, centre - store.upper), 0)
+    outside = np.maximum(np.maximum(table.lower - centre, centre - table.upper), 0)
     return np.linalg.norm(outside, axis=1).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Thread
 
 from jaxtyping import Bool, Float, Float32, Float64, Int
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.memory import Readout, kernels
-from mirage_model.memory.store import Store
+from mirage_model.memory.store import Place, Store, Table
 from mirage_model.memory.zbuffer import Rule, Views, surface_of
 
 SERIAL = 50_000
@@ -57,36 +58,60 @@ def far_corners(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 
     return (in_camera @ rotation).reshape(-1, 3)
 
 
-def in_view(
-    store: Store, views: Views, rule: Rule, *, reach: int
-) -> tuple[Int[np.ndarray, 'p'], Int[np.ndarray, 'p']]:
-    """Pairs of a camera and the slot of a block that the camera may see."""
+@dataclass(frozen=True, kw_only=True)
+class InView:
+    """Pairs of a camera and a block that it may see, as a row of ``table``; ``places`` of rows."""
+
+    cameras: Int[np.ndarray, 'p']
+    rows: Int[np.ndarray, 'p']
+    table: Table
+    places: Int[np.ndarray, 'b 2']
+
+    @property
+    def cells(self) -> Int[np.ndarray, 'p']:
+        """How many cells the block of every pair has."""
+        return self.table.count[self.rows]
+
+
+def in_view(store: Store, views: Views, rule: Rule, *, reach: int) -> InView:
+    """The blocks in view, of the regions in view: what lies elsewhere is not looked at."""
     planes, corners = frustum(views, rule, reach=reach), far_corners(views, rule, reach=reach)
-    most = len(views.focal) * len(store.count)
-    cameras, blocks = np.empty(most, np.int64), np.empty(most, np.int64)
-    pairs = kernels.cull(
-        store.lower, store.upper, store.count, planes,
-        corners.min(axis=0), corners.max(axis=0), cameras, blocks,
-    )  # fmt: skip
-    return cameras[:pairs], blocks[:pairs]
+    box = (corners.min(axis=0), corners.max(axis=0))
+
+    def pairs(boxes: Store | Table) -> tuple[Int[np.ndarray, 'p'], Int[np.ndarray, 'p']]:
+        most = len(planes) * len(boxes.count)
+        cameras, rows = np.empty(most, np.int64), np.empty(most, np.int64)
+        found = kernels.cull(boxes.lower, boxes.upper, boxes.count, planes, *box, cameras, rows)
+        return cameras[:found], rows[:found]
+
+    table, places = store.table(np.unique(pairs(store)[1]).tolist())
+    cameras, rows = pairs(table)
+    return InView(cameras=cameras, rows=rows, table=table, places=places)
 
 
-def nearest(
-    store: Store, views: Views, rule: Rule, *, only_observed: bool = False
-) -> tuple[Int[np.ndarray, 'n cells'], Int[np.ndarray, 'n cells 2']]:
-    """The word that wins each cell, or NOTHING, and the slot and the row it belongs to."""
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The word that wins each cell, or NOTHING, and the row of ``table`` and cell it belongs to."""
+
+    best: Int[np.ndarray, 'n cells']
+    winner: Int[np.ndarray, 'n cells 2']
+    table: Table
+
+
+def nearest(store: Store, views: Views, rule: Rule, *, only_observed: bool = False) -> Nearest:
+    """As `zbuffer.nearest`."""
     assert rule.footprint > 1 or not only_observed
     reach = rule.footprint // 2
-    cameras, slots = in_view(store, views, rule, reach=reach)
-    parts = _shares(store.count[slots])
+    found = in_view(store, views, rule, reach=reach)
+    parts = _shares(found.cells)
     shape = (len(parts), len(views.focal), views.height * views.width)
     best = np.full(shape, kernels.NOTHING)
     winner = np.zeros((*shape, 2), np.int32)
-    space = (store.count, store.address[0], store.address[1], *_pinholes(views))
+    space = (found.table.count, found.table.address, *_pinholes(views))
     limits = (np.float32(rule.tolerance), np.float32(rule.near), np.float32(rule.far))
 
     def scan(part: int) -> None:
-        pairs = (cameras[parts[part]], slots[parts[part]])
+        pairs = (found.cameras[parts[part]], found.rows[parts[part]])
         size = (views.height, views.width)
         if rule.footprint == 1:
             kernels.nearest_points(*pairs, *space, *size, *limits, best[part], winner[part])
@@ -97,7 +122,7 @@ def nearest(
 
     _run(scan, len(parts))
     kernels.join(best, winner)
-    return best[0], winner[0]
+    return Nearest(best=best[0], winner=winner[0], table=found.table)
 
 
 def readout(
@@ -117,10 +142,10 @@ def readout(
     depth, age = np.zeros((2, n, cells), np.float32)
     ratio = np.ones((n, cells), np.float32)
     offset = np.zeros((n, 2, cells), np.float32)
-    best, winner = nearest(store, views, rule)
+    seen = nearest(store, views, rule)
     kernels.gather(
-        best, winner, store.count, *store.address, half, *_pinholes(views), width, now,
-        latents, visible, observed, depth, ratio, age, offset,
+        seen.best, seen.winner, seen.table.count, seen.table.address, half, *_pinholes(views),
+        width, now, latents, visible, observed, depth, ratio, age, offset,
     )  # fmt: skip
     grid = (n, height, width)
     return Readout(
@@ -136,15 +161,15 @@ def readout(
 
 def shown_size(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
     """The size in metres of the cells that the views are shown, infinite where there are none."""
-    best, winner = nearest(store, views, rule)
-    size = np.full(best.shape, np.inf, np.float32)
-    kernels.sizes(best, winner, store.count, store.address[0], size)
+    seen = nearest(store, views, rule)
+    size = np.full(seen.best.shape, np.inf, np.float32)
+    kernels.sizes(seen.best, seen.winner, seen.table.count, seen.table.address, size)
     return torch.from_numpy(size).view(len(views.focal), views.height, views.width)
 
 
 def observed_surface(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
     """The depth with which observed cells compete, infinite where there are none."""
-    best, _ = nearest(store, views, rule, only_observed=True)
+    best = nearest(store, views, rule, only_observed=True).best
     depth = (best >> 32).astype(np.int32).view(np.float32)
     depth = np.where(best == kernels.NOTHING, np.float32(np.inf), depth)
     return torch.from_numpy(depth).view(len(views.focal), views.height, views.width)
@@ -152,27 +177,28 @@ def observed_surface(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n
 
 def seen_through(
     store: Store, views: Views, depth: Float[Tensor, 'n h w'], rule: Rule
-) -> dict[int, Bool[np.ndarray, 'm']]:
+) -> dict[Place, Bool[np.ndarray, 'm']]:
     """`zbuffer.seen_through` for the blocks in view; only those with a cell to remove."""
-    cameras, slots = in_view(store, views, rule, reach=0)
-    blocks = np.unique(slots)
-    stops = np.cumsum(store.count[blocks])
-    start_of = np.zeros(len(store.count), np.int64)
-    start_of[blocks] = stops - store.count[blocks]
-    gone = np.zeros(int(store.count[blocks].sum()), np.bool_)
+    found = in_view(store, views, rule, reach=0)
+    blocks, count = np.unique(found.rows), found.table.count
+    stops = np.cumsum(count[blocks])
+    start_of = np.zeros(len(count), np.int64)
+    start_of[blocks] = stops - count[blocks]
+    gone = np.zeros(int(count[blocks].sum()), np.bool_)
     surface = surface_of(depth, rule).numpy()
-    parts = _shares(store.count[slots])
+    parts = _shares(found.cells)
 
     def scan(part: int) -> None:
         kernels.seen_through(
-            cameras[parts[part]], slots[parts[part]], store.count, store.address[0],
+            found.cameras[parts[part]], found.rows[parts[part]], count, found.table.address,
             *_pinholes(views), surface, np.float32(rule.near), start_of, gone,
         )  # fmt: skip
 
     _run(scan, len(parts))
     result = {}
-    for slot in np.unique(blocks[np.searchsorted(stops, np.flatnonzero(gone), side='right')]):
-        result[int(slot)] = gone[start_of[slot] : start_of[slot] + store.count[slot]]
+    for row in np.unique(blocks[np.searchsorted(stops, np.flatnonzero(gone), side='right')]):
+        region, slot = found.places[row].tolist()
+        result[region, slot] = gone[start_of[row] : start_of[row] + count[row]]
     return result
 
 

@@ -1,120 +1,188 @@
 """Where the cells of a memory lie: blocks of space in a directory, shared until they are changed.
 
 A cell belongs to the voxel that its point falls into, in a grid whose edge follows the cell's own
-size by powers of two; 16 x 16 x 16 voxels of one grid are a block. A `Store` is never changed once
-it is published: a writer drafts a new one, which shares every block that it does not touch. So a
-fork costs nothing, and a reader that holds a store sees all of a write or nothing of it.
+size by powers of two; 16 x 16 x 16 voxels of one grid are a block, 8 x 8 x 8 blocks a region. A
+`Store` is never changed once it is published: a writer drafts a new one, which shares every region
+that it does not touch, as a region shares the blocks. So a fork costs nothing, a draft what it
+changes, and a reader that holds a store sees all of a write or nothing of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
-from jaxtyping import Bool, Float32, Int, Int32, Int64, Shaped, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 import numpy as np
 
-IMAGINED = np.uint32(1 << 31)
-LATEST = (1 << 31) - 1
-VOXELS = 16
-"""Voxels along the edge of a block."""
+from mirage_model.memory.cells import IMAGINED, LATEST, VOXELS, Cells, joined, level_of, locate
+
+Key = tuple[int, ...]
+"""A block's level and place, where nothing is merged with a page after them; or a region's."""
+
+Place = tuple[int, int]
+"""Where a block is found: the slot of its region, its own slot there."""
+
+Prefer = Literal['newest', 'confident']
+
+BLOCKS = 8
+"""Blocks along the edge of a region."""
 
 PAGE = 4096
 """Where nothing is merged, a block of space that holds as many cells goes on in a new block."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cells:
-    """Remembered cells as the kernels read them, 29 bytes a cell and the latents.
+@dataclass(kw_only=True)
+class Table:
+    """What must be known of blocks to find and read them, a row each; empty ones count 0.
 
-    ``points`` are x, y, z in the world and the cell's size, metres; ``order`` is LATEST minus the
-    cell's serial number, with the highest bit set where it was imagined, so that of two cells the
-    smaller goes first; ``written`` are the depth in metres and the seconds since the memory's
-    origin at which it was written; ``confidence`` is in 255ths; ``latents`` are float32, or the
-    bits of bfloat16.
+    ``address`` are those of points, order, written and latents.
     """
 
-    points: Float32[np.ndarray, '4 m']
-    order: UInt32[np.ndarray, 'm']
-    written: Float32[np.ndarray, '2 m']
-    confidence: UInt8[np.ndarray, 'm']
-    latents: Shaped[np.ndarray, 'm c']
+    lower: Float32[np.ndarray, 'b 3']
+    upper: Float32[np.ndarray, 'b 3']
+    count: Int64[np.ndarray, 'b']
+    imagined: Int64[np.ndarray, 'b']
+    newest: Float32[np.ndarray, 'b']
+    mapped: Bool[np.ndarray, 'b']
+    address: Int64[np.ndarray, 'b 4']
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.count)
 
     @property
     def nbytes(self) -> int:
         return sum(values.nbytes for values in vars(self).values())
 
-    @property
-    def observed(self) -> Bool[np.ndarray, 'm']:
-        return self.order < IMAGINED
+    def copy(self) -> Table:
+        return Table(**{name: values.copy() for name, values in vars(self).items()})
 
-    def take(self, rows: Shaped[np.ndarray, '...']) -> Cells:
-        return Cells(
-            points=np.ascontiguousarray(self.points[:, rows]),
-            order=self.order[rows],
-            written=np.ascontiguousarray(self.written[:, rows]),
-            confidence=self.confidence[rows],
-            latents=self.latents[rows],
+    def take(self, rows: Int[np.ndarray, 'k']) -> Table:
+        return Table(**{name: values[rows] for name, values in vars(self).items()})
+
+    def grown(self, rows: int) -> Table:
+        more = rows - len(self)
+        return Table(
+            **{
+                name: np.pad(values, ((0, more), *((0, 0),) * (values.ndim - 1)))
+                for name, values in vars(self).items()
+            }
         )
 
 
-def joined(parts: list[Cells]) -> Cells:
-    return Cells(
-        points=np.concatenate([part.points for part in parts], axis=1),
-        order=np.concatenate([part.order for part in parts]),
-        written=np.concatenate([part.written for part in parts], axis=1),
-        confidence=np.concatenate([part.confidence for part in parts]),
-        latents=np.concatenate([part.latents for part in parts]),
+def _table(parts: list[Table]) -> Table:
+    return Table(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(Table)
+        }
     )
 
 
-def no_cells(channels: int, dtype: np.dtype) -> Cells:
-    return Cells(
-        points=np.zeros((4, 0), np.float32),
-        order=np.zeros(0, np.uint32),
-        written=np.zeros((2, 0), np.float32),
-        confidence=np.zeros(0, np.uint8),
-        latents=np.zeros((0, channels), dtype),
-    )
+_EMPTY = Table(
+    lower=np.zeros((0, 3), np.float32),
+    upper=np.zeros((0, 3), np.float32),
+    count=np.zeros(0, np.int64),
+    imagined=np.zeros(0, np.int64),
+    newest=np.zeros(0, np.float32),
+    mapped=np.zeros(0, np.bool_),
+    address=np.zeros((0, 4), np.int64),
+)
 
 
-def locate(
-    points: Float32[np.ndarray, '4 m'], voxel: float
-) -> tuple[Int64[np.ndarray, 'm 4'], Int32[np.ndarray, 'm']]:
-    """The block of every point, as (grid level, i, j, k), and its voxel within the block.
+class _Slots:
+    """Slots by key; one that was given back is given out again."""
 
-    A grid's edge is ``voxel`` times the cell's size, rounded down to a power of two of metres
-    before. Levels end at a quarter of a millimetre and at a thousand kilometres, and indices at
-    2^40.
-    """
-    level = np.clip(np.frexp(points[3])[1] - 1, -12, 20)
-    edge = np.ldexp(voxel, level)
-    index = np.floor(points[:3].T / edge[:, None].astype(np.float64))
-    index = np.clip(index, -(2.0**40), 2.0**40).astype(np.int64)
-    block = np.concatenate([level[:, None].astype(np.int64), index // VOXELS], axis=1)
-    local = index % VOXELS
-    return block, ((local[:, 0] * VOXELS + local[:, 1]) * VOXELS + local[:, 2]).astype(np.int32)
+    def __init__(self) -> None:
+        self.slot_of: dict[Key, int] = {}
+        self._key_of: list[Key | None] = []
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._key_of)
+
+    def copy(self) -> _Slots:
+        result = _Slots()
+        for name, values in vars(self).items():
+            setattr(result, name, values.copy())
+        return result
+
+    def reserve(self, key: Key) -> int:
+        slot = self.slot_of.get(key)
+        if slot is None:
+            slot = self._free.pop() if self._free else len(self._key_of)
+            if slot == len(self._key_of):
+                self._key_of.append(None)
+            self.slot_of[key], self._key_of[slot] = slot, key
+        return slot
+
+    def release(self, slot: int) -> None:
+        key = self._key_of[slot]
+        assert key is not None
+        del self.slot_of[key]
+        self._key_of[slot] = None
+        self._free.append(slot)
+
+
+class _Region:
+    """The blocks of a cube of space, those of every slot and what the table says of them."""
+
+    def __init__(self) -> None:
+        self.slots = _Slots()
+        self.blocks: list[Cells | None] = []
+        self.table = _EMPTY
+
+    def draft(self) -> _Region:
+        draft = _Region()
+        draft.slots, draft.table = self.slots.copy(), self.table.copy()
+        draft.blocks = self.blocks.copy()
+        return draft
+
+    def reserve(self, key: Key) -> int:
+        slot = self.slots.reserve(key)
+        if slot == len(self.blocks):
+            self.blocks.append(None)
+        if len(self.blocks) > len(self.table):
+            self.table = self.table.grown(len(self.blocks) * 5 // 4 + 4)
+        return slot
+
+    def put(self, slot: int, cells: Cells, *, mapped: bool) -> None:
+        table = self.table
+        table.count[slot], table.mapped[slot] = len(cells), mapped
+        if len(cells) == 0:
+            self.slots.release(slot)
+            self.blocks[slot] = None
+            return
+        self.blocks[slot] = cells
+        points = cells.points[:3]
+        lower, upper = points.min(axis=1), points.max(axis=1)
+        # more than float32 errs in projecting a point
+        slack = 1e-5 * (1 + max(-lower.min(), upper.max()))
+        table.lower[slot], table.upper[slot] = lower - slack, upper + slack
+        table.imagined[slot] = np.count_nonzero(cells.order >= IMAGINED)
+        table.newest[slot] = cells.written[1].max()
+        table.address[slot] = [
+            values.__array_interface__['data'][0]
+            for values in (cells.points, cells.order, cells.written, cells.latents)
+        ]
 
 
 class Store:
-    """The directory of blocks. The verbs that change it are for a draft, never once published."""
+    """The directory of regions. The verbs that change it are for a draft, never once published."""
 
     def __init__(self) -> None:
-        self.blocks: list[Cells | None] = []
-        self.slot_of: dict[tuple[int, ...], int] = {}
-        self.key_of: list[tuple[int, ...] | None] = []
-        self.free: list[int] = []
         self.length = 0
+        self.resident = 0
+        """Cells, and those of them that are not mapped from a file."""
+        self._slots = _Slots()
+        self._regions: list[_Region] = []
+        self._own: set[int] = set()
+        """Slots of the regions that this draft has made its own."""
         self.lower = np.zeros((0, 3), np.float32)
         self.upper = np.zeros((0, 3), np.float32)
         self.count = np.zeros(0, np.int64)
-        self.newest = np.zeros(0, np.float32)
-        self.mapped = np.zeros(0, np.bool_)
-        # points, order, written, latents
-        self.address = np.zeros((4, 0), np.int64)
+        """Of regions: a box around the cells, which may be too wide, and how many they are."""
 
     def __len__(self) -> int:
         return self.length
@@ -122,67 +190,61 @@ class Store:
     @property
     def index_nbytes(self) -> int:
         """Bytes of the directory: its arrays, and about 300 for the objects of a block."""
-        arrays = (self.lower, self.upper, self.count, self.newest, self.mapped, self.address)
-        return sum(values.nbytes for values in arrays) + 300 * len(self.blocks)
-
-    def filled(self) -> list[int]:
-        """The slots that hold cells."""
-        return np.flatnonzero(self.count).tolist()
+        arrays = (self.lower, self.upper, self.count)
+        regions = sum(region.table.nbytes + 300 * len(region.blocks) for region in self._regions)
+        return regions + sum(values.nbytes for values in arrays) + 300 * len(self._regions)
 
     def draft(self) -> Store:
-        """A store with the same blocks, to be changed."""
-        draft = Store()
-        for name, value in vars(self).items():
-            setattr(draft, name, value if isinstance(value, int) else value.copy())
+        """A store with the same regions, to be changed."""
+        draft = copy.copy(self)
+        draft._own = set()
+        for name in ('_slots', '_regions', 'lower', 'upper', 'count'):
+            setattr(draft, name, getattr(self, name).copy())
         return draft
 
-    def reserve(self, keys: Iterable[tuple[int, ...]]) -> list[int]:
-        """The slots of blocks, given to them now where they have none."""
-        slots = []
-        for key in keys:
-            slot = self.slot_of.get(key)
-            if slot is None:
-                slot = self.free.pop() if self.free else len(self.blocks)
-                if slot == len(self.blocks):
-                    self.blocks.append(None)
-                    self.key_of.append(None)
-                self.slot_of[key], self.key_of[slot] = slot, key
-            slots.append(slot)
-        room = len(self.count)
-        if len(self.blocks) > room:
-            more = max(len(self.blocks), room + room // 4) - room
-            self.lower = np.pad(self.lower, ((0, more), (0, 0)))
-            self.upper = np.pad(self.upper, ((0, more), (0, 0)))
-            self.count = np.pad(self.count, (0, more))
-            self.newest = np.pad(self.newest, (0, more))
-            self.mapped = np.pad(self.mapped, (0, more))
-            self.address = np.pad(self.address, ((0, 0), (0, more)))
-        return slots
+    def table(self, regions: list[int]) -> tuple[Table, Int64[np.ndarray, 'b 2']]:
+        """What is known of the blocks of some regions, and the places of the rows."""
+        parts = [self._regions[region].table for region in regions]
+        slots = [np.arange(len(part)) for part in parts]
+        region = np.repeat(np.array(regions, np.int64), [len(part) for part in parts])
+        slot = np.concatenate([*slots, np.zeros(0, np.int64)])
+        return _table([*parts, _EMPTY]), np.stack([region, slot], axis=1)
 
-    def put(self, slot: int, cells: Cells, *, mapped: bool = False) -> None:
+    def filled(self) -> tuple[Table, Int64[np.ndarray, 'b 2']]:
+        """What is known of every block that holds cells, and their places."""
+        table, places = self.table(np.flatnonzero(self.count).tolist())
+        rows = np.flatnonzero(table.count)
+        return table.take(rows), places[rows]
+
+    def blocks(self) -> list[Cells]:
+        """Every block that holds cells."""
+        return [self.block((region, slot)) for region, slot in self.filled()[1].tolist()]
+
+    def block(self, place: Place) -> Cells:
+        region, slot = place
+        cells = self._regions[region].blocks[slot]
+        assert cells is not None
+        return cells
+
+    def put(self, place: Place, cells: Cells, *, mapped: bool = False) -> None:
         """Let a block hold these cells, ``mapped`` from a file or not; none frees its slot."""
-        self.length += len(cells) - int(self.count[slot])
-        self.count[slot] = len(cells)
-        self.mapped[slot] = mapped
-        if len(cells) == 0:
-            key = self.key_of[slot]
-            assert key is not None
-            del self.slot_of[key]
-            self.blocks[slot] = self.key_of[slot] = None
-            self.free.append(slot)
-            return
-        self.blocks[slot] = cells
-        points = cells.points[:3]
-        slack = 1e-5 * (1 + np.abs(points).max())  # more than float32 errs in projecting a point
-        self.lower[slot] = points.min(axis=1) - slack
-        self.upper[slot] = points.max(axis=1) + slack
-        self.newest[slot] = cells.written[1].max()
-        arrays = (cells.points, cells.order, cells.written, cells.latents)
-        self.address[:, slot] = [values.ctypes.data for values in arrays]
+        slot = place[1]
+        region = self._drafted(place[0])
+        was = int(region.table.count[slot])
+        self.length += len(cells) - was
+        self.resident += len(cells) * (not mapped) - was * (not region.table.mapped[slot])
+        region.put(slot, cells, mapped=mapped)
+        self.count[place[0]] += len(cells) - was
+        if len(cells):
+            lower, upper = self.lower[place[0]], self.upper[place[0]]
+            np.minimum(lower, region.table.lower[slot], out=lower)
+            np.maximum(upper, region.table.upper[slot], out=upper)
+        elif self.count[place[0]] == 0:
+            self._slots.release(place[0])
 
     def cells(self) -> Cells | None:
         """All cells in the order in which they were written; None where there are none."""
-        blocks = [self.blocks[slot] for slot in self.filled()]
+        blocks = self.blocks()
         if not blocks:
             return None
         every = joined(blocks)
@@ -190,15 +252,17 @@ class Store:
 
     def renumber(self) -> int:
         """Number the cells from 0 on, in the same order; return how many there are."""
-        slots = self.filled()
-        if not slots:
+        blocks = self.blocks()
+        if not blocks:
             return 0
-        order = np.concatenate([self.blocks[slot].order for slot in slots])
+        order = np.concatenate([block.order for block in blocks])
         serial = np.empty(len(order), np.int64)
         serial[np.argsort(LATEST - (order & LATEST).astype(np.int64))] = np.arange(len(order))
         order = (order & IMAGINED) | (LATEST - serial).astype(np.uint32)
-        for slot, part in zip(slots, np.split(order, np.cumsum(self.count[slots])[:-1])):
-            self.put(slot, replace(self.blocks[slot], order=part.copy()))
+        table, places = self.filled()
+        parts = np.split(order, np.cumsum(table.count)[:-1])
+        for (region, slot), block, part in zip(places.tolist(), blocks, parts):
+            self.put((region, slot), replace(block, order=part.copy()))
         return len(order)
 
     def insert(
@@ -207,45 +271,118 @@ class Store:
         camera: Int[np.ndarray, 'm'],
         *,
         voxel: float,
+        prefer: Prefer = 'newest',
         displace: bool = True,
     ) -> int:
         """Add cells of one origin, ordered by camera, and return how many entered.
 
-        With ``voxel`` > 0 a voxel holds the cells of one camera, the last that wrote into it, each
-        whole. Imagined cells are refused where the voxel holds an observed one. Without
-        ``displace`` the cells that were there stay beside the new ones. With ``voxel`` 0 every
-        cell enters and stays.
+        With ``voxel`` > 0 a voxel holds the cells of one camera, each whole: of the last that wrote
+        into it, or of the one with the most confident cell there, of equals the last; what was
+        observed goes before what was imagined. An imagined cell is refused whose point lies in the
+        voxel of an observed cell, of whatever size. Without ``displace`` the cells that were there
+        stay beside the new ones. With ``voxel`` 0 every cell enters and stays.
         """
+        if voxel and len(cells) and not cells.observed[0]:
+            room = ~self.in_observed_voxel(cells.points, voxel)
+            cells, camera = cells.take(room), camera[room]
         if len(cells) == 0:
             return 0
-        block, local = locate(cells.points, voxel or 1.0)
-        rows = np.lexsort((*block.T[::-1],))  # stable: within a block the order of writing stays
-        block, local, camera = block[rows], local[rows], camera[rows]
-        starts = np.flatnonzero(np.any(np.diff(block, axis=0, prepend=block[:1] - 1), axis=1))
-        keys = [tuple(key) for key in block[starts].tolist()]
-        if not voxel:
-            keys = [self._page(key) for key in keys]
-        slots = self.reserve(keys)
-        stops = [*starts[1:].tolist(), len(rows)]
+        block, local = locate(cells.points, level_of(cells.points[3]), voxel or 1.0)
+        rows, starts, stops = _grouped(block)
+        local, camera = local[rows], camera[rows]
         entered = 0
-        for slot, start, stop in zip(slots, starts.tolist(), stops):
-            new, old = rows[start:stop], self.blocks[slot]
+        for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):
+            place = self._reserve(tuple(key), paged=not voxel)
+            new, old = rows[start:stop], self._regions[place[0]].blocks[place[1]]
             if voxel:
-                place = (local[start:stop], camera[start:stop])
-                new, rest = _merged(cells, new, *place, old, voxel=voxel)
+                new, rest = _merged(
+                    cells, new, local[start:stop], camera[start:stop], old,
+                    voxel=voxel, prefer=prefer, displace=displace,
+                )  # fmt: skip
                 old = rest if displace else old
             if len(new) == 0:
                 continue
             entered += len(new)
             parts = [part for part in (old, cells.take(new)) if part is not None]
-            self.put(slot, joined(parts) if len(parts) > 1 else parts[0])
+            self.put(place, joined(parts) if len(parts) > 1 else parts[0])
         return entered
 
-    def _page(self, key: tuple[int, ...]) -> tuple[int, ...]:
-        page = 0
-        while (slot := self.slot_of.get((*key, page))) is not None and self.count[slot] >= PAGE:
-            page += 1
-        return (*key, page)
+    def in_observed_voxel(
+        self, points: Float32[np.ndarray, '4 m'], voxel: float
+    ) -> Bool[np.ndarray, 'm']:
+        """Which points lie in a voxel that holds an observed cell, in the grid of any level."""
+        inside = np.zeros(points.shape[1], np.bool_)
+        for level in {key[0] for key in self._slots.slot_of}:
+            block, local = locate(points, np.full(len(inside), level), voxel)
+            rows, starts, stops = _grouped(block)
+            for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):
+                held = self._find(tuple(key))
+                if held is None or not held.observed.any():
+                    continue
+                taken = np.zeros(VOXELS**3, np.bool_)
+                taken[_voxels(held, voxel)[held.observed]] = True
+                inside[rows[start:stop]] |= taken[local[rows[start:stop]]]
+        return inside
+
+    def _find(self, key: Key) -> Cells | None:
+        region = self._slots.slot_of.get(_region_of(key))
+        if region is None:
+            return None
+        slot = self._regions[region].slots.slot_of.get(key)
+        return None if slot is None else self._regions[region].blocks[slot]
+
+    def _reserve(self, key: Key, *, paged: bool) -> Place:
+        """The place of a block, given to it now if it has none; for its last page if ``paged``."""
+        region = self._slots.reserve(_region_of(key))
+        if region == len(self._regions):
+            self._regions.append(_Region())
+        if region >= len(self.count):
+            more = len(self._regions) * 5 // 4 + 4 - len(self.count)
+            self.lower = np.pad(self.lower, ((0, more), (0, 0)))
+            self.upper = np.pad(self.upper, ((0, more), (0, 0)))
+            self.count = np.pad(self.count, (0, more))
+        mine = self._drafted(region)
+        if paged:
+            page = 0
+            while True:
+                slot = mine.slots.slot_of.get((*key, page))
+                if slot is None or mine.table.count[slot] < PAGE:
+                    break
+                page += 1
+            key = (*key, page)
+        return region, mine.reserve(key)
+
+    def _drafted(self, region: int) -> _Region:
+        """The region in a slot, to be changed, with its box drawn close."""
+        if region not in self._own:
+            self._own.add(region)
+            self._regions[region] = self._regions[region].draft()
+            table = self._regions[region].table
+            filled = table.count > 0
+            self.lower[region] = table.lower[filled].min(axis=0, initial=np.inf)
+            self.upper[region] = table.upper[filled].max(axis=0, initial=-np.inf)
+        return self._regions[region]
+
+
+def _region_of(key: Key) -> Key:
+    return (key[0], key[1] // BLOCKS, key[2] // BLOCKS, key[3] // BLOCKS)
+
+
+def _grouped(
+    block: Int64[np.ndarray, 'm 4'],
+) -> tuple[Int64[np.ndarray, 'm'], Int64[np.ndarray, 'b'], Int64[np.ndarray, 'b']]:
+    """Rows by block, within one in the order that they had, and where each block's start and stop."""
+    rows = np.lexsort((*block.T[::-1],))
+    ordered = block[rows]
+    new = np.ones(len(rows), np.bool_)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    starts = np.flatnonzero(new)
+    return rows, starts, np.append(starts[1:], len(rows))
+
+
+def _voxels(held: Cells, voxel: float) -> Int32[np.ndarray, 'm']:
+    """The voxel of every cell of a block within it."""
+    return locate(held.points, level_of(held.points[3]), voxel)[1]
 
 
 def _merged(
@@ -256,15 +393,26 @@ def _merged(
     old: Cells | None,
     *,
     voxel: float,
+    prefer: Prefer,
+    displace: bool,
 ) -> tuple[Int[np.ndarray, 'k'], Cells | None]:
     """Which of the new cells enter a block, and what of the old ones stays."""
-    last = np.full(VOXELS**3, -1, np.int64)
-    if old is not None:
-        held = locate(old.points, voxel)[1]
-        if not cells.observed[new[0]]:
-            last[held[old.observed]] = len(camera) + camera.max()  # later than any: never reached
-    np.maximum.at(last, local, camera)
-    enters = last[local] == camera
+    cameras = int(camera.max()) + 2  # one more than there are, for what was there before
+    rank = camera.astype(np.int64)
+    best = np.full(VOXELS**3, -1, np.int64)
+    held = None if old is None else _voxels(old, voxel)
+    if prefer == 'confident':
+        group = local.astype(np.int64) * cameras + camera
+        _, group = np.unique(group, return_inverse=True)
+        grade = np.zeros(len(new), np.int64)
+        np.maximum.at(grade, group, cells.confidence[new])
+        rank += grade[group] * cameras
+        if old is not None and displace:
+            equal = old.observed if cells.observed[new[0]] else np.ones(len(old), np.bool_)
+            was = old.confidence[equal].astype(np.int64) * cameras - 1
+            np.maximum.at(best, held[equal], was)
+    np.maximum.at(best, local, rank)
+    enters = best[local] == rank
     if old is None:
         return new[enters], None
     hit = np.zeros(VOXELS**3, np.bool_)

@@ -88,25 +88,40 @@ def seen_through(points: Points, depth, views: Views, rule: Rule):
     return torch.from_numpy(gone)
 
 
-def merge(held, new, voxel):
+def merge(held, new, voxel, *, prefer='newest', displace=True):
     """What a memory holds after a write of one origin; cells are dicts, in the order of writing.
 
-    A cell has ``position``, ``size``, ``observed``, ``camera`` (its place in the write) and
-    whatever else.
+    A cell has ``position``, ``size``, ``observed``, ``confidence``, ``camera`` (its place in the
+    write) and whatever else.
     """
 
-    def key(cell):
-        level = min(max(math.floor(math.log2(cell['size'])), -12), 20)
+    def key(cell, level=None):
+        if level is None:
+            level = min(max(math.floor(math.log2(cell['size'])), -12), 20)
         edge = voxel * 2.0**level
         return (level, *(math.floor(value / edge) for value in cell['position']))
 
+    def refused(cell):
+        return not cell['observed'] and any(
+            other['observed'] and key(other) == key(cell, key(other)[0]) for other in held
+        )
+
+    new = [cell for cell in new if not refused(cell)]
     entered = []
     for cell in new:
-        rivals = [other for other in held if key(other) == key(cell)]
-        if not cell['observed'] and any(other['observed'] for other in rivals):
-            continue
         same = [other for other in new if key(other) == key(cell)]
-        if cell['camera'] == max(other['camera'] for other in same):
+        grade = {}
+        for other in same:
+            best = max(grade.get(other['camera'], 0), other['confidence'])
+            grade[other['camera']] = best if prefer == 'confident' else 0
+        winner = max(grade, key=lambda camera: (grade[camera], camera))
+        rivals = [
+            other['confidence']
+            for other in held
+            if key(other) == key(cell) and (other['observed'] or not cell['observed'])
+        ]
+        beaten = prefer == 'confident' and displace and max(rivals, default=0) > grade[winner]
+        if cell['camera'] == winner and not beaten:
             entered.append(cell)
-    taken = {key(cell) for cell in entered}
+    taken = {key(cell) for cell in entered} if displace else set()
     return [cell for cell in held if key(cell) not in taken] + entered

@@ -12,7 +12,8 @@ import scenes
 import torch
 
 from mirage_model.memory import kernels, reader, zbuffer
-from mirage_model.memory.store import IMAGINED, LATEST, Cells, Store
+from mirage_model.memory.cells import IMAGINED, LATEST, Cells
+from mirage_model.memory.store import Store
 from mirage_model.memory.zbuffer import Points, Rule, Views
 
 CHANNELS = 2
@@ -40,7 +41,7 @@ def store_of(points: Points, writes: int = 3) -> Store:
 
 def winners(store: Store, views: Views, rule: Rule, **options):
     """Index of the point that won, in the order of writing, and its word."""
-    best, _ = reader.nearest(store, views, rule, **options)
+    best = reader.nearest(store, views, rule, **options).best
     word = torch.from_numpy(best).view(len(views.focal), views.height, views.width)
     index = torch.where(word == kernels.NOTHING, -1, LATEST - (word & LATEST))
     rank = (word >> 32).int().view(torch.float32)
@@ -73,10 +74,10 @@ def test_a_crowd_read_by_several_threads_equals_the_reference(footprint, far):
     poses = [scenes.transform(rng.normal(size=3), rng.normal(size=3)) for _ in range(4)]
     views = Views.of(scenes.camera_row(poses, height=12, width=20, fx=10, fy=12))
     store, threads = store_of(points), torch.get_num_threads()
-    _, slots = reader.in_view(store, views, rule, reach=footprint // 2)
+    found = reader.in_view(store, views, rule, reach=footprint // 2)
     torch.set_num_threads(3)
     try:
-        assert store.count[slots].sum() > 3 * reader.SERIAL or far == 6.0
+        assert found.cells.sum() > 3 * reader.SERIAL or far == 6.0
         index, rank = winners(store, views, rule)
     finally:
         torch.set_num_threads(threads)
@@ -105,9 +106,9 @@ def test_seen_through_equals_the_reference(points, cameras, rule, depths):
     depth = torch.tensor(depths)[: len(cameras) * 24].view(-1, scenes.HEIGHT, scenes.WIDTH)
     views, store = Views.of(cameras), store_of(points)
     gone = set()
-    for slot, rows in reader.seen_through(store, views, depth, rule).items():
+    for place, rows in reader.seen_through(store, views, depth, rule).items():
         assert rows.any()
-        gone |= set((LATEST - (store.blocks[slot].order[rows] & LATEST).astype(int)).tolist())
+        gone |= set((LATEST - (store.block(place).order[rows] & LATEST).astype(int)).tolist())
     expected = zbuffer.seen_through(points, depth, views, rule)
     assert gone == set(expected.nonzero().squeeze(-1).tolist())
 
@@ -117,10 +118,9 @@ def test_blocks_out_of_view_are_not_read():
     store = store_of(points)
     views = Views.of(scenes.camera_row([scenes.transform()], height=12, width=20, fx=10, fy=12))
     rule = Rule(footprint=1, tolerance=0.05, near=0.05, far=20.0)
-    _, slots = reader.in_view(store, views, rule, reach=0)
     u, v, depth = zbuffer.project(
         points.position, views.rotation, views.translation, views.focal, views.centre
     )
     inside = (u > -0.5) & (u < 19.5) & (v > -0.5) & (v < 11.5) & (depth > 0.05) & (depth < 20)
-    read = store.count[slots].sum()
+    read = reader.in_view(store, views, rule, reach=0).cells.sum()
     assert inside.sum() <= read <= 4 * inside.sum() < len(points) / 10
