@@ -46,6 +46,14 @@ def request(frames: int = 8, **changes) -> Imagine:
     return Imagine(**{**fields, **changes})
 
 
+def test_refinement_of_cameras_is_the_engines_option(folder, caplog):
+    engine = Engine.from_folder(folder, refine_cameras=True)
+    engine.seed(view())
+    with caplog.at_level('INFO'):
+        list(engine.imagine(request(16)))
+    assert 'keeps its planned camera' in caplog.text
+
+
 def test_imagine_gives_frames_masks_and_cameras(engine):
     assert engine.seed(view()) == 'sensor'
     chunks = list(engine.imagine(request(16, memory_frames=True)))
