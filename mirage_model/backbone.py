@@ -23,13 +23,13 @@ WAN22_5B = {
 }
 TINY = {
     'patch_size': (1, 2, 2),
-    'num_attention_heads': 9,
+    'num_attention_heads': 8,
     'attention_head_dim': 32,
     'in_channels': 48,
     'out_channels': 48,
     'text_dim': 32,
     'freq_dim': 64,
-    'ffn_dim': 864,
+    'ffn_dim': 768,
     'num_layers': 6,
 }
 """Arguments of `WanTransformer3DModel`: the published sizes, and those of mirage-tiny."""
