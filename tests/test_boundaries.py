@@ -29,6 +29,8 @@ OWNERS = {
     'transformers': {'text.py', 'perception/adapters.py'},
     'vizdoom': {'worlds/doom.py'},
     'omgifol': {'worlds/doom.py'},
+    'mujoco': {'worlds/rooms.py'},
+    'rosbags': {'data/bag.py'},
     'depth_anything_3': {'perception/adapters.py'},
 }
 """Who may name a package: parts that come and go lie behind one module each."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from jaxtyping import Bool, Float, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,9 +16,11 @@ from mirage_model.camera import Cameras
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Frames in order of time. ``depth`` is in metres, NaN where it is not known exactly.
+    """Frames in order of time, of one scene. ``depth`` is in metres, NaN where it is not known.
 
-    ``sky`` and ``moving`` mark pixels that must never enter a memory; ``text`` describes the scene.
+    ``sky`` and ``moving`` mark pixels that must never enter a memory; ``text`` describes the scene. A source
+    that knows neither of them says so by ``labelled``, and by ``metric`` that its cameras' unit of length is
+    a metre: `estimate.complete` finds what is missing.
     """
 
     name: str
@@ -28,10 +30,19 @@ class Clip:
     sky: Bool[Tensor, 'n h w']
     moving: Bool[Tensor, 'n h w']
     text: str = ''
+    scene: str = ''
+    labelled: bool = True
+    metric: bool = True
+
+    @property
+    def keep(self) -> Bool[Tensor, 'n h w']:
+        """Pixels that a memory may hold: of known depth, neither sky nor moving."""
+        return ~(self.depth.isnan() | self.sky | self.moving)
 
 
 def save_clip(path: Path, clip: Clip) -> None:
     """Write aside, then rename: a clip file is whole or absent."""
+    assert clip.labelled and clip.metric, f'{clip.name} is not complete'
     tensors = {
         'frames': clip.frames,
         'depth': clip.depth,
@@ -45,16 +56,19 @@ def save_clip(path: Path, clip: Clip) -> None:
     save_file(
         {k: v.clone().contiguous() for k, v in tensors.items()},
         aside,
-        metadata={'text': clip.text},
+        metadata={'text': clip.text, 'scene': clip.scene},
     )
     os.replace(aside, path)
 
 
 def load_clip(path: Path) -> Clip:
     """Read a clip. Raises ValueError that names the file and the tensor it lacks."""
-    with safe_open(path, framework='pt') as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        text = (file.metadata() or {}).get('text', '')
+    try:
+        with safe_open(path, framework='pt') as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f'{path} is damaged or no safetensors file: {error}') from None
     names = ('frames', 'depth', 'sky', 'moving', 'K', 'world_from_camera', 'times')
     missing = [name for name in names if name not in tensors]
     if missing:
@@ -74,5 +88,6 @@ def load_clip(path: Path) -> Clip:
         depth=tensors['depth'],
         sky=tensors['sky'],
         moving=tensors['moving'],
-        text=text,
+        text=metadata.get('text', ''),
+        scene=metadata.get('scene', ''),
     )

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import json
-
-import cv2
 import numpy as np
 import pytest
 import torch
+from warping import warp_psnr
 
-from mirage_model.camera import check_cameras, project, unproject
+from mirage_model.camera import check_cameras
 from mirage_model.data.clip import Clip, load_clip, save_clip
-from mirage_model.data.record import SPLITS, maps_of, record_drive, why_left_out
+from mirage_model.data.record import RecordConfig, record_drive, why_left_out
 from mirage_model.worlds.doom import (
     UNITS_PER_METRE,
     DoomMap,
@@ -95,25 +93,6 @@ def test_optical_frame_looks_along_yaw():
     assert np.linalg.det(east[:3, :3]) == pytest.approx(1)
 
 
-def warp_psnr(clip: Clip, i: int, j: int) -> tuple[float, float]:
-    """PSNR of frame i seen from camera j against frame j, where nothing hides it; and unwarped."""
-    cameras = clip.cameras
-    points = unproject(clip.depth[j : j + 1], cameras[j : j + 1]).reshape(1, -1, 3)
-    pixels, depth = project(points, cameras[i : i + 1])
-    pixels, depth = pixels.reshape(96, 160, 2).numpy(), depth.reshape(96, 160).numpy()
-    x, y = pixels[..., 0], pixels[..., 1]
-    source, target = clip.frames[i].numpy().astype(np.float32), clip.frames[j].numpy()
-    warped = cv2.remap(source, x, y, cv2.INTER_LINEAR)
-    seen = cv2.remap(clip.depth[i].numpy(), x, y, cv2.INTER_NEAREST)
-    same = (np.abs(seen - depth) < 0.03 * depth) & (x > 0) & (x < 159) & (y > 0) & (y < 95)
-    assert same.mean() > 0.25
-
-    def psnr(frame):
-        return -10 * np.log10((((frame - target) / 255)[same] ** 2).mean())
-
-    return psnr(warped), psnr(source)
-
-
 @pytest.mark.parametrize('gap', [1, 8])
 def test_depth_and_cameras_explain_the_frames(clip, gap):
     warped, unwarped = warp_psnr(clip, 4, 4 + gap)
@@ -132,7 +111,8 @@ def test_a_clip_is_whole_and_repeatable(clip):
 def test_a_saved_clip_comes_back(clip, tmp_path):
     save_clip(tmp_path / 'drive.safetensors', clip)
     loaded = load_clip(tmp_path / 'drive.safetensors')
-    assert loaded.name == 'drive' and list(tmp_path.iterdir()) == [tmp_path / 'drive.safetensors']
+    assert (loaded.name, loaded.scene) == ('drive', MAP)
+    assert list(tmp_path.iterdir()) == [tmp_path / 'drive.safetensors']
     for name in ('frames', 'sky', 'moving'):
         assert torch.equal(getattr(loaded, name), getattr(clip, name))
     assert torch.equal(loaded.depth.nan_to_num(-1), clip.depth.nan_to_num(-1))
@@ -146,13 +126,9 @@ def test_out_and_back_ends_where_it_began():
     assert not torch.allclose(poses[0, :3, 3], poses[4, :3, 3], atol=0.05)
 
 
-def test_splits_share_no_map_and_name_only_maps_that_exist():
-    splits = json.loads(SPLITS.read_text())['doom']
-    names = [name for maps in splits.values() for name in maps]
-    assert len(names) == len(set(names)) == 68
-    for name in (maps_of('validation')[0], maps_of('test')[-1], maps_of('train')[-1]):
-        assert len(read_map(name).lines) > 50
+def test_other_maps_and_sizes_are_refused():
     with pytest.raises(ValueError, match='MAP99'):
         read_map('MAP99')
-    with pytest.raises(ValueError, match='split'):
-        maps_of('holdout')
+    with pytest.raises(ValueError, match='Doom is recorded at 96x160 and 8 Hz, not at 64x64'):
+        config = RecordConfig(height=64, width=64)
+        record_drive(MAP, 'turn', frames=2, seed=0, name='small', config=config)

@@ -1,0 +1,52 @@
+"""Which maps and scenes are for training, validation and test: one file says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SPLITS = Path(__file__).parents[1] / 'worlds' / 'splits.json'
+NAMES = ('train', 'validation', 'test')
+
+
+def read_splits(path: Path = SPLITS) -> dict[str, dict[str, list[str]]]:
+    """Scenes by world and split. A scene is what frames can share: a map, a house, a video, a place.
+
+    Raises ValueError that names the file and what is wrong, above all a scene that is named twice.
+    """
+    try:
+        splits = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from None
+    owner: dict[str, str] = {}
+    for world, parts in splits.items() if isinstance(splits, dict) else [('', None)]:
+        if not isinstance(parts, dict) or not set(parts) <= set(NAMES):
+            raise ValueError(f'{path}: {world!r} must name scenes under some of {NAMES}')
+        for split, scenes in parts.items():
+            if not isinstance(scenes, list) or not all(isinstance(s, str) for s in scenes):
+                raise ValueError(f'{path}: {world}.{split} must be a list of names')
+            for scene in scenes:
+                place = f'{world}.{split}'
+                if scene in owner:
+                    raise ValueError(f'{path}: {scene!r} is in {owner[scene]} and in {place}')
+                owner[scene] = place
+    return splits
+
+
+def maps_of(split: str, world: str = 'doom') -> list[str]:
+    """Names of a simulated world's maps or scenes in a split. Raises ValueError for an unknown one."""
+    worlds = read_splits()
+    if world not in worlds:
+        raise ValueError(f'no world {world!r}, there are {sorted(worlds)}')
+    if split not in worlds[world]:
+        raise ValueError(f'no split {split!r}, there are {sorted(worlds[world])}')
+    return worlds[world][split]
+
+
+def split_of(scene: str, splits: dict[str, dict[str, list[str]]]) -> str:
+    """The split that names a scene; a scene that none names is for training."""
+    for parts in splits.values():
+        for split, scenes in parts.items():
+            if scene in scenes:
+                return split
+    return 'train'

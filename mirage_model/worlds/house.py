@@ -1,0 +1,364 @@
+"""A small house that follows from a number: walls, doors, windows, furniture, things that move, and what is outside.
+
+Plain data in metres, z up, the floor at 0; `rooms` draws it. Some rooms have no roof and windows are open, so
+that the sky is seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+import itertools
+
+import numpy as np
+
+from mirage_model.worlds.drive import clearance, crossings
+from mirage_model.worlds.furniture import (
+    AGAINST_WALLS,
+    FURNITURE,
+    MOVERS,
+    OUTDOORS,
+    Finish,
+    Palette,
+    Solid,
+    footprint,
+)
+
+_THICK = 0.08
+_YAW = {'N': 0.0, 'W': np.pi / 2, 'S': np.pi, 'E': -np.pi / 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mover:
+    """Solids in a frame of their own that goes to and fro between two places, once in ``period`` seconds."""
+
+    solids: tuple[Solid, ...]
+    ends: tuple[tuple[float, float], tuple[float, float]]
+    period: float
+    hop: float
+
+    def at(self, time: float) -> tuple[float, float, float, float]:
+        """x, y, z and yaw at a time in seconds."""
+        phase = time / self.period % 1.0
+        ahead = phase < 0.5
+        share = 2 * phase if ahead else 2 - 2 * phase
+        (ax, ay), (bx, by) = self.ends
+        yaw = np.arctan2(by - ay, bx - ax) + (0.0 if ahead else np.pi)
+        height = self.hop * abs(np.sin(2 * np.pi * time))
+        return ax + share * (bx - ax), ay + share * (by - ay), float(height), float(yaw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """A rectangle from (x0, y0) to (x1, y1); ``roofed`` or under open sky."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    roofed: bool
+
+    def side(self, name: str) -> tuple[float, float, float]:
+        """Where the wall on side W, E, S or N stands, and from where to where it goes."""
+        if name in 'WE':
+            return (self.x0 if name == 'W' else self.x1), self.y0, self.y1
+        return (self.y0 if name == 'S' else self.y1), self.x0, self.x1
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """``walls`` (n, 4) x1 y1 x2 y2 stop a walker, ``footprints`` (m, 4) x0 y0 x1 y1 are under furniture.
+
+    ``sky`` holds two colours, overhead and at the horizon; ``view_angle`` is the horizontal field of view of
+    its cameras in degrees and ``eye`` their height.
+    """
+
+    rooms: tuple[Room, ...]
+    solids: tuple[Solid, ...]
+    movers: tuple[Mover, ...]
+    finishes: tuple[Finish, ...]
+    walls: np.ndarray
+    footprints: np.ndarray
+    sky: tuple[tuple[float, float, float], tuple[float, float, float]]
+    view_angle: float
+    eye: float
+    text: str
+
+    def inside(self, x: float, y: float) -> bool:
+        """Whether a place lies in a room and not in a piece of furniture."""
+        x0, y0, x1, y1 = self.footprints.T
+        covered = (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
+        in_room = any(r.x0 < x < r.x1 and r.y0 < y < r.y1 for r in self.rooms)
+        return in_room and not covered.any()
+
+
+def build_house(number: int) -> House:
+    """The house of a number, always the same."""
+    return _Builder(np.random.default_rng((1122, number))).build()
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A hole in a wall, from ``a`` to ``b`` along it and from ``low`` to ``high``. Doors reach the floor."""
+
+    a: float
+    b: float
+    low: float
+    high: float
+
+
+class _Builder:
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+        self.palette = Palette(rng)
+        self.height = rng.uniform(2.4, 3.3)
+        self.solids: list[Solid] = []
+        self.walls: list[tuple[float, float, float, float]] = []
+        self.footprints: list[tuple[float, float, float, float]] = []
+        self.names: Counter[str] = Counter()
+
+    def build(self) -> House:
+        rng = self.rng
+        rooms = self._divide()
+        openings = self._openings(rooms)
+        for room in rooms:
+            self._enclose(room, openings)
+            self._furnish(room, openings)
+        self._surround(rooms)
+        walls = np.concatenate([np.array(self.walls), _outlines(self.footprints)])
+        movers = [self._mover(rooms, walls) for _ in range(rng.integers(1, 5))]
+        blue = rng.uniform(0.0, 0.3)
+        return House(
+            rooms=tuple(rooms),
+            solids=tuple(self.solids),
+            movers=tuple(mover for mover in movers if mover is not None),
+            finishes=tuple(self.palette.finishes),
+            walls=walls,
+            footprints=np.array(self.footprints).reshape(-1, 4),
+            sky=((0.2 + blue, 0.4 + blue, 0.9), (0.75, 0.85, rng.uniform(0.8, 1.0))),
+            view_angle=rng.uniform(75.0, 100.0),
+            eye=rng.uniform(0.7, 1.5),
+            text=self._text(rooms),
+        )
+
+    def _divide(self) -> list[Room]:
+        """One to three rooms that fill a rectangle around (0, 0)."""
+        rng = self.rng
+        w, d = rng.uniform(5.0, 11.0) / 2, rng.uniform(4.5, 8.0) / 2
+        cells = [(-w, -d, w, d)]
+        for _ in range(rng.integers(0, 3)):
+            cells.sort(key=lambda c: max(c[2] - c[0], c[3] - c[1]))
+            x0, y0, x1, y1 = cells.pop()
+            share = rng.uniform(0.4, 0.6)
+            if x1 - x0 >= y1 - y0:
+                cut = x0 + share * (x1 - x0)
+                cells += [(x0, y0, cut, y1), (cut, y0, x1, y1)]
+            else:
+                cut = y0 + share * (y1 - y0)
+                cells += [(x0, y0, x1, cut), (x0, cut, x1, y1)]
+        return [
+            Room(x0=x0, y0=y0, x1=x1, y1=y1, roofed=bool(rng.random() > 0.35))
+            for x0, y0, x1, y1 in cells
+        ]
+
+    def _openings(self, rooms: list[Room]) -> dict[tuple[Room, str], list[_Opening]]:
+        """Doors where two rooms meet, windows in the outer walls."""
+        rng = self.rng
+        openings = defaultdict(list)
+        inner = set()
+        for (one, side), (other, facing) in itertools.product(
+            itertools.product(rooms, 'EN'), itertools.product(rooms, 'WS')
+        ):
+            at, a, b = one.side(side)
+            there, c, d = other.side(facing)
+            low, high = max(a, c), min(b, d)
+            if side + facing not in ('EW', 'NS') or at != there or high <= low:
+                continue
+            inner |= {(one, side), (other, facing)}
+            width = rng.uniform(0.9, 1.5)
+            if high - low > width + 0.5:
+                left = rng.uniform(low + 0.25, high - 0.25 - width)
+                door = _Opening(left, left + width, 0.0, rng.uniform(2.0, 2.3))
+                openings[one, side].append(door)
+                openings[other, facing].append(door)
+        for room, side in itertools.product(rooms, 'WESN'):
+            if (room, side) in inner:
+                continue
+            _, a, b = room.side(side)
+            count = int(rng.integers(0, 3))
+            for share in range(count):
+                low, high = (a + (b - a) * (share + i) / count for i in (0.1, 0.9))
+                left, right = sorted(rng.uniform(low, high, 2))
+                if right - left > 0.5:
+                    sill = rng.uniform(0.7, 1.1)
+                    window = _Opening(left, right, sill, rng.uniform(sill + 0.6, 2.3))
+                    openings[room, side].append(window)
+        return openings
+
+    def _enclose(self, room: Room, openings: dict[tuple[Room, str], list[_Opening]]) -> None:
+        """Floor, walls, and a ceiling where there is a roof."""
+        pick = self.palette.pick
+        floor = pick('planks', 'tiles', 'speckles', metres=2.0, value=(0.3, 0.8))
+        size = ((room.x1 - room.x0) / 2, (room.y1 - room.y0) / 2, 0.05)
+        middle = ((room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2)
+        self._add('box', (*middle, -0.05), size, floor)
+        if room.roofed:
+            ceiling = pick(
+                'plaster', 'planks', metres=2.0, saturation=(0.0, 0.3), value=(0.7, 1.0)
+            )
+            self._add('box', (*middle, self.height + 0.05), size, ceiling)
+        usual = pick('plaster', 'bricks', 'stripes', metres=1.5, value=(0.5, 1.0))
+        for side in 'WESN':
+            other = self.rng.random() < 0.3
+            finish = pick('bricks', 'stripes', 'planks', metres=1.5) if other else usual
+            self._wall(room, side, openings[room, side], finish)
+
+    def _wall(self, room: Room, side: str, openings: list[_Opening], finish: int) -> None:
+        """Panels around the openings, just inside the room's edge, and what stops a walker."""
+        at, a, b = room.side(side)
+        inwards = 1 if side in 'WS' else -1
+        middle = at + inwards * _THICK / 2
+
+        def panel(left: float, right: float, low: float, high: float) -> None:
+            along, z = (left + right) / 2, (low + high) / 2
+            centre = (middle, along, z) if side in 'WE' else (along, middle, z)
+            # turned so that the panel's own x and y, along which it is painted, go along and up
+            size = ((right - left) / 2, (high - low) / 2, _THICK / 2)
+            yaw = np.pi / 2 if side in 'WE' else 0.0
+            self._add('box', centre, size, finish, yaw=yaw, turn=np.pi / 2)
+
+        def line(left: float, right: float) -> None:
+            ends = ((at, left), (at, right)) if side in 'WE' else ((left, at), (right, at))
+            self.walls.append((*ends[0], *ends[1]))
+
+        start = a
+        for hole in sorted(openings, key=lambda hole: hole.a):
+            panel(start, hole.a, 0.0, self.height)
+            panel(hole.a, hole.b, hole.high, self.height)
+            line(start, hole.a)
+            if hole.low > 0:
+                panel(hole.a, hole.b, 0.0, hole.low)
+                line(hole.a, hole.b)
+            start = hole.b
+        panel(start, b, 0.0, self.height)
+        line(start, b)
+        if not openings and self.rng.random() < 0.7:
+            self._hang(at + inwards * _THICK, a, b, side)
+
+    def _hang(self, at: float, a: float, b: float, side: str) -> None:
+        """A picture on a wall."""
+        half = (self.rng.uniform(0.25, 0.6), self.rng.uniform(0.2, 0.45))
+        along = self.rng.uniform(a + half[0], b - half[0])
+        z = self.rng.uniform(1.3, 1.7)
+        centre = (at, along, z) if side in 'WE' else (along, at, z)
+        finish = self.palette.pick('picture', metres=0.0, saturation=(0.1, 0.9))
+        yaw = np.pi / 2 if side in 'WE' else 0.0
+        self._add('box', centre, (*half, 0.02), finish, yaw=yaw, turn=np.pi / 2)
+
+    def _furnish(self, room: Room, openings: dict[tuple[Room, str], list[_Opening]]) -> None:
+        """Pieces that leave each other, doors and some floor free, and perhaps a rug."""
+        rng = self.rng
+        doors = []
+        for side in 'WESN':
+            at = room.side(side)[0]
+            for hole in openings[room, side]:
+                along = (hole.a + hole.b) / 2
+                if hole.low == 0:
+                    doors.append((at, along) if side in 'WE' else (along, at))
+        width, depth = room.x1 - room.x0, room.y1 - room.y0
+        if rng.random() < 0.5:
+            size = (width * rng.uniform(0.15, 0.35), depth * rng.uniform(0.15, 0.35), 0.006)
+            rug = self.palette.pick('stripes', 'tiles', 'picture', metres=0.0)
+            self._add('box', ((room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2, 0.0), size, rug)
+        for _ in range(int(width * depth / 4) + 2):
+            name = str(rng.choice(list(FURNITURE)))
+            solids = FURNITURE[name](rng, self.palette)
+            side = str(rng.choice(list('WESN')))
+            half = footprint(solids)
+            hx, hy = half if side in 'NS' else half[::-1]
+            low = np.array([room.x0 + _THICK + 0.02 + hx, room.y0 + _THICK + 0.02 + hy])
+            high = np.array([room.x1 - _THICK - 0.02 - hx, room.y1 - _THICK - 0.02 - hy])
+            if (low > high).any():
+                continue
+            x, y = rng.uniform(low, high)
+            if name in AGAINST_WALLS:
+                x = {'W': low[0], 'E': high[0]}.get(side, x)
+                y = {'S': low[1], 'N': high[1]}.get(side, y)
+            box = (x - hx, y - hy, x + hx, y + hy)
+            near_door = any(
+                np.hypot(max(box[0] - u, 0, u - box[2]), max(box[1] - v, 0, v - box[3])) < 1.2
+                for u, v in doors
+            )
+            if not near_door and not self._occupied(box, margin=0.5):
+                self.footprints.append(box)
+                self.names[name] += 1
+                self._place(solids, x, y, _YAW[side])
+
+    def _occupied(self, box: tuple[float, float, float, float], *, margin: float) -> bool:
+        x0, y0, x1, y1 = box
+        return any(
+            x0 - margin < u1 and u0 < x1 + margin and y0 - margin < v1 and v0 < y1 + margin
+            for u0, v0, u1, v1 in self.footprints
+        )
+
+    def _surround(self, rooms: list[Room]) -> None:
+        """Ground, and what can be seen through windows and over walls."""
+        rng = self.rng
+        ground = self.palette.pick('speckles', 'tiles', metres=4.0, value=(0.3, 0.7))
+        self._add('box', (0.0, 0.0, -0.3), (60.0, 60.0, 0.2), ground)
+        for angle in np.linspace(0, 2 * np.pi, 14, endpoint=False):
+            angle, away = angle + rng.uniform(-0.2, 0.2), rng.uniform(14.0, 30.0)
+            name = str(rng.choice(list(OUTDOORS), p=[0.5, 0.3, 0.2]))
+            solids = OUTDOORS[name](rng, self.palette)
+            self._place(solids, away * np.cos(angle), away * np.sin(angle), rng.uniform(0, 6.3))
+
+    def _mover(self, rooms: list[Room], walls: np.ndarray) -> Mover | None:
+        """Something that moves along a free line, if one of some tries finds one."""
+        rng = self.rng
+        name = str(rng.choice(list(MOVERS)))
+        solids = tuple(MOVERS[name](rng, self.palette))
+        for _ in range(50):
+            room = rooms[rng.integers(len(rooms))]
+            a, b = rng.uniform([room.x0, room.y0], [room.x1, room.y1], (2, 2))
+            length = np.hypot(*(b - a))
+            if length < 1.0 or min(clearance(*a, walls), clearance(*b, walls)) < 0.35:
+                continue
+            hit, _ = crossings(*a, *((b - a) / length), walls)
+            if len(hit) and hit[0] > length:
+                self.names[name] += 1
+                return Mover(
+                    solids=solids,
+                    ends=((float(a[0]), float(a[1])), (float(b[0]), float(b[1]))),
+                    period=float(2 * length / rng.uniform(0.3, 1.2)),
+                    hop=float(rng.uniform(0.2, 0.8)) if name == 'ball' else 0.0,
+                )
+        return None
+
+    def _place(self, solids: list[Solid], x: float, y: float, yaw: float) -> None:
+        """Add a piece at a place, rotated about its middle."""
+        c, s = np.cos(yaw), np.sin(yaw)
+        for solid in solids:
+            u, v, z = solid.centre
+            centre = (float(x + c * u - s * v), float(y + s * u + c * v), float(z))
+            self.solids.append(replace(solid, centre=centre, yaw=float(solid.yaw + yaw)))
+
+    def _add(self, shape: str, centre, size, finish: int, *, yaw=0.0, turn=0.0) -> None:
+        self.solids.append(
+            Solid(shape=shape, centre=centre, size=size, finish=finish, yaw=yaw, turn=turn)
+        )
+
+    def _text(self, rooms: list[Room]) -> str:
+        things = [f'{count} {name}' for name, count in sorted(self.names.items())]
+        open_sky = sum(not room.roofed for room in rooms)
+        return (
+            f'Inside a house of {len(rooms)} rooms, {open_sky} of them under open sky, with '
+            + ', '.join(things)
+        )
+
+
+def _outlines(boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
+    """The four sides (4 n, 4) of every box."""
+    sides = []
+    for x0, y0, x1, y1 in boxes:
+        sides += [(x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)]
+    return np.array(sides).reshape(-1, 4)
