@@ -13,6 +13,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mirage_model.memory import Readout
 
@@ -52,6 +53,7 @@ class SideBranch(nn.Module):
                 f'side branch layers {config.layers} do not fit {c.num_layers} layers'
             )
         self.config = config
+        self.gradient_checkpointing = False
         dim = c.num_attention_heads * c.attention_head_dim
         self.embedding = nn.Conv3d(
             c.in_channels + EXTRA_CHANNELS, dim, kernel_size=c.patch_size, stride=c.patch_size
@@ -82,6 +84,9 @@ class SideBranch(nn.Module):
         for layer, block, projection in zip(
             self.config.layers, self.blocks, self.proj_out, strict=True
         ):
-            state = block(state, text, time, rotary)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                state = checkpoint(block, state, text, time, rotary, use_reentrant=False)
+            else:
+                state = block(state, text, time, rotary)
             added[layer] = projection(state)
         return added

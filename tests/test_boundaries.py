@@ -23,7 +23,7 @@ OWNERS = {
         'checkpoint.py',
         'training/codec.py',
         'training/export.py',
-        'training/world_model.py',
+        'training/model.py',
     },
     'peft': {'adapters.py', 'checkpoint.py'},
     'transformers': {'text.py', 'perception/adapters.py'},

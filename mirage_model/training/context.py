@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 from scipy.spatial.transform import Rotation
 import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
-from mirage_model.memory.latent import LatentMemory
+from mirage_model.memory import Memory, Pixels
+
+KINDS = ('empty', 'seed_only', 'rollout', 'visits')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,12 @@ class ContextConfig:
     written up to now, or holds stills of any time in the clip, as a robot has that was here before, the
     chunk's own moments among them; they add up to 1. The rest is noise: deviations
     in the log of depth, by frame and by cell, in metres, degrees and latents, and the largest share of
-    cells dropped. Observed cells get a tenth of the noise.
+    cells dropped. Observed cells get a tenth of the noise. ``sensor`` is a deviation in the log of every
+    depth, by cell, that observed cells get in full.
+
+    From step ``imagined_from`` on, in the share ``imagined`` of the samples, the model has imagined the
+    chunk before itself, in ``imagined_steps`` denoising steps: what it made is in the memory and is
+    what the chunk starts from.
     """
 
     empty: float = 0.1
@@ -34,74 +41,129 @@ class ContextConfig:
     rotation: float = 0.3
     latent: float = 0.1
     drop: float = 0.3
+    sensor: float = 0.0
+    imagined: float = 0.25
+    imagined_from: int = 1000
+    imagined_steps: int = 4
 
     def __post_init__(self) -> None:
-        if abs(self.empty + self.seed_only + self.rollout + self.visits - 1) > 1e-6:
-            raise ValueError('the shares of empty, seed_only, rollout and visits must add up to 1')
+        if abs(sum(getattr(self, kind) for kind in KINDS) - 1) > 1e-6:
+            raise ValueError(f'the shares of {", ".join(KINDS)} must add up to 1')
+        if not 0 <= self.imagined <= 1 or self.imagined_steps < 1:
+            raise ValueError(
+                'imagined must be a share in 0..1 and imagined_steps 1 at least, '
+                f'got {self.imagined} and {self.imagined_steps}'
+            )
+
+    def imagined_now(self, step: int, batch: int) -> int:
+        """How many samples of this step's batch start from what the model imagined.
+
+        It follows from the step alone, so that all processes call the model equally often, and adds
+        up to the share exactly also where a batch is a single sample.
+        """
+        if step < self.imagined_from:
+            return 0
+        per_step = self.imagined * batch
+        return int(per_step * (step + 1) + 1e-6) - int(per_step * step + 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stills:
+    """What may be written of a clip: frames that were encoded alone, one at every latent frame.
+
+    Depth and cameras are on the latent grid. ``pixels`` are there for memories that take them.
+    """
+
+    latents: Float[Tensor, 'n c h w']
+    depth: Float[Tensor, 'n h w']
+    keep: Bool[Tensor, 'n h w']
+    cameras: Cameras
+    pixels: Pixels | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: slice | list[int]) -> Stills:
+        pixels = self.pixels
+        if pixels is not None:
+            pixels = Pixels(frames=pixels.frames[index], depth=pixels.depth[index])
+        return Stills(
+            latents=self.latents[index],
+            depth=self.depth[index],
+            keep=self.keep[index],
+            cameras=self.cameras[index],
+            pixels=pixels,
+        )
 
 
 def fill(
-    memory: LatentMemory,
-    tensors: dict[str, Tensor],
-    cameras: Cameras,
-    *,
-    now: int,
-    rng: np.random.Generator,
-    config: ContextConfig,
+    memory: Memory, stills: Stills, *, now: int, rng: np.random.Generator, config: ContextConfig
 ) -> str:
     """Write a clip's stills into an empty memory as one of the kinds of context, and name the kind.
 
     ``now`` is the still that the chunk to predict starts from.
     """
-    kinds = ('empty', 'seed_only', 'rollout', 'visits')
-    kind = str(rng.choice(kinds, p=[getattr(config, k) for k in kinds]))
+    kind = str(rng.choice(KINDS, p=[getattr(config, k) for k in KINDS]))
     if kind == 'seed_only':
-        _write(memory, tensors, cameras, [now], observed=True, rng=rng, config=config)
+        write(memory, stills[now : now + 1], observed=True, rng=rng, config=config)
     elif kind == 'rollout':
         start = int(rng.integers(now + 1))
-        _write(memory, tensors, cameras, [start], observed=True, rng=rng, config=config)
+        write(memory, stills[start : start + 1], observed=True, rng=rng, config=config)
         if now > start:
-            imagined = list(range(start + 1, now + 1))
-            _write(memory, tensors, cameras, imagined, observed=False, rng=rng, config=config)
+            later = stills[start + 1 : now + 1]
+            write(memory, later, observed=False, rng=rng, config=config)
     elif kind == 'visits':
-        count = int(rng.integers(1, config.max_visits + 1))
-        chosen = sorted(rng.choice(len(cameras), size=min(count, len(cameras)), replace=False))
-        _write(
-            memory,
-            tensors,
-            cameras,
-            [int(i) for i in chosen],
-            observed=True,
-            rng=rng,
-            config=config,
-        )
+        count = min(int(rng.integers(1, config.max_visits + 1)), len(stills))
+        chosen = sorted(int(i) for i in rng.choice(len(stills), size=count, replace=False))
+        write(memory, stills[chosen], observed=True, rng=rng, config=config)
     return kind
 
 
-def _write(
-    memory, tensors, cameras: Cameras, stills: list[int], *, observed: bool, rng, config
+def write(
+    memory: Memory,
+    stills: Stills,
+    *,
+    observed: bool,
+    rng: np.random.Generator,
+    config: ContextConfig,
 ) -> None:
+    """Write stills with the noise that observed or imagined ones have."""
     weight = 0.1 if observed else 1.0
-    latents, depth = tensors['stills'][stills].float(), tensors['depth'][stills]
     n = len(stills)
-    log_depth = rng.normal(0, config.depth_frame, (n, 1, 1)) + rng.normal(
-        0, config.depth_cell, depth.shape
-    )
-    depth = depth * torch.from_numpy(np.exp(weight * log_depth)).float()
-    noise = rng.uniform(0, config.latent) * rng.standard_normal(latents.shape, dtype=np.float32)
-    keep = torch.from_numpy(rng.random(depth.shape) >= rng.uniform(0, config.drop))
+    log_depth = weight * rng.normal(0, config.depth_frame, (n, 1, 1))
+    spread = np.hypot(weight * config.depth_cell, config.sensor)
+    log_depth = log_depth + rng.normal(0, spread, stills.depth.shape)
+    scale = torch.from_numpy(np.exp(log_depth)).float()
+    noise = rng.standard_normal(stills.latents.shape, dtype=np.float32)
+    noise *= weight * rng.uniform(0, config.latent)
+    kept = torch.from_numpy(rng.random(stills.depth.shape) >= rng.uniform(0, config.drop))
     memory.write(
-        latents + weight * torch.from_numpy(noise).float(),
-        depth,
+        stills.latents + torch.from_numpy(noise) if memory.takes_latents else None,
+        stills.depth * scale,
         jitter(
-            cameras[stills],
+            stills.cameras,
             rng,
             position=weight * config.position,
             rotation=weight * config.rotation,
         ),
-        keep=tensors['keep'][stills] & keep,
+        keep=stills.keep & kept,
         observed=observed,
+        pixels=None if stills.pixels is None else _by_cell(stills.pixels, scale, kept),
     )
+
+
+def _by_cell(pixels: Pixels, scale: Float[Tensor, 'n h w'], kept: Bool[Tensor, 'n h w']) -> Pixels:
+    """Pixels whose depth is scaled, and dropped, as that of the cell they lie in."""
+    scale = scale.masked_fill(~kept, torch.nan)
+    return Pixels(frames=pixels.frames, depth=pixels.depth * over_pixels(scale, pixels.depth))
+
+
+def over_pixels(
+    cells: Float[Tensor, 'n h w'], like: Float[Tensor, 'n H W']
+) -> Float[Tensor, 'n H W']:
+    """Every pixel's value of the cell that it lies in."""
+    rows, columns = like.shape[1] // cells.shape[1], like.shape[2] // cells.shape[2]
+    return cells.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
 
 
 def jitter(

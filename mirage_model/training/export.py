@@ -17,8 +17,8 @@ from mirage_model.checkpoint import ModelConfig, save_model
 from mirage_model.codec import load_pretrained
 from mirage_model.perception.embedded import load_network, save_network
 from mirage_model.sampler import tiny_scheduler
+from mirage_model.training.model import build_tiny
 from mirage_model.training.trainer import load_parameters
-from mirage_model.training.world_model import build_tiny
 
 TINY_CONFIG = ModelConfig(
     name='mirage-tiny',

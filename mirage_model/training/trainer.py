@@ -1,12 +1,14 @@
 """The loop that every training shares: steps, logs, checkpoints that resume exactly.
 
 What a step sees follows from (seed, step, rank) alone, and the learning rate from the step, so that a
-checkpoint is the weights, the optimiser's moments and a number.
+checkpoint is the weights, the optimiser's moments, a number and the means that are not yet logged.
+Accelerate brings devices, precision, several processes and machines, and sharding.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 import json
 import math
 import os
@@ -16,17 +18,26 @@ import subprocess
 import time
 from typing import Protocol, runtime_checkable
 
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, gather_object
 import numpy as np
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
+    """``accumulate`` batches make a step. ``precision`` is accelerate's: 'no' is float32.
+
+    ``fsdp`` shards parameters, gradients and moments over the GPUs, block by block.
+    """
+
     steps: int
     learning_rate: float = 1e-3
     warmup_steps: int = 100
@@ -34,6 +45,7 @@ class TrainerConfig:
     clip_norm: float = 1.0
     accumulate: int = 1
     precision: str = 'no'
+    fsdp: bool = False
     seed: int = 0
     log_every: int = 20
     validate_every: int = 500
@@ -51,19 +63,27 @@ class StepResult:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is trained and how it is judged. ``module`` holds every trainable parameter."""
+    """What is trained and how it is judged. ``module`` holds every trainable parameter.
+
+    Where the module has `_no_split_modules`, `TrainerConfig.fsdp` gathers the blocks of these classes one
+    at a time. Sharded, every process must call the module equally often, in `step` and in `validate`.
+    """
 
     module: nn.Module
 
     def step(
         self, module: nn.Module, rng: np.random.Generator, generator: torch.Generator, step: int
-    ) -> StepResult: ...
+    ) -> StepResult:
+        """The loss of one batch by ``module``, which is the prepared one; geometry is left in float32."""
+        ...
 
-    def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]: ...
+    def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
+        """Figures of `module` as it is now. Called on every process, with a writer on the main one."""
+        ...
 
 
 class DivergedError(RuntimeError):
-    """The loss is NaN or infinite; the message names the step and the clips."""
+    """A loss or a gradient is NaN or infinite; the message names the step and the clips."""
 
 
 def learning_rate(config: TrainerConfig, step: int) -> float:
@@ -75,97 +95,216 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
 
 
 def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: dict) -> None:
-    """Train to the last step, from the newest checkpoint of the run folder if there is one."""
-    accelerator = Accelerator(
-        mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate
-    )
+    """Train to the last step, from the newest checkpoint of the run folder if there is one.
+
+    Raises DivergedError on every process alike, and ValueError where the checkpoint does not fit.
+    """
+    accelerator = _accelerator(config)
     main = accelerator.is_main_process
-    parameters = {n: p for n, p in objective.module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
-        parameters.values(),
+        [p for p in objective.module.parameters() if p.requires_grad],
         lr=config.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=config.weight_decay,
     )
-    run.mkdir(parents=True, exist_ok=True)
-    start = _resume(run, parameters, optimizer)
-    if main:
-        described = {'trainer': asdict(config), **full_config, 'commit': _commit()}
-        (run / 'config.json').write_text(json.dumps(described, indent=1, default=str))
     module, optimizer = accelerator.prepare(objective.module, optimizer)
-    writer = SummaryWriter(str(run / 'logs'), purge_step=start) if main else None
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not main)
-    began, sums, count = time.monotonic(), {}, 0
-    for step in bar:
+    done = _resume(run, objective.module, optimizer)
+    if main:
+        _describe(run, config, full_config, done.step)
+    accelerator.wait_for_everyone()
+    with _writer(run, done.step) if main else nullcontext() as writer:
+        _train(accelerator, objective, module, optimizer, config, run, done, writer)
+
+
+def _train(
+    accelerator: Accelerator,
+    objective: Objective,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainerConfig,
+    run: Path,
+    done: _Progress,
+    writer: SummaryWriter | None,
+) -> None:
+    start, began = done.step, time.monotonic()
+    steps = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not writer)
+    for step in steps:
         for group in optimizer.param_groups:
             group['lr'] = learning_rate(config, step)
-        for micro in range(config.accumulate):
-            key = (config.seed, step, micro, accelerator.process_index)
-            rng = np.random.default_rng(key)
-            generator = torch.Generator(accelerator.device).manual_seed(int(rng.integers(2**62)))
-            with accelerator.accumulate(module):
-                # accelerate casts inside the prepared module alone: geometry stays in float32
-                result = objective.step(module, rng, generator, step)
-                if not torch.isfinite(result.loss):
-                    raise DivergedError(
-                        f'loss is {float(result.loss.detach())} at step {step}: {result.names}'
-                    )
-                accelerator.backward(result.loss)
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(parameters.values(), config.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        for name, value in {
-            **result.logs,
-            'loss': float(result.loss.detach()),
-            'grad_norm': float(norm),
-        }.items():
-            sums[name] = sums.get(name, 0.0) + value
-        count += 1
-        done = step + 1
-        if main and done % config.log_every == 0:
-            means = {name: total / count for name, total in sums.items()}
-            for name, value in means.items():
-                writer.add_scalar(f'train/{name}', value, done)
-            writer.add_scalar(
-                'train/steps_per_second', (done - start) / (time.monotonic() - began), done
-            )
-            bar.set_postfix({name: f'{value:.4f}' for name, value in means.items()})
-            sums, count = {}, 0
-        if main and (done % config.validate_every == 0 or done == config.steps):
-            figures = objective.validate(writer, done)
-            for name, value in figures.items():
-                writer.add_scalar(f'validation/{name}', value, done)
-            with (run / 'validation.jsonl').open('a') as file:
-                file.write(json.dumps({'step': done, **figures}) + '\n')
-            tqdm.write(f'step {done}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
-        if main and (done % config.checkpoint_every == 0 or done == config.steps):
-            _save(run, done, objective.module, parameters, optimizer)
-        accelerator.wait_for_everyone()
-    if writer is not None:
-        writer.close()
+        done.add(_update(accelerator, objective, module, optimizer, config, step))
+        last = done.step == config.steps
+        if done.step % config.log_every == 0:
+            means = done.take_means()
+            if writer is not None:
+                rate = (done.step - start) / (time.monotonic() - began)
+                for name, value in {**means, 'steps_per_second': rate}.items():
+                    writer.add_scalar(f'train/{name}', value, done.step)
+                steps.set_postfix({name: f'{value:.4f}' for name, value in means.items()})
+        if done.step % config.validate_every == 0 or last:
+            figures = objective.validate(writer, done.step)
+            if writer is not None:
+                _record(run, writer, done.step, figures)
+        if done.step % config.checkpoint_every == 0 or last:
+            if writer is not None:
+                writer.flush()
+            _save(run, done, objective.module, optimizer, main=writer is not None)
+            accelerator.wait_for_everyone()
 
 
-def _save(
-    run: Path, step: int, module: nn.Module, parameters: dict[str, nn.Parameter], optimizer
+@dataclass(kw_only=True)
+class _Progress:
+    """Steps done, and the sums of what the last ``count`` of them would log."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, logs: dict[str, float]) -> None:
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in logs.items()}
+        self.count += 1
+        self.step += 1
+
+    def take_means(self) -> dict[str, float]:
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+def _accelerator(config: TrainerConfig) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        fsdp_plugin=sharding(config) if config.fsdp else None,
+    )
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded and not accelerator.is_fsdp2:
+        raise ValueError('sharding needs version 2: accelerate launch --fsdp_version 2')
+    if config.fsdp and accelerator.num_processes > 1 and not sharded:
+        raise ValueError('fsdp shards over GPUs, and these processes have none: leave it out')
+    return accelerator
+
+
+def sharding(config: TrainerConfig) -> FullyShardedDataParallelPlugin:
+    """How accelerate shards: weights are kept in float32; inputs such as timesteps are never rounded."""
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy='transformer_based_wrap',
+        mixed_precision_policy=policy if config.precision == 'bf16' else None,
+    )
+
+
+def _update(
+    accelerator: Accelerator,
+    objective: Objective,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainerConfig,
+    step: int,
+) -> dict[str, float]:
+    """One step of the optimiser, and its logs: means over its batches and over all processes."""
+    trained = [p for p in objective.module.parameters() if p.requires_grad]
+    sums: dict[str, float] = {}
+    for micro in range(config.accumulate):
+        rng = np.random.default_rng((config.seed, step, micro, accelerator.process_index))
+        generator = torch.Generator(accelerator.device).manual_seed(int(rng.integers(2**62)))
+        with accelerator.accumulate(module):
+            # accelerate casts inside the prepared module alone: geometry stays in float32
+            result = objective.step(module, rng, generator, step)
+            _check(accelerator, 'loss', result.loss.detach(), result.names, step)
+            accelerator.backward(result.loss)
+            if accelerator.sync_gradients:
+                norm = whole(accelerator.clip_grad_norm_(trained, config.clip_norm))
+                _check(accelerator, 'norm of the gradient', norm, result.names, step)
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, value in (*result.logs.items(), ('loss', float(result.loss.detach()))):
+            sums[name] = sums.get(name, 0.0) + value / config.accumulate
+    sums['grad_norm'] = float(norm)
+    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(sums, accelerator.reduce(values, 'mean').tolist(), strict=True))
+
+
+def _check(
+    accelerator: Accelerator, what: str, value: Tensor, names: list[str], step: int
 ) -> None:
+    """Raise DivergedError on all processes if ``value`` is not finite on one of them."""
+    values = accelerator.gather(value.reshape(1))
+    if not torch.isfinite(values).all():
+        bad = gather_object([] if torch.isfinite(value) else names)
+        raise DivergedError(f'{what} is {values.tolist()} at step {step}: {bad}')
+
+
+def _writer(run: Path, step: int) -> SummaryWriter:
+    """Logs that go on after ``step``; what was logged for later steps is hidden."""
+    return SummaryWriter(str(run / 'logs'), purge_step=step + 1)
+
+
+def _record(run: Path, writer: SummaryWriter, step: int, figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        writer.add_scalar(f'validation/{name}', value, step)
+    with (run / 'validation.jsonl').open('a') as file:
+        file.write(json.dumps({'step': step, **figures}) + '\n')
+    tqdm.write(f'step {step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
+
+
+def _describe(run: Path, config: TrainerConfig, full_config: dict, step: int) -> None:
+    """Write what is run, and forget validations of steps that will be done again."""
+    run.mkdir(parents=True, exist_ok=True)
+    described = {'trainer': asdict(config), **full_config, 'commit': _commit()}
+    (run / 'config.json').write_text(json.dumps(described, indent=1, default=str))
+    path = run / 'validation.jsonl'
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text(''.join(line for line in lines if json.loads(line)['step'] <= step))
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; then every process must ask."""
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _gathered(tensors: dict[str, Tensor], *, main: bool) -> dict[str, Tensor]:
+    """The whole tensors on the CPU of the main process, one after another; nothing on the others."""
+    gathered = {}
+    for name, value in tensors.items():
+        value = whole(value)
+        if main:
+            gathered[name] = value.cpu().contiguous()
+    return gathered
+
+
+def _save(run: Path, done: _Progress, module: nn.Module, optimizer, *, main: bool) -> None:
     """All parameters, frozen ones too, written aside, then renamed; the two newest are kept."""
-    folder = run / f'checkpoint-{step:07d}'
+    own = dict(module.named_parameters())
+    weights = _gathered(own, main=main)
+    moments = _gathered(
+        {
+            f'{name}/{key}': value
+            for name, parameter in own.items()
+            if parameter.requires_grad
+            for key, value in optimizer.state[parameter].items()
+        },
+        main=main,
+    )
+    if not main:
+        return
+    folder = run / f'checkpoint-{done.step:07d}'
     aside = run / f'{folder.name}.part'
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    every = {name: p.detach().contiguous() for name, p in module.named_parameters()}
-    save_file(every, aside / 'parameters.safetensors')
-    moments = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            moments[f'{name}/{key}'] = value.detach().clone()
+    save_file(weights, aside / 'parameters.safetensors')
     save_file(moments, aside / 'optimizer.safetensors')
-    (aside / 'state.json').write_text(json.dumps({'step': step}))
+    (aside / 'state.json').write_text(json.dumps(vars(done)))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(aside, folder)
     for old in checkpoints(run)[:-2]:
-        shutil.rmtree(old)
+        aside = old.with_suffix('.part')
+        os.rename(old, aside)
+        shutil.rmtree(aside)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -186,25 +325,50 @@ def load_parameters(module: nn.Module, checkpoint: Path) -> None:
         own[name].data.copy_(value)
 
 
-def _resume(run: Path, parameters: dict[str, nn.Parameter], optimizer) -> int:
+@torch.no_grad()
+def _resume(run: Path, module: nn.Module, optimizer) -> _Progress:
+    """Read the newest checkpoint into a module that is prepared already, tensor by tensor."""
     found = checkpoints(run)
     if not found:
-        return 0
-    weights = load_file(found[-1] / 'parameters.safetensors')
-    moments = load_file(found[-1] / 'optimizer.safetensors')
-    trained = {name.rpartition('/')[0] for name in moments}
-    if not weights.keys() >= parameters.keys() or trained != parameters.keys():
-        raise ValueError(f'{found[-1]} is of another model or stage; start in another run folder')
-    for name, parameter in parameters.items():
-        parameter.data.copy_(weights[name])
-        state = {key: moments[f'{name}/{key}'] for key in ('step', 'exp_avg', 'exp_avg_sq')}
-        optimizer.state[parameter] = state
-    return json.loads((found[-1] / 'state.json').read_text())['step']
+        return _Progress()
+    own = dict(module.named_parameters())
+    trained = {name for name, parameter in own.items() if parameter.requires_grad}
+    other = ValueError(f'{found[-1]} is of another model or stage; start in another run folder')
+    with (
+        safe_open(found[-1] / 'parameters.safetensors', framework='pt') as weights,
+        safe_open(found[-1] / 'optimizer.safetensors', framework='pt') as moments,
+    ):
+        if set(weights.keys()) != own.keys():
+            raise other
+        if {key.rpartition('/')[0] for key in moments.keys()} != trained:
+            raise other
+        for key in weights.keys():
+            value = weights.get_tensor(key)
+            if value.shape != own[key].shape:
+                raise other
+            own[key].copy_(_like(own[key], value))
+        for key in moments.keys():
+            name, _, moment = key.rpartition('/')
+            value = moments.get_tensor(key)
+            # the count of steps stays where AdamW keeps it, on the CPU
+            value = value if moment == 'step' else _like(own[name], value)
+            optimizer.state[own[name]][moment] = value
+    return _Progress(**json.loads((found[-1] / 'state.json').read_text()))
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value`` where and how ``parameter`` is held: each process keeps its own shard of it."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(
+        value, parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
 
 
 def _commit() -> str:
     done = subprocess.run(
-        ['git', 'rev-parse', 'HEAD'],
+        ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,

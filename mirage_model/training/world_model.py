@@ -4,80 +4,68 @@
 
 Stages: 'backbone' trains the backbone as an image-to-video model with no memory; 'side_branch' freezes it
 and trains the side branch; 'adapter' adds LoRA on the self-attention and trains it with the side branch;
-'joint' trains backbone and side branch at once.
+'joint' trains backbone and side branch at once. ``--config wan22_5b --dry-run`` says what training at
+that size takes.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from diffusers import WanTransformer3DModel
+from accelerate import PartialState
 import numpy as np
+from safetensors.torch import load_file
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from mirage_model.adapters import add_adapter
-from mirage_model.backbone import SIDE_LAYERS, TINY, Backbone
-from mirage_model.camera import rays
+from mirage_model.camera import Cameras, rays
 from mirage_model.codec import Codec
 from mirage_model.data.clip import load_clip
 from mirage_model.data.latents import load_latents
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory import Memory, Pixels
+from mirage_model.memory.create import create_memory
+from mirage_model.memory.latent import MemoryConfig
+from mirage_model.remember import keep_mask, pixels_of
 from mirage_model.sampler import sample_chunk, tiny_scheduler
-from mirage_model.side_branch import SideBranch, SideBranchConfig, side_input
-from mirage_model.training.context import ContextConfig, fill
-from mirage_model.training.trainer import (
-    StepResult,
-    TrainerConfig,
-    checkpoints,
-    fit,
-    load_parameters,
+from mirage_model.side_branch import side_input
+from mirage_model.training import dry_run
+from mirage_model.training.configuration import SOURCES, configure
+from mirage_model.training.context import Stills, fill, write
+from mirage_model.training.labels import labels
+from mirage_model.training.model import (
+    TRAINED,
+    WorldModel,
+    WorldModelConfig,
+    begin_stage,
+    build,
 )
+from mirage_model.training.trainer import StepResult, checkpoints, fit, load_parameters
 
-TRAINED = {
-    'backbone': ('wan', 'text'),
-    'side_branch': ('side_branch',),
-    'adapter': ('side_branch', 'lora_'),
-    'joint': ('wan', 'text', 'side_branch'),
-}
-"""Parameters of a stage: those with one of these words in their names."""
+Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""As `WorldModel.forward`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorldModelConfig:
-    """``shift`` moves the noise levels that are trained towards noise, as the sampler's schedule does."""
+@dataclass(kw_only=True)
+class _Scene:
+    """A clip, what of it is remembered, and the chunk that is to be predicted from ``context``.
 
-    stage: str = 'joint'
-    batch: int = 4
-    shift: float = 3.0
-    footprint: int = 3
-    lora_rank: int = 64
-    validation_clips: int = 8
-    sampler_steps: int = 8
-    context: ContextConfig = ContextConfig()
+    ``video`` holds all its chunks, (chunks, c, k, h, w); ``context`` is (c, h, w).
+    """
 
+    video: Tensor
+    stills: Stills
+    chunk: int
+    memory: Memory
+    kind: str
+    context: Tensor
 
-class WorldModel(nn.Module):
-    """The backbone with a text embedding that is learned where there is no text encoder."""
-
-    def __init__(self, backbone: Backbone, text: Tensor):
-        super().__init__()
-        self.backbone = backbone
-        self.text = nn.Parameter(text)
-
-    def forward(self, latents: Tensor, timesteps: Tensor, side: Tensor | None) -> Tensor:
-        text = self.text.expand(len(latents), *self.text.shape)
-        return self.backbone(latents, timesteps, text, side)
-
-
-def build_tiny(seed: int = 0) -> WorldModel:
-    torch.manual_seed(seed)
-    wan = WanTransformer3DModel(**TINY)
-    side_branch = SideBranch(wan, SideBranchConfig(layers=SIDE_LAYERS['tiny']))
-    return WorldModel(Backbone(wan, side_branch), torch.randn(1, TINY['text_dim']))
+    def cameras(self, chunk: int) -> Cameras:
+        new = self.video.shape[2] - 1
+        return self.stills.cameras[chunk * new : (chunk + 1) * new + 1]
 
 
 class WorldModelObjective:
@@ -94,37 +82,27 @@ class WorldModelObjective:
         self.clips = clips
         if not self.paths or not self.validation:
             raise ValueError(f'no encoded clips in {latents}/train or {latents}/validation')
-        if config.stage == 'adapter':
-            add_adapter(model.backbone.wan, rank=config.lora_rank)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(word in name for word in TRAINED[config.stage]))
-
-    def sample(self, path: Path, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Latents (c, k, h, w) of a chunk and the side input (s, k, h, w) of its frames."""
-        tensors, cameras = load_latents(path)
-        chunk = int(rng.integers(len(tensors['video'])))
-        video = tensors['video'][chunk].float()
-        now = chunk * (video.shape[1] - 1)
-        memory = self._memory(video.shape[0])
-        fill(memory, tensors, cameras, now=now, rng=rng, config=self.config.context)
-        return video, self._side(memory, cameras[now : now + video.shape[1]])
+        begin_stage(model, config)
 
     def step(
-        self, module, rng: np.random.Generator, generator: torch.Generator, step: int
+        self, module: Velocity, rng: np.random.Generator, generator: torch.Generator, step: int
     ) -> StepResult:
-        paths = [self.paths[i] for i in rng.integers(len(self.paths), size=self.config.batch)]
-        samples = [self.sample(path, rng) for path in paths]
-        device = self.module.text.device
-        x = torch.stack([video for video, _ in samples]).to(device)
-        side = torch.stack([s for _, s in samples]).to(device)
-        u = torch.rand(len(x), generator=generator, device=device)
-        sigma = self.config.shift * u / (1 + (self.config.shift - 1) * u)
-        noise = torch.randn(x.shape, generator=generator, device=device)
+        config = self.config
+        paths = [self.paths[i] for i in rng.integers(len(self.paths), size=config.batch)]
+        imagined = config.context.imagined_now(step, config.batch)
+        scenes = [self._scene(path, rng, after=i < imagined) for i, path in enumerate(paths)]
+        if imagined:
+            self._imagine(module, scenes[:imagined], rng)
+        x = self._stack([scene.video[scene.chunk] for scene in scenes])
+        u = torch.rand(len(x), generator=generator, device=x.device)
+        sigma = config.shift * u / (1 + (config.shift - 1) * u)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
         noisy = torch.lerp(x, noise, sigma.view(-1, 1, 1, 1, 1))
-        noisy[:, :, 0] = x[:, :, 0]
+        noisy[:, :, 0] = self._stack([scene.context for scene in scenes])
         times = (1000 * sigma)[:, None].repeat(1, x.shape[2])
         times[:, 0] = 0
-        velocity = module(noisy, times, None if self.config.stage == 'backbone' else side)
+        side = self._sides([(scene.memory, scene.cameras(scene.chunk)) for scene in scenes])
+        velocity = module(noisy, times, side)
         error = (velocity - (noise - x))[:, :, 1:].square()
         return StepResult(loss=error.mean(), logs={}, names=[path.stem for path in paths])
 
@@ -132,92 +110,218 @@ class WorldModelObjective:
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         """PSNR of first chunks imagined from a seed with true depth, with and without the memory."""
         self.module.eval()
-        device = self.module.text.device
         psnr, pictures = {'memory': [], 'empty': [], 'repeat_seed': [], 'codec': []}, []
         for path in self.validation:
-            tensors, cameras = load_latents(path)
-            video = tensors['video'][0].float()
+            video, stills = self._read(path)
+            first = video[0].to(self.codec.vae.device)
             frames = load_clip(self.clips / 'validation' / path.name).frames
-            count = (video.shape[1] - 1) * self.codec.temporal_stride + 1
-            truth = frames[1:count].permute(0, 3, 1, 2).float() / 255
+            frames = frames.permute(0, 3, 1, 2).float() / 255
+            stride = self.codec.temporal_stride
+            truth = frames[1 : (first.shape[1] - 1) * stride + 1]
             shown = {
-                'repeat_seed': (frames[:1].permute(0, 3, 1, 2).float() / 255).expand_as(truth)
+                'repeat_seed': frames[:1].expand_as(truth),
+                'codec': self.codec.decode(first[None])[0, 1:].cpu(),
             }
-            shown['codec'] = self.codec.decode(video[None])[0, 1:]
-            for name in ('memory', 'empty'):
-                memory = self._memory(video.shape[0])
-                if name == 'memory':
-                    memory.write(
-                        tensors['stills'][:1].float(),
-                        tensors['depth'][:1],
-                        cameras[:1],
-                        keep=tensors['keep'][:1],
-                        observed=True,
-                    )
-                latents = sample_chunk(
-                    self.module.backbone,
-                    tiny_scheduler(),
-                    context=video[None, :, :1].to(device),
-                    latent_frames=video.shape[1],
-                    side=None
-                    if self.config.stage == 'backbone'
-                    else self._side(memory, cameras[: video.shape[1]])[None].to(device),
-                    text=self.module.text[None],
-                    steps=self.config.sampler_steps,
-                    generator=torch.Generator().manual_seed(0),
+            for name, kind in (('memory', self.config.memory), ('empty', 'none')):
+                memory = self._memory(kind)
+                seed = stills[:1]
+                memory.write(
+                    seed.latents if memory.takes_latents else None,
+                    seed.depth,
+                    seed.cameras,
+                    keep=seed.keep,
+                    observed=True,
+                    pixels=seed.pixels,
                 )
-                shown[name] = self.codec.decode(latents.cpu())[0, 1:].clamp(0, 1)
+                latents = self._sample(
+                    self.module,
+                    video[:1, :, :1],
+                    self._sides([(memory, stills.cameras[: first.shape[1]])]),
+                    latent_frames=first.shape[1],
+                    steps=self.config.sampler_steps,
+                    seed=0,
+                )
+                frames = self.codec.decode(latents.to(first.device))[0, 1:]
+                shown[name] = frames.clamp(0, 1).cpu()
             for name, frames in shown.items():
                 psnr[name].append(-10 * torch.log10((frames - truth).square().mean()).item())
             rows = [truth, shown['memory'], shown['empty']]
             pictures.append(
-                torch.cat([row[[3, 7, 11, 15]].movedim(0, 2).flatten(2) for row in rows], 1)
+                torch.cat([row[stride - 1 :: stride].movedim(0, 2).flatten(2) for row in rows], 1)
             )
         if writer is not None:
             writer.add_image('truth_memory_empty', torch.cat(pictures[:4], dim=1), step)
         self.module.train()
         return {f'{name}_psnr_db': float(np.mean(values)) for name, values in psnr.items()}
 
-    def _memory(self, channels: int) -> LatentMemory:
-        return LatentMemory(MemoryConfig(channels=channels, footprint=self.config.footprint))
+    def _read(self, path: Path) -> tuple[Tensor, Stills]:
+        """Latents of a clip's chunks (chunks, c, k, h, w), and its stills."""
+        tensors, cameras = load_latents(path)
+        stills = Stills(
+            latents=tensors['stills'].float(),
+            depth=tensors['depth'],
+            keep=tensors['keep'],
+            cameras=cameras,
+        )
+        if self.config.memory in ('latent', 'none') and self.config.dynamic_filter:
+            return tensors['video'].float(), stills
+        clip = load_clip(self.clips / path.parent.name / path.name)
+        at = slice(0, len(stills) * self.codec.temporal_stride, self.codec.temporal_stride)
+        known = labels(clip, at, dynamic_filter=self.config.dynamic_filter)
+        depth, keep = keep_mask(known, height=cameras.height, width=cameras.width)
+        stills = replace(stills, depth=depth, keep=keep)
+        if self.config.memory not in ('latent', 'none'):
+            frames = clip.frames[at].permute(0, 3, 1, 2).float() / 255
+            stills = replace(stills, pixels=pixels_of(frames, known))
+        return tensors['video'].float(), stills
 
-    def _side(self, memory: LatentMemory, cameras) -> Tensor:
-        return side_input(memory.readout(cameras)[None], rays(cameras, cameras[0])[None])[0]
+    def _scene(self, path: Path, rng: np.random.Generator, *, after: bool) -> _Scene:
+        """A chunk of a clip with the memory that it finds; ``after`` another, the memory that finds.
 
+        Raises ValueError for a clip of one chunk, where none can be before it.
+        """
+        video, stills = self._read(path)
+        if after and len(video) < 2:
+            raise ValueError(
+                f'{path}: one chunk alone; training on what the model imagined itself takes clips '
+                'of two at least: encode longer clips, or set context.imagined to 0'
+            )
+        chunk = int(rng.integers(int(after), len(video)))
+        scene = _Scene(
+            video=video,
+            stills=stills,
+            chunk=chunk,
+            memory=self._memory(self.config.memory),
+            kind='empty',
+            context=video[chunk, :, 0],
+        )
+        if self.config.stage != 'backbone':
+            now = (chunk - int(after)) * (video.shape[2] - 1)
+            scene.kind = fill(scene.memory, stills, now=now, rng=rng, config=self.config.context)
+        return scene
 
-STEPS = {'backbone': 4000, 'side_branch': 3000, 'adapter': 2000, 'joint': 4000}
+    @torch.no_grad()
+    def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
+        """Let the model imagine the chunk before, from where its own memory and the true frames end.
+
+        When running, what was imagined is decoded and encoded again as stills. That costs ten times
+        the imagining itself, so here the error that the model made, its latents minus the true ones, is
+        carried over to the true stills. Their depth stays the true one, with the noise of an imagined one.
+        """
+        before = [scene.video[scene.chunk - 1] for scene in scenes]
+        sides = [(scene.memory, scene.cameras(scene.chunk - 1)) for scene in scenes]
+        imagined = self._sample(
+            module,
+            torch.stack(before)[:, :, :1],
+            self._sides(sides),
+            latent_frames=before[0].shape[1],
+            steps=self.config.context.imagined_steps,
+            seed=int(rng.integers(2**62)),
+        ).cpu()
+        for scene, true, made in zip(scenes, before, imagined, strict=True):
+            new = true.shape[1] - 1
+            own = scene.stills[(scene.chunk - 1) * new + 1 : scene.chunk * new + 1]
+            own = replace(own, latents=own.latents + (made - true)[:, 1:].movedim(1, 0))
+            if own.pixels is not None:
+                frames = self.codec.decode_stills(own.latents.to(self.codec.vae.device))
+                pixels = Pixels(frames=frames.clamp(0, 1).cpu(), depth=own.pixels.depth)
+                own = replace(own, pixels=pixels)
+            if scene.kind != 'empty':
+                write(scene.memory, own, observed=False, rng=rng, config=self.config.context)
+            scene.context = own.latents[-1]
+
+    def _sample(
+        self,
+        module: Velocity,
+        context: Tensor,
+        side: Tensor | None,
+        *,
+        latent_frames: int,
+        steps: int,
+        seed: int,
+    ) -> Tensor:
+        """Chunks (b, c, k, h, w) by the module as training calls it, which brings its text itself."""
+        scheduler = tiny_scheduler()
+        context = context.to(self.module.text.device)
+        return sample_chunk(
+            lambda latents, times, text, side: module(latents, times, side),
+            type(scheduler).from_config(scheduler.config, flow_shift=self.config.shift),
+            context=context,
+            latent_frames=latent_frames,
+            side=side,
+            text=context.new_empty(len(context), 0, 0),
+            steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def _memory(self, name: str) -> Memory:
+        config = MemoryConfig(channels=self.codec.channels, footprint=self.config.footprint)
+        return create_memory(name, config, self.codec)
+
+    def _sides(self, views: list[tuple[Memory, Cameras]]) -> Tensor | None:
+        """What the side branch is told, a memory and its cameras each; None where it stays out."""
+        if self.config.stage == 'backbone':
+            return None
+        return self._stack(
+            [
+                side_input(memory.readout(cameras)[None], rays(cameras, cameras[0])[None])[0]
+                for memory, cameras in views
+            ]
+        )
+
+    def _stack(self, parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts).to(self.module.text.device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--latents', required=True, type=Path)
-    parser.add_argument('--clips', required=True, type=Path)
-    parser.add_argument('--codec', required=True, type=Path)
-    parser.add_argument('--run', required=True, type=Path)
-    parser.add_argument('--stage', choices=tuple(TRAINED), default='joint')
+    parser.add_argument(
+        '--config',
+        default='tiny',
+        help=f'{" or ".join(SOURCES)}, or a JSON file with what differs, as a run folder has it',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='say what it takes, and end')
+    parser.add_argument('--latents', type=Path)
+    parser.add_argument('--clips', type=Path)
+    parser.add_argument('--codec', type=Path)
+    parser.add_argument('--run', type=Path)
+    parser.add_argument('--backbone', type=Path, help='diffusers folder of a trained transformer')
+    parser.add_argument('--text', type=Path, help='embedding.safetensors of a prompt')
+    parser.add_argument('--stage', choices=tuple(TRAINED))
     parser.add_argument('--steps', type=int)
-    parser.add_argument('--batch', type=int, default=WorldModelConfig.batch)
+    parser.add_argument('--batch', type=int)
     parser.add_argument('--from', dest='start', type=Path, help='checkpoint folder to start from')
-    parser.add_argument('--precision', choices=('no', 'bf16'), default='no')
+    parser.add_argument('--precision', choices=('no', 'bf16'))
     arguments = parser.parse_args()
-    config = WorldModelConfig(stage=arguments.stage, batch=arguments.batch)
-    trainer = TrainerConfig(
-        steps=arguments.steps or STEPS[arguments.stage],
-        validate_every=1000,
+    config, trainer = configure(
+        arguments.config,
+        stage=arguments.stage,
+        steps=arguments.steps,
+        batch=arguments.batch,
         precision=arguments.precision,
     )
-    model = build_tiny()
+    if arguments.dry_run:
+        print(dry_run.report(config))
+        return
+    for name in ('latents', 'clips', 'codec', 'run'):
+        if getattr(arguments, name) is None:
+            parser.error(f'training needs --{name}')
+    if config.size != 'tiny' and arguments.backbone is None and arguments.start is None:
+        parser.error(f'{config.size} is not trained from nothing: give --backbone or --from')
+    text = None if arguments.text is None else load_file(arguments.text)['embedding'].float()
+    model = build(config, seed=trainer.seed, backbone=arguments.backbone, text=text)
     if arguments.start is not None:
         load_parameters(model, arguments.start)
-    codec = Codec.from_folder(arguments.codec)
+    codec = Codec.from_folder(arguments.codec, device=str(PartialState().device))
     objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
     fit(
         objective,
         trainer,
         arguments.run,
-        full_config={'world_model': asdict(config), 'backbone': TINY},
+        full_config={'world_model': asdict(config), 'backbone': dict(model.backbone.wan.config)},
     )
-    print(f'last checkpoint: {checkpoints(arguments.run)[-1]}')
+    if PartialState().is_main_process:
+        print(f'last checkpoint: {checkpoints(arguments.run)[-1]}')
 
 
 if __name__ == '__main__':

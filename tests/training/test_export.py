@@ -9,7 +9,7 @@ from mirage_model.adapters import add_adapter
 from mirage_model.checkpoint import load_model
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 from mirage_model.training.export import TINY_CONFIG, export_tiny
-from mirage_model.training.world_model import build_tiny
+from mirage_model.training.model import build_tiny
 
 
 def export(trained, tmp_path):

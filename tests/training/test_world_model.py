@@ -2,90 +2,62 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models import small_backbone, small_vae
+from models import small_vae
 import numpy as np
 import pytest
-from safetensors.torch import save_file
+from small_data import clip_of, save_data, small_objective
 import torch
 
-from mirage_model.camera import Cameras
 from mirage_model.codec import Codec
-from mirage_model.data.clip import Clip, save_clip
 from mirage_model.data.latents import encode_clip, load_latents
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.training.context import ContextConfig, fill, jitter
-from mirage_model.training.world_model import (
-    TRAINED,
-    WorldModel,
-    WorldModelConfig,
-    WorldModelObjective,
-)
+from mirage_model.memory.create import MEMORIES
+from mirage_model.training.context import ContextConfig, write
+from mirage_model.training.model import TRAINED, WorldModelConfig
+from mirage_model.training.world_model import WorldModelObjective
 
-QUIET = {
-    'depth_frame': 0.0,
-    'depth_cell': 0.0,
-    'position': 0.0,
-    'rotation': 0.0,
-    'latent': 0.0,
-    'drop': 0.0,
-}
-
-
-def clip_of(name: str, seed: int) -> Clip:
-    """33 frames of a wall 3 m away, the camera moving sideways."""
-    generator = torch.Generator().manual_seed(seed)
-    frames = torch.randint(0, 256, (33, 32, 48, 3), dtype=torch.uint8, generator=generator)
-    world_from_camera = torch.eye(4).repeat(33, 1, 1)
-    world_from_camera[:, 0, 3] = 0.02 * torch.arange(33)
-    K = torch.tensor([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
-    cameras = Cameras(
-        K=K.expand(33, 3, 3),
-        world_from_camera=world_from_camera,
-        times=torch.arange(33, dtype=torch.float64) / 8,
-        height=32,
-        width=48,
-    )
-    nothing = torch.zeros(33, 32, 48, dtype=torch.bool)
-    depth = torch.full((33, 32, 48), 3.0)
-    return Clip(
-        name=name, frames=frames, cameras=cameras, depth=depth, sky=nothing, moving=nothing
-    )
+OWN = {'imagined': 1.0, 'imagined_from': 3, 'imagined_steps': 2}
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp('data')
-    codec = Codec(small_vae())
-    for split, names in (('train', ('a', 'b', 'c')), ('validation', ('d',))):
-        for kind in ('clips', 'latents'):
-            (root / kind / split).mkdir(parents=True, exist_ok=True)
-        for index, name in enumerate(names):
-            clip = clip_of(name, index)
-            save_clip(root / 'clips' / split / f'{name}.safetensors', clip)
-            tensors = encode_clip(clip, codec, chunk_frames=17)
-            tensors = {k: v.contiguous() for k, v in tensors.items()}
-            save_file(tensors, root / 'latents' / split / f'{name}.safetensors')
-    return root
+    clips = [clip_of(name, seed) for seed, name in enumerate('abcd')]
+    return save_data(
+        tmp_path_factory.mktemp('data'), {'train': clips[:3], 'validation': clips[3:]}
+    )
 
 
-def objective(folders, stage: str, **context) -> WorldModelObjective:
-    torch.manual_seed(0)
-    model = WorldModel(small_backbone(), torch.randn(1, 8))
+def objective(folders, stage: str, *, context: dict | None = None, **fields):
     config = WorldModelConfig(
         stage=stage,
         batch=2,
         lora_rank=4,
         sampler_steps=2,
-        context=replace(ContextConfig(), **context) if context else ContextConfig(),
+        context=replace(ContextConfig(), **(context or {})),
+        **fields,
     )
-    return WorldModelObjective(
-        model, config, folders / 'latents', folders / 'clips', Codec(small_vae())
-    )
+    return small_objective(folders, config)
 
 
-def step(trained: WorldModelObjective, seed: int = 0):
+def step(trained: WorldModelObjective, seed: int = 0, at: int = 0):
     generator = torch.Generator().manual_seed(seed)
-    return trained.step(trained.module, np.random.default_rng(seed), generator, 0)
+    return trained.step(trained.module, np.random.default_rng(seed), generator, at)
+
+
+def true_velocity(trained: WorldModelObjective, error: float = 0.0):
+    """A model that knows the chunks that it is asked for, but for an error that is everywhere the same."""
+    chunks = [trained._read(path)[0] for path in trained.paths]
+    chunks = torch.cat(chunks)
+
+    def velocity(latents, times, side):
+        sigma = (times / 1000)[:, None, :, None, None]
+        true = []
+        for one in latents:
+            start = (chunks[:, :, 0] - one[:, 0]).abs().flatten(1).amax(dim=1)
+            true.append(chunks[int(start.argmin())])
+        true = torch.stack(true) + error
+        return (latents - true) / sigma.clamp(min=1e-3)
+
+    return velocity
 
 
 def test_encoded_clips_hold_what_training_reads(folders):
@@ -101,16 +73,8 @@ def test_encoded_clips_hold_what_training_reads(folders):
 
 
 def test_a_clip_shorter_than_a_chunk_is_refused():
-    clip = clip_of('short', 0)
-    short = replace(
-        clip,
-        **{
-            name: getattr(clip, name)[:9]
-            for name in ('frames', 'cameras', 'depth', 'sky', 'moving')
-        },
-    )
     with pytest.raises(ValueError, match='short: 9 frames'):
-        encode_clip(short, Codec(small_vae()), chunk_frames=17)
+        encode_clip(clip_of('short', 0, frames=9), Codec(small_vae()), chunk_frames=17)
 
 
 @pytest.mark.parametrize('stage', TRAINED)
@@ -131,10 +95,26 @@ def test_a_stage_trains_its_own_parameters_and_no_others(folders, stage):
     assert any(not torch.equal(p, before[n]) for n, p in trained.module.named_parameters())
 
 
-def test_a_step_follows_from_its_seed(folders):
-    trained = objective(folders, 'joint')
-    assert step(trained, 1).loss == step(trained, 1).loss
-    assert step(trained, 1).loss != step(trained, 2).loss
+@pytest.mark.parametrize('context', [{}, OWN])
+def test_a_step_follows_from_its_seed(folders, context):
+    trained = objective(folders, 'joint', context=context)
+    assert step(trained, 1, 3).loss == step(trained, 1, 3).loss
+    assert step(trained, 1, 3).loss != step(trained, 2, 3).loss
+
+
+@pytest.mark.parametrize('stage', ['joint', 'adapter'])
+def test_gradient_checkpointing_changes_no_gradient(folders, stage):
+    gradients = []
+    for gradient_checkpointing in (False, True):
+        trained = objective(folders, stage, gradient_checkpointing=gradient_checkpointing)
+        with torch.no_grad():
+            for projection in trained.module.backbone.side_branch.proj_out:
+                projection.weight.fill_(0.1)
+        step(trained).loss.backward()
+        gradients.append({n: p.grad for n, p in trained.module.named_parameters()})
+    assert any(grad is not None for grad in gradients[0].values())
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad, msg=name)
 
 
 def test_the_context_frame_is_clean_and_bears_no_loss(folders):
@@ -154,42 +134,95 @@ def test_the_context_frame_is_clean_and_bears_no_loss(folders):
     assert any(torch.equal(seen['latents'][0, :, 0], still) for still in stills)
 
 
-def test_validation_names_every_baseline(folders):
-    figures = objective(folders, 'joint').validate(None, 0)
+def last_call(trained, velocity, at: int, seed: int = 0):
+    """What the model is asked in a step, apart from what it was made to imagine before."""
+    calls = []
+
+    def forward(latents, times, side):
+        calls.append((latents, times, side))
+        return velocity(latents, times, side).requires_grad_()
+
+    generator = torch.Generator().manual_seed(seed)
+    trained.step(forward, np.random.default_rng(seed), generator, at)
+    return calls
+
+
+def test_from_a_step_on_the_model_starts_from_what_it_imagined(folders):
+    trained = objective(folders, 'joint', context={**OWN, 'imagined': 0.5})
+    velocity = true_velocity(trained, error=0.5)
+    assert len(last_call(trained, velocity, at=2)) == 1
+    *imagining, asked = last_call(trained, velocity, at=3)
+    # the share of the batch, in the configured number of steps, without gradients
+    assert [len(latents) for latents, _, _ in imagining] == [1, 1]
+    assert all(not latents.requires_grad for latents, _, _ in imagining)
+    stills = torch.cat([trained._read(path)[1].latents for path in trained.paths])
+    distances = [(stills - one[:, 0]).abs().amax(dim=(1, 2, 3)).min() for one in asked[0]]
+    assert distances[0] == pytest.approx(0.5, abs=0.01) and distances[1] < 0.01
+
+
+def test_a_model_without_errors_imagines_the_true_stills(folders):
+    """The oracle of carrying errors over to stills: where there are none the stills are the true ones."""
+    quiet = dict.fromkeys(('depth_frame', 'depth_cell', 'position', 'rotation', 'latent'), 0.0)
+    shares = {'empty': 0.0, 'seed_only': 1.0, 'rollout': 0.0, 'visits': 0.0}
+    trained = objective(folders, 'joint', context={**OWN, **quiet, **shares, 'drop': 0.0})
+    *_, (latents, _, side) = last_call(trained, true_velocity(trained), at=3)
+    for one, told in zip(latents, side, strict=True):
+        stills = [trained._read(path)[1] for path in trained.paths]
+        found = [s for s in stills if (s.latents[4] - one[:, 0]).abs().max() < 0.01]
+        assert len(found) == 1
+        # the memory holds the seed, observed, and the true stills of the chunk before as imagined
+        memory = trained._memory('latent')
+        for part, observed in ((found[0][:1], True), (found[0][1:5], False)):
+            write(
+                memory,
+                part,
+                observed=observed,
+                rng=np.random.default_rng(0),
+                config=trained.config.context,
+            )
+        truth = memory.readout(found[0].cameras[4:9])
+        assert (truth.visible & ~truth.observed).any() and truth.observed.any()
+        assert torch.equal(told[4].bool(), truth.visible)
+        assert torch.equal(told[5].bool(), truth.observed)
+        torch.testing.assert_close(told[:4].movedim(0, 1), truth.latents, atol=0.02, rtol=0.02)
+
+
+def test_what_was_imagined_needs_clips_of_two_chunks(tmp_path):
+    clips = [clip_of('one', 0, frames=17)]
+    root = save_data(tmp_path, {'train': clips, 'validation': clips})
+    trained = objective(root, 'joint', context=OWN)
+    step(trained, at=2)
+    with pytest.raises(ValueError, match=r'one\.safetensors: one chunk.*imagined to 0'):
+        step(trained, at=3)
+
+
+@pytest.mark.parametrize('memory', MEMORIES)
+def test_every_memory_trains_and_validates(folders, memory):
+    trained = objective(folders, 'side_branch', memory=memory, context={**OWN, 'imagined_from': 0})
+    step(trained).loss.backward()
+    figures = trained.validate(None, 0)
     assert set(figures) == {f'{n}_psnr_db' for n in ('memory', 'empty', 'repeat_seed', 'codec')}
+    assert all(np.isfinite(value) for value in figures.values())
 
 
-@pytest.mark.parametrize('kind', ['empty', 'seed_only', 'rollout', 'visits'])
-def test_contexts_are_what_they_are_called(folders, kind):
-    shares = {name: float(name == kind) for name in ('empty', 'seed_only', 'rollout', 'visits')}
-    config = ContextConfig(**shares, **QUIET)
-    tensors, cameras = load_latents(folders / 'latents' / 'train' / 'a.safetensors')
-    for seed in range(5):
-        memory = LatentMemory(MemoryConfig(channels=4, dtype='float32', voxel=0.0))
-        rng = np.random.default_rng(seed)
-        assert fill(memory, tensors, cameras, now=4, rng=rng, config=config) == kind
-        readout = memory.readout(cameras[4:5])
-        if kind == 'empty':
-            assert len(memory) == 0
-        if kind == 'seed_only':
-            assert len(memory) == 24 and readout.observed.all()
-            torch.testing.assert_close(readout.latents[0], tensors['stills'][4].float())
-        if kind == 'rollout':
-            assert 24 <= len(memory) <= 24 * 5
-        if kind == 'visits':
-            assert 24 <= len(memory) <= 24 * 6
+def test_without_memory_the_side_branch_is_told_of_rays_alone(folders):
+    trained = objective(folders, 'joint', memory='none', context=OWN)
+    *_, (_, _, side) = last_call(trained, true_velocity(trained), at=3)
+    assert (side[:, :-6] == 0).all() and (side[:, -6:] != 0).any()
 
 
-def test_shares_of_contexts_add_up():
-    with pytest.raises(ValueError, match='add up'):
-        ContextConfig(empty=0.5)
-
-
-def test_jitter_moves_cameras_by_what_it_says():
-    cameras = clip_of('a', 0).cameras
-    moved = jitter(cameras, np.random.default_rng(0), position=0.1, rotation=1.0)
-    shift = (moved.world_from_camera - cameras.world_from_camera)[:, :3, 3]
-    assert 0.05 < float(shift.std()) < 0.2
-    assert torch.equal(
-        jitter(cameras, np.random.default_rng(0), position=0.0, rotation=0.0).K, cameras.K
-    )
+def test_the_dynamic_filter_keeps_movers_out(tmp_path):
+    """A mover that fills the left half of every frame, down to its feet."""
+    clip = clip_of('mover', 0)
+    moving = clip.moving.clone()
+    moving[:, 8:24, :24] = True
+    clip = replace(clip, moving=moving, depth=clip.depth.masked_fill(moving, torch.nan))
+    root = save_data(tmp_path, {'train': [clip], 'validation': [clip]})
+    kept = {}
+    for dynamic_filter in (True, False):
+        trained = objective(root, 'joint', dynamic_filter=dynamic_filter)
+        stills = trained._read(trained.paths[0])[1]
+        kept[dynamic_filter] = stills.keep
+    assert not kept[True][:, 1:3, :3].any() and kept[True][:, :, 3:].all()
+    assert kept[False].all()
+    torch.testing.assert_close(stills.depth, torch.full_like(stills.depth, 3.0))

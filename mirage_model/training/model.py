@@ -1,0 +1,118 @@
+"""The world model that is trained: its configuration, its sizes, and what each stage trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from diffusers import WanTransformer3DModel
+from jaxtyping import Float
+import torch
+from torch import Tensor, nn
+
+from mirage_model.adapters import add_adapter
+from mirage_model.backbone import SIDE_LAYERS, TINY, WAN22_5B, Backbone
+from mirage_model.codec import load_pretrained
+from mirage_model.memory.create import MEMORIES
+from mirage_model.side_branch import SideBranch, SideBranchConfig
+from mirage_model.training.context import ContextConfig
+
+Size = Literal['tiny', 'wan22_5b']
+SIZES = {'tiny': TINY, 'wan22_5b': WAN22_5B}
+
+TRAINED = {
+    'backbone': ('wan', 'text'),
+    'side_branch': ('side_branch',),
+    'adapter': ('side_branch', 'lora_'),
+    'joint': ('wan', 'text', 'side_branch'),
+}
+"""Parameters of a stage: those with one of these words in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """``batch`` is that of one process. ``shift`` moves the noise levels that are trained towards noise, as
+    the sampler's schedule does. ``memory`` is one of `MEMORIES`; ``dynamic_filter`` keeps out of it
+    what moves. ``gradient_checkpointing`` computes every block anew for the backward pass, for memory.
+    """
+
+    size: Size = 'tiny'
+    stage: str = 'joint'
+    batch: int = 4
+    shift: float = 3.0
+    memory: str = 'latent'
+    footprint: int = 3
+    dynamic_filter: bool = True
+    lora_rank: int = 64
+    gradient_checkpointing: bool = False
+    validation_clips: int = 8
+    sampler_steps: int = 8
+    context: ContextConfig = ContextConfig()
+
+    def __post_init__(self) -> None:
+        for name, allowed in (('size', get_args(Size)), ('stage', TRAINED), ('memory', MEMORIES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f'{name} must be one of {sorted(allowed)}, got {getattr(self, name)!r}'
+                )
+
+
+class WorldModel(nn.Module):
+    """The backbone with its text: an embedding that is learned where there is no text encoder."""
+
+    _no_split_modules = ('WanTransformerBlock',)
+
+    def __init__(self, backbone: Backbone, text: Tensor, *, learn_text: bool = True):
+        super().__init__()
+        self.backbone = backbone
+        if learn_text:
+            self.text = nn.Parameter(text)
+        else:
+            self.register_buffer('text', text)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, side: Tensor | None) -> Tensor:
+        text = self.text.expand(len(latents), *self.text.shape)
+        return self.backbone(latents, timesteps, text, side)
+
+
+def build(
+    config: WorldModelConfig,
+    *,
+    seed: int = 0,
+    backbone: Path | None = None,
+    text: Float[Tensor, 'words dim'] | None = None,
+) -> WorldModel:
+    """The model of a size with random weights, or around the backbone of a diffusers folder.
+
+    ``text`` is the embedding of a prompt; None is one word, to be learned. Raises ValueError naming the
+    folder that cannot be loaded, or a text that does not fit.
+    """
+    torch.manual_seed(seed)
+    if backbone is None:
+        wan = WanTransformer3DModel(**SIZES[config.size])
+    else:
+        wan = load_pretrained(WanTransformer3DModel, backbone, torch.float32)
+    side_branch = SideBranch(wan, SideBranchConfig(layers=SIDE_LAYERS[config.size]))
+    model = Backbone(wan, side_branch)
+    model.gradient_checkpointing = config.gradient_checkpointing
+    side_branch.gradient_checkpointing = config.gradient_checkpointing
+    if text is None:
+        return WorldModel(model, torch.randn(1, wan.config.text_dim))
+    if text.ndim != 2 or text.shape[1] != wan.config.text_dim:
+        raise ValueError(
+            f'the text is {tuple(text.shape)}, the backbone takes (words, {wan.config.text_dim})'
+        )
+    return WorldModel(model, text, learn_text=False)
+
+
+def build_tiny(seed: int = 0) -> WorldModel:
+    return build(WorldModelConfig(), seed=seed)
+
+
+def begin_stage(model: WorldModel, config: WorldModelConfig) -> None:
+    """Add what the stage adds, and let its own parameters alone be trained."""
+    if config.stage == 'adapter':
+        add_adapter(model.backbone.wan, rank=config.lora_rank)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(word in name for word in TRAINED[config.stage]))

@@ -1,0 +1,59 @@
+"""Clips of a wall and their latents by a small random codec, as training reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models import small_backbone, small_vae
+from safetensors.torch import save_file
+import torch
+
+from mirage_model.camera import Cameras
+from mirage_model.codec import Codec
+from mirage_model.data.clip import Clip, save_clip
+from mirage_model.data.latents import encode_clip
+from mirage_model.training.model import WorldModel, WorldModelConfig
+from mirage_model.training.world_model import WorldModelObjective
+
+
+def clip_of(name: str, seed: int, frames: int = 33) -> Clip:
+    """Noise on a wall 3 m away, the camera moving sideways."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (frames, 32, 48, 3), dtype=torch.uint8, generator=generator)
+    world_from_camera = torch.eye(4).repeat(frames, 1, 1)
+    world_from_camera[:, 0, 3] = 0.2 * torch.arange(frames)
+    K = torch.tensor([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
+    cameras = Cameras(
+        K=K.expand(frames, 3, 3),
+        world_from_camera=world_from_camera,
+        times=torch.arange(frames, dtype=torch.float64) / 8,
+        height=32,
+        width=48,
+    )
+    nothing = torch.zeros(frames, 32, 48, dtype=torch.bool)
+    depth = torch.full((frames, 32, 48), 3.0)
+    return Clip(
+        name=name, frames=pictures, cameras=cameras, depth=depth, sky=nothing, moving=nothing
+    )
+
+
+def save_data(root: Path, clips: dict[str, list[Clip]]) -> Path:
+    """``root``/clips and ``root``/latents, each with the splits that are the keys."""
+    codec = Codec(small_vae())
+    for split, of_split in clips.items():
+        for kind in ('clips', 'latents'):
+            (root / kind / split).mkdir(parents=True, exist_ok=True)
+        for clip in of_split:
+            save_clip(root / 'clips' / split / f'{clip.name}.safetensors', clip)
+            tensors = encode_clip(clip, codec, chunk_frames=17)
+            tensors = {k: v.contiguous() for k, v in tensors.items()}
+            save_file(tensors, root / 'latents' / split / f'{clip.name}.safetensors')
+    return root
+
+
+def small_objective(root: Path, config: WorldModelConfig) -> WorldModelObjective:
+    torch.manual_seed(0)
+    model = WorldModel(small_backbone(), torch.randn(1, 8))
+    model.backbone.gradient_checkpointing = config.gradient_checkpointing
+    model.backbone.side_branch.gradient_checkpointing = config.gradient_checkpointing
+    return WorldModelObjective(model, config, root / 'latents', root / 'clips', Codec(small_vae()))
