@@ -6,10 +6,17 @@ from collections.abc import Callable
 
 from mirage_model.memory import Encoder, Memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.lifted import LiftedFeatures
 from mirage_model.memory.none import NoMemory
+from mirage_model.memory.rgb_cloud import RgbCloud
+from mirage_model.memory.views import RetrievedViews
 
 MEMORIES: dict[str, Callable[[MemoryConfig, Encoder], Memory]] = {
     'latent': lambda config, encoder: LatentMemory(config),
+    'rgb_cloud': RgbCloud,
+    'retrieved_views': lambda config, encoder: RetrievedViews(config, index='surfels'),
+    'overlapping_views': lambda config, encoder: RetrievedViews(config, index='overlap'),
+    'lifted_features': LiftedFeatures,
     'none': lambda config, encoder: NoMemory(config.channels),
 }
 """The latent memory, those it is measured against, and none."""

@@ -46,8 +46,8 @@ def depth_to_grid(
     depth = torch.where(valid_pixel, depth, torch.nan)
     inverse = depth.reciprocal()
 
-    edge = _any_in_cell(_steps(inverse, step), rows, columns)
-    edge |= _any_in_cell(_steps(inverse.mT, step), columns, rows).mT
+    edge = _any_in_cell(steps(inverse, step), rows, columns)
+    edge |= _any_in_cell(steps(inverse.mT, step), columns, rows).mT
 
     cells = depth.unflatten(1, (height, rows)).unflatten(3, (width, columns)).transpose(2, 3)
     valid = cells.isfinite().float().mean(dim=(3, 4)) >= enough
@@ -61,8 +61,8 @@ def _middle(size: int) -> slice:
     return slice((size - 1) // 2, size // 2 + 1)
 
 
-def _steps(inverse: Float[Tensor, 'n H W'], step: float) -> Bool[Tensor, 'n H W']:
-    """Whether there is a step between a pixel and the one to its right."""
+def steps(inverse: Float[Tensor, 'n H W'], step: float) -> Bool[Tensor, 'n H W']:
+    """Whether there is a step, as `depth_to_grid` says, between a pixel and the one to its right."""
     padded = torch.nn.functional.pad(inverse, (1, 2), value=torch.nan)
     before, left, right, after = padded.unfold(2, 4, 1).unbind(dim=-1)
     missed = torch.fmin((right - (2 * left - before)).abs(), (left - (2 * right - after)).abs())

@@ -1,0 +1,127 @@
+"""Every memory in a rollout and in the engine, by its name alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models import HEIGHT, WIDTH, save_small_model
+import numpy as np
+import pytest
+import torch
+
+from mirage_model.checkpoint import Model, ModelConfig, load_model
+from mirage_model.engine import Engine
+from mirage_model.interface import Imagine, Refused, View
+from mirage_model.memory.create import MEMORIES
+from mirage_model.perception import Estimate
+
+K = np.array([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
+FRAMES = 16
+
+
+class Wall:
+    """`Perception` of a world that is three metres away everywhere."""
+
+    def to(self, device) -> None:
+        pass
+
+    def estimate(self, frames, cameras, readout=None) -> Estimate:
+        size = (len(frames), *frames.shape[-2:])
+        nowhere = torch.zeros(size, dtype=torch.bool)
+        return Estimate(
+            depth=torch.full(size, 3.0),
+            cameras=cameras,
+            confidence=torch.ones(size),
+            sky=nowhere,
+            moving=nowhere,
+            scaled=torch.ones(len(frames), dtype=torch.bool),
+        )
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> Model:
+    model = load_model(save_small_model(tmp_path_factory.mktemp('model')))
+    return replace(model, perception=Wall())
+
+
+def engine_of(model: Model, name: str) -> Engine:
+    engine = Engine(replace(model, config=replace(model.config, memory=name)))
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    depth = np.full((HEIGHT, WIDTH), 3.0, dtype=np.float32)
+    engine.seed(View(image=image, K=K, world_from_camera=np.eye(4), time=100.0, depth=depth))
+    return engine
+
+
+def request(**changes) -> Imagine:
+    poses = np.tile(np.eye(4), (FRAMES, 1, 1))
+    poses[:, 2, 3] = 0.05 * np.arange(1, FRAMES + 1)
+    times = 100.0 + np.arange(1, FRAMES + 1) / 8
+    fields = {'request_id': 'r', 'world_from_camera': poses, 'times': times, 'steps': 2}
+    return Imagine(**{**fields, **changes})
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+def test_a_rollout_takes_any_memory_by_configuration(model, name):
+    engine = engine_of(model, name)
+    first = list(engine.imagine(request(memory_frames=True)))
+    second = list(engine.imagine(request()))
+    assert len(first) == 2
+    for chunk, again in zip(first, second, strict=True):
+        assert np.array_equal(chunk.frames, again.frames)  # a fork, and the same twice
+        assert chunk.memory_frames.shape == chunk.frames.shape
+        assert (chunk.visible > 0.5).all() == (name != 'none')
+    assert (first[0].observed > 0.5).all() == (name != 'none')
+    empty = list(engine_of(model, 'none').imagine(request()))
+    assert np.array_equal(first[0].frames, empty[0].frames) == (name == 'none')
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+def test_what_is_kept_grows_the_memory_with_what_was_imagined(model, name):
+    engine = engine_of(model, name)
+    memory = engine._place('default').memory
+    before = len(memory)
+    turned = request(keep=True)
+    turned.world_from_camera[8:, :3, :3] = np.diag([-1.0, 1.0, -1.0])
+    chunks = list(engine.imagine(turned))
+    assert chunks[1].visible.max() == 0  # nothing is behind the camera yet
+    assert (len(memory) > before) == (name != 'none')
+    score = engine.score(turned.world_from_camera[8:], turned.times[8:])
+    assert (score.visible.max() > 0.5) == (name != 'none')
+    assert score.observed.max() == 0
+
+
+@pytest.mark.parametrize('name', sorted(set(MEMORIES) - {'latent'}))
+def test_only_the_latent_memory_is_saved_and_loaded(model, name, tmp_path):
+    path = tmp_path / 'memory.safetensors'
+    engine = engine_of(model, name)
+    with pytest.raises(Refused, match=f"'{name}' cannot be saved"):
+        engine.save(path)
+    engine_of(model, 'latent').save(path)
+    with pytest.raises(Refused, match=f"has '{name}' for its memory"):
+        engine.load(path)
+
+
+def test_latents_are_encoded_only_for_memories_that_take_them(model, monkeypatch):
+    encoded = []
+    encode = type(model.codec).encode_stills
+
+    def counting(codec, frames: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(frames))
+        return encode(codec, frames)
+
+    monkeypatch.setattr(type(model.codec), 'encode_stills', counting)
+    counts = {}
+    for name in ('latent', 'rgb_cloud', 'none'):
+        engine = engine_of(model, name)
+        encoded.clear()
+        list(engine.imagine(request(keep=True)))
+        counts[name] = encoded.copy()
+    assert counts['latent'] == [1, 2, 2]  # the seed, then what each chunk adds
+    assert counts['none'] == [1, 1, 1]  # the context alone
+    assert counts['rgb_cloud'] == [1, 3, 1, 3, 1]  # and its renderings, for every readout
+
+
+def test_a_model_of_an_unknown_memory_is_refused(model):
+    with pytest.raises(ValueError, match="memory must be one of.*'cloud'"):
+        replace(model.config, memory='cloud')
+    assert ModelConfig(**vars(model.config)).memory == 'latent'
