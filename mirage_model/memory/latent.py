@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 import math
 from pathlib import Path
@@ -94,8 +94,9 @@ class LatentMemory:
 
     A write at the cameras of an observation first removes the old cells that they see through; a
     write of imagined latents, camera after camera, leaves out what the memory already shows and
-    what would stand in front of an observation. The cells lie in the host's memory. One thread may
-    write while others read: a reader sees a write whole or not at all.
+    what would stand in front of an observation. The cells lie in the host's memory, and for cameras
+    on a GPU a copy of what they have had in view lies there, too. One thread may write while others
+    read: a reader sees a write whole or not at all.
     """
 
     takes_latents = True
@@ -103,6 +104,7 @@ class LatentMemory:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self._store = Store()
+        self._gpu = None
         self._origin: float | None = None
         self._written = 0
         self._writing = Lock()
@@ -132,7 +134,7 @@ class LatentMemory:
         """As `Memory.fork`; the cells are shared until one of the two changes them."""
         branch = LatentMemory(self.config)
         with self._writing:
-            branch._store = self._store
+            branch._store, branch._gpu = self._store, self._gpu
             branch._origin, branch._written = self._origin, self._written
         return branch
 
@@ -189,18 +191,16 @@ class LatentMemory:
     @torch.no_grad()
     def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
         """As `Memory.readout`."""
-        store, views = self._store, Views.of(cameras.to('cpu'))
+        store, device = self._store, cameras.K.device
         now = (cameras.times.double().cpu() - (self._origin or 0.0)).float().numpy()
-        readout = reader.readout(
+        return self._reader_on(device)(
             store,
-            views,
+            Views.of(cameras.to('cpu')),
             self.config.rule(),
             now,
             channels=self.config.channels if latents else 0,
             half=self.config.dtype == 'bfloat16',
         )
-        device = cameras.K.device
-        return Readout(**{name: value.to(device) for name, value in vars(readout).items()})
 
     def save(self, path: Path, *, attached: Mapping[str, Tensor] | None = None) -> None:
         """Write one safetensors file; a file that is there is replaced whole or not at all.
@@ -275,6 +275,16 @@ class LatentMemory:
             bad = seen.keep & ~good
             if bad.any():
                 raise ValueError(f'camera, row, column {bad.nonzero()[0].tolist()}: {wrong}')
+
+    def _reader_on(self, device: torch.device) -> Callable[..., Readout]:
+        if device.type != 'cuda':
+            return reader.readout
+        # Triton comes with a torch that knows GPUs, and with no other
+        from mirage_model.memory.gpu import GpuReader
+
+        if self._gpu is None or self._gpu.device != device:
+            self._gpu = GpuReader(device)
+        return self._gpu.readout
 
     def _open_to_imagination(self, store: Store, seen: _Seen) -> Bool[Tensor, 'n h w']:
         """Where a camera is shown nothing, or too coarse a cell, and hides nothing observed."""

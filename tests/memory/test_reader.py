@@ -19,19 +19,21 @@ from mirage_model.memory.zbuffer import Points, Rule, Views
 CHANNELS = 2
 
 
-def store_of(points: Points, writes: int = 3) -> Store:
+def store_of(points: Points, writes: int = 3, *, half: bool = False) -> Store:
     """The points, none merged, as several writes would have left them."""
     order = (LATEST - np.arange(len(points))).astype(np.uint32)
     order = np.where(points.observed.numpy(), order, order | IMAGINED)
     hot = torch.cat([points.position, points.size[:, None]], dim=1).T.contiguous().numpy()
-    store = Store()
+    rng, store = np.random.default_rng(0), Store()
     for rows in np.array_split(np.arange(len(points)), writes):
         cells = Cells(
             points=np.ascontiguousarray(hot[:, rows]),
             order=order[rows],
-            written=np.ones((2, len(rows)), np.float32),
+            written=rng.uniform(0.5, 2, (2, len(rows))).astype(np.float32),
             confidence=np.full(len(rows), 255, np.uint8),
-            latents=np.zeros((len(rows), CHANNELS), np.float32),
+            latents=rng.integers(0, 1 << 14, (len(rows), CHANNELS)).astype(
+                np.uint16 if half else np.float32
+            ),
         )
         store = store.draft()
         store.insert(cells, np.zeros(len(rows), np.int64), voxel=0.0)

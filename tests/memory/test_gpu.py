@@ -1,0 +1,116 @@
+"""The Triton kernels give the bits of the rule in plain torch.
+
+Where there is no GPU they run in Triton's interpreter, which says nothing about the compiled ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import os
+
+from hypothesis import given, settings
+import numpy as np
+import pytest
+import scenes
+from test_reader import crowd, store_of
+import torch
+
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'
+
+from mirage_model.memory import reader, zbuffer
+from mirage_model.memory.cells import LATEST
+from mirage_model.memory.gpu import GpuReader
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.zbuffer import NOTHING, Rule, Views
+
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def winners(store, views: Views, rule: Rule):
+    """Index of the point that won, in the order of writing, and the depth that it won with."""
+    with np.errstate(all='ignore'):  # the interpreter computes what is masked, too
+        best, *_ = GpuReader(DEVICE).nearest(store, views, rule)
+    best = best.cpu()
+    index = torch.where(best == NOTHING, -1, LATEST - (best & LATEST))
+    rank = (best >> 32).int().view(torch.float32)
+    return index, torch.where(best == NOTHING, torch.inf, rank)
+
+
+@settings(max_examples=12, deadline=None)
+@given(scenes.points(max_points=10, finite=True), scenes.cameras(max_cameras=2), scenes.rules)
+def test_nearest_equals_the_reference(points, cameras, rule):
+    views = Views.of(cameras)
+    index, rank = winners(store_of(points), views, rule)
+    expected_index, expected_rank = zbuffer.nearest(points, views, rule)
+    assert torch.equal(index, expected_index)
+    assert torch.equal(rank, expected_rank)
+
+
+@pytest.mark.parametrize(('footprint', 'half'), [(1, True), (3, False)])
+def test_a_readout_of_a_crowd_equals_that_of_the_cpu(footprint, half):
+    rng = np.random.default_rng(0)
+    poses = [scenes.transform(rng.normal(size=3), rng.normal(size=3)) for _ in range(2)]
+    views = Views.of(scenes.camera_row(poses, height=8, width=12, fx=6, fy=7))
+    rule = Rule(footprint=footprint, tolerance=0.05, near=0.05, far=12.0)
+    points = crowd(600, spread=10.0)
+    store = store_of(replace(points, size=points.size / 4 + 1), half=half)  # in few blocks
+    now = np.arange(2, dtype=np.float32)
+    options = {'channels': 2, 'half': half}
+    expected = reader.readout(store, views, rule, now, **options)
+    with np.errstate(all='ignore'):
+        given = GpuReader(DEVICE).readout(store, views, rule, now, **options)
+    for name, value in vars(expected).items():
+        ours = getattr(given, name).cpu()
+        if name == 'depth_ratio':  # a logarithm, which is the device's own
+            torch.testing.assert_close(ours, value)
+        else:
+            assert torch.equal(ours, value), name
+    assert expected.visible.float().mean() > 0.1
+
+
+def test_copies_live_as_long_as_their_blocks():
+    gpu, memory = GpuReader(DEVICE), LatentMemory(MemoryConfig(channels=2, voxel=0.0))
+    views = Views.of(scenes.camera_row([scenes.transform()]))
+
+    def write(depth: float) -> None:
+        memory.write(
+            torch.zeros(1, 2, scenes.HEIGHT, scenes.WIDTH),
+            torch.full((1, scenes.HEIGHT, scenes.WIDTH), depth),
+            scenes.camera_row([scenes.transform()]),
+            keep=torch.ones(1, scenes.HEIGHT, scenes.WIDTH, dtype=torch.bool),
+            observed=True,
+        )
+
+    def read() -> int:
+        now = np.zeros(1, np.float32)
+        with np.errstate(all='ignore'):
+            gpu.readout(memory._store, views, memory.config.rule(), now, channels=2, half=True)
+        return len(gpu._copies)
+
+    write(4.0)
+    blocks = read()
+    assert blocks == len(memory._store.blocks()) > 0
+    write(4.0)
+    assert read() == blocks
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != 'cuda', reason='needs a CUDA device')
+def test_a_memory_reads_on_the_device_of_the_cameras():
+    memory = LatentMemory(MemoryConfig(channels=3))
+    cameras = scenes.camera_row([scenes.transform(), scenes.transform((0, 0.3, 0))])
+    shape = (2, scenes.HEIGHT, scenes.WIDTH)
+    latents = torch.randn(2, 3, *shape[1:])
+    memory.write(
+        latents,
+        torch.rand(shape) + 3,
+        cameras,
+        keep=torch.ones(shape, dtype=torch.bool),
+        observed=True,
+    )
+    expected, readout = memory.readout(cameras), memory.readout(cameras.to('cuda'))
+    for name, value in vars(expected).items():
+        ours = getattr(readout, name)
+        assert ours.is_cuda
+        torch.testing.assert_close(ours.cpu(), value, rtol=0, atol=1e-6)
