@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 import os
+import subprocess
+import sys
 
 from hypothesis import given, settings
 import numpy as np
@@ -114,3 +116,54 @@ def test_a_memory_reads_on_the_device_of_the_cameras():
         ours = getattr(readout, name)
         assert ours.is_cuda
         torch.testing.assert_close(ours.cpu(), value, rtol=0, atol=1e-6)
+
+
+COMPILE = """
+import re
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from mirage_model.memory import gpu
+
+def types(names, pointers):
+    return {name: pointers.get(name, 'i32') for name in names.split()}
+
+pointers = dict(
+    work='*i32', count='*i64', address='*i64', pinholes='*fp32', limits='*fp32', best='*i64',
+    winner='*i32', now='*fp32', latents='*fp32', visible='*i1', observed='*i1', depth='*fp32',
+    ratio='*fp32', age='*fp32', offset='*fp32',
+)
+compete = types('work count address pinholes limits best winner items height width', pointers)
+gather = types(
+    'best winner count address pinholes now latents visible observed depth ratio age offset '
+    'cells height width channels', pointers,
+)
+for kernel, signature, constants in (
+    (gpu._compete, compete, dict(SECOND=False, REACH=1, TILE=gpu.TILE)),
+    (gpu._compete, compete, dict(SECOND=True, REACH=0, TILE=gpu.TILE)),
+    (gpu._gather, gather, dict(HALF=True, NOTHING=gpu.NOTHING, TILE=gpu.TILE, CHANNELS=64)),
+):
+    signature = {**signature, **dict.fromkeys(constants, 'constexpr')}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    built = compile(source, target=GPUTarget('cuda', 80, 32), options=gpu._EXACT)
+    print(*set(re.findall(r'\\b(?:fma|mad|div|mul|add|sub|atom)\\.[a-z0-9.]*', built.asm['ptx'])))
+"""
+
+
+def test_the_kernels_compile_for_a_gpu_and_round_every_operation(tmp_path):
+    """No GPU is needed to see what would run there."""
+    environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, '-c', COMPILE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert len(lines) == 3
+    assert any(operation.startswith('atom') for operation in lines[0])
+    for operations in lines:
+        floats = {operation for operation in operations if operation.endswith('f32')}
+        assert {'add.rn.f32', 'mul.rn.f32', 'div.rn.f32'} <= floats
+        assert floats <= {'add.rn.f32', 'sub.rn.f32', 'mul.rn.f32', 'div.rn.f32'}
