@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, gather_object
 import numpy as np
+from pytorch_optimizer import Muon
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 import torch
@@ -101,12 +102,7 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
     """
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
-    optimizer = torch.optim.AdamW(
-        [p for p in objective.module.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=config.weight_decay,
-    )
+    optimizer = make_optimizer(objective.module, config)
     module, optimizer = accelerator.prepare(objective.module, optimizer)
     done = _resume(run, objective.module, optimizer)
     if main:
@@ -114,6 +110,22 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
     accelerator.wait_for_everyone()
     with _writer(run, done.step) if main else nullcontext() as writer:
         _train(accelerator, objective, module, optimizer, config, run, done, writer)
+
+
+def make_optimizer(module: nn.Module, config: TrainerConfig) -> Muon:
+    """Muon for the weights of linear layers and convolutions, AdamW for the rest, at one learning rate.
+
+    Muon's steps are as long as AdamW's: 0.2 sqrt(max(rows, columns)) times an orthogonal matrix.
+    """
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    matrices = [p for n, p in named.items() if n.endswith('weight') and p.ndim > 1]
+    others = [p for n, p in named.items() if not (n.endswith('weight') and p.ndim > 1)]
+    common = {'lr': config.learning_rate, 'weight_decay': config.weight_decay}
+    groups = [
+        {'params': matrices, 'use_muon': True, 'use_adjusted_lr': True, **common},
+        {'params': others, 'use_muon': False, 'betas': (0.9, 0.95), **common},
+    ]
+    return Muon([group for group in groups if group['params']])
 
 
 def _train(
@@ -349,11 +361,11 @@ def _resume(run: Path, module: nn.Module, optimizer) -> _Progress:
             own[key].copy_(_like(own[key], value))
         for key in moments.keys():
             name, _, moment = key.rpartition('/')
-            value = moments.get_tensor(key)
-            # the count of steps stays where AdamW keeps it, on the CPU
-            value = value if moment == 'step' else _like(own[name], value)
-            optimizer.state[own[name]][moment] = value
-    return _Progress(**json.loads((found[-1] / 'state.json').read_text()))
+            optimizer.state[own[name]][moment] = _like(own[name], moments.get_tensor(key))
+    done = _Progress(**json.loads((found[-1] / 'state.json').read_text()))
+    for group in optimizer.param_groups:
+        group['step'] = done.step
+    return done
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -292,6 +292,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int)
     parser.add_argument('--from', dest='start', type=Path, help='checkpoint folder to start from')
     parser.add_argument('--precision', choices=('no', 'bf16'))
+    parser.add_argument('--compile', action='store_true', help='a minute first, then faster steps')
     arguments = parser.parse_args()
     config, trainer = configure(
         arguments.config,
@@ -312,6 +313,9 @@ def main() -> None:
     model = build(config, seed=trainer.seed, backbone=arguments.backbone, text=text)
     if arguments.start is not None:
         load_parameters(model, arguments.start)
+    if arguments.compile:
+        for block in (*model.backbone.wan.blocks, *model.backbone.side_branch.blocks):
+            block.compile(dynamic=False)
     codec = Codec.from_folder(arguments.codec, device=str(PartialState().device))
     objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
     fit(
