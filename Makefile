@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-memory lint format clean
+.PHONY: help setup demo test eval-tiny bench-memory bench-efficiency lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,8 +19,14 @@ test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 	.venv/bin/python -m pytest
 	.venv-numpy1/bin/python -m pytest --ignore=tests/ros
 
+eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, an hour or more; writes out/eval/
+	.venv/bin/python -m mirage_model.evaluation.tiny
+
 bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
 	.venv/bin/python -m mirage_model.evaluation.bench_memory
+
+bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/efficiency.md
+	.venv/bin/python -m mirage_model.evaluation efficiency
 
 lint: setup  ## style and formatting
 	.venv/bin/ruff check .

@@ -29,6 +29,7 @@ from mirage_model.camera import Cameras
 from mirage_model.perception.embedded import Network, NetworkConfig, Prediction, save_network
 from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
 from mirage_model.training.perception_scores import evaluate
+from mirage_model.training.trainer import make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +151,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = Network(config.network).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.network, config.learning_rate, config.weight_decay)
         self.step_number = 0
 
     def step(self) -> dict[str, float]:
@@ -236,6 +233,8 @@ class Trainer:
         groups = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict({'state': state, 'param_groups': groups})
         self.step_number = int(checkpoint.name.rpartition('-')[2])
+        for group in self.optimizer.param_groups:
+            group['step'] = self.step_number
 
 
 def train(

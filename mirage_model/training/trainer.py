@@ -102,7 +102,7 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
     """
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
-    optimizer = make_optimizer(objective.module, config)
+    optimizer = make_optimizer(objective.module, config.learning_rate, config.weight_decay)
     module, optimizer = accelerator.prepare(objective.module, optimizer)
     done = _resume(run, objective.module, optimizer)
     if main:
@@ -112,7 +112,7 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
         _train(accelerator, objective, module, optimizer, config, run, done, writer)
 
 
-def make_optimizer(module: nn.Module, config: TrainerConfig) -> Muon:
+def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> Muon:
     """Muon for the weights of linear layers and convolutions, AdamW for the rest, at one learning rate.
 
     Muon's steps are as long as AdamW's: 0.2 sqrt(max(rows, columns)) times an orthogonal matrix.
@@ -120,7 +120,7 @@ def make_optimizer(module: nn.Module, config: TrainerConfig) -> Muon:
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     matrices = [p for n, p in named.items() if n.endswith('weight') and p.ndim > 1]
     others = [p for n, p in named.items() if not (n.endswith('weight') and p.ndim > 1)]
-    common = {'lr': config.learning_rate, 'weight_decay': config.weight_decay}
+    common = {'lr': learning_rate, 'weight_decay': weight_decay}
     groups = [
         {'params': matrices, 'use_muon': True, 'use_adjusted_lr': True, **common},
         {'params': others, 'use_muon': False, 'betas': (0.9, 0.95), **common},
