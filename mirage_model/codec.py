@@ -13,6 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+WAN22_VAE = {
+    'base_dim': 160,
+    'decoder_base_dim': 256,
+    'z_dim': 48,
+    'dim_mult': [1, 2, 4, 4],
+    'num_res_blocks': 2,
+    'attn_scales': [],
+    'temperal_downsample': [False, True, True],
+    'is_residual': True,
+    'in_channels': 12,
+    'out_channels': 12,
+    'patch_size': 2,
+    'scale_factor_spatial': 16,
+    'scale_factor_temporal': 4,
+    'latents_mean': [0.0] * 48,
+    'latents_std': [1.0] * 48,
+}
+"""Arguments of `AutoencoderKLWan`: the size of Wan2.2-TI2V-5B, without the statistics of its weights."""
+
+
 class _StillAwareConv3d(WanCausalConv3d):
     """A causal convolution that spends no work on the zero padding before a single frame.
 
@@ -85,6 +105,13 @@ class Codec:
         """Load a VAE folder in diffusers' layout. Raises ValueError as `load_pretrained` does."""
         vae = load_pretrained(AutoencoderKLWan, folder, dtype)
         return cls(vae.to(device))
+
+    @classmethod
+    def untrained(cls, arguments: dict, *, device: str = 'cpu') -> Codec:
+        """A codec of random weights, to see how long it takes; on 'meta' of none, for its sizes."""
+        with torch.device(device):
+            vae = AutoencoderKLWan(**arguments)
+        return cls(vae)
 
     def latent_frames(self, frames: int) -> int:
         """(n - 1) / 4 + 1 at a temporal stride of 4. Raises ValueError for a count that does not fit."""

@@ -28,7 +28,7 @@ from mirage_model.memory import Memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
 from mirage_model.perception import Estimate
-from mirage_model.remember import keep_mask
+from mirage_model.remember import keep_mask, pixels_of
 from mirage_model.rollout import rollout
 
 KINDS = ('turn', 'forward', 'out_and_back')
@@ -68,7 +68,14 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
         scaled=torch.ones(1, dtype=torch.bool),
     )
     depth, keep = keep_mask(known, height=grid.height, width=grid.width)
-    memory.write(model.codec.encode_stills(frames[:1]), depth, grid, keep=keep, observed=True)
+    memory.write(
+        model.codec.encode_stills(frames[:1]) if memory.takes_latents else None,
+        depth,
+        grid,
+        keep=keep,
+        observed=True,
+        pixels=pixels_of(frames[:1], known),
+    )
     chunks = list(
         rollout(
             model,

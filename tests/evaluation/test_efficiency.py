@@ -1,0 +1,252 @@
+"""What the memories cost, at sizes where the figures mean nothing."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+import json
+import math
+import time
+
+from models import CHUNK_FRAMES, HEIGHT, WIDTH, save_small_model
+import pytest
+import torch
+
+from mirage_model.camera import Cameras, unproject
+from mirage_model.checkpoint import Model, load_model
+from mirage_model.codec import WAN22_VAE, Codec
+from mirage_model.data.clip import Clip
+from mirage_model.evaluation.__main__ import main as evaluation
+from mirage_model.evaluation.efficiency import main, measure_parts, once
+from mirage_model.evaluation.efficiency_large import (
+    CEILING,
+    END,
+    WALL,
+    CountingEncoder,
+    Setting,
+    composed,
+    corridor_depth,
+    drive,
+    memory_laps,
+)
+from mirage_model.evaluation.efficiency_report import (
+    SAMPLES,
+    Results,
+    expectations,
+    spread,
+    write_page,
+)
+from mirage_model.evaluation.efficiency_rows import Clock, Row, TimedMemory, machine
+from mirage_model.evaluation.efficiency_tiny import rows_of_a_rollout, run_whole
+from mirage_model.memory import Encoder, Memory
+from mirage_model.memory.create import MEMORIES
+from mirage_model.memory.none import NoMemory
+
+SMALL_VAE = WAN22_VAE | {
+    'base_dim': 4,
+    'decoder_base_dim': 4,
+    'num_res_blocks': 1,
+    'z_dim': 3,
+    'latents_mean': [0.0] * 3,
+    'latents_std': [1.0] * 3,
+}
+SMALL = Setting(name='small', vae=SMALL_VAE, height=64, width=96, chunk_frames=9, step=0.1)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> Model:
+    return load_model(save_small_model(tmp_path_factory.mktemp('model')))
+
+
+def clip(chunks: int) -> Clip:
+    n = chunks * (CHUNK_FRAMES - 1) + 1
+    K = torch.tensor([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
+    poses = torch.eye(4).repeat(n, 1, 1)
+    poses[:, 2, 3] = 0.02 * torch.arange(n)
+    nowhere = torch.zeros(n, HEIGHT, WIDTH, dtype=torch.bool)
+    return Clip(
+        name='wall',
+        frames=torch.randint(0, 256, (n, HEIGHT, WIDTH, 3), dtype=torch.uint8),
+        cameras=Cameras(
+            K=K.expand(n, 3, 3),
+            world_from_camera=poses,
+            times=torch.arange(n).double(),
+            height=HEIGHT,
+            width=WIDTH,
+        ),
+        depth=torch.full((n, HEIGHT, WIDTH), 3.0),
+        sky=nowhere,
+        moving=nowhere,
+    )
+
+
+def row(**changes) -> Row:
+    fields = {'memory': 'latent', 'run': 0, 'chunk': 1, 'frames': 8}
+    fields |= {'read': 0.1, 'masks': 0.2, 'write': 0.3, 'rest': 0.4}
+    return Row(**{**fields, 'nbytes': 2**20, 'index_nbytes': 8, 'cells': 4, **changes})
+
+
+def test_a_rollout_gives_a_row_for_every_chunk(model):
+    for rows in run_whole(model, clip(2), runs=1):
+        name = rows[0].memory
+        assert [one.chunk for one in rows] == [1, 2]
+        for one in rows:
+            assert one.frames == CHUNK_FRAMES - 1 and one.rest > 0
+            assert min(one.read, one.masks, one.write) > 0
+            assert (one.nbytes > 0) == (one.cells > 0) == (name != 'none')
+
+
+def test_the_parts_of_a_chunk_add_up_to_the_whole(model):
+    start = time.perf_counter()
+    rows = rows_of_a_rollout(model, clip(3), 'latent', 7)
+    elapsed = time.perf_counter() - start
+    assert {one.run for one in rows} == {7}
+    assert 0.3 * elapsed < sum(one.total for one in rows) < elapsed
+
+
+def test_a_clock_counts_from_its_start():
+    clock = Clock()
+    with clock.count('before'):
+        pass
+    clock.start()
+    for _ in range(2):
+        with clock.count('work'):
+            pass
+    clock.start()  # it runs already
+    counted = clock.stop()
+    assert set(counted) == {'work', 'whole'} and 0 <= counted['work'] <= counted['whole']
+
+
+def test_the_corridor_ends_at_its_walls():
+    cameras = drive(SMALL, 3, start=5)
+    assert cameras.times.tolist() == [5 / 16, 6 / 16, 7 / 16]
+    points = unproject(corridor_depth(cameras), cameras)
+    on = [
+        points[..., 0].abs().sub(WALL).abs() < 1e-4,
+        points[..., 1].abs().sub(CEILING).abs() < 1e-4,
+        points[..., 2].sub(END).abs() < 1e-3,
+    ]
+    assert (on[0] | on[1] | on[2]).all() and all(side.any() for side in on[:2])
+    assert (points[..., 0].abs() < WALL + 1e-4).all()
+    assert (points[..., 1].abs() < CEILING + 1e-4).all()
+
+
+def test_the_large_codec_has_the_published_size():
+    vae = Codec.untrained(WAN22_VAE, device='meta').vae
+    assert sum(parameter.numel() for parameter in vae.parameters()) == 704_688_668
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+def test_memories_live_through_a_large_rollout(name):
+    laps = memory_laps(SMALL, name, 2)
+    for lap in laps:
+        assert set(lap['seconds']) == {'read', 'masks', 'write', 'whole'}
+        assert lap['encoded_to_read'] == (3 if name == 'rgb_cloud' else 0)
+        assert lap['encoded_to_write'] == (0 if name in ('rgb_cloud', 'none') else 2)
+    assert (laps[-1]['nbytes'] > 0) == (name != 'none')
+    assert json.loads(json.dumps(laps)) == laps
+
+
+def test_the_counting_encoder_has_the_sizes_of_the_codec():
+    codec = Codec.untrained(SMALL_VAE)
+    encoder = CountingEncoder(codec)
+    frames = torch.zeros(2, 3, 32, 48)
+    assert isinstance(encoder, Encoder)
+    assert encoder.encode_stills(frames).shape == codec.encode_stills(frames).shape
+    assert encoder.encoded == 2
+
+
+def test_a_composed_rollout_is_the_sum_of_its_parts():
+    def lap(read: int, write: int) -> dict:
+        seconds = {'read': 1.0, 'masks': 2.0, 'write': 3.0, 'whole': 9.0}
+        return {
+            'seconds': seconds,
+            'nbytes': 5,
+            'index_nbytes': 6,
+            'cells': 7,
+            'encoded_to_read': read,
+            'encoded_to_write': write,
+        }
+
+    done = {'encode-0': 10.0, 'decode-1-0': 100.0, 'decode-2-0': 140.0}
+    done |= {f'{name}-0': [lap(0, 2)] * 2 for name in MEMORIES}
+    done['rgb_cloud-0'] = [lap(3, 0)] * 2
+    rows = composed(SMALL, done, chunks=2, runs=1)
+    assert len(rows) == 2 * len(MEMORIES)
+    by_name = {one.memory: one for one in rows}
+    decode = 100 + 2 * 40  # the first latent frame and two more
+    latent, rgb = by_name['latent'], by_name['rgb_cloud']
+    assert (latent.read, latent.masks, latent.write, latent.rest) == (1, 2, 23, decode)
+    assert (rgb.read, rgb.masks, rgb.write, rgb.rest) == (31, 2, 3, decode + 10)
+    assert latent.total == 1 + 2 + 23 + decode and rgb.frames == 8
+
+
+def test_what_was_timed_is_kept(tmp_path):
+    path = tmp_path / 'a' / 'timing.json'
+    assert once(path, lambda: [1, 2])['value'] == [1, 2]
+    assert once(path, lambda: 1 / 0)['value'] == [1, 2]
+    with pytest.raises(ZeroDivisionError):
+        once(tmp_path / 'other.json', lambda: 1 / 0)
+    assert [found.name for found in tmp_path.rglob('*') if found.is_file()] == ['timing.json']
+
+
+def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys):
+    arguments = ['--size', 'small', '--chunks', '2', '--runs', '1', '--out', str(tmp_path)]
+    assert main([*arguments, '--only', 'latent', 'encode'], SMALL) == 1
+    done = sorted(path.stem for path in (tmp_path / 'small-2').iterdir())
+    assert done == ['encode-0', 'latent-0']
+    assert 'still to be timed: rgb_cloud-0' in capsys.readouterr().out
+    assert main(arguments, SMALL) == 0
+    printed = capsys.readouterr().out
+    assert 'latent-0: now' not in printed and 'rgb_cloud-0: now' in printed
+    assert '| rgb_cloud |' in printed and 'RGB cloud / latent, 2 chunks' in printed
+    with pytest.raises(SystemExit):
+        main([*arguments, '--only', 'nothing'], SMALL)
+    changed = tmp_path / 'small-2' / 'latent-0.json'
+    held = json.loads(changed.read_text())
+    held['machine']['processor'] = 'another'
+    changed.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match='several machines'):
+        measure_parts(tmp_path, SMALL, 2, 1, None)
+
+
+def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
+    rows = [
+        row(memory=name, run=run, chunk=chunk, read=read * (run + 1), nbytes=size * chunk)
+        for name, read, size in (('latent', 0.008, 2**20), ('rgb_cloud', 16.0, 2**26))
+        for run in range(3)
+        for chunk in (1, 2)
+    ]
+    results = Results(size='s', about='About.', machine=machine(), composed=True, rows=rows)
+    assert results.values('latent', SAMPLES['read, ms a frame'], 2) == [1.0, 2.0, 3.0]
+    whole = (0.008 * 2 + 0.9) / 8 * 1e3
+    assert math.isclose(results.values('latent', SAMPLES['end to end, ms a frame'], 2)[1], whole)
+    write_page(tmp_path, [results, replace(results, size='t', composed=False)])
+    page = (tmp_path / 'efficiency.md').read_text()
+    assert '| latent | 2 (1 to 3) |' in page and page.count('About.') == 2
+    assert '2e+03 | at least 1000: holds' in page and '64 | at least 55: holds' in page
+    assert page.count('holds') == 2  # nothing was expected of what was run whole
+    assert (tmp_path / 'efficiency-s.png').read_bytes().startswith(b'\x89PNG')
+    with (tmp_path / 'efficiency-t.csv').open() as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == 12 and read[0]['composed'] == 'False' and read[0]['nbytes'] == '1048576'
+    slow = [one for one in rows if one.memory == 'latent']
+    slow += [replace(one, memory='rgb_cloud') for one in slow]
+    assert expectations(replace(results, rows=slow)).count('does not hold') == 2
+
+
+def test_a_spread_of_nothing_is_not_shown():
+    assert spread([2.0, 2.0, 2.0]) == '2' and spread([3.0, 1.0, 2.0]) == '2 (1 to 3)'
+
+
+def test_commands_are_found_by_name(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluation(['efficiency', '--help'])
+    assert stopped.value.code == 0 and '--only' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluation(['nothing'])
+
+
+def test_a_timed_memory_is_a_memory():
+    timed = TimedMemory(NoMemory(4), Clock())
+    assert isinstance(timed, Memory) and isinstance(timed.fork(), TimedMemory)
