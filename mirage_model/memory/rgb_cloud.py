@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
@@ -23,18 +22,6 @@ VOXEL = 1.0
 
 SPLAT = 3
 """Pixels, along a side, that a point may cover: as many as its size asks for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """The cloud as cameras see it; ``row`` is that of the point in a pixel, or -1.
-
-    ``depth`` is NaN and ``colours`` are grey where there is none.
-    """
-
-    row: Int[Tensor, 'n H W']
-    depth: Float[Tensor, 'n H W']
-    colours: UInt8[Tensor, 'n 3 H W']
 
 
 class RgbCloud:
@@ -106,7 +93,8 @@ class RgbCloud:
             rows, entered = self._cloud.insert(
                 points.float().numpy(), colours.numpy(), stamp=len(self._times), observed=observed
             )
-            added += len(np.unique(rows[entered]))
+            # only an observation can take a voxel twice
+            added += len(np.unique(rows[entered])) if observed else int(entered.sum())
             self._times.append(float(camera.times[0]))
             self._focal.append(focal)
         return added
@@ -119,12 +107,12 @@ class RgbCloud:
         device, stride = cameras.K.device, self._encoder.spatial_stride
         grid = (len(cameras), cameras.height, cameras.width)
         cameras = cameras.to('cpu')
-        picture = self.render(at_pixels(cameras, stride))
-        visible = _in_cells(picture.row >= 0, stride).float().mean(dim=-1) >= 0.5
-        sensed = torch.from_numpy(self._cloud.observed(picture.row.numpy())) & (picture.row >= 0)
+        pixel, depth = self.render(at_pixels(cameras, stride))
+        visible = _in_cells(pixel >= 0, stride).float().mean(dim=-1) >= 0.5
+        sensed = torch.from_numpy(self._cloud.observed(pixel.numpy())) & (pixel >= 0)
         observed = _in_cells(sensed, stride).float().mean(dim=-1) >= 0.5
-        depth, middle = _in_cells(picture.depth, stride).nanmedian(dim=-1)
-        row = _in_cells(picture.row, stride).gather(-1, middle[..., None])[..., 0]
+        depth, middle = _in_cells(depth, stride).nanmedian(dim=-1)
+        row = _in_cells(pixel, stride).gather(-1, middle[..., None])[..., 0]
         row = row[visible].numpy()
         stamp, size = self._cloud.stamps(row), self._cloud.points[row, 3]
         seconds, ratio = torch.zeros(grid, dtype=torch.float64), torch.ones(grid)
@@ -133,7 +121,7 @@ class RgbCloud:
         ratio[visible] = depth[visible] / written
         age = (cameras.times.double()[:, None, None] - seconds).float()
         return Readout(
-            latents=self._encoded(picture.colours, visible, device)
+            latents=self._encoded(pixel, visible, device)
             if latents
             else torch.zeros(grid[0], 0, *grid[1:], device=device),
             visible=visible.to(device),
@@ -144,26 +132,27 @@ class RgbCloud:
             depth_ratio=ratio.log().to(device),
         )
 
-    def render(self, cameras: Cameras) -> Picture:
-        """What cameras at the resolution of frames see."""
+    def render(self, cameras: Cameras) -> tuple[Int[Tensor, 'n H W'], Float[Tensor, 'n H W']]:
+        """The point that each pixel of cameras at the resolution of frames sees, or -1, and its
+        depth, or NaN.
+        """
         row, depth = self._cloud.nearest(Views.of(cameras), self._rule)
-        colours = np.full((*row.shape, 3), 128, np.uint8)
-        colours[row >= 0] = self._cloud.values[row[row >= 0]]
-        return Picture(
-            row=torch.from_numpy(row).long(),
-            depth=torch.from_numpy(depth),
-            colours=torch.from_numpy(colours).movedim(-1, 1),
-        )
+        return torch.from_numpy(row), torch.from_numpy(depth)
+
+    def colours(self, pixel: Int[Tensor, 'n H W']) -> UInt8[Tensor, 'n 3 H W']:
+        """The colours of rendered points, grey where there is none."""
+        palette = np.append(self._cloud.values, np.full((1, 3), 128, np.uint8), axis=0)
+        return torch.from_numpy(palette[pixel.numpy()]).movedim(-1, 1)  # -1 is the last
 
     def _encoded(
-        self, colours: UInt8[Tensor, 'n 3 H W'], visible: Bool[Tensor, 'n h w'], device
+        self, pixel: Int[Tensor, 'n H W'], visible: Bool[Tensor, 'n h w'], device
     ) -> Float[Tensor, 'n c h w']:
         """Latents of the frames in which anything is visible, zero in the cells where it is not."""
         n, h, w = visible.shape
         latents = torch.zeros(n, self._encoder.channels, h, w, device=device)
         some = visible.flatten(1).any(dim=1)
         if some.any():
-            frames = colours[some].to(device).float() / 255
+            frames = self.colours(pixel[some]).to(device).float() / 255
             latents[some.to(device)] = self._encoder.encode_stills(frames)
         return latents * visible[:, None].to(device)
 

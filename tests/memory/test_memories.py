@@ -235,17 +235,18 @@ def test_a_wall_seen_from_the_side_is_the_picture_moved_by_whole_pixels(right, d
     frames, depth, focal = picture(seed), 4.0, 4.0 * STRIDE
     write(cloud, at(0, 0, 0), depth, frames=frames)
     camera = at(right * depth / focal, down * depth / focal, 0)
-    seen = cloud.render(at_pixels(camera, STRIDE))
+    pixel, _ = cloud.render(at_pixels(camera, STRIDE))
+    seen = cloud.colours(pixel)[0]
     moved = torch.full((3, HEIGHT, WIDTH), -1.0)
     for y in range(HEIGHT):
         for x in range(WIDTH):
             if 0 <= y + down < HEIGHT and 0 <= x + right < WIDTH:
                 moved[:, y, x] = frames[0, :, y + down, x + right]
-    covered = seen.row[0] >= 0
+    covered = pixel[0] >= 0
     assert torch.equal(covered, moved[0] >= 0)
     colours = (moved * 255).round().byte()
-    assert torch.equal(seen.colours[0][:, covered], colours[:, covered])
-    assert seen.colours[0][:, ~covered].eq(128).all()
+    assert torch.equal(seen[:, covered], colours[:, covered])
+    assert seen[:, ~covered].eq(128).all()
 
 
 def test_a_point_is_23_bytes_and_a_frame_seen_twice_adds_nothing():
@@ -272,8 +273,8 @@ def test_a_cell_is_visible_from_half_of_its_pixels_and_takes_the_median_depth():
 def test_coming_closer_fills_the_gaps_up_to_the_splat():
     cloud = cloud_of()
     write(cloud, at(0, 0, 0), 4)
-    assert (cloud.render(at_pixels(at(0, 0, 2.5), STRIDE)).row >= 0).all()
-    assert not (cloud.render(at_pixels(at(0, 0, 3.5), STRIDE)).row >= 0).all()
+    assert (cloud.render(at_pixels(at(0, 0, 2.5), STRIDE))[0] >= 0).all()
+    assert not (cloud.render(at_pixels(at(0, 0, 3.5), STRIDE))[0] >= 0).all()
 
 
 def test_imagination_is_made_finer_from_close_by_and_observations_are_not():
