@@ -132,6 +132,13 @@ def resized(cameras: Cameras, height: int, width: int) -> Cameras:
     return replace(cameras, K=K, height=height, width=width)
 
 
+def cropped(cameras: Cameras, top: int, left: int, height: int, width: int) -> Cameras:
+    """The cameras of a part of the image, whose first pixel was (left, top)."""
+    assert 0 <= top <= cameras.height - height and 0 <= left <= cameras.width - width
+    shift = cameras.K.new_tensor([[0.0, 0.0, left], [0.0, 0.0, top], [0.0, 0.0, 0.0]])
+    return replace(cameras, K=cameras.K - shift, height=height, width=width)
+
+
 def project(
     points_in_world: Float[Tensor, '*batch n 3'], cameras: Cameras
 ) -> tuple[Float[Tensor, '*batch n 2'], Float[Tensor, '*batch n']]:

@@ -133,6 +133,12 @@ def load_model(
     )
 
 
+def load_perception(folder: Path, *, device: str = 'cpu') -> tuple[ModelConfig, Perception]:
+    """The configuration and the perception of a model folder alone. Raises ValueError as `load_model` does."""
+    config = _read_config(folder / 'model.json')
+    return config, _load_perception(config.perception, folder / 'perception', device)
+
+
 def save_model(
     folder: Path,
     *,

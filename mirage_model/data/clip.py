@@ -40,6 +40,15 @@ class Clip:
         return ~(self.depth.isnan() | self.sky | self.moving)
 
 
+def why_left_out(clip: Clip) -> str | None:
+    """A reason not to learn from a clip, or None."""
+    if clip.keep.float().mean() < 0.4:
+        return 'under 40% of the pixels have a depth and may be remembered'
+    if clip.depth[clip.keep].median() < 1.0:
+        return 'it looks at a wall from less than a metre'
+    return None
+
+
 def save_clip(path: Path, clip: Clip) -> None:
     """Write aside, then rename: a clip file is whole or absent."""
     assert clip.labelled and clip.metric, f'{clip.name} is not complete'

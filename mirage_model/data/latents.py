@@ -1,47 +1,49 @@
-"""Encode clips once: ``python -m mirage_model.data.latents --clips DIR --codec DIR --out DIR``.
+"""Encoded clips: one safetensors file, a shard, for every clip, and an index that names them all.
 
-One safetensors file for every clip, so that a training step reads just what it needs. Files that exist are
-skipped. A clip of 16 j + 1 frames gives j overlapping chunks of 17 and a still at every fourth frame.
+A folder belongs to one split. Each line of its ``index.jsonl`` is a clip: what its shard holds, or why it was
+left out. Any chunk is found by its number, whatever was added or read before.
 """
 
 from __future__ import annotations
 
-import argparse
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cached_property
 import json
-import multiprocessing
 import os
 from pathlib import Path
 
-from safetensors import safe_open
+import numpy as np
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mirage_model.camera import Cameras, resized
 from mirage_model.codec import Codec
-from mirage_model.data.clip import Clip, load_clip
+from mirage_model.data.clip import Clip
 from mirage_model.perception import Estimate
 from mirage_model.remember import keep_mask
 
+INDEX = 'index.jsonl'
+
 
 def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Tensor]:
-    """Tensors of one clip's file.
+    """Tensors of one clip's file. A clip of 16 j + 1 frames gives j overlapping chunks of 17.
 
     ``video`` (chunks, c, k, h, w) float16, ``stills`` (s, c, h, w) float16, and for every still ``depth`` and
     ``keep`` (s, h, w), ``world_from_camera`` and ``times``, with the latent grid's ``K``.
-    Raises ValueError if the clip is shorter than a chunk.
+    Raises ValueError if the clip is shorter than a chunk, or its intrinsics change.
     """
     stride, new = codec.temporal_stride, chunk_frames - 1
     chunks = (len(clip.frames) - 1) // new
     if chunks < 1:
         raise ValueError(f'{clip.name}: {len(clip.frames)} frames are fewer than {chunk_frames}')
+    if (clip.cameras.K != clip.cameras.K[0]).any():
+        raise ValueError(f'{clip.name}: the intrinsics change within the clip')
+    device = codec.vae.device
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
-    video = torch.stack([frames[j * new : j * new + chunk_frames] for j in range(chunks)])
+    video = [frames[j * new : j * new + chunk_frames] for j in range(chunks)]
     at = slice(0, chunks * new + 1, stride)
-    stills = codec.encode_stills(frames[at])
+    stills = codec.encode_stills(frames[at].to(device)).cpu()
     height, width = stills.shape[-2:]
     known = Estimate(
         depth=clip.depth[at],
@@ -54,7 +56,7 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
     depth, keep = keep_mask(known, height=height, width=width)
     cameras = resized(clip.cameras[at], height, width)
     return {
-        'video': torch.cat([codec.encode(one[None]) for one in video]).half(),
+        'video': torch.cat([codec.encode(one[None].to(device)).cpu() for one in video]).half(),
         'stills': stills.half(),
         'depth': depth,
         'keep': keep,
@@ -62,6 +64,13 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
         'world_from_camera': cameras.world_from_camera.clone(),
         'times': cameras.times.clone(),
     }
+
+
+def save_latents(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write aside, then rename: a shard is whole or absent."""
+    aside = path.with_suffix('.part')
+    save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
+    os.replace(aside, path)
 
 
 def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
@@ -78,55 +87,102 @@ def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
     return tensors, cameras
 
 
-@cache
-def _codec(folder: Path) -> Codec:
-    torch.set_num_threads(1)
-    return Codec.from_folder(folder)
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A line of the index. ``left_out`` is empty, or the reason why there is no shard.
+
+    ``keep`` is the share of the stills' cells that may be remembered, ``frames`` counts those encoded.
+    """
+
+    name: str
+    scene: str
+    text: str = ''
+    chunks: int = 0
+    frames: int = 0
+    keep: float = 0.0
+    left_out: str = ''
 
 
-def _encode_file(path: Path, target: Path, codec_folder: Path, chunk_frames: int) -> str | None:
-    """Encode one file unless it is there; a reason where it is left out."""
-    if target.exists():
-        return None
-    with safe_open(path, framework='pt') as file:
-        count = file.get_slice('frames').get_shape()[0]
-    if count < chunk_frames:
-        return f'{path.stem}: {count} frames are fewer than a chunk'
-    tensors = encode_clip(load_clip(path), _codec(codec_folder), chunk_frames=chunk_frames)
-    aside = target.with_suffix('.part')
-    save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
-    os.replace(aside, target)
-    return None
+@dataclass(frozen=True)
+class Index:
+    """The shards of a folder, by name, and their chunks, numbered in that order."""
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    left_out: tuple[Shard, ...]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([shard.chunks for shard in self.shards])
+
+    def __len__(self) -> int:
+        """The number of chunks."""
+        return int(self._ends[-1]) if self.shards else 0
+
+    def path(self, shard: Shard) -> Path:
+        return self.folder / f'{shard.name}.safetensors'
+
+    def chunk(self, number: int) -> tuple[Path, int]:
+        """Which file holds chunk ``number`` of all, and as its how manieth."""
+        if not 0 <= number < len(self):
+            raise IndexError(f'{self.folder} has {len(self)} chunks, not a number {number}')
+        at = int(np.searchsorted(self._ends, number, side='right'))
+        return self.path(self.shards[at]), number - int(self._ends[at] - self.shards[at].chunks)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--clips', required=True, type=Path, help='folder of one split')
-    parser.add_argument('--codec', required=True, type=Path)
-    parser.add_argument('--out', required=True, type=Path)
-    parser.add_argument('--chunk-frames', type=int, default=17)
-    parser.add_argument('--workers', type=int, default=2)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    left_out = []
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
-        jobs = [
-            pool.submit(
-                _encode_file,
-                path,
-                arguments.out / path.name,
-                arguments.codec,
-                arguments.chunk_frames,
+def read_index(folder: Path) -> Index:
+    """Raises ValueError where there is no index, a line is damaged, or a shard is missing."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise ValueError(f'{path} is missing: prepare the clips first')
+    index = _index(folder, path.read_text().splitlines())
+    for shard in index.shards:
+        if not index.path(shard).is_file():
+            raise ValueError(
+                f'{index.path(shard)} is in the index but not there: prepare it again'
             )
-            for path in sorted(arguments.clips.glob('*.safetensors'))
-        ]
-        for job in tqdm(jobs, unit='clip'):
-            if job.result() is not None:
-                left_out.append(job.result())
-    (arguments.out / 'left_out.json').write_text(json.dumps(left_out, indent=1))
-    print(f'{len(list(arguments.out.glob("*.safetensors")))} clips, {len(left_out)} left out')
+    return index
 
 
-if __name__ == '__main__':
-    main()
+def _index(folder: Path, lines: list[str]) -> Index:
+    """Later lines of one name replace earlier ones."""
+    found: dict[str, Shard] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            shard = Shard(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'{folder / INDEX}:{number}: damaged: {error}') from None
+        found[shard.name] = shard
+    ordered = [found[name] for name in sorted(found)]
+    return Index(
+        folder,
+        tuple(shard for shard in ordered if not shard.left_out),
+        tuple(shard for shard in ordered if shard.left_out),
+    )
+
+
+class Journal:
+    """The index while it is written, a line as soon as a clip is done, so that an interrupted run goes on."""
+
+    def __init__(self, folder: Path):
+        """Drops a last line that was cut short. Raises ValueError for other damage."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / INDEX
+        content = path.read_bytes() if path.exists() else b''
+        whole = content.rfind(b'\n') + 1
+        self._index = _index(folder, content[:whole].decode().splitlines())
+        self._file = path.open('ab')
+        self._file.truncate(whole)
+
+    def done(self) -> set[str]:
+        """Names of clips whose shard is there, or that were left out."""
+        shards = [s for s in self._index.shards if self._index.path(s).is_file()]
+        return {shard.name for shard in (*shards, *self._index.left_out)}
+
+    def add(self, shard: Shard) -> None:
+        """After the shard's file is in place."""
+        self._file.write(json.dumps(asdict(shard)).encode() + b'\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mirage_model.data.clip import Clip, save_clip
+from mirage_model.data.clip import Clip, save_clip, why_left_out
 from mirage_model.data.splits import NAMES, maps_of
 from mirage_model.worlds import doom
 from mirage_model.worlds.doom import DoomWorld
@@ -69,15 +69,6 @@ def record_drive(
         times = np.arange(frames) / config.rate
         clip = world.record(world_from_camera, times, name=name, progress=progress)
     return replace(clip, scene=map_name)
-
-
-def why_left_out(clip: Clip) -> str | None:
-    """A reason not to learn from a clip, or None."""
-    if clip.keep.float().mean() < 0.4:
-        return 'under 40% of the pixels have a depth and may be remembered'
-    if clip.depth[clip.keep].median() < 1.0:
-        return 'it looks at a wall from less than a metre'
-    return None
 
 
 def _record_one(world: str, split: str, index: int, config: RecordConfig, out: Path) -> str | None:

@@ -1,0 +1,167 @@
+"""RealEstate10K in its published text format: one text file for every sequence, its frames in a folder.
+
+The first line of a file is the video's address. Every other line is a frame: a stamp in microseconds, fx fy
+cx cy as shares of the image's width and height, two zeros, and the 3x4 matrix camera_from_world row by row,
+for a camera that looks along +z with y down. Lengths have a scale of their own in every sequence, no metre.
+
+Frames lie in ``FRAMES/SEQUENCE/STAMP.png`` or ``.jpg``, as the usual downloaders write them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+import cv2
+from jaxtyping import Float, Int
+import numpy as np
+import torch
+
+from mirage_model.camera import Cameras, check_cameras
+from mirage_model.data.clip import Clip
+from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
+
+_COLUMNS = 19
+_SUFFIXES = ('.png', '.jpg', '.jpeg')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """One text file. ``scene`` names the video, which several sequences may share."""
+
+    scene: str
+    stamps: Int[np.ndarray, 'n']
+    intrinsics: Float[np.ndarray, 'n 4']
+    camera_from_world: Float[np.ndarray, 'n 3 4']
+
+    def cameras(self, rows: list[int], height: int, width: int) -> Cameras:
+        """Of frames of a size in pixels. Shares count from the image's corner, half a pixel before (0, 0)."""
+        fx, fy, cx, cy = self.intrinsics[rows].T * [[width], [height], [width], [height]]
+        K = np.tile(np.eye(3), (len(rows), 1, 1))
+        K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = fx, fy, cx - 0.5, cy - 0.5
+        camera_from_world = np.tile(np.eye(4), (len(rows), 1, 1))
+        camera_from_world[:, :3] = self.camera_from_world[rows]
+        return Cameras(
+            K=torch.from_numpy(K).float(),
+            world_from_camera=torch.from_numpy(np.linalg.inv(camera_from_world)).float(),
+            times=torch.from_numpy(self.stamps[rows] * 1e-6),
+            height=height,
+            width=width,
+        )
+
+
+def read_sequence(path: Path) -> Sequence:
+    """Raises ValueError that names the file, the line and what is wrong with it."""
+    lines = path.read_text(errors='replace').splitlines()
+    if len(lines) < 2:
+        raise ValueError(f'{path}: an address and at least one frame are needed')
+    if '://' not in lines[0]:
+        raise ValueError(f'{path}:1: not the address of a video: {lines[0][:60]!r}')
+    address = urlparse(lines[0].strip())
+    scene = parse_qs(address.query).get('v', [address.path.rsplit('/', 1)[-1]])[0]
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != _COLUMNS:
+            raise ValueError(f'{path}:{number}: {len(fields)} columns, {_COLUMNS} are needed')
+        try:
+            values = [int(fields[0]), *map(float, fields[1:])]
+        except ValueError:
+            raise ValueError(f'{path}:{number}: not numbers: {line[:60]!r}') from None
+        fx, fy = values[1:3]
+        if not np.isfinite(values).all() or fx <= 0 or fy <= 0:
+            raise ValueError(f'{path}:{number}: fx and fy must be positive and all finite')
+        if any(values[5:7]):
+            raise ValueError(f'{path}:{number}: distorted frames are not taken: {values[5:7]}')
+        if rows and values[0] <= rows[-1][0]:
+            raise ValueError(f'{path}:{number}: the stamp {values[0]} is not after the last one')
+        rows.append(values)
+    if not rows:
+        raise ValueError(f'{path}: an address and at least one frame are needed')
+    table = np.array(rows, dtype=np.float64)
+    sequence = Sequence(
+        scene=scene,
+        stamps=np.array([row[0] for row in rows], dtype=np.int64),
+        intrinsics=table[:, 1:5],
+        camera_from_world=table[:, 7:].reshape(-1, 3, 4),
+    )
+    try:
+        check_cameras(sequence.cameras(list(range(len(rows))), 1, 1))
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    return sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealEstate10K:
+    """A folder of text files, and one that holds a folder of frames for each of them."""
+
+    text: Path
+    frames: Path
+    layout: Layout
+
+    def listing(self) -> Listing:
+        files = sorted(self.text.glob('*.txt'))
+        if not files:
+            raise ValueError(f'no text files in {self.text}')
+        if not self.frames.is_dir():
+            raise ValueError(f'no folder of frames at {self.frames}')
+        parts, left_out = [], []
+        for path in files:
+            try:
+                sequence = read_sequence(path)
+            except ValueError as error:
+                left_out.append((path.stem, '', str(error)))
+                continue
+            here = self._frames(path.stem)
+            rows = [i for i, stamp in enumerate(sequence.stamps.tolist()) if stamp in here]
+            missing = len(sequence.stamps) - len(rows)
+            if missing:
+                reason = f'{missing} of {len(sequence.stamps)} frames are not in {self.frames / path.stem}'
+                left_out.append((f'{path.stem} (frames)', sequence.scene, reason))
+            times = sequence.stamps[rows] * 1e-6
+            listing = cut(path.stem, sequence.scene, times, self.layout, rows)
+            parts += listing.parts
+            left_out += listing.left_out
+        return Listing(parts=parts, left_out=left_out)
+
+    def load(self, part: Part) -> Clip:
+        sequence = read_sequence(self.text / f'{part.sequence}.txt')
+        paths, rows = self._frames(part.sequence), list(part.rows)
+        frames, sizes = [], set()
+        for row in rows:
+            path = paths[int(sequence.stamps[row])]
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            if image is None:
+                raise ValueError(f'{path} is no picture that can be read')
+            sizes.add(image.shape[:2])
+            frames.append(fit(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.layout))
+        if len(sizes) > 1:
+            raise ValueError(f'{self.frames / part.sequence}: frames of sizes {sorted(sizes)}')
+        cameras = fit_cameras(sequence.cameras(rows, *sizes.pop()), self.layout)
+        shape = (len(rows), self.layout.height, self.layout.width)
+        return Clip(
+            name=part.name,
+            frames=torch.from_numpy(np.stack(frames)),
+            cameras=cameras,
+            depth=torch.full(shape, torch.nan),
+            sky=torch.zeros(shape, dtype=torch.bool),
+            moving=torch.zeros(shape, dtype=torch.bool),
+            scene=part.scene,
+            labelled=False,
+            metric=False,
+        )
+
+    def _frames(self, sequence: str) -> dict[int, Path]:
+        """Frames that are there, by stamp."""
+        folder = self.frames / sequence
+        if not folder.is_dir():
+            return {}
+        return {
+            int(path.stem): path
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in _SUFFIXES and path.stem.isdecimal()
+        }

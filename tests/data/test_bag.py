@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from pathlib import Path
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+import torch
+
+from mirage_model.data.bag import Bag, BagConfig
+from mirage_model.data.sources import Layout
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+HEIGHT, WIDTH = 12, 16
+CONFIG = BagConfig(image='/image', camera_info='/info', pose='/odometry', depth='/depth')
+LAYOUT = Layout(height=6, width=8, rate=10.0, least=5, frames=20)
+
+
+def header(time: float, frame: str = 'map'):
+    stamp = STORE.types['builtin_interfaces/msg/Time'](
+        sec=int(time), nanosec=round(time % 1 * 1e9)
+    )
+    return STORE.types['std_msgs/msg/Header'](stamp=stamp, frame_id=frame)
+
+
+def image(time: float, pixels: np.ndarray, encoding: str, *, padding: int = 0, big: bool = False):
+    """Rows are filled up with ``padding`` bytes of 255."""
+    rows = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder('>' if big else '<')))
+    rows = rows.view(np.uint8).reshape(len(pixels), -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=255)
+    return STORE.types['sensor_msgs/msg/Image'](
+        header=header(time),
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=int(big),
+        step=rows.shape[1],
+        data=rows.reshape(-1),
+    )
+
+
+def compressed(time: float, pixels: np.ndarray):
+    data = cv2.imencode('.png', pixels[..., ::-1])[1].reshape(-1)
+    return STORE.types['sensor_msgs/msg/CompressedImage'](
+        header=header(time), format='png', data=data
+    )
+
+
+def camera_info(time: float, *, f: float = 20.0, p: float = 1.0, d: float = 0.0):
+    K = np.array([f, 0, 7.5, 0, f, 5.5, 0, 0, 1.0])
+    P = p * np.array([f, 0, 7.5, 0, 0, f, 5.5, 0, 0, 0, 1 / p if p else 0, 0])
+    region = STORE.types['sensor_msgs/msg/RegionOfInterest'](
+        x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+    )
+    return STORE.types['sensor_msgs/msg/CameraInfo'](
+        header=header(time),
+        height=HEIGHT,
+        width=WIDTH,
+        distortion_model='plumb_bob',
+        d=np.array([d, 0, 0, 0, 0.0]),
+        k=K,
+        r=np.eye(3).reshape(-1),
+        p=P,
+        binning_x=0,
+        binning_y=0,
+        roi=region,
+    )
+
+
+def pose_message(time: float, x: float, *, frame: str = 'map', w: float = 1.0):
+    geometry = STORE.types
+    return geometry['geometry_msgs/msg/PoseStamped'](
+        header=header(time, frame),
+        pose=geometry['geometry_msgs/msg/Pose'](
+            position=geometry['geometry_msgs/msg/Point'](x=x, y=2.0, z=0.0),
+            orientation=geometry['geometry_msgs/msg/Quaternion'](x=0.0, y=0.0, z=0.0, w=w),
+        ),
+    )
+
+
+def odometry(time: float, x: float):
+    types = STORE.types
+    pose = types['geometry_msgs/msg/PoseWithCovariance'](
+        pose=pose_message(time, x).pose, covariance=np.zeros(36)
+    )
+    zero = types['geometry_msgs/msg/Vector3'](x=0.0, y=0.0, z=0.0)
+    twist = types['geometry_msgs/msg/TwistWithCovariance'](
+        twist=types['geometry_msgs/msg/Twist'](linear=zero, angular=zero), covariance=np.zeros(36)
+    )
+    return types['nav_msgs/msg/Odometry'](
+        header=header(time), child_frame_id='base_link', pose=pose, twist=twist
+    )
+
+
+def picture(i: int) -> np.ndarray:
+    return np.full((HEIGHT, WIDTH, 3), (i, 100, 200), np.uint8)
+
+
+def messages(count: int = 20) -> dict[str, list]:
+    """At 10 Hz from 100 s on, one metre a second along x; odometry at 4 Hz, depth 5 ms late."""
+    times = [100 + i / 10 for i in range(count)]
+    millimetres = [np.full((HEIGHT, WIDTH), 1000 + i, np.uint16) for i in range(count)]
+    millimetres[3][:, :8] = 0
+    return {
+        '/image': [image(t, picture(i), 'rgb8') for i, t in enumerate(times)],
+        '/info': [camera_info(times[0]), camera_info(times[-1])],
+        '/odometry': [odometry(99.9 + k / 4, k / 4 - 0.1) for k in range(9)],
+        '/depth': [image(t + 0.005, z, '16UC1') for t, z in zip(times, millimetres)],
+    }
+
+
+def write(path: Path, topics: dict[str, list], plugin: StoragePlugin = StoragePlugin.MCAP) -> Path:
+    with Writer(path, version=9, storage_plugin=plugin) as writer:
+        for topic, sent in topics.items():
+            kind = sent[0].__msgtype__
+            connection = writer.add_connection(topic, kind, typestore=STORE)
+            for message in sent:
+                stamp = message.header.stamp
+                # written 3 ms after it was stamped
+                logged = stamp.sec * 10**9 + stamp.nanosec + 3_000_000
+                writer.write(connection, logged, STORE.serialize_cdr(message, kind))
+    return path
+
+
+@pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_bag_worked_by_hand(tmp_path, plugin):
+    """The camera sits a metre ahead of the base and looks along its x."""
+    config = BagConfig(
+        **{**vars(CONFIG), 'base_from_camera': (1.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5)}
+    )
+    bag = Bag(write(tmp_path / 'drive', messages(), plugin), config, LAYOUT)
+    bag = pickle.loads(pickle.dumps(bag))  # as it goes to another process
+    listing = bag.listing()
+    assert not listing.left_out
+    (part,) = listing.parts
+    assert (part.name, part.scene, part.rows) == ('drive-00000', 'drive', tuple(range(20)))
+    clip = pickle.loads(pickle.dumps(bag)).load(part)
+    assert clip.frames.shape == (20, 6, 8, 3) and clip.metric and not clip.labelled
+    assert clip.frames[:, 3, 4].tolist() == [[i, 100, 200] for i in range(20)]
+    # halved: c becomes (c + 0.5) / 2 - 0.5
+    K = [[10.0, 0.0, 3.5], [0.0, 10.0, 2.5], [0.0, 0.0, 1.0]]
+    torch.testing.assert_close(clip.cameras.K[0], torch.tensor(K))
+    assert clip.cameras.times.tolist() == pytest.approx([100 + i / 10 for i in range(20)])
+    for i, matrix in enumerate(clip.cameras.world_from_camera):
+        # optical z is world x, optical x is world -y, optical y is world -z
+        expected = [[0, 0, 1, 1 + i / 10], [-1, 0, 0, 2], [0, -1, 0, 0], [0, 0, 0, 1]]
+        torch.testing.assert_close(matrix, torch.tensor(expected), atol=1e-5, rtol=0)
+    assert clip.depth[7].unique().tolist() == pytest.approx([1.007])
+    assert clip.depth[3, :, :4].isnan().all() and not clip.depth[3, :, 4:].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ('make', 'expected'),
+    [
+        (lambda t, p: image(t, p[..., ::-1], 'bgr8', padding=5), [3, 100, 200]),
+        (lambda t, p: image(t, np.dstack([p, p[..., :1]]), 'rgba8'), [3, 100, 200]),
+        (lambda t, p: image(t, np.dstack([p[..., ::-1], p[..., :1]]), 'bgra8'), [3, 100, 200]),
+        (lambda t, p: image(t, p[..., :1], 'mono8', padding=1), [3, 3, 3]),
+        (compressed, [3, 100, 200]),
+    ],
+)
+def test_every_encoding_becomes_rgb(tmp_path, make, expected):
+    topics = messages(8)
+    topics['/image'] = [make(100 + i / 10, picture(i)) for i in range(8)]
+    bag = Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT)
+    clip = bag.load(bag.listing().parts[0])
+    assert clip.frames[3, 0, 0].tolist() == clip.frames[3, 5, 7].tolist() == expected
+
+
+@pytest.mark.parametrize('big', [False, True])
+def test_depth_in_metres_and_of_either_byte_order(tmp_path, big):
+    topics = messages(8)
+    metres = np.full((HEIGHT, WIDTH), 2.5, np.float32)
+    metres[0], metres[-1] = np.inf, -1.0
+    topics['/depth'] = [image(100 + i / 10, metres, '32FC1', big=big) for i in range(8)]
+    layout = Layout(height=HEIGHT, width=WIDTH, rate=10.0, least=5)
+    bag = Bag(write(tmp_path / 'b', topics), CONFIG, layout)
+    depth = bag.load(bag.listing().parts[0]).depth
+    assert depth[:, [0, -1]].isnan().all() and (depth[:, 1:-1] == 2.5).all()
+
+
+def test_poses_without_depth_and_of_the_camera_itself(tmp_path):
+    topics = messages(8)
+    del topics['/depth'], topics['/odometry']
+    topics['/pose'] = [pose_message(100 + i / 10, float(i)) for i in range(8)]
+    config = BagConfig(image='/image', camera_info='/info', pose='/pose')
+    bag = Bag(write(tmp_path / 'b', topics), config, LAYOUT)
+    clip = bag.load(bag.listing().parts[0])
+    assert clip.depth.isnan().all()
+    assert clip.cameras.world_from_camera[5, :3, 3].tolist() == [5.0, 2.0, 0.0]
+
+
+def test_images_without_pose_or_depth_are_reported(tmp_path):
+    topics = messages()
+    topics['/odometry'] = topics['/odometry'][2:]  # from 100.4 s on
+    del topics['/depth'][15]
+    bag = Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT)
+    listing = bag.listing()
+    reasons = [reason for _, _, reason in listing.left_out]
+    assert reasons[0] == '4 of 20 images have no pose on /odometry'
+    assert reasons[1] == '1 of 20 images have no depth on /depth'
+    assert '4 frames without a gap at 10 Hz' in reasons[2]
+    assert [len(part.rows) for part in listing.parts] == [11]
+    clip = bag.load(listing.parts[0])
+    assert clip.frames[0, 0, 0, 0] == 4 and clip.depth[0, 0, 0] == pytest.approx(1.004)
+
+
+def change(topic: str, sent: list) -> dict[str, list]:
+    return {**messages(8), topic: sent}
+
+
+@pytest.mark.parametrize(
+    ('topics', 'message'),
+    [
+        (change('/image', messages(8)['/info']), '/image is of type sensor_msgs/msg/CameraInfo'),
+        (change('/info', [camera_info(100.0), camera_info(101.0, f=21.0)]), '/info changes'),
+        (change('/info', [camera_info(100.0, p=0.0, d=0.1)]), 'rectified images are needed'),
+        (change('/info', [camera_info(100.0, f=0.0)]), 'calibrated'),
+        (
+            change('/odometry', [pose_message(99.0, 0.0), pose_message(102.0, 0.0, frame='odom')]),
+            r"frames \['map', 'odom'\]",
+        ),
+        (
+            change('/odometry', [pose_message(99.0, 0.0, w=0.5)]),
+            'pose 0: the quaternion has length',
+        ),
+        (change('/odometry', [odometry(100.0, 0.0), odometry(100.0, 0.0)]), 'must be finite and'),
+    ],
+)
+def test_bags_that_cannot_be_used_are_refused(tmp_path, topics, message):
+    with pytest.raises(ValueError, match=message):
+        Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT).listing()
+
+
+@pytest.mark.parametrize(
+    ('topic', 'sent', 'message'),
+    [
+        ('/image', lambda t: image(t, picture(0)[..., :2], 'yuv422'), "encoding 'yuv422' is not"),
+        ('/image', lambda t: image(t, picture(0)[:6], 'rgb8'), 'images of 6x16, /info of 12x16'),
+        ('/image', lambda t: image(t, picture(0)[..., :2], 'rgb8'), 'bytes in rows of 32 are not'),
+        ('/depth', lambda t: image(t, picture(0), 'rgb8'), "depth is 'rgb8', not one of"),
+    ],
+)
+def test_images_that_cannot_be_used_name_their_time(tmp_path, topic, sent, message):
+    topics = change(topic, [sent(100 + i / 10) for i in range(8)])
+    bag = Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT)
+    with pytest.raises(ValueError, match=f'{topic}.*{message}'):
+        bag.load(bag.listing().parts[0])
+
+
+def test_what_is_no_bag_or_lacks_a_topic_is_refused(tmp_path):
+    (tmp_path / 'none').mkdir()
+    for path in (tmp_path / 'none', tmp_path / 'missing'):
+        with pytest.raises(ValueError, match='is no bag that can be read'):
+            Bag(path, CONFIG, LAYOUT).listing()
+    topics = messages(8)
+    del topics['/odometry']
+    bag = Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT)
+    with pytest.raises(ValueError, match="no topic '/odometry', there are /depth .*Image"):
+        bag.listing()
+    config = BagConfig(**{**vars(CONFIG), 'base_from_camera': (1.0, 2.0)})
+    with pytest.raises(ValueError, match='base_from_camera: 7 finite numbers'):
+        Bag(write(tmp_path / 'c', messages(8)), config, LAYOUT).listing()

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from models import CHUNK_FRAMES, HEIGHT, WIDTH, save_small_model
+import pytest
+from safetensors.torch import load_file
+from scenes_of_planes import clip_of
+import torch
+
+from mirage_model.checkpoint import load_perception
+from mirage_model.data.clip import Clip, load_clip, save_clip
+from mirage_model.data.latents import INDEX, load_latents, read_index
+from mirage_model.data.prepare import PrepareConfig, prepare, summary
+from mirage_model.data.sources import Layout, Listing, Part, RecordedClips
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUT = Layout(height=HEIGHT, width=WIDTH, rate=8.0, least=CHUNK_FRAMES, frames=33)
+SCENES = {'hall': 'train', 'attic': 'train', 'cellar': 'validation', 'shed': 'test'}
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def clips(tmp_path_factory) -> Path:
+    """Eight clips, two of every scene; one shows next to nothing that could be remembered."""
+    folder = tmp_path_factory.mktemp('clips')
+    for number in range(8):
+        scene = list(SCENES)[number % 4]
+        clip = clip_of(f'{number}-{scene}', scene=scene, seed=number)
+        if number == 5:
+            clip = replace(clip, depth=torch.full_like(clip.depth, torch.nan))
+        save_clip(folder / f'{clip.name}.safetensors', clip)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def splits(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('splits') / 'splits.json'
+    path.write_text(json.dumps({'houses': {'validation': ['cellar'], 'test': ['shed']}}))
+    return path
+
+
+def config_of(out: Path, model: Path, splits: Path, **changes) -> PrepareConfig:
+    return PrepareConfig(
+        **{
+            'out': out,
+            'codec': model / 'vae',
+            'model': model,
+            'layout': LAYOUT,
+            'chunk_frames': CHUNK_FRAMES,
+            'splits': splits,
+            **changes,
+        }
+    )
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    paths = sorted(out.rglob('*.safetensors'))
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory, model, clips, splits) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp('prepared')
+    return out, prepare(
+        config_of(out, model, splits), [RecordedClips(folder=clips, layout=LAYOUT)]
+    )
+
+
+def test_every_clip_lies_in_the_split_of_its_scene(prepared):
+    out, report = prepared
+    for split, count in (('train', 3), ('validation', 2), ('test', 2)):
+        index = read_index(out / split)
+        assert report[split]['clips'] == len(index.shards) == count
+        assert report[split]['chunks'] == len(index) == 2 * count
+        assert {SCENES[shard.scene] for shard in index.shards} == {split}
+        assert all(shard.keep == 1.0 and shard.text == 'a wall' for shard in index.shards)
+        path, chunk = index.chunk(3)
+        tensors, cameras = load_latents(path)
+        assert chunk == 1 and len(tensors['video']) == 2 and len(cameras) == 5
+
+
+def test_what_is_left_out_is_reported_with_its_reason(prepared):
+    out, report = prepared
+    (entry,) = report['left_out']
+    assert (entry['name'], entry['scene'], entry['split']) == ('5-attic', 'attic', 'train')
+    assert 'under 40% of the pixels' in entry['reason']
+    assert json.loads((out / 'report.json').read_text()) == report
+    text = summary(report)
+    assert 'train: 3 clips of 2 scenes, 51 frames in 6 chunks; 100% of the cells' in text
+    assert 'left out: 1\n  1 x under N% of the pixels' in text
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A source that is interrupted when it has given ``count`` clips."""
+
+    source: RecordedClips
+    count: list[int]
+
+    def listing(self) -> Listing:
+        return self.source.listing()
+
+    def load(self, part: Part) -> Clip:
+        if self.count[0] == 0:
+            raise KeyboardInterrupt
+        self.count[0] -= 1
+        return self.source.load(part)
+
+
+def test_an_interrupted_preparation_goes_on_where_it_was(prepared, tmp_path, model, clips, splits):
+    source = RecordedClips(folder=clips, layout=LAYOUT)
+    config = config_of(tmp_path, model, splits)
+    for count in (3, 2):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, [Stopped(source, [count])])
+    half = {name: (tmp_path / name).stat().st_mtime_ns for name in shards(tmp_path)}
+    assert len(half) == 5
+    # a run that is killed may leave half a file, half a line, and a shard without a line
+    (tmp_path / 'train' / 'x.part').write_bytes(b'half')
+    index = tmp_path / 'train' / INDEX
+    index.write_bytes(index.read_bytes()[:-5])
+    report = prepare(config, [source])
+    assert report == prepared[1] and shards(tmp_path) == shards(prepared[0])
+    again = [name for name in half if (tmp_path / name).stat().st_mtime_ns != half[name]]
+    assert len(again) == 1 and again[0].startswith('train/')
+    # and once more, with nothing left to do
+    assert prepare(config, [Stopped(source, [0])]) == report
+
+
+def test_clips_prepared_otherwise_do_not_share_a_folder(prepared, model, clips, splits, tmp_path):
+    source = [RecordedClips(folder=clips, layout=LAYOUT)]
+    other = save_small_model(tmp_path / 'other', seed=1)
+    for changes, name in (
+        ({'codec': other / 'vae'}, 'codec'),
+        ({'model': other}, 'perception'),
+        ({'layout': replace(LAYOUT, rate=4.0)}, 'layout'),
+        ({'chunk_frames': 17}, 'chunk_frames'),
+    ):
+        with pytest.raises(ValueError, match=f'was prepared with another {name}'):
+            prepare(config_of(prepared[0], model, splits, **changes), source)
+
+
+def test_nothing_at_all_and_two_of_one_name_are_refused(tmp_path, model, clips, splits):
+    source = RecordedClips(folder=clips, layout=LAYOUT)
+    with pytest.raises(ValueError, match="two clips have the name '0-hall'"):
+        prepare(config_of(tmp_path / 'a', model, splits), [source, source])
+    wide = RecordedClips(folder=clips, layout=replace(LAYOUT, width=64))
+    with pytest.raises(ValueError, match='no clip could be prepared: its frames are 32x48'):
+        prepare(config_of(tmp_path / 'b', model, splits), [wide])
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Recorded clips of which nothing but frames, depth and cameras is known, as from a bag."""
+
+    source: RecordedClips
+
+    def listing(self) -> Listing:
+        return self.source.listing()
+
+    def load(self, part: Part) -> Clip:
+        return replace(self.source.load(part), labelled=False)
+
+
+def test_what_the_source_does_not_know_is_estimated_and_kept(tmp_path, model, clips, splits):
+    config = config_of(tmp_path / 'out', model, splits, clips_out=tmp_path / 'clips')
+    report = prepare(config, [Unlabelled(RecordedClips(folder=clips, layout=LAYOUT))])
+    assert report['train']['clips'] == 3
+    done = load_clip(tmp_path / 'clips' / 'validation' / '2-cellar.safetensors')
+    assert done.scene == 'cellar' and done.text == 'a wall' and (done.depth == 3.0).all()
+    perception = load_perception(model)[1]
+    frames = done.frames.permute(0, 3, 1, 2).float() / 255
+    seen = perception.estimate(frames, done.cameras)
+    assert torch.equal(done.moving, seen.moving) and torch.equal(done.sky, seen.sky)
+    # what was completed is a source by itself, and gives the same latents
+    again = config_of(tmp_path / 'again', model, splits)
+    prepare(again, [RecordedClips(folder=tmp_path / 'clips', layout=LAYOUT)])
+    assert shards(tmp_path / 'again') == shards(tmp_path / 'out')
+
+
+@pytest.mark.slow
+def test_the_command_is_stopped_and_goes_on(prepared, tmp_path, model, clips, splits):
+    """In processes of its own, interrupted from outside."""
+    command = [sys.executable, '-m', 'mirage_model.data.prepare', '--workers', '2']
+    command += ['--model', str(model), '--splits', str(splits), '--frames', '33']
+    command += ['--clips', str(clips), '--out', str(tmp_path)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.rglob('*.safetensors')) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=100)
+    # on a fast machine it may have been over before
+    assert first.returncode in (0, 130), errors
+    assert first.returncode == 0 or 'stopped; the same command goes on' in errors
+    second = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 0, second.stderr
+    assert 'validation: 2 clips of 1 scenes' in second.stdout and '8/8' in second.stderr
+    assert json.loads((tmp_path / 'report.json').read_text()) == prepared[1]
+    for name, content in shards(prepared[0]).items():
+        expected, found = load_file(prepared[0] / name), load_file(tmp_path / name)
+        assert content and all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_the_command_says_what_is_missing(tmp_path, model):
+    command = [sys.executable, '-m', 'mirage_model.data.prepare', '--model', str(model)]
+    run = subprocess.run(
+        [*command, '--out', str(tmp_path), '--frames', '33', '--bag', 'drive'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1 and run.stderr == '--bag needs --image, --camera-info and --pose\n'
