@@ -16,6 +16,7 @@ from mirage_model.camera import Cameras, unproject
 from mirage_model.checkpoint import Model, load_model
 from mirage_model.codec import WAN22_VAE, Codec
 from mirage_model.data.clip import Clip
+from mirage_model.evaluation import efficiency
 from mirage_model.evaluation.__main__ import main as evaluation
 from mirage_model.evaluation.efficiency import main, measure_parts, once
 from mirage_model.evaluation.efficiency_large import (
@@ -208,6 +209,34 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys):
     changed.write_text(json.dumps(held))
     with pytest.raises(ValueError, match='several machines'):
         measure_parts(tmp_path, SMALL, 2, 1, None)
+
+
+def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
+    """The drive alone is another: the simulated world has frames of one size."""
+    drives = []
+
+    def trajectory(index: int, frames: int) -> Clip:
+        drives.append(index)
+        return clip((frames - 1) // (CHUNK_FRAMES - 1))
+
+    monkeypatch.setattr(efficiency, 'load_model', lambda folder: model)
+    monkeypatch.setattr(efficiency, 'trajectory', trajectory)
+    places = ['--out', str(tmp_path / 'out'), '--docs', str(tmp_path / 'docs')]
+    short = ['--chunks', '1', '--runs', '1', *places]
+    assert main([*short, '--size', 'embedded'], SMALL) == 0
+    assert not (tmp_path / 'docs').exists()
+    assert main(short, SMALL) == 0
+    assert drives == [1]  # measured once
+    page = (tmp_path / 'docs' / 'efficiency.md').read_text()
+    assert page.count('**Composed, not run.**') == 1 and '## small-random' in page
+    assert {path.name for path in (tmp_path / 'docs').iterdir()} == {
+        'efficiency.md',
+        *(
+            f'efficiency-{name}.{end}'
+            for name in ('small-random', 'small')
+            for end in ('csv', 'png')
+        ),
+    }
 
 
 def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
