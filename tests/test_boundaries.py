@@ -22,6 +22,7 @@ OWNERS = {
         'sampler.py',
         'checkpoint.py',
         'training/codec.py',
+        'training/dry_run.py',
         'training/export.py',
         'training/model.py',
     },

@@ -61,7 +61,7 @@ def configure(
         raise ValueError(f'{source}: {error}') from None
 
 
-def _merged(defaults: dict, given: dict) -> dict:
+def _merged(defaults: dict, given: object) -> dict:
     if not isinstance(given, dict):
         raise ValueError(f'expected a JSON object, got {given!r}')
     return {**defaults, **given}
@@ -70,6 +70,7 @@ def _merged(defaults: dict, given: dict) -> dict:
 def _checked(cls, values: dict):
     """The dataclass of these values. Raises ValueError for an unknown field or a value of another type."""
     known = {field.name: field for field in fields(cls)}
+    checked = {}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f'{cls.__name__} has no field {name!r}')
@@ -79,7 +80,8 @@ def _checked(cls, values: dict):
         wrong_bool = isinstance(value, bool) and wanted is not bool
         if not is_dataclass(value) and (wrong_bool or not isinstance(value, allowed)):
             raise ValueError(f'{name} must be {wanted.__name__}, got {value!r}')
-    return cls(**values)
+        checked[name] = float(value) if wanted is float else value
+    return cls(**checked)
 
 
 def _read(path: Path) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 import numpy as np
 from scipy.spatial.transform import Rotation
 import torch
@@ -159,8 +159,8 @@ def _by_cell(pixels: Pixels, scale: Float[Tensor, 'n h w'], kept: Bool[Tensor, '
 
 
 def over_pixels(
-    cells: Float[Tensor, 'n h w'], like: Float[Tensor, 'n H W']
-) -> Float[Tensor, 'n H W']:
+    cells: Shaped[Tensor, 'n h w'], like: Float[Tensor, 'n H W']
+) -> Shaped[Tensor, 'n H W']:
     """Every pixel's value of the cell that it lies in."""
     rows, columns = like.shape[1] // cells.shape[1], like.shape[2] // cells.shape[2]
     return cells.repeat_interleave(rows, 1).repeat_interleave(columns, 2)

@@ -5,21 +5,28 @@ The model is built on the meta device, so that 5 B parameters need no memory her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from diffusers import AutoencoderKLWan
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from mirage_model.codec import WAN22_VAE
+from mirage_model.training.codec import TINY_VAE
 from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, begin_stage, build
+from mirage_model.training.trainer import make_optimizer
 
 GPUS = (1, 8, 32)
 CHUNK = {'tiny': (5, 12, 20), 'wan22_5b': (9, 44, 80)}
 """Latent frames, rows and columns of the chunk that each size is trained on."""
+VAE = {'tiny': TINY_VAE, 'wan22_5b': WAN22_VAE}
 
 FORMULA = """\
 Every GPU holds, in bytes, with P parameters in all and t of them trained, on N GPUs:
   parameters   4 P / N                float32
   gradients    4 t / N                float32
-  moments      8 t / N                AdamW's two, float32
+  moments      (4 m + 8 (t - m)) / N  float32: Muon's one of the m weights of matrices, AdamW's two of the rest
   gathered     2 (3 B + R)            bfloat16: the block at work, the next one and a block's gradients, B
                                       parameters each, and the R outside all blocks; on one GPU 2 t, the
                                       copies that autocast keeps
@@ -28,7 +35,7 @@ Every GPU holds, in bytes, with P parameters in all and t of them trained, on N 
                   + 46 D)             what it saves outside the blocks, the times of all tokens among it
                with T tokens of width D and F hidden units; without gradient checkpointing
                T ((100 D + 4 F) (L + S) + 46 D)
-The codec, which validation needs, and what the allocator wastes come on top. Processes of one machine load
+A checkpoint is the parameters and the moments, whole. On one GPU autocast saves a seventh more in a block. The codec, which validation needs, and what the allocator wastes come on top. Processes of one machine load
 4 P bytes each into its memory before they are sharded.
 """
 
@@ -39,21 +46,20 @@ class Needs:
 
     parameters: int
     trained: int
-    tensors: int
+    moments: int
     block: int
     activations: int
 
     @property
     def checkpoint(self) -> int:
-        """float32 weights, two moments and a count of steps for each tensor that is trained."""
-        return 4 * self.parameters + 8 * self.trained + 4 * self.tensors
+        return 4 * self.parameters + self.moments
 
     def per_gpu(self, gpus: int, *, outside: int) -> dict[str, float]:
         gathered = 2 * self.trained if gpus == 1 else 2 * (3 * self.block + outside)
         return {
             'parameters': 4 * self.parameters / gpus,
             'gradients': 4 * self.trained / gpus,
-            'moments': 8 * self.trained / gpus,
+            'moments': self.moments / gpus,
             'gathered': gathered,
             'activations': self.activations,
         }
@@ -61,11 +67,15 @@ class Needs:
 
 def needs(model: WorldModel, config: WorldModelConfig) -> Needs:
     """Of a model that has begun its stage."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = make_optimizer(model, learning_rate=1.0, weight_decay=0.0).param_groups
     return Needs(
         parameters=sum(p.numel() for p in model.parameters()),
-        trained=sum(p.numel() for p in trained),
-        tensors=len(trained),
+        trained=sum(p.numel() for group in groups for p in group['params']),
+        moments=sum(
+            (4 if group['use_muon'] else 8) * p.numel()
+            for group in groups
+            for p in group['params']
+        ),
         block=sum(p.numel() for p in model.backbone.wan.blocks[0].parameters()),
         activations=activation_bytes(model, config, CHUNK[config.size]),
     )
@@ -85,6 +95,39 @@ def activation_bytes(
     if config.gradient_checkpointing:
         return tokens * (2 * width * blocks + inside + 46 * width)
     return tokens * (inside * blocks + 46 * width)
+
+
+def operations(config: WorldModelConfig) -> dict[str, float]:
+    """Floating-point operations for one chunk, in 10^9, counted on the meta device.
+
+    ``recode`` is what decoding a chunk and encoding its last frames as stills takes, which training
+    spares itself.
+    """
+    frames, rows, columns = CHUNK[config.size]
+    arguments = VAE[config.size]
+    height, width = (n * arguments['scale_factor_spatial'] for n in (rows, columns))
+    with torch.device('meta'):
+        model = build(config).requires_grad_(False)
+        vae = AutoencoderKLWan(**arguments).requires_grad_(False)
+        latents = torch.empty(1, arguments['z_dim'], frames, rows, columns)
+        side = torch.empty(1, model.backbone.side_branch.embedding.in_channels, *latents.shape[2:])
+        still = torch.empty(1, arguments['in_channels'] // 4, 1, height, width)
+        forward = _counted(lambda: model(latents, torch.empty(1, frames), side))
+        recode = _counted(lambda: vae.decode(latents))
+        recode += (frames - 1) * _counted(lambda: vae.encode(still))
+    context = config.context
+    return {
+        'forward': forward,
+        'training': (4 if config.gradient_checkpointing else 3) * forward,
+        'imagined': context.imagined * context.imagined_steps * forward,
+        'recode': context.imagined * recode,
+    }
+
+
+def _counted(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
 
 
 def report(config: WorldModelConfig) -> str:
@@ -120,4 +163,11 @@ def report(config: WorldModelConfig) -> str:
             widths = (11, 10, 8, 9, 12)
             columns = ' '.join(f'{v / 1e9:{w}.2f}' for v, w in zip(parts.values(), widths))
             rows.append(f'{stage:12} {gpus:4} {columns} {sum(parts.values()) / 1e9:7.2f}')
+    counted = operations(config)
+    rows += [
+        '',
+        f'10^9 operations for a chunk: {counted["forward"]:,.1f} forward, {counted["training"]:,.1f} '
+        f'in a step of training, and {counted["imagined"]:,.1f} for contexts that the model imagines;',
+        f'to decode these and encode them again would be {counted["recode"]:,.1f} more',
+    ]
     return '\n'.join([*lines, *rows, '', FORMULA])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
@@ -18,7 +17,6 @@ from mirage_model.memory.create import MEMORIES
 from mirage_model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.training.context import ContextConfig
 
-Size = Literal['tiny', 'wan22_5b']
 SIZES = {'tiny': TINY, 'wan22_5b': WAN22_5B}
 
 TRAINED = {
@@ -32,12 +30,12 @@ TRAINED = {
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """``batch`` is that of one process. ``shift`` moves the noise levels that are trained towards noise, as
+    """``size`` is one of `SIZES`, ``batch`` that of one process. ``shift`` moves the noise levels that are trained towards noise, as
     the sampler's schedule does. ``memory`` is one of `MEMORIES`; ``dynamic_filter`` keeps out of it
     what moves. ``gradient_checkpointing`` computes every block anew for the backward pass, for memory.
     """
 
-    size: Size = 'tiny'
+    size: str = 'tiny'
     stage: str = 'joint'
     batch: int = 4
     shift: float = 3.0
@@ -51,7 +49,7 @@ class WorldModelConfig:
     context: ContextConfig = ContextConfig()
 
     def __post_init__(self) -> None:
-        for name, allowed in (('size', get_args(Size)), ('stage', TRAINED), ('memory', MEMORIES)):
+        for name, allowed in (('size', SIZES), ('stage', TRAINED), ('memory', MEMORIES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f'{name} must be one of {sorted(allowed)}, got {getattr(self, name)!r}'

@@ -18,7 +18,7 @@ import subprocess
 import time
 from typing import Protocol, runtime_checkable
 
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 import numpy as np
 from pytorch_optimizer import Muon
@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -154,6 +154,9 @@ def _train(
                 steps.set_postfix({name: f'{value:.4f}' for name, value in means.items()})
         if done.step % config.validate_every == 0 or last:
             figures = objective.validate(writer, done.step)
+            if isinstance(module, FSDPModule):
+                # a forward without a backward leaves the outermost parameters gathered
+                module.reshard()
             if writer is not None:
                 _record(run, writer, done.step, figures)
         if done.step % config.checkpoint_every == 0 or last:
@@ -182,8 +185,14 @@ class _Progress:
         return means
 
 
+def processes() -> PartialState:
+    """Those that train together, and the device of this one. Without GPUs they meet on their CPUs."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def _accelerator(config: TrainerConfig) -> Accelerator:
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
         fsdp_plugin=sharding(config) if config.fsdp else None,

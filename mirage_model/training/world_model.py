@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from accelerate import PartialState
 import numpy as np
 from safetensors.torch import load_file
 import torch
@@ -43,7 +42,7 @@ from mirage_model.training.model import (
     begin_stage,
     build,
 )
-from mirage_model.training.trainer import StepResult, checkpoints, fit, load_parameters
+from mirage_model.training.trainer import StepResult, checkpoints, fit, load_parameters, processes
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """As `WorldModel.forward`."""
@@ -204,9 +203,10 @@ class WorldModelObjective:
     def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
         """Let the model imagine the chunk before, from where its own memory and the true frames end.
 
-        When running, what was imagined is decoded and encoded again as stills. That costs ten times
-        the imagining itself, so here the error that the model made, its latents minus the true ones, is
-        carried over to the true stills. Their depth stays the true one, with the noise of an imagined one.
+        When running, what was imagined is decoded and encoded again as stills. That would cost more
+        than the imagining itself, `dry_run.operations`, so here the error that the model made, its
+        latents minus the true ones, is carried over to the true stills. Their depth stays the true one,
+        with the noise of an imagined one.
         """
         before = [scene.video[scene.chunk - 1] for scene in scenes]
         sides = [(scene.memory, scene.cameras(scene.chunk - 1)) for scene in scenes]
@@ -316,7 +316,7 @@ def main() -> None:
     if arguments.compile:
         for block in (*model.backbone.wan.blocks, *model.backbone.side_branch.blocks):
             block.compile(dynamic=False)
-    codec = Codec.from_folder(arguments.codec, device=str(PartialState().device))
+    codec = Codec.from_folder(arguments.codec, device=str(processes().device))
     objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
     fit(
         objective,
@@ -324,7 +324,7 @@ def main() -> None:
         arguments.run,
         full_config={'world_model': asdict(config), 'backbone': dict(model.backbone.wan.config)},
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(f'last checkpoint: {checkpoints(arguments.run)[-1]}')
 
 

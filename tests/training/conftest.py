@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import inspect
+
+from diffusers import WanTransformer3DModel
+from models import small_backbone
+import pytest
+
+from mirage_model.backbone import SIDE_LAYERS
+from mirage_model.training.model import SIZES
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    """'tiny' is the size of `small_backbone`."""
+    config = small_backbone().wan.config
+    names = inspect.signature(WanTransformer3DModel).parameters
+    monkeypatch.setitem(SIZES, 'tiny', {k: v for k, v in config.items() if k in names})
+    monkeypatch.setitem(SIDE_LAYERS, 'tiny', (0, 2))
