@@ -78,7 +78,7 @@ class _Index:
 
 @dataclass(frozen=True)
 class Bag:
-    """One bag, a folder or a file. The bag is one scene, by its name."""
+    """One bag: the folder with its metadata.yaml. It is one scene, by the folder's name."""
 
     path: Path
     config: BagConfig
@@ -86,7 +86,7 @@ class Bag:
 
     @property
     def scene(self) -> str:
-        return self.path.stem
+        return self.path.resolve().name
 
     def listing(self) -> Listing:
         index = self._index

@@ -43,7 +43,7 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     video = [frames[j * new : j * new + chunk_frames] for j in range(chunks)]
     at = slice(0, chunks * new + 1, stride)
-    stills = codec.encode_stills(frames[at].to(device)).cpu()
+    stills = torch.cat([codec.encode_stills(f.to(device)).cpu() for f in frames[at].split(4)])
     height, width = stills.shape[-2:]
     known = Estimate(
         depth=clip.depth[at],
