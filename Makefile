@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test eval-tiny bench-memory bench-efficiency lint format clean
+.PHONY: help setup demo test eval-tiny bench-memory bench-growth bench-efficiency soak lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -24,6 +24,12 @@ eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, an hour or 
 
 bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
 	.venv/bin/python -m mirage_model.evaluation.bench_memory
+
+bench-growth: setup  ## how much the memory grows, against its goals; writes out/bench/growth.json
+	.venv/bin/python -m mirage_model.evaluation.growth
+
+soak: setup  ## 2,000 writes and reads under a cap; writes out/bench/soak.json
+	.venv/bin/python -m mirage_model.evaluation.soak
 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/efficiency.md
 	.venv/bin/python -m mirage_model.evaluation efficiency

@@ -31,7 +31,7 @@ from mirage_model.memory.create import create_memory
 from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception import Estimate
-from mirage_model.remember import keep_mask, pixels_of
+from mirage_model.remember import keep_mask, mean_in_cell, pixels_of
 from mirage_model.rollout import ImaginedChunk, rollout
 
 _SOURCES = get_args(DepthSource)
@@ -247,6 +247,7 @@ class Engine:
             self._on_grid(seen.cameras),
             keep=keep,
             observed=True,
+            confidence=mean_in_cell(seen.confidence, grid_depth),
             pixels=pixels_of(frame, seen),
         )
         return _Place(memory=memory, frame=frame, camera=seen.cameras, depth_source=source)

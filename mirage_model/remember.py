@@ -37,9 +37,9 @@ def keep_mask(
     """
     depth, valid, edge = depth_to_grid(estimate.depth, height, width)
     keep = valid & ~edge
-    keep &= _mean_in_cell(estimate.sky.float(), depth) <= config.max_sky
-    keep &= _mean_in_cell(estimate.moving.float(), depth) <= config.max_moving
-    keep &= _mean_in_cell(estimate.confidence, depth) >= config.min_confidence
+    keep &= mean_in_cell(estimate.sky.float(), depth) <= config.max_sky
+    keep &= mean_in_cell(estimate.moving.float(), depth) <= config.max_moving
+    keep &= mean_in_cell(estimate.confidence, depth) >= config.min_confidence
     return depth, keep
 
 
@@ -53,7 +53,8 @@ def pixels_of(
     return Pixels(frames=frames, depth=estimate.depth.masked_fill(hidden, torch.nan))
 
 
-def _mean_in_cell(
+def mean_in_cell(
     values: Float[Tensor, 'n H W'], cells: Float[Tensor, 'n h w']
 ) -> Float[Tensor, 'n h w']:
+    """The mean of a value of pixels, such as confidence, over those of every cell."""
     return F.adaptive_avg_pool2d(values, cells.shape[1:])

@@ -15,7 +15,7 @@ from mirage_model.camera import Cameras, concatenate, rays, resized
 from mirage_model.checkpoint import Model
 from mirage_model.memory import Memory, Readout
 from mirage_model.perception.refine import refine
-from mirage_model.remember import keep_mask, pixels_of
+from mirage_model.remember import keep_mask, mean_in_cell, pixels_of
 from mirage_model.sampler import sample_chunk
 from mirage_model.side_branch import side_input
 
@@ -100,6 +100,7 @@ def rollout(
             grid,
             keep=keep,
             observed=False,
+            confidence=mean_in_cell(seen.confidence, depth),
             pixels=pixels_of(last_of_latent, seen),
         )
         context, context_frame, context_camera = stills[-1:], frames[-1:], new[-1:]

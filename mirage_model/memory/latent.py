@@ -21,6 +21,9 @@ from mirage_model.memory.limits import Policy, forget, page_out
 from mirage_model.memory.store import Prefer, Store
 from mirage_model.memory.zbuffer import Rule, Views
 
+FARTHEST = 1e6
+"""Metres; depths that compete stay far below what float32 holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
@@ -49,7 +52,7 @@ class MemoryConfig:
     finer: float = 2.0
     tolerance: float = 0.05
     near: float = 0.05
-    far: float = 1e6
+    far: float = FARTHEST
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
     capacity: int = 0
     policy: Policy = 'oldest'
@@ -77,8 +80,10 @@ class MemoryConfig:
             raise ValueError(f'a bound on resident cells needs a folder, got {self.folder!r}')
         if not 0 <= self.tolerance < 1:
             raise ValueError(f'tolerance must be a share in 0..1, got {self.tolerance}')
-        if not 0 < self.near < self.far <= 1e6:
-            raise ValueError(f'need 0 < near < far <= 1e6, got {self.near} and {self.far}')
+        if not 0 < self.near < self.far <= FARTHEST:
+            raise ValueError(
+                f'need 0 < near < far <= {FARTHEST:g}, got {self.near} and {self.far}'
+            )
 
     def rule(self, *, footprint: int | None = None) -> Rule:
         return Rule(
@@ -106,7 +111,6 @@ class LatentMemory:
         self._store = Store()
         self._gpu = None
         self._origin: float | None = None
-        self._written = 0
         self._writing = Lock()
 
     def __len__(self) -> int:
@@ -135,7 +139,7 @@ class LatentMemory:
         branch = LatentMemory(self.config)
         with self._writing:
             branch._store, branch._gpu = self._store, self._gpu
-            branch._origin, branch._written = self._origin, self._written
+            branch._origin = self._origin
         return branch
 
     @torch.no_grad()
@@ -150,7 +154,10 @@ class LatentMemory:
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
     ) -> int:
-        """As `Memory.write`; cells whose place they took are not subtracted from those added."""
+        """As `Memory.write`; cells whose place they took are not subtracted from those added.
+
+        A cell that is ``FARTHEST`` away or farther, which no camera finds, is left out.
+        """
         seen = _Seen(
             latents=latents.cpu(),
             depth=depth.cpu().float(),
@@ -161,12 +168,13 @@ class LatentMemory:
             keep=keep.cpu(),
         )
         self._check(seen)
+        seen = replace(seen, keep=seen.keep & (seen.depth < FARTHEST))
         with self._writing:
             if self._origin is None:
                 self._origin = float(seen.cameras.times[0])
             store = self._store.draft()
-            if self._written + seen.keep.numel() > LATEST:
-                self._written = store.renumber()
+            if store.written + seen.keep.numel() > LATEST:
+                store.renumber()
             if observed:
                 gone = reader.seen_through(
                     self._store, Views.of(seen.cameras), seen.depth, self.config.rule()
@@ -251,7 +259,7 @@ class LatentMemory:
         for rows in (every.observed, ~every.observed):
             part = every.take(rows)
             memory._store.insert(part, np.zeros(len(part), np.int64), voxel=config.voxel)
-        memory._written = 1 + int(tensors['serial'].max()) if len(order) else 0
+        memory._store.written = 1 + int(tensors['serial'].max()) if len(order) else 0
         return memory
 
     def _check(self, seen: _Seen) -> None:
@@ -299,8 +307,8 @@ class LatentMemory:
         return ~hides & (reader.shown_size(store, views, config.rule()) > config.finer * size)
 
     def _insert(self, store: Store, seen: _Seen, *, observed: bool) -> int:
-        cells = self._cells(seen, observed=observed)
-        self._written += len(cells)
+        cells = self._cells(seen, first=store.written, observed=observed)
+        store.written += len(cells)
         # what imagination adds where nothing is shown takes nobody's place
         displace = observed or not self.config.finer
         camera = seen.keep.nonzero()[:, 0].numpy()
@@ -308,16 +316,16 @@ class LatentMemory:
             cells, camera, voxel=self.config.voxel, prefer=self.config.prefer, displace=displace
         )
 
-    def _cells(self, seen: _Seen, *, observed: bool) -> Cells:
-        """The kept cells in the order of camera, row and column."""
+    def _cells(self, seen: _Seen, *, first: int, observed: bool) -> Cells:
+        """The kept cells in the order of camera, row and column, numbered from ``first`` on."""
         cameras, depth, keep = seen.cameras, seen.depth, seen.keep
         time = (cameras.times.double() - self._origin).float()[:, None, None].expand_as(depth)
         position = unproject(torch.where(keep, depth, 1.0), cameras)[keep]
         points = torch.cat(
             [position, (depth / _focal(cameras))[keep][:, None]], dim=1
         ).T.contiguous()
-        kept = seen.latents.movedim(1, -1)[keep].to(getattr(torch, self.config.dtype))
-        serial = self._written + np.arange(len(kept))
+        kept = seen.latents.to(getattr(torch, self.config.dtype)).movedim(1, -1)[keep]
+        serial = first + np.arange(len(kept))
         order = (LATEST - serial).astype(np.uint32)
         return Cells(
             points=points.numpy(),

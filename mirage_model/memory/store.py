@@ -172,6 +172,8 @@ class Store:
     """The directory of regions. The verbs that change it are for a draft, never once published."""
 
     def __init__(self) -> None:
+        self.written = 0
+        """The serial number of the cell that is written next."""
         self.length = 0
         self.resident = 0
         """Cells, and those of them that are not mapped from a file."""
@@ -241,6 +243,7 @@ class Store:
             np.maximum(upper, region.table.upper[slot], out=upper)
         elif self.count[place[0]] == 0:
             self._slots.release(place[0])
+            self._regions[place[0]] = _Region()
 
     def cells(self) -> Cells | None:
         """All cells in the order in which they were written; None where there are none."""
@@ -250,11 +253,11 @@ class Store:
         every = joined(blocks)
         return every.take(np.argsort(LATEST - (every.order & LATEST).astype(np.int64)))
 
-    def renumber(self) -> int:
-        """Number the cells from 0 on, in the same order; return how many there are."""
-        blocks = self.blocks()
+    def renumber(self) -> None:
+        """Number the cells from 0 on, in the same order."""
+        self.written, blocks = len(self), self.blocks()
         if not blocks:
-            return 0
+            return
         order = np.concatenate([block.order for block in blocks])
         serial = np.empty(len(order), np.int64)
         serial[np.argsort(LATEST - (order & LATEST).astype(np.int64))] = np.arange(len(order))
@@ -263,7 +266,6 @@ class Store:
         parts = np.split(order, np.cumsum(table.count)[:-1])
         for (region, slot), block, part in zip(places.tolist(), blocks, parts):
             self.put((region, slot), replace(block, order=part.copy()))
-        return len(order)
 
     def insert(
         self,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from mirage_model.camera import unproject
 from mirage_model.memory.zbuffer import Points, Rule, Views
 
 
@@ -125,3 +126,102 @@ def merge(held, new, voxel, *, prefer='newest', displace=True):
             entered.append(cell)
     taken = {key(cell) for cell in entered} if displace else set()
     return [cell for cell in held if key(cell) not in taken] + entered
+
+
+class LoopMemory:
+    """What `LatentMemory` does, as a list of dictionaries in the order of writing."""
+
+    def __init__(self, config):
+        self.config, self.held, self.origin, self.written = config, [], None, 0
+
+    def write(self, latents, depth, cameras, *, keep, observed, confidence):
+        self.origin = float(cameras.times[0]) if self.origin is None else self.origin
+        if observed:
+            views = Views.of(cameras)
+            gone = seen_through(self.points(), depth, views, self.config.rule())
+            self.held = [cell for cell, lost in zip(self.held, gone) if not lost]
+            self.add(latents, depth, cameras, keep, confidence, observed=True)
+            return
+        for k in range(len(cameras)):
+            one = slice(k, k + 1)
+            room = keep[one] & self.open_to_imagination(depth[one], cameras[one])
+            parts = (latents[one], depth[one], cameras[one], room, confidence[one])
+            self.add(*parts, observed=False)
+
+    def add(self, latents, depth, cameras, keep, confidence, *, observed):
+        position = unproject(torch.where(keep, depth, 1.0), cameras)
+        new = []
+        for camera, row, column in keep.nonzero().tolist():
+            place = (camera, row, column)
+            time = float(cameras.times[camera]) - self.origin
+            new.append(
+                {
+                    'position': position[place].numpy(),
+                    'size': np.float32(depth[place]) / focal_of(cameras, camera),
+                    'observed': observed,
+                    'confidence': round(float(confidence[place]) * 255),
+                    'camera': camera,
+                    'latents': latents[camera, :, row, column],
+                    'depth': np.float32(depth[place]),
+                    'time': np.float32(time),
+                }
+            )
+        if self.config.voxel == 0:
+            self.held = self.held + new
+            return
+        displace = observed or not self.config.finer
+        self.held = merge(
+            self.held, new, self.config.voxel, prefer=self.config.prefer, displace=displace
+        )
+
+    def open_to_imagination(self, depth, cameras):
+        config, views = self.config, Views.of(cameras)
+        seen = self.points(only_observed=True)
+        _, surface = nearest(seen, views, config.rule(footprint=max(3, config.footprint)))
+        shown, _ = nearest(self.points(), views, config.rule())
+        room = torch.zeros_like(depth, dtype=torch.bool)
+        for place in np.ndindex(*depth.shape):
+            d = np.float32(depth[place])
+            with np.errstate(all='ignore'):
+                hides = d + d * np.float32(config.tolerance) < surface[place].numpy()
+                size = np.float32(config.finer) * (d / focal_of(cameras, place[0]))
+            winner = shown[place]
+            coarse = math.inf if winner < 0 else self.held[winner]['size']
+            finer = not config.finer or coarse > size
+            room[place] = bool(not (hides and surface[place] < math.inf) and finer)
+        return room
+
+    def points(self, *, only_observed=False):
+        held = [cell for cell in self.held if cell['observed'] or not only_observed]
+        return Points(
+            position=torch.tensor([cell['position'].tolist() for cell in held]).view(-1, 3),
+            size=torch.tensor([float(cell['size']) for cell in held]),
+            observed=torch.tensor([cell['observed'] for cell in held], dtype=torch.bool),
+        )
+
+    def readout(self, cameras):
+        """Dictionaries of what is seen at (camera, row, column)."""
+        views = Views.of(cameras)
+        index, _ = nearest(self.points(), views, self.config.rule())
+        result = {}
+        for place in np.ndindex(*index.shape):
+            if index[place] < 0:
+                continue
+            cell, camera = self.held[index[place]], place[0]
+            pose = [getattr(views, name)[camera].numpy() for name in ('rotation', 'translation')]
+            focal, centre = views.focal[camera].numpy(), views.centre[camera].numpy()
+            u, v, depth = scalar_project(cell['position'], *pose, focal, centre)
+            result[place] = {
+                'latents': cell['latents'].to(getattr(torch, self.config.dtype)).float(),
+                'observed': cell['observed'],
+                'depth': depth,
+                'age': np.float32(float(cameras.times[camera]) - self.origin) - cell['time'],
+                'offset': (u - np.float32(place[2]), v - np.float32(place[1])),
+                'depth_ratio': depth / cell['depth'],
+            }
+        return result
+
+
+def focal_of(cameras, camera):
+    fx, fy = cameras.K[camera, 0, 0].numpy(), cameras.K[camera, 1, 1].numpy()
+    return np.sqrt(np.float32(fx * fy))

@@ -21,7 +21,15 @@ def filled(**config) -> LatentMemory:
         camera = scenes.camera_row([scenes.transform((0, 0.3 * write, 0))], [1.7e9 + write])
         latents = torch.randn(1, 3, scenes.HEIGHT, scenes.WIDTH, generator=generator)
         depth = torch.rand(1, scenes.HEIGHT, scenes.WIDTH, generator=generator) * 0.1 + 4
-        memory.write(latents, depth, camera, keep=depth > 0, observed=write % 2 == 0)
+        confidence = torch.rand(depth.shape, generator=generator)
+        memory.write(
+            latents,
+            depth,
+            camera,
+            keep=depth > 0,
+            observed=write % 2 == 0,
+            confidence=confidence,
+        )
     return memory
 
 
@@ -39,6 +47,11 @@ def test_a_saved_memory_comes_back_the_same(tmp_path, config):
     loaded = LatentMemory.load(tmp_path / 'place.safetensors')
     assert loaded.config == memory.config
     assert len(loaded) == len(memory) and loaded.nbytes == memory.nbytes
+    held, back = memory._store.cells(), loaded._store.cells()
+    assert (held.observed == back.observed).all()
+    for name in ('points', 'written', 'confidence', 'latents'):  # they are numbered anew
+        assert (getattr(back, name) == getattr(held, name)).all(), name
+    assert len(set(held.confidence)) > 10
     # a later write meets both in the same state
     for other in (memory, loaded):
         depth = torch.full((1, scenes.HEIGHT, scenes.WIDTH), 3.0)

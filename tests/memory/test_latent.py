@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from threading import Event, Thread
 
 from hypothesis import given, settings
@@ -202,6 +203,60 @@ def test_bad_writes_are_refused_and_say_where():
     assert len(memory) == 0
 
 
+def test_what_is_farther_than_any_camera_looks_is_left_out():
+    memory, depth = LatentMemory(CONFIG), wall(4)
+    depth[0, 0] = torch.tensor([1e6, 1e12, 3e38, 999_999.0, 4, 4])
+    assert memory.write(picture(), depth, at(0, 0, 0), keep=everywhere(), observed=True) == 21
+    assert memory.readout(at(0, 0, 0)).visible[0, 0].tolist() == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize('wrong', [math.nan, -0.1, 1.1, math.inf])
+def test_a_confidence_that_is_none_is_refused(wrong):
+    confidence = wall(1)
+    confidence[0, 1, 2] = wrong
+    memory = LatentMemory(CONFIG)
+
+    def write(keep):
+        camera = at(0, 0, 0)
+        return memory.write(
+            picture(), wall(4), camera, keep=keep, observed=True, confidence=confidence
+        )
+
+    with pytest.raises(ValueError, match=r'\[0, 1, 2\].*confidence'):
+        write(everywhere())
+    assert write(confidence == 1) == 23
+
+
+@pytest.mark.parametrize(('prefer', 'stays'), [('newest', 1), ('confident', 0)])
+def test_a_voxel_keeps_the_token_that_is_preferred_whole(prefer, stays):
+    config = MemoryConfig(channels=CHANNELS, dtype='float32', voxel=1.0, prefer=prefer)
+    memory, camera = LatentMemory(config), at(0, 0, 0)
+    for seed, confidence in ((0, 0.8), (1, 0.5), (2, 0.9)):
+        memory.write(
+            picture(seed=seed),
+            wall(4),
+            camera,
+            keep=everywhere(),
+            observed=True,
+            confidence=wall(confidence),
+        )
+        held = memory._store.cells()
+        assert len(held) == 24
+        shown = memory.readout(camera).latents
+        kept = (0, stays, 2)[seed]
+        assert torch.equal(shown, picture(seed=kept))
+        assert set(held.confidence) == {round((0.8, 0.5, 0.9)[kept] * 255)}
+
+
+def test_bytes_are_those_of_the_blocks():
+    memory = LatentMemory(MemoryConfig(channels=48))
+    latents = torch.zeros(1, 48, scenes.HEIGHT, scenes.WIDTH)
+    memory.write(latents, wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
+    arrays = [values for block in memory._store.blocks() for values in vars(block).values()]
+    assert memory.nbytes == sum(values.nbytes for values in arrays) == 24 * 125
+    assert memory.resident_nbytes == memory.nbytes and memory.index_nbytes > 0
+
+
 @pytest.mark.parametrize(
     'wrong', [{'channels': 0}, {'footprint': 2}, {'tolerance': 1.0}, {'near': 0.0}, {'far': 0.01}]
 )
@@ -210,44 +265,61 @@ def test_a_config_that_makes_no_sense_is_refused(wrong):
         MemoryConfig(**{'channels': 3} | wrong)
 
 
-def test_a_reader_sees_a_write_whole_or_not_at_all():
-    memory = LatentMemory(CONFIG)
-    camera = at(0, 0, 0)
+@pytest.mark.parametrize('bounded', [False, True])
+def test_a_reader_sees_a_write_whole_or_not_at_all(tmp_path, bounded):
+    """Two readers, of two cameras that share no block and are written at once."""
+    bounds = {'capacity': 60, 'resident': 30, 'folder': str(tmp_path)} if bounded else {}
+    memory = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', **bounds))
+    cameras = scenes.camera_row([scenes.transform(), scenes.transform((0, math.pi, 0))])
+    failures, done = [], Event()
 
     def write(value):
-        latents = torch.full((1, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
-        memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
-
-    write(0)
-    failures, done = [], Event()
+        latents = torch.full((2, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
+        memory.write(latents, wall(4, 2), cameras, keep=everywhere(2), observed=True)
 
     def read():
         while not done.is_set():
-            readout = memory.readout(camera)
+            readout = memory.readout(cameras)
             if not readout.visible.all() or len(readout.latents.unique()) != 1:
                 failures.append(readout)
 
+    write(0)
     readers = [Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for value in range(1, 100):
+    for value in range(1, 60):
         write(value)
     done.set()
     for reader in readers:
         reader.join()
     assert not failures
-    assert memory.readout(camera).latents.eq(99).all()
+    assert memory.readout(cameras).latents.eq(59).all()
+
+
+def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path):
+    folder = tmp_path / 'blocks'
+    folder.mkdir()
+    config = MemoryConfig(channels=CHANNELS, resident=10, folder=str(folder))
+    memory, cameras = LatentMemory(config), at(0, 0, 0)
+    memory.write(picture(), wall(4), cameras, keep=everywhere(), observed=True)
+    before, written = memory.readout(cameras), memory._store.written
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match='blocks'):
+        memory.write(picture(seed=1), wall(3), cameras, keep=everywhere(), observed=True)
+    assert len(memory) == 24 and memory._store.written == written
+    for name, value in vars(memory.readout(cameras)).items():
+        assert torch.equal(value, getattr(before, name)), name
 
 
 def test_serial_numbers_start_again_before_they_run_out():
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', voxel=0.0))
     camera = at(0, 0, 0)
-    memory._written = LATEST - 3 * 24
+    memory._store.written = LATEST - 3 * 24
     for value in range(5):
         latents = torch.full((1, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
         memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
         assert memory.readout(camera).latents.eq(value).all()  # of equals the later wins
-    assert memory._written < LATEST / 2 and len(memory) == 5 * 24
+    assert memory._store.written < LATEST / 2 and len(memory) == 5 * 24
 
 
 def test_what_was_imagined_stays_until_it_is_seen_finer():

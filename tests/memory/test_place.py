@@ -2,97 +2,60 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from mirage_model.camera import Cameras, directions, resized
-from mirage_model.memory.grid import depth_to_grid
+from mirage_model.evaluation.growth import Walk, coming_back, corridor_drive, main, ways, written
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.worlds.doom import DoomWorld
 
-CHANNELS, HEIGHT, WIDTH = 2, 12, 20
+CHANNELS = 2
 OUT = 17
 
 
 @pytest.fixture(scope='module')
-def way_and_back() -> tuple[Cameras, torch.Tensor, torch.Tensor]:
-    """Cameras that wander and come back beside their path, depth on the grid, keep."""
-    rng = np.random.default_rng(3)
-    with DoomWorld(map_name='E1M1', seed=1) as world:
-        out = world.plan('wander', OUT, rng)
-        back = out[::-1].copy()
-        back[:, :2, 3] += rng.uniform(-0.1, 0.1, (OUT, 2))
-        clip = world.record(np.concatenate([out, back]), np.arange(2 * OUT) / 8, name='way')
-    depth = torch.where(clip.sky | clip.moving, torch.nan, clip.depth)
-    depth, valid, edge = depth_to_grid(depth, HEIGHT, WIDTH)
-    return resized(clip.cameras, HEIGHT, WIDTH), depth, valid & ~edge
+def out_and_back() -> tuple[Walk, Walk, Walk]:
+    """A random way, the same way back, and a way back beside it."""
+    return ways('E1M1', OUT, stride=8, seed=3)
 
 
-def grown(memory: LatentMemory, place, frames: range) -> int:
-    cameras, depth, keep = place
-    before = len(memory)
-    for k in frames:
-        latents = torch.full((1, CHANNELS, HEIGHT, WIDTH), float(k))
-        one = slice(k, k + 1)
-        memory.write(latents, depth[one], cameras[one], keep=keep[one], observed=True)
-    return len(memory) - before
+@pytest.mark.parametrize('prefer', ['newest', 'confident'])
+def test_coming_back_adds_next_to_nothing(out_and_back, prefer):
+    out, *backs = out_and_back
+    for back in backs:
+        found = coming_back(MemoryConfig(channels=CHANNELS, prefer=prefer), out, back)
+        assert 500 < found['cells_out'] < out.keep.sum() / 2
+        assert found['added_back'] < 0.05
 
 
-def test_coming_back_adds_next_to_nothing(way_and_back):
+def test_merging_keeps_the_view_of_every_camera(out_and_back):
+    out, _, beside = out_and_back
+    found = coming_back(MemoryConfig(channels=CHANNELS), out, beside)
+    assert found['covered_1'] > 0.92 and found['covered_3'] > 0.97
     memory = LatentMemory(MemoryConfig(channels=CHANNELS))
-    out = grown(memory, way_and_back, range(OUT))
-    back = grown(memory, way_and_back, range(OUT, 2 * OUT))
-    assert 500 < out < way_and_back[2][:OUT].sum() / 2
-    assert back < 0.05 * out
+    written(memory, beside)
+    last = beside[-1:]
+    assert memory.readout(last.cameras).visible[last.keep].all()
 
 
-@pytest.mark.parametrize(('footprint', 'share'), [(1, 0.92), (3, 0.97)])
-def test_merging_keeps_the_view_of_every_camera(way_and_back, footprint, share):
-    cameras, _, keep = way_and_back
-    memory = LatentMemory(MemoryConfig(channels=CHANNELS, footprint=footprint))
-    grown(memory, way_and_back, range(2 * OUT))
-    assert memory.readout(cameras).visible[keep].float().mean() > share
-    assert memory.readout(cameras[-1:]).visible[keep[-1:]].all()
-
-
-def test_without_merging_every_kept_cell_reads_back(way_and_back):
-    cameras, depth, keep = way_and_back
+def test_without_merging_every_kept_cell_reads_back(out_and_back):
+    one = out_and_back[0][:1]
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, voxel=0.0, dtype='float32'))
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=generator)
-    memory.write(latents, depth[:1], cameras[:1], keep=keep[:1], observed=True)
-    readout = memory.readout(cameras[:1])
-    assert torch.equal(readout.visible, keep[:1])
-    expected = torch.where(keep[:1, None], latents, 0.0)
-    assert torch.equal(readout.latents, expected)
+    latents = torch.randn(1, CHANNELS, *one.depth.shape[1:], generator=generator)
+    memory.write(latents, one.depth, one.cameras, keep=one.keep, observed=True)
+    readout = memory.readout(one.cameras)
+    assert torch.equal(readout.visible, one.keep)
+    assert torch.equal(readout.latents, torch.where(one.keep[:, None], latents, 0.0))
 
 
 def test_a_forward_drive_at_full_size_stays_small():
-    """Five chunks of 704x1280 frames down a corridor: the memory grows by what is new."""
-    height, width, channels = 44, 80, 48
-    pose = np.tile(np.eye(4), (41, 1, 1))
-    pose[:, 2, 3] = np.arange(41) * 0.1
-    cameras = Cameras(
-        K=torch.tensor([[40.0, 0, 39.5], [0, 40, 21.5], [0, 0, 1]]).repeat(41, 1, 1),
-        world_from_camera=torch.tensor(pose, dtype=torch.float32),
-        times=torch.arange(41, dtype=torch.float64) / 2,
-        height=height,
-        width=width,
-    )
-    aim = directions(cameras[0])
-    sides = torch.stack([2.0 / aim[..., 0].abs(), 1.5 / aim[..., 1].abs()]).amin(dim=0)
-    memory = LatentMemory(MemoryConfig(channels=channels))
-    latents, before = torch.zeros(1, channels, height, width), []
-    keep = torch.ones(1, height, width, dtype=torch.bool)
-    for k in range(41):
-        depth = torch.minimum(sides, 20.0 - cameras.world_from_camera[k, 2, 3])[None]
-        if k > 0:
-            before.append(memory.readout(cameras[k : k + 1]).visible.float().mean())
-        memory.write(latents, depth, cameras[k : k + 1], keep=keep, observed=k == 0)
-        if k == 0:
-            seed = memory.nbytes
-            assert len(memory) == height * width
-    assert sum(before) / len(before) < 0.9
-    assert memory.nbytes / len(memory) <= 128
-    assert memory.nbytes - seed <= 2.6 * 2**20
+    drive = corridor_drive()
+    assert drive.seed_cells == 44 * 80 and 0.8 < drive.covered < 0.9
+    assert drive.nbytes / drive.cells <= 128
+    assert drive.nbytes - drive.seed_nbytes <= 2.6 * 2**20
+
+
+def test_the_command_reports_what_holds(tmp_path, capsys):
+    path = tmp_path / 'growth.json'
+    assert main(['--frames', '9', '--out', str(path)]) == 0
+    assert 'bytes of a cell of 48 channels' in capsys.readouterr().out and path.exists()

@@ -60,11 +60,11 @@ def test_nearest_equals_the_reference(points, cameras, rule):
     assert torch.equal(rank, expected_rank)
 
 
-def crowd(count: int, seed: int = 0, spread: float = 20.0) -> Points:
+def crowd(count: int, seed: int = 0, spread: float = 20.0, smallest: float = 0.5) -> Points:
     generator = torch.Generator().manual_seed(seed)
     return Points(
         position=(torch.rand(count, 3, generator=generator) - 0.5) * spread,
-        size=torch.rand(count, generator=generator) * 2 + 0.01,
+        size=torch.rand(count, generator=generator) * 1.5 + smallest,
         observed=torch.rand(count, generator=generator) < 0.5,
     )
 
@@ -116,7 +116,7 @@ def test_seen_through_equals_the_reference(points, cameras, rule, depths):
 
 
 def test_blocks_out_of_view_are_not_read():
-    points = crowd(20_000, spread=200.0)
+    points = crowd(4000, spread=120.0, smallest=0.01)
     store = store_of(points)
     views = Views.of(scenes.camera_row([scenes.transform()], height=12, width=20, fx=10, fy=12))
     rule = Rule(footprint=1, tolerance=0.05, near=0.05, far=20.0)

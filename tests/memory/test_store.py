@@ -117,3 +117,26 @@ def test_voxels_follow_the_size_within_bounds(size):
     assert -12 <= block[0, 0] <= 20 and 0 <= voxel[0] < VOXELS**3
     if 1e-3 < size < 1e3:
         assert 2.0 ** block[0, 0] <= size < 2.0 ** (block[0, 0] + 1)
+
+
+@pytest.mark.parametrize(('size', 'imagined'), [(0.25, 4.0), (4.0, 0.25), (1.0, 1.0)])
+def test_imagination_is_refused_in_the_voxel_of_an_observed_cell_of_any_size(size, imagined):
+    store = Store()
+    store.insert(packed([cell_at(0.1, 0.1, 0.1, size=size)], 0), np.zeros(1, int), voxel=1.0)
+    within, beside = 0.9 * size, 1.1 * size
+    new = [cell_at(x, 0.1, 0.1, size=imagined, observed=False) for x in (within, beside)]
+    assert store.insert(packed(new, 1), np.zeros(2, int), voxel=1.0, displace=False) == 1
+    assert store.cells().points[0].tolist() == [np.float32(0.1), np.float32(beside)]
+
+
+def test_a_draft_copies_what_it_changes_alone():
+    """However much is stored: the regions and blocks elsewhere are the same objects."""
+    store = Store()
+    for x in range(0, 4000, 40):
+        store.insert(packed([cell_at(float(x), 0.1, 0.1)], x), np.zeros(1, int), voxel=1.0)
+    draft = store.draft()
+    draft.insert(packed([cell_at(0.0, 5.0, 0.1)], 5000), np.zeros(1, int), voxel=1.0)
+    before, after = {id(block) for block in store.blocks()}, [*draft.blocks()]
+    assert len(after) == 100 and sum(id(block) not in before for block in after) == 1
+    regions = zip(store._regions, draft._regions)
+    assert len(store._regions) > 20 and sum(a is not b for a, b in regions) == 1
