@@ -104,7 +104,7 @@ class Bag:
             images = self._images(
                 self.config.depth, index.depth_stamps[rows], index.depth_logged[rows], _metres
             )
-            depth[:] = [fit(image, self.layout, labels=True) for image in images]
+            depth[:] = images
         cameras = Cameras(
             K=torch.from_numpy(np.tile(index.K, (len(rows), 1, 1))).float(),
             world_from_camera=torch.from_numpy(index.world_from_camera[rows]).float(),
@@ -114,7 +114,7 @@ class Bag:
         )
         return Clip(
             name=part.name,
-            frames=torch.from_numpy(np.stack([fit(frame, self.layout) for frame in frames])),
+            frames=torch.from_numpy(np.stack(frames)),
             cameras=fit_cameras(check_cameras(cameras), self.layout),
             depth=torch.from_numpy(depth),
             sky=torch.zeros(shape, dtype=torch.bool),
@@ -253,7 +253,7 @@ class Bag:
         logged: Int[np.ndarray, 'n'],
         read: Callable,
     ) -> list[np.ndarray]:
-        """The images with these stamps by ``read``, in this order."""
+        """The images with these stamps by ``read``, fitted, in this order."""
         index, found, wanted = self._index, {}, set(stamps.tolist())
         span = int(logged.min()), int(logged.max()) + 1
         with self._reader() as reader:
@@ -270,7 +270,7 @@ class Bag:
                         f'{self.path}: {topic} has images of {image.shape[0]}x{image.shape[1]}, '
                         f'{self.config.camera_info} of {index.height}x{index.width}'
                     )
-                found[stamp] = image
+                found[stamp] = fit(image, self.layout, labels=read is _metres)
         return [found[stamp] for stamp in stamps.tolist()]
 
 

@@ -198,7 +198,9 @@ class _Builder:
     def _enclose(self, room: Room, openings: dict[tuple[Room, str], list[_Opening]]) -> None:
         """Floor, walls, and a ceiling where there is a roof."""
         pick = self.palette.pick
-        floor = pick('planks', 'tiles', 'speckles', metres=2.0, value=(0.3, 0.8))
+        floor = pick(
+            'planks', 'tiles', 'speckles', metres=2.0, saturation=(0.0, 0.6), value=(0.3, 0.8)
+        )
         size = ((room.x1 - room.x0) / 2, (room.y1 - room.y0) / 2, 0.05)
         middle = ((room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2)
         self._add('box', (*middle, -0.05), size, floor)
@@ -207,7 +209,9 @@ class _Builder:
                 'plaster', 'planks', metres=2.0, saturation=(0.0, 0.3), value=(0.7, 1.0)
             )
             self._add('box', (*middle, self.height + 0.05), size, ceiling)
-        usual = pick('plaster', 'bricks', 'stripes', metres=1.5, value=(0.5, 1.0))
+        usual = pick(
+            'plaster', 'bricks', 'stripes', metres=1.5, saturation=(0.0, 0.6), value=(0.5, 1.0)
+        )
         for side in 'WESN':
             other = self.rng.random() < 0.3
             finish = pick('bricks', 'stripes', 'planks', metres=1.5) if other else usual

@@ -78,9 +78,9 @@ class RoomWorld:
             low=corners.min(axis=0),
             high=corners.max(axis=0),
             inside=self.house.inside,
-            clearance=0.3,
-            view=2.0,
-            room=1.2,
+            clearance=0.4,
+            view=3.0,
+            room=1.4,
         )
         self.starts = np.random.default_rng(seed).uniform(0, 100, len(self.house.movers))
 
