@@ -6,7 +6,7 @@ that the sky is seen.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 import itertools
 
@@ -115,7 +115,7 @@ class _Builder:
         self.solids: list[Solid] = []
         self.walls: list[tuple[float, float, float, float]] = []
         self.footprints: list[tuple[float, float, float, float]] = []
-        self.names: Counter[str] = Counter()
+        self.names: set[str] = set()
 
     def build(self) -> House:
         rng = self.rng
@@ -295,7 +295,7 @@ class _Builder:
             )
             if not near_door and not self._occupied(box, margin=0.5):
                 self.footprints.append(box)
-                self.names[name] += 1
+                self.names.add(name)
                 self._place(solids, x, y, _YAW[side])
 
     def _occupied(self, box: tuple[float, float, float, float], *, margin: float) -> bool:
@@ -329,7 +329,7 @@ class _Builder:
                 continue
             hit, _ = crossings(*a, *((b - a) / length), walls)
             if len(hit) and hit[0] > length:
-                self.names[name] += 1
+                self.names.add(name)
                 return Mover(
                     solids=solids,
                     ends=((float(a[0]), float(a[1])), (float(b[0]), float(b[1]))),
@@ -352,12 +352,8 @@ class _Builder:
         )
 
     def _text(self, rooms: list[Room]) -> str:
-        things = [f'{count} {name}' for name, count in sorted(self.names.items())]
-        open_sky = sum(not room.roofed for room in rooms)
-        return (
-            f'Inside a house of {len(rooms)} rooms, {open_sky} of them under open sky, with '
-            + ', '.join(things)
-        )
+        sky = '' if all(room.roofed for room in rooms) else ', partly under open sky'
+        return f'Inside a house{sky}, with {", ".join(sorted(self.names))}'
 
 
 def _outlines(boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
