@@ -76,11 +76,11 @@ class Drive:
 
 
 def corridor_drive(chunks: int = 5) -> Drive:
-    """Chunks of eight new latent frames of 704x1280, imagined, ten centimetres a frame down a
+    """Chunks of eight new latent frames of 704x1280, imagined, five centimetres a frame down a
     corridor of 4 x 3 m, after an observed seed."""
     height, width, n = 44, 80, 8 * chunks + 1
     pose = np.tile(np.eye(4), (n, 1, 1))
-    pose[:, 2, 3] = np.arange(n) * 0.1
+    pose[:, 2, 3] = np.arange(n) * 0.05
     cameras = Cameras(
         K=torch.tensor([[40.0, 0, 39.5], [0, 40, 21.5], [0, 0, 1]]).repeat(n, 1, 1),
         world_from_camera=torch.tensor(pose, dtype=torch.float32),
