@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 import torch
@@ -37,17 +39,30 @@ TINY = {
 SIDE_LAYERS = {'wan22_5b': tuple(range(0, 30, 4)), 'tiny': (0, 2, 4)}
 
 
+Prediction = Literal['velocity', 'latents']
+
+_LEAST_SIGMA = 0.1
+
+
 class Backbone(nn.Module):
     """Predicts the flow's velocity, noise minus latents, of every latent frame at its own noise level.
 
     Without a side input it is `WanTransformer3DModel.forward`, operation for operation; with a side
-    branch that was never trained it still is.
+    branch that was never trained it still is. Where ``predicts`` is 'latents', the transformer's output
+    is taken for the clean latents, and the velocity follows: (noisy - clean) / sigma, with sigma at
+    least 0.1. A narrow transformer need not carry the noise then (Li and He, 2025, arXiv:2511.13720).
     """
 
-    def __init__(self, wan: WanTransformer3DModel, side_branch: SideBranch):
+    def __init__(
+        self,
+        wan: WanTransformer3DModel,
+        side_branch: SideBranch,
+        predicts: Prediction = 'velocity',
+    ):
         super().__init__()
         self.wan = wan
         self.side_branch = side_branch
+        self.predicts = predicts
         self.gradient_checkpointing = False
 
     def forward(
@@ -63,7 +78,7 @@ class Backbone(nn.Module):
         """
         wan = self.wan
         b, _, k, h, w = latents.shape
-        given, dtype = latents.dtype, wan.patch_embedding.weight.dtype
+        noisy, given, dtype = latents, latents.dtype, wan.patch_embedding.weight.dtype
         latents, text = latents.to(dtype), text.to(dtype)
         side = None if side is None else side.to(dtype)
         p_t, p_h, p_w = wan.config.patch_size
@@ -92,4 +107,8 @@ class Backbone(nn.Module):
         patches = wan.proj_out(normed.type_as(hidden))
         patches = patches.reshape(b, k, h // p_h, w // p_w, p_t, p_h, p_w, -1)
         patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
+        output = patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
+        if self.predicts == 'velocity':
+            return output
+        sigma = (timesteps / 1000).clamp(min=_LEAST_SIGMA)[:, None, :, None, None]
+        return (noisy - output) / sigma.to(given)

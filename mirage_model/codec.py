@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 WAN22_VAE = {
     'base_dim': 160,
     'decoder_base_dim': 256,

@@ -114,9 +114,17 @@ def test_no_folder_is_refused(tmp_path):
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(folder, changes):
-    path = folder / 'model.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    set_in_model_json(folder, **changes)
     with pytest.raises(ValueError):
+        load_model(folder)
+
+
+def test_what_the_transformer_predicts_is_the_models_own(folder):
+    assert load_model(folder).backbone.predicts == 'velocity'
+    set_in_model_json(folder, predicts='latents')
+    assert load_model(folder).backbone.predicts == 'latents'
+    set_in_model_json(folder, predicts='noise')
+    with pytest.raises(ValueError, match=r"(?s)predicts.*'noise'"):
         load_model(folder)
 
 
@@ -127,20 +135,20 @@ def test_side_branch_layers_that_do_not_fit_are_refused(folder, layers):
         load_model(folder)
 
 
-def set_perception(folder, name: str) -> None:
+def set_in_model_json(folder, **changes) -> None:
     path = folder / 'model.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), 'perception': name}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_depth_may_come_from_another_network(folder):
     for path in (folder / 'perception').iterdir():
         path.unlink()
     save_depth_anything(folder / 'perception', 'metric')
-    set_perception(folder, 'depth-anything')
+    set_in_model_json(folder, perception='depth-anything')
     assert isinstance(load_model(folder).perception, DepthAnything)
 
 
 def test_an_unknown_perception_is_refused(folder):
-    set_perception(folder, 'stereo')
+    set_in_model_json(folder, perception='stereo')
     with pytest.raises(ValueError, match=r'model\.json.*stereo'):
         load_model(folder)
