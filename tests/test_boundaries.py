@@ -32,6 +32,7 @@ OWNERS = {
     'omgifol': {'worlds/doom.py'},
     'mujoco': {'worlds/rooms.py'},
     'rosbags': {'data/bag.py'},
+    'triton': {'memory/gpu.py'},
     'depth_anything_3': {'perception/adapters.py'},
 }
 """Who may name a package: parts that come and go lie behind one module each."""
