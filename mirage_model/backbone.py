@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mirage_model.side_branch import SideBranch
+from mirage_model.side_branch import SideBranch, SideBranchConfig
 
 WAN22_5B = {
     'patch_size': (1, 2, 2),
@@ -36,7 +36,10 @@ TINY = {
 }
 """Arguments of `WanTransformer3DModel`: the published sizes, and those of mirage-tiny."""
 
-SIDE_LAYERS = {'wan22_5b': tuple(range(0, 30, 4)), 'tiny': (0, 2, 4)}
+SIDE_BRANCHES = {
+    'wan22_5b': SideBranchConfig(layers=tuple(range(0, 30, 4))),
+    'tiny': SideBranchConfig(layers=(0, 2, 4), shortcut=96),
+}
 
 
 Prediction = Literal['velocity', 'latents']
@@ -108,6 +111,8 @@ class Backbone(nn.Module):
         patches = patches.reshape(b, k, h // p_h, w // p_w, p_t, p_h, p_w, -1)
         patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
         output = patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
+        if side is not None:
+            output = output + self.side_branch.direct(side)
         if self.predicts == 'velocity':
             return output
         sigma = (timesteps / 1000).clamp(min=_LEAST_SIGMA)[:, None, :, None, None]

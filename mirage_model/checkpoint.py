@@ -189,7 +189,8 @@ def _load_perception(name: str, folder: Path, device: str) -> Perception:
 def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
     path = folder / 'config.json'
     try:
-        config = SideBranchConfig(layers=tuple(read_json(path)['layers']))
+        fields = read_json(path)
+        config = SideBranchConfig(**{**fields, 'layers': tuple(fields['layers'])})
         side_branch = SideBranch(wan, config)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} is no configuration of a side branch: {error}') from None

@@ -23,9 +23,14 @@ EXTRA_CHANNELS = 11
 
 @dataclass(frozen=True, kw_only=True)
 class SideBranchConfig:
-    """``layers`` are the backbone's layers after which a block of the branch adds its output."""
+    """``layers`` are the backbone's layers after which a block of the branch adds its output.
+
+    ``shortcut`` is the width of three convolutions over cells that add to the backbone's own output,
+    for a backbone too narrow to carry what the memory shows beside all else; 0 is none.
+    """
 
     layers: tuple[int, ...]
+    shortcut: int = 0
 
 
 def side_input(readout: Readout, rays: Float[Tensor, 'b k 6 h w']) -> Float[Tensor, 'b c k h w']:
@@ -69,6 +74,7 @@ class SideBranch(nn.Module):
         for projection in self.proj_out:
             nn.init.zeros_(projection.weight)
             nn.init.zeros_(projection.bias)
+        self.shortcut = _shortcut(c.in_channels + EXTRA_CHANNELS, config.shortcut, c.out_channels)
 
     def forward(
         self,
@@ -90,3 +96,26 @@ class SideBranch(nn.Module):
                 state = block(state, text, time, rotary)
             added[layer] = projection(state)
         return added
+
+    def direct(self, side: Float[Tensor, 'b s k h w']) -> Float[Tensor, 'b c k h w'] | float:
+        """What the shortcut adds to the backbone's output, each latent frame by itself."""
+        if self.shortcut is None:
+            return 0.0
+        b, k = side.shape[0], side.shape[2]
+        return self.shortcut(side.movedim(2, 1).flatten(0, 1)).unflatten(0, (b, k)).movedim(2, 1)
+
+
+def _shortcut(before: int, width: int, after: int) -> nn.Sequential | None:
+    """Three convolutions, the last of them zero."""
+    if width == 0:
+        return None
+    last = nn.Conv2d(width, after, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Conv2d(before, width, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.SiLU(),
+        last,
+    )

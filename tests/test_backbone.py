@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mirage_model.adapters import add_adapter, load_adapter, save_adapter
-from mirage_model.backbone import SIDE_LAYERS, WAN22_5B
+from mirage_model.backbone import SIDE_BRANCHES, WAN22_5B
 from mirage_model.side_branch import EXTRA_CHANNELS, SideBranch, SideBranchConfig
 
 
@@ -66,6 +66,21 @@ def test_every_part_of_the_side_branch_learns():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_the_shortcut_adds_to_the_output_each_latent_frame_by_itself():
+    backbone = small_backbone()
+    latents, times, text, side = inputs()
+    plain = backbone(latents, times, text, side)
+    torch.nn.init.normal_(backbone.side_branch.shortcut[-1].weight)
+    other = side.clone()
+    other[:, :, 2] += 1
+    first, second = (backbone(latents, times, text, s) - plain for s in (side, other))
+    assert first.abs().min() > 0
+    torch.testing.assert_close(first[:, :, :2], second[:, :, :2])
+    assert not torch.allclose(first[:, :, 2], second[:, :, 2])
+    expected = backbone.side_branch.shortcut(side[1, :, 2][None])[0]
+    torch.testing.assert_close(first[1, :, 2], expected)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
@@ -81,7 +96,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_published_sizes_on_the_meta_device():
     with torch.device('meta'):
         wan = WanTransformer3DModel(**WAN22_5B)
-        side_branch = SideBranch(wan, SideBranchConfig(layers=SIDE_LAYERS['wan22_5b']))
+        side_branch = SideBranch(wan, SIDE_BRANCHES['wan22_5b'])
     assert sum(p.numel() for p in wan.parameters()) == 4_999_787_712
     assert len(side_branch.blocks) == 8
     assert 1.2e9 < sum(p.numel() for p in side_branch.parameters()) < 1.6e9

@@ -6,7 +6,8 @@ from diffusers import WanTransformer3DModel
 from models import small_backbone
 import pytest
 
-from mirage_model.backbone import SIDE_LAYERS
+from mirage_model.backbone import SIDE_BRANCHES
+from mirage_model.side_branch import SideBranchConfig
 from mirage_model.training.model import SIZES
 
 
@@ -16,4 +17,4 @@ def small_sizes(monkeypatch):
     config = small_backbone().wan.config
     names = inspect.signature(WanTransformer3DModel).parameters
     monkeypatch.setitem(SIZES, 'tiny', {k: v for k, v in config.items() if k in names})
-    monkeypatch.setitem(SIDE_LAYERS, 'tiny', (0, 2))
+    monkeypatch.setitem(SIDE_BRANCHES, 'tiny', SideBranchConfig(layers=(0, 2), shortcut=8))

@@ -8,7 +8,7 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
-from mirage_model.backbone import SIDE_LAYERS, WAN22_5B
+from mirage_model.backbone import SIDE_BRANCHES, WAN22_5B
 from mirage_model.training import dry_run
 from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build
 from mirage_model.training.trainer import TrainerConfig, checkpoints, fit
@@ -119,7 +119,7 @@ def test_five_billion_parameters_need_no_memory():
     wan = sum(p.numel() for p in model.backbone.wan.parameters())
     assert wan == 4_999_787_712
     assert needs.parameters == wan + needs.trained + WAN22_5B['text_dim']
-    assert needs.trained > needs.block * len(SIDE_LAYERS['wan22_5b'])
+    assert needs.trained > needs.block * len(SIDE_BRANCHES['wan22_5b'].layers)
 
 
 def test_the_command_prints_a_table(monkeypatch, capsys):
