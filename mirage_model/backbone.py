@@ -111,9 +111,7 @@ class Backbone(nn.Module):
         patches = patches.reshape(b, k, h // p_h, w // p_w, p_t, p_h, p_w, -1)
         patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
         output = patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
-        if side is not None:
-            output = output + self.side_branch.direct(side)
-        if self.predicts == 'velocity':
-            return output
-        sigma = (timesteps / 1000).clamp(min=_LEAST_SIGMA)[:, None, :, None, None]
-        return (noisy - output) / sigma.to(given)
+        if self.predicts == 'latents':
+            sigma = (timesteps / 1000).clamp(min=_LEAST_SIGMA)[:, None, :, None, None]
+            output = (noisy - output) / sigma.to(given)
+        return output if side is None else output + self.side_branch.direct(side)

@@ -25,7 +25,7 @@ EXTRA_CHANNELS = 11
 class SideBranchConfig:
     """``layers`` are the backbone's layers after which a block of the branch adds its output.
 
-    ``shortcut`` is the width of three convolutions over cells that add to the backbone's own output,
+    ``shortcut`` is the width of three convolutions over cells that add to the backbone's velocity,
     for a backbone too narrow to carry what the memory shows beside all else; 0 is none.
     """
 
@@ -98,7 +98,7 @@ class SideBranch(nn.Module):
         return added
 
     def direct(self, side: Float[Tensor, 'b s k h w']) -> Float[Tensor, 'b c k h w'] | float:
-        """What the shortcut adds to the backbone's output, each latent frame by itself."""
+        """What the shortcut adds to the velocity, each latent frame by itself."""
         if self.shortcut is None:
             return 0.0
         b, k = side.shape[0], side.shape[2]

@@ -18,7 +18,7 @@ from mirage_model.side_branch import SideBranch
 from mirage_model.training.context import ContextConfig
 
 SIZES = {'tiny': TINY, 'wan22_5b': WAN22_5B}
-PREDICTS: dict[str, Prediction] = {'tiny': 'latents', 'wan22_5b': 'velocity'}
+PREDICTS: dict[str, Prediction] = {'tiny': 'velocity', 'wan22_5b': 'velocity'}
 
 TRAINED = {
     'backbone': ('wan', 'text'),
