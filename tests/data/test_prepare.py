@@ -211,9 +211,9 @@ def test_the_command_is_stopped_and_goes_on(prepared, tmp_path, model, clips, sp
         config_of(tmp_path, model, splits), [RecordedClips(folder=clips, layout=LAYOUT)]
     )
     assert report == prepared[1]
-    for name, content in shards(prepared[0]).items():
-        expected, found = load_file(prepared[0] / name), load_file(tmp_path / name)
-        assert content and all(torch.equal(expected[key], found[key]) for key in expected)
+    for name in shards(prepared[0]):
+        # close, not equal: another number of threads adds up in another order
+        torch.testing.assert_close(load_file(tmp_path / name), load_file(prepared[0] / name))
 
 
 def test_the_command_says_what_is_missing(tmp_path, model):
