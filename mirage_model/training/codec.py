@@ -64,10 +64,10 @@ class CodecConfig:
 
 
 STAGES = {
-    'stills': (CodecConfig(), TrainerConfig(steps=3000, learning_rate=1e-3, validate_every=500)),
+    'stills': (CodecConfig(), TrainerConfig(steps=3000, learning_rate=2e-3, validate_every=500)),
     'video': (
         CodecConfig(frames=9, batch=4),
-        TrainerConfig(steps=1600, learning_rate=1e-3, warmup_steps=50, validate_every=400),
+        TrainerConfig(steps=1500, learning_rate=2e-3, warmup_steps=50, validate_every=400),
     ),
 }
 
