@@ -58,7 +58,7 @@ def test_quick_start(client, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'target', sorted(set(re.findall(r'(?:`|^)make (\w+)', README, flags=re.M)))
+    'target', sorted(set(re.findall(r'(?:`|^)make ([\w-]+)', README, flags=re.M)))
 )
 def test_make_targets_exist(target):
     subprocess.run(['make', '-n', target], cwd=ROOT, check=True, capture_output=True)
