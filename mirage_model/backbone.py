@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 import torch
@@ -42,30 +40,17 @@ SIDE_BRANCHES = {
 }
 
 
-Prediction = Literal['velocity', 'latents']
-
-_LEAST_SIGMA = 0.1
-
-
 class Backbone(nn.Module):
     """Predicts the flow's velocity, noise minus latents, of every latent frame at its own noise level.
 
     Without a side input it is `WanTransformer3DModel.forward`, operation for operation; with a side
-    branch that was never trained it still is. Where ``predicts`` is 'latents', the transformer's output
-    is taken for the clean latents, and the velocity follows: (noisy - clean) / sigma, with sigma at
-    least 0.1. A narrow transformer need not carry the noise then (Li and He, 2025, arXiv:2511.13720).
+    branch that was never trained it still is.
     """
 
-    def __init__(
-        self,
-        wan: WanTransformer3DModel,
-        side_branch: SideBranch,
-        predicts: Prediction = 'velocity',
-    ):
+    def __init__(self, wan: WanTransformer3DModel, side_branch: SideBranch):
         super().__init__()
         self.wan = wan
         self.side_branch = side_branch
-        self.predicts = predicts
         self.gradient_checkpointing = False
 
     def forward(
@@ -81,7 +66,7 @@ class Backbone(nn.Module):
         """
         wan = self.wan
         b, _, k, h, w = latents.shape
-        noisy, given, dtype = latents, latents.dtype, wan.patch_embedding.weight.dtype
+        given, dtype = latents.dtype, wan.patch_embedding.weight.dtype
         latents, text = latents.to(dtype), text.to(dtype)
         side = None if side is None else side.to(dtype)
         p_t, p_h, p_w = wan.config.patch_size
@@ -110,8 +95,5 @@ class Backbone(nn.Module):
         patches = wan.proj_out(normed.type_as(hidden))
         patches = patches.reshape(b, k, h // p_h, w // p_w, p_t, p_h, p_w, -1)
         patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
-        output = patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
-        if self.predicts == 'latents':
-            sigma = (timesteps / 1000).clamp(min=_LEAST_SIGMA)[:, None, :, None, None]
-            output = (noisy - output) / sigma.to(given)
-        return output if side is None else output + self.side_branch.direct(side)
+        velocity = patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
+        return velocity if side is None else velocity + self.side_branch.direct(side)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 import hashlib
 import json
 from pathlib import Path
-from typing import get_args
 
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from jaxtyping import Float
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.adapters import load_adapter, read_json
-from mirage_model.backbone import Backbone, Prediction
+from mirage_model.backbone import Backbone
 from mirage_model.codec import Codec, load_pretrained
 from mirage_model.memory.create import MEMORIES
 from mirage_model.perception import Perception
@@ -45,7 +44,7 @@ class ModelConfig:
     """``model.json``. ``steps`` is the sampler's default; the first frame of every chunk is given.
 
     ``footprint`` is the largest number of cells, along a side, that one remembered cell may cover;
-    ``predicts`` says what the transformer's output is, see `Backbone`; ``perception`` is one of `PERCEPTIONS`, ``memory`` one of `MEMORIES`: the one it was trained with.
+    ``perception`` is one of `PERCEPTIONS`, ``memory`` one of `MEMORIES`: the one it was trained with.
     """
 
     name: str
@@ -55,7 +54,6 @@ class ModelConfig:
     frame_rate: float
     steps: int
     footprint: int
-    predicts: Prediction = 'velocity'
     perception: str = 'embedded'
     memory: str = 'latent'
 
@@ -67,10 +65,6 @@ class ModelConfig:
             raise ValueError(f'a chunk needs 2 frames at least, got {self.chunk_frames}')
         if self.footprint % 2 == 0:
             raise ValueError(f'footprint must be odd, got {self.footprint}')
-        if self.predicts not in get_args(Prediction):
-            raise ValueError(
-                f'predicts must be one of {get_args(Prediction)}, got {self.predicts!r}'
-            )
         if self.perception not in PERCEPTIONS:
             raise ValueError(
                 f'perception must be one of {sorted(PERCEPTIONS)}, got {self.perception!r}'
@@ -121,7 +115,7 @@ def load_model(
     side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
     if (folder / 'side_branch' / 'adapter.safetensors').exists():
         load_adapter(folder / 'side_branch', wan)
-    backbone = Backbone(wan, side_branch, config.predicts).to(device).eval().requires_grad_(False)
+    backbone = Backbone(wan, side_branch).to(device).eval().requires_grad_(False)
     text_path = folder / 'text' / 'embedding.safetensors'
     text = _tensors(text_path).get('embedding')
     if text is None or text.ndim != 2 or text.shape[1] != wan.config.text_dim:

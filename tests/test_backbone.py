@@ -33,27 +33,6 @@ def test_an_untrained_side_branch_changes_nothing_bit_for_bit():
     assert torch.equal(backbone(latents, times, text, side), backbone(latents, times, text))
 
 
-def test_predicted_latents_give_the_velocity_that_leads_to_them():
-    backbone = small_backbone()
-    latents, times, text, _ = inputs()
-    predicted = backbone(latents, times, text)
-    backbone.predicts = 'latents'
-    velocity = backbone(latents, times, text)
-    for b, k in ((0, 1), (1, 2)):
-        sigma = float(times[b, k]) / 1000
-        torch.testing.assert_close(
-            latents[b, :, k] - sigma * velocity[b, :, k], predicted[b, :, k]
-        )
-
-
-def test_a_velocity_stays_bounded_where_there_is_next_to_no_noise():
-    backbone = small_backbone()
-    backbone.predicts = 'latents'
-    latents, times, text, _ = inputs()
-    least = backbone(latents, torch.full_like(times, 100.0), text)
-    assert backbone(latents, torch.zeros_like(times), text).abs().max() < 2 * least.abs().max()
-
-
 def test_every_part_of_the_side_branch_learns():
     backbone = small_backbone()
     latents, times, text, side = inputs()

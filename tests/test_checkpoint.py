@@ -119,15 +119,6 @@ def test_sizes_that_do_not_fit_are_refused(folder, changes):
         load_model(folder)
 
 
-def test_what_the_transformer_predicts_is_the_models_own(folder):
-    assert load_model(folder).backbone.predicts == 'velocity'
-    set_in_model_json(folder, predicts='latents')
-    assert load_model(folder).backbone.predicts == 'latents'
-    set_in_model_json(folder, predicts='noise')
-    with pytest.raises(ValueError, match=r"(?s)predicts.*'noise'"):
-        load_model(folder)
-
-
 @pytest.mark.parametrize('layers', [[-1], [0, 0], [7], [], None])
 def test_side_branch_layers_that_do_not_fit_are_refused(folder, layers):
     (folder / 'side_branch' / 'config.json').write_text(json.dumps({'layers': layers}))

@@ -17,7 +17,7 @@ from mirage_model.checkpoint import ModelConfig, save_model
 from mirage_model.codec import load_pretrained
 from mirage_model.perception.embedded import load_network, save_network
 from mirage_model.sampler import tiny_scheduler
-from mirage_model.training.model import PREDICTS, build_tiny
+from mirage_model.training.model import build_tiny
 from mirage_model.training.trainer import load_parameters
 
 TINY_CONFIG = ModelConfig(
@@ -28,7 +28,6 @@ TINY_CONFIG = ModelConfig(
     frame_rate=8.0,
     steps=8,
     footprint=3,
-    predicts=PREDICTS['tiny'],
 )
 
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mirage_model.adapters import add_adapter
-from mirage_model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone, Prediction
+from mirage_model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
 from mirage_model.codec import load_pretrained
 from mirage_model.memory.create import MEMORIES
 from mirage_model.side_branch import SideBranch
 from mirage_model.training.context import ContextConfig
 
 SIZES = {'tiny': TINY, 'wan22_5b': WAN22_5B}
-PREDICTS: dict[str, Prediction] = {'tiny': 'velocity', 'wan22_5b': 'velocity'}
 
 TRAINED = {
     'backbone': ('wan', 'text'),
@@ -93,7 +92,7 @@ def build(
     else:
         wan = load_pretrained(WanTransformer3DModel, backbone, torch.float32)
     side_branch = SideBranch(wan, SIDE_BRANCHES[config.size])
-    model = Backbone(wan, side_branch, PREDICTS[config.size])
+    model = Backbone(wan, side_branch)
     model.gradient_checkpointing = config.gradient_checkpointing
     side_branch.gradient_checkpointing = config.gradient_checkpointing
     if text is None:
