@@ -10,12 +10,10 @@ from pathlib import Path
 import platform
 from time import perf_counter
 
-from jaxtyping import Bool, Float
 import torch
-from torch import Tensor
 
 from mirage_model.camera import Cameras
-from mirage_model.memory import Memory, Pixels, Readout
+from mirage_model.memory import Memory, Readout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,28 +88,10 @@ class TimedMemory:
         self.takes_latents = memory.takes_latents
         self.laps: list[Lap] = []
 
-    def write(
-        self,
-        latents: Float[Tensor, 'n c h w'] | None,
-        depth: Float[Tensor, 'n h w'],
-        cameras: Cameras,
-        *,
-        keep: Bool[Tensor, 'n h w'],
-        observed: bool,
-        confidence: Float[Tensor, 'n h w'] | None = None,
-        pixels: Pixels | None = None,
-    ) -> int:
+    def write(self, *given, **named) -> int:
         begun = self.clock.began is not None
         with self.clock.count('write'):
-            added = self.memory.write(
-                latents,
-                depth,
-                cameras,
-                keep=keep,
-                observed=observed,
-                confidence=confidence,
-                pixels=pixels,
-            )
+            added = self.memory.write(*given, **named)
         if begun:
             seconds = self.clock.stop()
             sizes = {'nbytes': self.nbytes, 'index_nbytes': self.index_nbytes, 'cells': len(self)}
