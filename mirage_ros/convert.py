@@ -229,27 +229,25 @@ def depth_from_image(message: Image) -> Float32[np.ndarray, 'h w']:
     return depth * np.float32(0.001) if message.encoding == '16UC1' else depth.astype(np.float32)
 
 
-def check_image(message: Image, bytes_per_pixel: dict[str, int], name: str) -> None:
-    """Raise ValueError for an encoding that is not among those given, and for data of the wrong length."""
+def check_image(
+    message: Image, bytes_per_pixel: dict[str, int], name: str, *, max_pixels: int | None = None
+) -> None:
+    """Raise ValueError for an encoding that is not among those given, a wrong length, or too many pixels."""
     if message.encoding not in bytes_per_pixel:
         raise ValueError(
             f"{name}: encoding '{message.encoding}' is not one of {sorted(bytes_per_pixel)}"
         )
     if message.height == 0 or message.width == 0:
         raise ValueError(f'{name}: empty, {message.height}x{message.width}')
+    if max_pixels is not None and message.height * message.width > max_pixels:
+        raise ValueError(
+            f'{name}: {message.height}x{message.width} is more than max_pixels, {max_pixels}'
+        )
     row = message.width * bytes_per_pixel[message.encoding]
     if message.step < row or len(message.data) != message.step * message.height:
         raise ValueError(
             f'{name}: {len(message.data)} bytes in rows of {message.step} are not '
             f'{message.height}x{message.width} {message.encoding}'
-        )
-
-
-def check_pixels(message: Image, max_pixels: int, name: str) -> None:
-    """Raise ValueError for an image of more than ``max_pixels``."""
-    if message.height * message.width > max_pixels:
-        raise ValueError(
-            f'{name}: {message.height}x{message.width} is more than max_pixels, {max_pixels}'
         )
 
 
@@ -323,7 +321,7 @@ def view_from_messages(
 ) -> View:
     """Raise ValueError where the three do not belong together or are larger than ``max_pixels``."""
     size = (image.height, image.width)
-    check_pixels(image, max_pixels, 'image')
+    check_image(image, COLOUR_BYTES, 'image', max_pixels=max_pixels)
     if (camera_info.height, camera_info.width) != size:
         raise ValueError(
             f'camera_info is of {camera_info.height}x{camera_info.width}, the image {size[0]}x{size[1]}'

@@ -11,7 +11,6 @@ from mirage_ros.convert import (
     DEPTH_BYTES,
     K_from_camera_info,
     check_image,
-    check_pixels,
     seconds,
 )
 
@@ -32,8 +31,7 @@ class SeedBuffer:
 
     def add_image(self, message: Image) -> None:
         """Raise ValueError for an image that cannot be read or is too large, and keep those before it."""
-        check_image(message, COLOUR_BYTES, 'image')
-        check_pixels(message, self._max_pixels, 'image')
+        check_image(message, COLOUR_BYTES, 'image', max_pixels=self._max_pixels)
         self._images.append(message)
 
     def add_camera_info(self, message: CameraInfo) -> None:
@@ -43,8 +41,7 @@ class SeedBuffer:
 
     def add_depth(self, message: Image) -> None:
         """Raise ValueError for a depth image that cannot be read or is too large."""
-        check_image(message, DEPTH_BYTES, 'depth')
-        check_pixels(message, self._max_pixels, 'depth')
+        check_image(message, DEPTH_BYTES, 'depth', max_pixels=self._max_pixels)
         self._depths.append(message)
 
     def newest(self) -> tuple[Image, CameraInfo, Image | None]:
