@@ -20,7 +20,7 @@ from torch import Tensor
 from mirage_model.camera import Cameras, resized
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip
-from mirage_model.perception import Estimate
+from mirage_model.data.labels import labels
 from mirage_model.remember import keep_mask
 
 INDEX = 'index.jsonl'
@@ -45,15 +45,7 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
     at = slice(0, chunks * new + 1, stride)
     stills = torch.cat([codec.encode_stills(f.to(device)).cpu() for f in frames[at].split(4)])
     height, width = stills.shape[-2:]
-    known = Estimate(
-        depth=clip.depth[at],
-        cameras=clip.cameras[at],
-        confidence=(~clip.depth[at].isnan()).float(),
-        sky=clip.sky[at],
-        moving=clip.moving[at],
-        scaled=torch.ones(len(stills), dtype=torch.bool),
-    )
-    depth, keep = keep_mask(known, height=height, width=width)
+    depth, keep = keep_mask(labels(clip, at), height=height, width=width)
     cameras = resized(clip.cameras[at], height, width)
     return {
         'video': torch.cat([codec.encode(one[None].to(device)).cpu() for one in video]).half(),

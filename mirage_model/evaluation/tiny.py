@@ -23,11 +23,11 @@ from tqdm import tqdm
 from mirage_model.camera import resized
 from mirage_model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.data.clip import Clip
+from mirage_model.data.labels import labels
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.memory import Memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
-from mirage_model.perception import Estimate
 from mirage_model.remember import keep_mask, pixels_of
 from mirage_model.rollout import rollout
 
@@ -59,14 +59,7 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
         clip.cameras.height // model.codec.spatial_stride,
         clip.cameras.width // model.codec.spatial_stride,
     )
-    known = Estimate(
-        depth=clip.depth[:1],
-        cameras=clip.cameras[:1],
-        confidence=(~clip.depth[:1].isnan()).float(),
-        sky=clip.sky[:1],
-        moving=clip.moving[:1],
-        scaled=torch.ones(1, dtype=torch.bool),
-    )
+    known = labels(clip, slice(0, 1))
     depth, keep = keep_mask(known, height=grid.height, width=grid.width)
     memory.write(
         model.codec.encode_stills(frames[:1]) if memory.takes_latents else None,

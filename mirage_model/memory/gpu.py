@@ -109,10 +109,11 @@ class GpuReader:
         best = torch.full(shape, NOTHING, device=self.device)
         winner = torch.zeros(*shape, 2, dtype=torch.int32, device=self.device)
         on_device = (self._here(count), self._here(address))
+        items, pinholes = self._here(work), self._pinholes(views)
         limits = self._here(np.array([rule.tolerance, rule.near, rule.far], np.float32))
         for second in (False, True) if len(pair) else ():
             _compete[(len(pair),)](
-                self._here(work), *on_device, self._pinholes(views), limits, best, winner,
+                items, *on_device, pinholes, limits, best, winner,
                 len(pair), views.height, views.width,
                 SECOND=second, REACH=reach, TILE=TILE, **_EXACT,
             )  # fmt: skip

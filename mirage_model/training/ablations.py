@@ -21,6 +21,7 @@ from mirage_model.camera import Cameras, resized
 from mirage_model.checkpoint import Model, ModelConfig
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, load_clip
+from mirage_model.data.labels import labels
 from mirage_model.data.latents import load_latents
 from mirage_model.evaluation.tiny import imagine, psnr
 from mirage_model.memory import Readout
@@ -30,7 +31,6 @@ from mirage_model.perception import Estimate
 from mirage_model.remember import keep_mask
 from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.context import ContextConfig, over_pixels
-from mirage_model.training.labels import labels
 from mirage_model.training.model import WorldModel, WorldModelConfig, build
 from mirage_model.training.trainer import (
     TrainerConfig,

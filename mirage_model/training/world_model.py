@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mirage_model.camera import Cameras, rays
 from mirage_model.codec import Codec
 from mirage_model.data.clip import load_clip
+from mirage_model.data.labels import labels
 from mirage_model.data.latents import load_latents
 from mirage_model.memory import Memory, Pixels
 from mirage_model.memory.create import create_memory
@@ -34,7 +35,6 @@ from mirage_model.side_branch import side_input
 from mirage_model.training import dry_run
 from mirage_model.training.configuration import SOURCES, configure
 from mirage_model.training.context import Stills, fill, write
-from mirage_model.training.labels import labels
 from mirage_model.training.model import (
     TRAINED,
     WorldModel,

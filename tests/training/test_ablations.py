@@ -10,6 +10,7 @@ from small_data import clip_of, save_data, small_objective
 import torch
 
 from mirage_model.codec import Codec
+from mirage_model.data.labels import labels
 from mirage_model.memory.create import MEMORIES
 from mirage_model.training.ablations import (
     VARIANTS,
@@ -23,7 +24,6 @@ from mirage_model.training.ablations import (
     to_markdown,
 )
 from mirage_model.training.context import ContextConfig
-from mirage_model.training.labels import labels
 from mirage_model.training.model import TRAINED, WorldModelConfig
 from mirage_model.training.trainer import TrainerConfig, checkpoints, fit
 

@@ -8,6 +8,7 @@ from small_data import clip_of
 import torch
 
 from mirage_model.camera import resized
+from mirage_model.data.labels import labels, standing
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
 from mirage_model.training.context import (
@@ -19,7 +20,6 @@ from mirage_model.training.context import (
     over_pixels,
     write,
 )
-from mirage_model.training.labels import labels, standing
 
 NOISE = ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'drop', 'sensor')
 QUIET = dict.fromkeys(NOISE, 0.0)
