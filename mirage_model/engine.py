@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+import gc
+import logging
+import math
 from pathlib import Path
 import time
 from typing import get_args
 
-import cv2
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from mirage_model.camera import Cameras, check_cameras, resized
+from mirage_model.answers import (
+    chunk_of,
+    colours_of,
+    fit_colours,
+    last_frame_of,
+    memory_frames,
+    score_of,
+    shares,
+)
+from mirage_model.camera import Cameras, check_cameras, check_rigid, resized
 from mirage_model.checkpoint import EMBEDDED, Model, load_model
+from mirage_model.intake import cameras_along, checked, fit_image, fit_view
 from mirage_model.interface import (
-    IMAGINED,
-    NOTHING,
-    OBSERVED,
+    Cancelled,
+    Candidate,
+    Candidates,
     Chunk,
     DepthSource,
     Description,
+    Holdings,
     Imagine,
+    Points,
     Refused,
     Score,
+    Trajectory,
     View,
 )
-from mirage_model.memory import Memory, Readout
+from mirage_model.memory import Memory
 from mirage_model.memory.create import create_memory
 from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.pace import Pace
 from mirage_model.perception import Estimate
 from mirage_model.remember import keep_mask, mean_in_cell, pixels_of
-from mirage_model.rollout import ImaginedChunk, rollout
+from mirage_model.rollout import Branch, on_grid, rollouts
+
+SCALES = {'full': 1.0, 'half': 0.5}
+"""Of the model's height and width, by resolution."""
 
 _SOURCES = get_args(DepthSource)
+_log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A memory and the view that imagination starts from, at the model's frame size."""
+    """A memory and the view that imagination starts from, at the size of the frames to imagine."""
 
     memory: Memory
     frame: torch.Tensor
     camera: Cameras
     depth_source: DepthSource
+
+    def to(self, device: torch.device) -> _Place:
+        return replace(self, frame=self.frame.to(device), camera=self.camera.to(device))
 
 
 class Engine:
@@ -61,6 +85,10 @@ class Engine:
         self._refine_cameras = refine_cameras
         self._allow_unscaled_depth = allow_unscaled_depth
         self._places: dict[str, _Place] = {}
+        self._device = model.device
+        self._released = False
+        self._pace = Pace()
+        self._colour_from_latents: torch.Tensor | None = None
 
     @classmethod
     def from_folder(
@@ -88,8 +116,53 @@ class Engine:
             steps=config.steps,
         )
 
+    def warm(self) -> None:
+        """As `EngineProtocol.warm`: a seed, an observation, two chunks and one of half the size."""
+        self._move(self._device)
+        self._released = False
+        config = self.model.config
+        scratch = Engine(self.model, refine_cameras=self._refine_cameras)
+        scratch._pace = self._pace
+        rng = np.random.default_rng(0)
+        focal = max(config.height, config.width) / 2
+        view = View(
+            image=rng.integers(0, 256, (config.height, config.width, 3), dtype=np.uint8),
+            K=np.array([[focal, 0, config.width / 2], [0, focal, config.height / 2], [0, 0, 1.0]]),
+            world_from_camera=np.eye(4),
+            time=0.0,
+            depth=np.full((config.height, config.width), 3.0, np.float32),
+        )
+        scratch.seed(view)
+        scratch.observe(view)
+        frames = 2 * self.model.new_frames
+        path = Trajectory(
+            world_from_camera=np.tile(np.eye(4), (frames, 1, 1)),
+            times=np.arange(1, frames + 1) / config.frame_rate,
+        )
+        for _ in scratch.imagine(
+            Imagine(request_id='', memory_frames=True, steps=2, keep_in='kept', **vars(path))
+        ):
+            pass
+        for coarse in (False, True):
+            scratch.score([path], memory='kept', coarse=coarse)
+
+    def release(self) -> None:
+        """As `EngineProtocol.release`: the weights go to the host's memory, the caches are dropped."""
+        self._released = True
+        self._move(torch.device('cpu'))
+        for place in self._places.values():
+            if isinstance(place.memory, LatentMemory):
+                place.memory.release()
+        gc.collect()
+        if self._device.type == 'cuda':
+            torch.cuda.empty_cache()
+
+    def device_nbytes(self) -> int:
+        return torch.cuda.memory_reserved(self._device) if self._device.type == 'cuda' else 0
+
     def seed(self, view: View, *, memory: str = 'default') -> DepthSource:
         """As `EngineProtocol.seed`. A refused view leaves the memory of that name as it was."""
+        self._check_ready()
         config = MemoryConfig(
             channels=self.model.codec.channels, footprint=self.model.config.footprint
         )
@@ -100,60 +173,138 @@ class Engine:
         return place.depth_source
 
     def observe(self, view: View, *, memory: str = 'default') -> DepthSource:
-        place = self._write(view, self._place(memory).memory)
+        place = self._write(view, self._ready(memory).memory)
         self._places[memory] = place
         return place.depth_source
 
     def imagine(
         self, request: Imagine, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Chunk]:
-        place = self._place(request.memory)
-        cameras = self._cameras(place.camera, request.world_from_camera, request.times)
-        count, rest = divmod(len(cameras), self.model.new_frames)
-        if rest:
-            raise Refused(
-                f'{len(cameras)} poses do not fit: the count must be a multiple of {self.model.new_frames}'
-            )
-        if request.steps is not None and not 1 <= request.steps <= 1000:
-            raise Refused(f'steps must be in 1..1000, got {request.steps}')
-        memory = place.memory if request.keep else place.memory.fork()
-        began = time.monotonic()
-        chunks = rollout(
+        place = self._ready(request.memory)
+        steps = self._steps(request.steps)
+        memory = place.memory if request.keep_in == request.memory else place.memory.fork()
+        cameras = self._frames_along(place, request.world_from_camera, request.times)
+        chunks = rollouts(
             self.model,
-            memory,
-            place.frame,
-            place.camera,
-            cameras,
-            steps=request.steps or self.model.config.steps,
-            generator=torch.Generator().manual_seed(request.seed),
+            [_branch(place, memory, cameras, request.seed)],
+            steps=steps,
             refine_cameras=self._refine_cameras,
-            remember_last=request.keep,
+            remember_last=request.keep_in is not None,
             cancelled=cancelled,
         )
-        for index, imagined in enumerate(chunks):
-            now = time.monotonic()
-            seconds, began = now - began, now
-            memory_frames = (
-                self._memory_frames(memory.readout(self._on_grid(imagined.cameras)))
+        began = time.monotonic()
+        for index, (_, imagined) in enumerate(chunks):
+            seconds = time.monotonic() - began
+            self._pace.learn(SCALES['full'], 1, steps=steps, stages=imagined.stages)
+            yield chunk_of(
+                imagined,
+                model=self.model,
+                request_id=request.request_id,
+                index=index,
+                count=len(cameras) // self.model.new_frames,
+                seed=request.seed,
+                depth_source=place.depth_source,
+                memory_frames=memory_frames(memory, imagined.cameras, self.model)
                 if request.memory_frames
-                else None
+                else None,
+                seconds=seconds,
             )
-            yield self._chunk(request, place, imagined, memory_frames, index, count, seconds)
             began = time.monotonic()
+        if request.keep_in is not None:
+            self._places[request.keep_in] = replace(place, memory=memory)
+
+    def imagine_candidates(
+        self, request: Candidates, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Candidate]:
+        ends = time.monotonic() + (math.inf if request.deadline is None else request.deadline)
+        place = self._scaled(self._ready(request.memory), request.resolution)
+        every = self._candidates(request, place)
+        goal = None if request.goal is None else self._latents_of(request.goal, place)
+        batch = request.batch
+        while every:
+            part = every[:batch]
+            try:
+                made = self._chunks_of(request, place, part, ends, cancelled)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                batch = len(part) // 2
+                _log.warning('no memory for %d candidates at once: now %d', len(part), batch)
+                continue
+            every = every[batch:]
+            for one, chunks in zip(part, made, strict=True):
+                last = chunks[-1] if chunks else None
+                compare = goal is not None and last is not None
+                yield Candidate(
+                    index=one.index,
+                    chunks=tuple(chunks),
+                    complete=last is not None and last.index + 1 == last.count,
+                    goal_distance=self._distance(last, goal, place) if compare else math.nan,
+                )
+
+    def predicted_seconds(self, request: Imagine | Candidates) -> float:
+        single = isinstance(request, Imagine)
+        paths = [request] if single else request.trajectories
+        seconds = self._pace.seconds(
+            SCALES['full' if single else request.resolution],
+            1 if single else min(request.batch, len(paths)),
+            steps=self._steps(request.steps),
+            chunks=sum(math.ceil(len(path.times) / self.model.new_frames) for path in paths),
+        )
+        if seconds is None:
+            raise Refused('no chunk was timed yet: call warm')
+        return seconds
 
     def score(
-        self, world_from_camera: np.ndarray, times: np.ndarray, *, memory: str = 'default'
-    ) -> Score:
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        memory: str = 'default',
+        threshold: float = 0.5,
+        coarse: bool = False,
+    ) -> list[Score]:
         place = self._place(memory)
-        cameras = self._cameras(place.camera, world_from_camera, times)
-        readout = place.memory.readout(self._on_grid(cameras))
-        visible = readout.visible.flatten(1).float()
-        age = (readout.age.flatten(1) * visible).sum(dim=1) / visible.sum(dim=1)
-        return Score(
-            visible=visible.mean(dim=1).cpu().numpy(),
-            observed=readout.observed.flatten(1).float().mean(dim=1).cpu().numpy(),
-            age=age.cpu().numpy(),
-        )
+        paths = [
+            on_grid(
+                cameras_along(place.camera, path.world_from_camera, path.times).to(
+                    place.camera.K.device
+                ),
+                self.model,
+            )
+            for path in trajectories
+        ]
+        return [
+            score_of(*shares(place.memory.readout(path, latents=False)), threshold)
+            for path in paths
+        ]
+
+    def reanchor(self, new_from_old: np.ndarray, *, memory: str = 'default') -> None:
+        """As `EngineProtocol.reanchor`; a transform that is refused leaves the memory as it was."""
+        place = self._place(memory)
+        matrix = torch.from_numpy(np.array(new_from_old, dtype=np.float64))
+        if matrix.shape != (4, 4):
+            raise Refused(f'need a transform (4, 4), got {tuple(matrix.shape)}')
+        at = matrix.to(place.camera.world_from_camera.device)
+        moved = at @ place.camera.world_from_camera.double()
+        try:
+            check_rigid(matrix)
+            camera = check_cameras(replace(place.camera, world_from_camera=moved.float()))
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        self._latent(place, 'moved').move(matrix)
+        self._places[memory] = replace(place, camera=camera)
+
+    def points(self, *, memory: str = 'default', most: int = 100_000) -> Points:
+        positions, latents, observed = self._latent(self._place(memory), 'shown').some(most)
+        if self._colour_from_latents is None:
+            config = self.model.config
+            self._colour_from_latents = fit_colours(self.model.codec, config.height, config.width)
+        colours = colours_of(latents, self._colour_from_latents)
+        return Points(positions=positions.numpy(), colours=colours, observed=observed.numpy())
+
+    def holdings(self, *, memory: str = 'default') -> Holdings:
+        held = self._place(memory).memory
+        return Holdings(cells=len(held), nbytes=held.nbytes + held.index_nbytes)
 
     def save(self, path: Path, *, memory: str = 'default') -> None:
         """Write a memory and the view that imagination starts from, as one safetensors file.
@@ -161,9 +312,7 @@ class Engine:
         A file that is there is replaced whole or not at all; OSError is the disk's.
         """
         place = self._place(memory)
-        if not isinstance(place.memory, LatentMemory):
-            raise Refused(f'a memory of the kind {self.model.config.memory!r} cannot be saved')
-        place.memory.save(
+        self._latent(place, 'saved').save(
             path,
             attached={
                 'frame': (place.frame * 255).round().byte().cpu(),
@@ -203,7 +352,7 @@ class Engine:
             raise Refused(
                 f'{path}: its view is {tuple(frame.shape)}, not of the model {config.name}'
             )
-        camera = self._checked(camera)
+        camera = checked(camera)
         self._places[memory] = _Place(
             memory=loaded,
             frame=frame.to(self.model.device).float() / 255,
@@ -220,14 +369,36 @@ class Engine:
             raise Refused(f'memory {memory!r} has no seed yet')
         return self._places[memory]
 
+    def _check_ready(self) -> None:
+        if self._released:
+            raise Refused('the model was released: call warm first')
+
+    def _ready(self, memory: str) -> _Place:
+        self._check_ready()
+        return self._place(memory)
+
+    def _move(self, device: torch.device) -> None:
+        model = self.model
+        model.codec.vae.to(device)
+        model.backbone.to(device)
+        model.perception.to(device)
+        self.model = replace(model, text=model.text.to(device))
+        self._places = {name: place.to(device) for name, place in self._places.items()}
+
+    def _latent(self, place: _Place, verb: str) -> LatentMemory:
+        if not isinstance(place.memory, LatentMemory):
+            raise Refused(f'a memory of the kind {self.model.config.memory!r} cannot be {verb}')
+        return place.memory
+
     def _write(self, view: View, memory: Memory) -> _Place:
-        frame, depth, camera = self._fit(view)
-        on_grid = self._on_grid(camera)
-        readout = memory.readout(on_grid) if len(memory) else None
+        fitted = fit_view(view, self.model.config.height, self.model.config.width)
+        frame, camera = fitted.frame.to(self.model.device), fitted.camera.to(self.model.device)
+        on_cells = on_grid(camera, self.model)
+        readout = memory.readout(on_cells) if len(memory) else None
         seen = self.model.perception.estimate(frame, camera, readout)
         source: DepthSource = 'perception' if bool(seen.scaled.all()) else 'perception_unscaled'
-        if depth is not None:
-            source = 'sensor'
+        if fitted.depth is not None:
+            source, depth = 'sensor', fitted.depth.to(self.model.device)
             seen = Estimate(
                 depth=depth,
                 cameras=camera,
@@ -240,11 +411,11 @@ class Engine:
             raise Refused(
                 'the view has no depth and its metres would be a guess: send depth, or allow unscaled depth'
             )
-        grid_depth, keep = keep_mask(seen, height=on_grid.height, width=on_grid.width)
+        grid_depth, keep = keep_mask(seen, height=on_cells.height, width=on_cells.width)
         memory.write(
             self.model.codec.encode_stills(frame) if memory.takes_latents else None,
             grid_depth,
-            self._on_grid(seen.cameras),
+            on_grid(seen.cameras, self.model),
             keep=keep,
             observed=True,
             confidence=mean_in_cell(seen.confidence, grid_depth),
@@ -252,123 +423,131 @@ class Engine:
         )
         return _Place(memory=memory, frame=frame, camera=seen.cameras, depth_source=source)
 
-    def _fit(self, view: View) -> tuple[torch.Tensor, torch.Tensor | None, Cameras]:
-        """The view cropped about its centre to the model's aspect and scaled to its size, K kept right."""
-        image, depth = np.asarray(view.image), view.depth
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+    def _steps(self, steps: int | None) -> int:
+        if steps is not None and not 1 <= steps <= 1000:
+            raise Refused(f'steps must be in 1..1000, got {steps}')
+        return steps or self.model.config.steps
+
+    def _frames_along(
+        self, place: _Place, world_from_camera: np.ndarray, times: np.ndarray
+    ) -> Cameras:
+        """The cameras of a path to imagine, on the model's device."""
+        cameras = cameras_along(place.camera, world_from_camera, times)
+        if len(cameras) % self.model.new_frames:
             raise Refused(
-                f'the image must be (height, width, 3) uint8, got {image.shape} {image.dtype}'
+                f'{len(cameras)} poses do not fit: the count must be a multiple of {self.model.new_frames}'
             )
-        if depth is not None and np.shape(depth) != image.shape[:2]:
+        return cameras.to(self.model.device)
+
+    def _scaled(self, place: _Place, resolution: str) -> _Place:
+        """The place with its view at the resolution that is to be imagined at."""
+        if resolution not in SCALES:
+            raise Refused(f'resolution must be one of {sorted(SCALES)}, got {resolution!r}')
+        if resolution == 'full':
+            return place
+        config, patch = self.model.config, self.model.backbone.wan.config.patch_size
+        size = []
+        for name, step in (('height', patch[1]), ('width', patch[2])):
+            step *= self.model.codec.spatial_stride
+            size.append(round(getattr(config, name) * SCALES[resolution]))
+            if getattr(config, name) * SCALES[resolution] % step:
+                raise Refused(
+                    f'{config.name} cannot imagine at half its size: {name} '
+                    f'{getattr(config, name)} is no multiple of {2 * step}'
+                )
+        frame = F.interpolate(place.frame, tuple(size), mode='area')
+        return replace(place, frame=frame, camera=resized(place.camera, *size))
+
+    def _candidates(self, request: Candidates, place: _Place) -> list[_One]:
+        """The candidates as cameras, once all that can be refused about the request was looked at."""
+        if not request.trajectories or len(request.seeds) != len(request.trajectories):
             raise Refused(
-                f'depth {np.shape(depth)} is not registered to the image {image.shape[:2]}'
+                f'need trajectories and a seed for each, got {len(request.trajectories)} '
+                f'and {len(request.seeds)}'
             )
-        config = self.model.config
-        height, width = image.shape[:2]
-        scale = min(height / config.height, width / config.width)
-        crop_height, crop_width = round(config.height * scale), round(config.width * scale)
-        top, left = (height - crop_height) // 2, (width - crop_width) // 2
-        image = image[top : top + crop_height, left : left + crop_width]
-        size = (config.width, config.height)
-        interpolation = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-        image = cv2.resize(image, size, interpolation=interpolation)
-        K = np.array(view.K, dtype=np.float64)
-        if K.shape != (3, 3):
-            raise Refused(f'K must be 3x3, got {K.shape}')
-        K[:2, 2] -= left, top
-        cropped = self._checked(
-            Cameras(
-                K=torch.from_numpy(K).float()[None],
-                world_from_camera=torch.from_numpy(
-                    np.asarray(view.world_from_camera, dtype=np.float32)
-                )[None],
-                times=torch.tensor([view.time], dtype=torch.float64),
-                height=crop_height,
-                width=crop_width,
-            )
-        )
-        camera = resized(cropped, config.height, config.width)
-        device = self.model.device
-        frame = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-        if depth is None:
-            return frame, None, camera.to(device)
-        depth = np.asarray(depth, dtype=np.float32)[
-            top : top + crop_height, left : left + crop_width
-        ]
-        if not (np.isfinite(depth) & (depth > 0)).any():
-            raise Refused('the depth image has no valid pixel where the model looks')
-        # a sample, never a blend of two surfaces
-        depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)
-        return frame, torch.from_numpy(depth).to(device)[None], camera.to(device)
+        if request.batch < 1:
+            raise Refused(f'batch must be 1 at least, got {request.batch}')
+        self._steps(request.steps)
+        result = []
+        for index, (path, seed) in enumerate(
+            zip(request.trajectories, request.seeds, strict=True)
+        ):
+            try:
+                cameras = self._frames_along(place, path.world_from_camera, path.times)
+            except Refused as error:
+                raise Refused(f'candidate {index}: {error}') from None
+            result.append(_One(index=index, cameras=cameras, seed=seed))
+        return result
 
-    def _cameras(self, like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:
-        poses = np.asarray(world_from_camera, dtype=np.float32)
-        times = np.asarray(times, dtype=np.float64)
-        if poses.ndim != 3 or poses.shape[1:] != (4, 4) or times.shape != poses.shape[:1]:
-            raise Refused(
-                f'need poses (n, 4, 4) and times (n,), got {poses.shape} and {times.shape}'
-            )
-        cameras = Cameras(
-            K=like.K.cpu().expand(len(poses), 3, 3),
-            world_from_camera=torch.from_numpy(poses),
-            times=torch.from_numpy(times),
-            height=like.height,
-            width=like.width,
-        )
-        return self._checked(cameras).to(self.model.device)
-
-    @staticmethod
-    def _checked(cameras: Cameras) -> Cameras:
-        try:
-            return check_cameras(cameras)
-        except ValueError as error:
-            raise Refused(str(error)) from None
-
-    def _on_grid(self, cameras: Cameras) -> Cameras:
-        stride = self.model.codec.spatial_stride
-        return resized(cameras, cameras.height // stride, cameras.width // stride)
-
-    def _memory_frames(self, readout: Readout) -> np.ndarray:
-        """The memory's latents decoded as they are, grey where it holds nothing."""
-        frames = self.model.codec.decode_stills(readout.latents).clamp(0, 1)
-        stride = self.model.codec.spatial_stride
-        visible = readout.visible.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
-        return _to_uint8(torch.where(visible[:, None], frames, 0.5))
-
-    def _chunk(
+    def _chunks_of(
         self,
-        request: Imagine,
+        request: Candidates,
         place: _Place,
-        imagined: ImaginedChunk,
-        memory_frames: np.ndarray | None,
-        index: int,
-        count: int,
-        seconds: float,
-    ) -> Chunk:
-        readout = imagined.remembered
-        mask = torch.full(readout.visible.shape, NOTHING, dtype=torch.uint8)
-        mask[readout.visible.cpu()] = IMAGINED
-        mask[readout.observed.cpu()] = OBSERVED
-        stride = self.model.codec.spatial_stride
-        return Chunk(
-            request_id=request.request_id,
-            index=index,
-            count=count,
-            frames=_to_uint8(imagined.frames),
-            visibility=mask.repeat_interleave(stride, 1).repeat_interleave(stride, 2).numpy(),
-            visible=readout.visible.flatten(1).float().mean(dim=1).cpu().numpy(),
-            observed=readout.observed.flatten(1).float().mean(dim=1).cpu().numpy(),
-            K=place.camera.K[0].cpu().double().numpy(),
-            world_from_camera=imagined.cameras.world_from_camera.cpu().double().numpy(),
-            times=imagined.cameras.times.cpu().numpy(),
-            memory_frames=memory_frames,
-            depth_source=place.depth_source,
-            model=self.model.config.name,
-            seed=request.seed,
-            seconds=seconds,
+        part: list[_One],
+        ends: float,
+        cancelled: Callable[[], bool],
+    ) -> list[list[Chunk]]:
+        """The chunks of some candidates, denoised together, as far as they are made in time."""
+        made: list[list[Chunk]] = [[] for _ in part]
+        steps = self._steps(request.steps)
+        chunks = rollouts(
+            self.model,
+            [_branch(place, place.memory.fork(), one.cameras, one.seed) for one in part],
+            steps=steps,
+            refine_cameras=self._refine_cameras,
+            remember_last=False,
+            cancelled=lambda: cancelled() or time.monotonic() >= ends,
         )
+        try:
+            for row, imagined in chunks:
+                scale = SCALES[request.resolution]
+                self._pace.learn(scale, len(part), steps=steps, stages=imagined.stages)
+                chunk = chunk_of(
+                    imagined,
+                    model=self.model,
+                    request_id=request.request_id,
+                    index=made[row][-1].index + 1 if made[row] else 0,
+                    count=len(part[row].cameras) // self.model.new_frames,
+                    seed=part[row].seed,
+                    depth_source=place.depth_source,
+                    memory_frames=None,
+                    seconds=sum(imagined.stages.values()),
+                )
+                if request.last_frame_only:
+                    made[row] = [last_frame_of(chunk)]
+                else:
+                    made[row].append(chunk)
+                if time.monotonic() >= ends:
+                    break
+        except Cancelled:
+            if cancelled():
+                raise
+        return made
+
+    def _latents_of(self, image: np.ndarray, place: _Place) -> torch.Tensor:
+        """The codec's latents of an image, fitted to the frames of a place."""
+        frame = fit_image(image, place.camera.height, place.camera.width)
+        return self.model.codec.encode_stills(frame.to(self.model.device))
+
+    def _distance(self, chunk: Chunk, goal: torch.Tensor, place: _Place) -> float:
+        """As `Candidate.goal_distance`."""
+        return float((self._latents_of(chunk.frames[-1], place) - goal).square().mean().sqrt())
 
 
-def _to_uint8(frames: torch.Tensor) -> np.ndarray:
-    """(n, 3, H, W) in 0..1 to (n, H, W, 3)."""
-    return (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+@dataclass(frozen=True, kw_only=True)
+class _One:
+    """One of several paths to imagine, and its place among them."""
+
+    index: int
+    cameras: Cameras
+    seed: int
+
+
+def _branch(place: _Place, memory: Memory, cameras: Cameras, seed: int) -> Branch:
+    return Branch(
+        memory=memory,
+        frame=place.frame,
+        camera=place.camera,
+        cameras=cameras,
+        generator=torch.Generator().manual_seed(seed),
+    )

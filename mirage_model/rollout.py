@@ -1,10 +1,11 @@
-"""Imagine along a path, chunk by chunk, on a memory that grows with what was imagined."""
+"""Imagine along paths, chunk by chunk, each on a memory that grows with what was imagined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 import logging
+import time
 
 from jaxtyping import Float
 import torch
@@ -23,18 +24,30 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One path: the frame and camera that it starts from, its memory and its random numbers."""
+
+    memory: Memory
+    frame: Float[Tensor, '1 3 H W']
+    camera: Cameras
+    cameras: Cameras
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImaginedChunk:
     """New frames in 0..1, their cameras, and what the memory held at each before it was imagined.
 
-    ``remembered`` is without latents.
+    ``remembered`` is without latents. ``stages`` are seconds by name: read, denoise, decode, and
+    remember, that of the chunk before; what branches did together is shared out evenly.
     """
 
     frames: Float[Tensor, 'n 3 H W']
     cameras: Cameras
     remembered: Readout
+    stages: Mapping[str, float]
 
 
-@torch.no_grad()
 def rollout(
     model: Model,
     memory: Memory,
@@ -48,62 +61,180 @@ def rollout(
     remember_last: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[ImaginedChunk]:
-    """Yield the frames that ``cameras`` see, the path's start being ``context_frame``.
+    """Yield the frames that ``cameras`` see, the path's start being ``context_frame``: `rollouts` of one."""
+    branch = Branch(
+        memory=memory,
+        frame=context_frame,
+        camera=context_camera,
+        cameras=cameras,
+        generator=generator,
+    )
+    chunks = rollouts(
+        model,
+        [branch],
+        steps=steps,
+        refine_cameras=refine_cameras,
+        remember_last=remember_last,
+        cancelled=cancelled,
+    )
+    for _, chunk in chunks:
+        yield chunk
 
-    ``memory`` is written to as the rollout goes, after a chunk was handed out and before the next
-    is begun; after the last one only with ``remember_last``, and then when the generator is
-    exhausted. A latent frame takes the camera of the last frame it stands for, for reading and for
-    writing. With ``refine_cameras`` what was imagined is written where it was seen from, found by
-    matching features, in place of where it was planned. Raises ValueError if the number of cameras
-    is no multiple of the new frames of a chunk, and Cancelled within one denoising step.
+
+@torch.no_grad()
+def rollouts(
+    model: Model,
+    branches: Sequence[Branch],
+    *,
+    steps: int,
+    refine_cameras: bool = False,
+    remember_last: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, ImaginedChunk]]:
+    """Yield a branch's place and chunk: a chunk of each, in their order, before the next of any.
+
+    Branches are denoised together, and otherwise one after the other. A branch's memory is written
+    to as it goes, after a chunk was handed out and before the next is begun; after its last one only
+    with ``remember_last``, and then when what comes next is asked for. A latent frame takes the
+    camera of the last frame it stands for, for reading and for writing. With ``refine_cameras`` what
+    was imagined is written where it was seen from, found by matching features, in place of where it
+    was planned. Raises ValueError if a number of cameras is no multiple of the new frames of a
+    chunk, and Cancelled within one denoising step.
     """
-    if len(cameras) == 0 or len(cameras) % model.new_frames:
-        raise ValueError(
-            f'{len(cameras)} frames do not fit: the count must be a multiple of {model.new_frames}'
-        )
-    stride = model.codec.temporal_stride
-    context = model.codec.encode_stills(context_frame)
-    for start in range(0, len(cameras), model.new_frames):
-        new = cameras[start : start + model.new_frames]
-        chunk = concatenate([context_camera, new])
-        latent_cameras = _on_grid(chunk[::stride], model)
-        readout = memory.readout(latent_cameras)
+    for branch in branches:
+        if len(branch.cameras) == 0 or len(branch.cameras) % model.new_frames:
+            raise ValueError(
+                f'{len(branch.cameras)} frames do not fit: '
+                f'the count must be a multiple of {model.new_frames}'
+            )
+    contexts = [_Context.of(branch, model) for branch in branches]
+    for start in range(0, max(len(branch.cameras) for branch in branches), model.new_frames):
+        stop = start + model.new_frames
+        going = [index for index, branch in enumerate(branches) if start < len(branch.cameras)]
+        clock = _Clock(model.device)
+        ahead = [_ahead(model, branches[i], contexts[i], start) for i in going]
+        read = clock.lap() / len(going)
         latents = sample_chunk(
             model.backbone,
             model.scheduler,
-            context=context[:, :, None],
-            latent_frames=len(latent_cameras),
-            side=side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None]),
-            text=model.text[None],
+            context=torch.cat([contexts[i].latents for i in going])[:, :, None],
+            latent_frames=len(ahead[0].readout.visible),
+            side=torch.cat([one.side for one in ahead]),
+            text=model.text[None].expand(len(going), -1, -1),
             steps=steps,
-            generator=generator,
+            generator=[branches[i].generator for i in going],
             cancelled=cancelled,
         )
-        frames = model.codec.decode(latents)[0, 1:].clamp(0, 1)
-        remembered = memory.readout(_on_grid(new, model), latents=False)
-        yield ImaginedChunk(frames=frames, cameras=new, remembered=remembered)
-        if start + model.new_frames == len(cameras) and not remember_last:
-            return
+        denoise = clock.lap() / len(going)
+        for row, index in enumerate(going):
+            branch, one = branches[index], ahead[row]
+            clock.lap()
+            frames = model.codec.decode(latents[row : row + 1])[0, 1:].clamp(0, 1)
+            decode = clock.lap()
+            remembered = branch.memory.readout(on_grid(one.new, model), latents=False)
+            stages = {
+                'read': read + clock.lap(),
+                'denoise': denoise,
+                'decode': decode,
+                'remember': contexts[index].seconds,
+            }
+            yield (
+                index,
+                ImaginedChunk(
+                    frames=frames, cameras=one.new, remembered=remembered, stages=stages
+                ),
+            )
+            if stop < len(branch.cameras) or remember_last:
+                contexts[index] = _remember(
+                    model, branch, contexts[index], one, frames, refine_cameras=refine_cameras
+                )
 
-        last_of_latent = frames[stride - 1 :: stride]
-        seen = model.perception.estimate(last_of_latent, new[stride - 1 :: stride], readout[1:])
-        if refine_cameras:
-            found = _refined(last_of_latent, seen.cameras, context_frame, chunk[:1], readout)
-            seen = replace(seen, cameras=found)
-        grid = _on_grid(seen.cameras, model)
-        depth, keep = keep_mask(seen, height=grid.height, width=grid.width)
-        encoded = last_of_latent if memory.takes_latents else last_of_latent[-1:]
-        stills = model.codec.encode_stills(encoded)
-        memory.write(
-            stills if memory.takes_latents else None,
-            depth,
-            grid,
-            keep=keep,
-            observed=False,
-            confidence=mean_in_cell(seen.confidence, depth),
-            pixels=pixels_of(last_of_latent, seen),
+
+@dataclass(frozen=True, kw_only=True)
+class _Context:
+    """What a chunk goes on from, and the seconds that it took to remember."""
+
+    latents: Float[Tensor, '1 c h w']
+    frame: Float[Tensor, '1 3 H W']
+    camera: Cameras
+    seconds: float
+
+    @classmethod
+    def of(cls, branch: Branch, model: Model) -> _Context:
+        clock = _Clock(model.device)
+        latents = model.codec.encode_stills(branch.frame)
+        return cls(latents=latents, frame=branch.frame, camera=branch.camera, seconds=clock.lap())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ahead:
+    """What a branch is about to imagine, and what it is told: the readout and side of latent frames."""
+
+    new: Cameras
+    readout: Readout
+    side: Float[Tensor, '1 s k h w']
+
+
+def _ahead(model: Model, branch: Branch, context: _Context, start: int) -> _Ahead:
+    new = branch.cameras[start : start + model.new_frames]
+    chunk = concatenate([context.camera, new])
+    latent_cameras = on_grid(chunk[:: model.codec.temporal_stride], model)
+    readout = branch.memory.readout(latent_cameras)
+    side = side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None])
+    return _Ahead(new=new, readout=readout, side=side)
+
+
+def _remember(
+    model: Model,
+    branch: Branch,
+    context: _Context,
+    ahead: _Ahead,
+    frames: Float[Tensor, 'n 3 H W'],
+    *,
+    refine_cameras: bool,
+) -> _Context:
+    """Write what was imagined into the branch's memory; return what its next chunk goes on from."""
+    clock, stride = _Clock(model.device), model.codec.temporal_stride
+    last_of_latent = frames[stride - 1 :: stride]
+    seen = model.perception.estimate(
+        last_of_latent, ahead.new[stride - 1 :: stride], ahead.readout[1:]
+    )
+    if refine_cameras:
+        found = _refined(
+            last_of_latent, seen.cameras, context.frame, context.camera, ahead.readout
         )
-        context, context_frame, context_camera = stills[-1:], frames[-1:], new[-1:]
+        seen = replace(seen, cameras=found)
+    grid = on_grid(seen.cameras, model)
+    depth, keep = keep_mask(seen, height=grid.height, width=grid.width)
+    encoded = last_of_latent if branch.memory.takes_latents else last_of_latent[-1:]
+    stills = model.codec.encode_stills(encoded)
+    branch.memory.write(
+        stills if branch.memory.takes_latents else None,
+        depth,
+        grid,
+        keep=keep,
+        observed=False,
+        confidence=mean_in_cell(seen.confidence, depth),
+        pixels=pixels_of(last_of_latent, seen),
+    )
+    return _Context(
+        latents=stills[-1:], frame=frames[-1:], camera=ahead.new[-1:], seconds=clock.lap()
+    )
+
+
+class _Clock:
+    """Seconds between laps, of the device's work too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = 0.0
+        self.lap()
+
+    def lap(self) -> float:
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
 
 
 def _refined(
@@ -129,6 +260,7 @@ def _refined(
     return found.cameras
 
 
-def _on_grid(cameras: Cameras, model: Model) -> Cameras:
+def on_grid(cameras: Cameras, model: Model) -> Cameras:
+    """Cameras of frames as those of the latent grid."""
     stride = model.codec.spatial_stride
     return resized(cameras, cameras.height // stride, cameras.width // stride)

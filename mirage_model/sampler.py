@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from jaxtyping import Float
@@ -35,12 +35,13 @@ def sample_chunk(
     side: Float[Tensor, 'b s k h w'] | None,
     text: Float[Tensor, 'b words dim'],
     steps: int,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Float[Tensor, 'b c k h w']:
     """Latents of a chunk: the clean ``context`` first, unchanged, then what was imagined.
 
-    ``velocity_of`` is called as `Backbone.forward` is.
+    ``velocity_of`` is called as `Backbone.forward` is. ``generator`` is one for the whole batch, or one
+    for each of it, which then has the noise that it has alone.
     The context carries timestep 0 at every step. Noise is drawn on the CPU, so that a seed gives the same
     noise on every device. Raises Cancelled as soon as ``cancelled()`` is true between two steps.
     """
@@ -49,8 +50,12 @@ def sample_chunk(
     b, c, n_context, h, w = context.shape
     if not 0 < n_context < latent_frames:
         raise ValueError(f'{n_context} context frames do not fit a chunk of {latent_frames}')
-    shape = (b, c, latent_frames - n_context, h, w)
-    target = torch.randn(shape, generator=generator).to(context)
+    shape = (c, latent_frames - n_context, h, w)
+    if isinstance(generator, torch.Generator):
+        noise = torch.randn((b, *shape), generator=generator)
+    else:
+        noise = torch.stack([torch.randn(shape, generator=own) for own in generator])
+    target = noise.to(context)
     # the scheduler keeps its state in itself: a copy of its own for every chunk
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=context.device)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from mirage_model.engine import Engine
-from mirage_model.interface import IMAGINED, NOTHING, OBSERVED, Cancelled, Imagine, Refused, View
+from mirage_model.interface import (
+    IMAGINED,
+    NOTHING,
+    OBSERVED,
+    Cancelled,
+    Imagine,
+    Refused,
+    Score,
+    Trajectory,
+    View,
+)
 
 K = np.array([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
 
@@ -44,6 +54,12 @@ def request(frames: int = 8, **changes) -> Imagine:
     times = 100.0 + np.arange(1, frames + 1) / 8
     fields = {'request_id': 'r', 'world_from_camera': poses, 'times': times, 'steps': 2}
     return Imagine(**{**fields, **changes})
+
+
+def score_of(engine: Engine, path: Imagine) -> Score:
+    return engine.score([Trajectory(world_from_camera=path.world_from_camera, times=path.times)])[
+        0
+    ]
 
 
 def test_refinement_of_cameras_is_the_engines_option(folder, caplog):
@@ -163,23 +179,24 @@ def test_cancel(engine):
 def test_score_agrees_with_the_masks_of_the_first_chunk(engine):
     engine.seed(view())
     chunk = next(engine.imagine(request()))
-    score = engine.score(request().world_from_camera, request().times)
+    score = score_of(engine, request())
     np.testing.assert_allclose(score.visible, chunk.visible, atol=1e-6)
     np.testing.assert_allclose(score.observed, chunk.observed, atol=1e-6)
     np.testing.assert_allclose(score.age, request().times - 100.0, atol=1e-4)
     away = np.diag([-1.0, 1.0, -1.0, 1.0])[None]
-    assert np.isnan(engine.score(away, np.array([101.0])).age).all()
+    (score,) = engine.score([Trajectory(world_from_camera=away, times=np.array([101.0]))])
+    assert np.isnan(score.age).all()
 
 
 def test_the_same_view_at_twice_the_size_and_another_aspect_covers_the_same(engine):
     """Cropping and scaling keep K right: the memory lies where it lay."""
     engine.seed(view())
-    expected = engine.score(request().world_from_camera, request().times)
+    expected = score_of(engine, request())
     big = np.zeros((2 * HEIGHT + 20, 2 * WIDTH, 3), dtype=np.uint8)
     depth = np.full(big.shape[:2], 3.0, dtype=np.float32)
     doubled = np.array([[48.0, 0.0, 47.5], [0.0, 48.0, 41.5], [0.0, 0.0, 1.0]])
     engine.seed(view(image=big, depth=depth, K=doubled))
-    score = engine.score(request().world_from_camera, request().times)
+    score = score_of(engine, request())
     np.testing.assert_allclose(score.visible, expected.visible, atol=1e-6)
     np.testing.assert_allclose(next(engine.imagine(request())).K, K, atol=1e-4)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, unproject
 from mirage_model.memory import Pixels, Readout, file, reader
-from mirage_model.memory.cells import IMAGINED, LATEST, Cells, nbytes_each, no_cells
+from mirage_model.memory.cells import IMAGINED, LATEST, Cells, joined, nbytes_each, no_cells
 from mirage_model.memory.limits import Policy, forget, page_out
 from mirage_model.memory.store import Prefer, Store
 from mirage_model.memory.zbuffer import Rule, Views
@@ -210,6 +210,44 @@ class LatentMemory:
             half=self.config.dtype == 'bfloat16',
         )
 
+    def some(
+        self, most: int
+    ) -> tuple[Float[Tensor, 'm 3'], Float[Tensor, 'm c'], Bool[Tensor, 'm']]:
+        """Positions in the world, latents and `observed` of up to ``most`` cells, one in so many."""
+        blocks = self._store.blocks()
+        step = max(1, math.ceil(len(self._store) / most))
+        parts, first = [no_cells(self.config.channels, _BITS[self.config.dtype])], 0
+        for block in blocks:
+            parts.append(block.take(slice(first, None, step)))
+            first = (first - len(block)) % step
+        cells = joined(parts)
+        positions = torch.from_numpy(cells.points[:3].T.copy())
+        return positions, self._latents(cells).float(), torch.from_numpy(cells.observed)
+
+    @torch.no_grad()
+    def move(self, new_from_old: Float[Tensor, '4 4']) -> None:
+        """Move every cell by a rigid transform: what a camera found it finds where it is moved to.
+
+        Cells that share a voxel afterwards are not merged. Forks stay where they are.
+        """
+        with self._writing:
+            cells = self._store.cells()
+            if cells is None:
+                return
+            at = new_from_old.double().numpy()
+            points = cells.points.copy()
+            points[:3] = at[:3, :3] @ cells.points[:3] + at[:3, 3:]
+            store = Store()
+            store.lay(replace(cells, points=points), voxel=self.config.voxel)
+            store.written = self._store.written
+            if self.config.resident:
+                page_out(store, self.config.resident, Path(self.config.folder), at[:3, 3])
+            self._store = store
+
+    def release(self) -> None:
+        """Drop the copies on the GPU; what is read there again is copied again."""
+        self._gpu = None
+
     def save(self, path: Path, *, attached: Mapping[str, Tensor] | None = None) -> None:
         """Write one safetensors file; a file that is there is replaced whole or not at all.
 
@@ -217,9 +255,6 @@ class LatentMemory:
         """
         store, origin = self._store, self._origin
         cells = store.cells() or no_cells(self.config.channels, _BITS[self.config.dtype])
-        latents = torch.from_numpy(cells.latents)
-        if self.config.dtype == 'bfloat16':
-            latents = latents.view(torch.bfloat16)
         tensors = {
             'position': torch.from_numpy(cells.points[:3].T.copy()),
             'size': torch.from_numpy(cells.points[3].copy()),
@@ -228,7 +263,7 @@ class LatentMemory:
             'confidence': torch.from_numpy(cells.confidence),
             'observed': torch.from_numpy(cells.observed),
             'serial': torch.arange(len(cells), dtype=torch.int32),
-            'latents': latents,
+            'latents': self._latents(cells),
         }
         about = {'config': asdict(self.config), 'origin': origin}
         file.save(path, tensors, about, attached or {})
@@ -255,12 +290,13 @@ class LatentMemory:
             confidence=tensors['confidence'].numpy(),
             latents=_bits(latents),
         )
-        # as one camera's, none of them takes another's place
-        for rows in (every.observed, ~every.observed):
-            part = every.take(rows)
-            memory._store.insert(part, np.zeros(len(part), np.int64), voxel=config.voxel)
+        memory._store.lay(every, voxel=config.voxel)
         memory._store.written = 1 + int(tensors['serial'].max()) if len(order) else 0
         return memory
+
+    def _latents(self, cells: Cells) -> Float[Tensor, 'm c']:
+        latents = torch.from_numpy(cells.latents)
+        return latents.view(torch.bfloat16) if self.config.dtype == 'bfloat16' else latents
 
     def _check(self, seen: _Seen) -> None:
         grid = (len(seen.cameras), seen.cameras.height, seen.cameras.width)

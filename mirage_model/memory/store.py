@@ -309,6 +309,15 @@ class Store:
             self.put(place, joined(parts) if len(parts) > 1 else parts[0])
         return entered
 
+    def lay(self, cells: Cells, *, voxel: float) -> None:
+        """Put the cells of another store where they belong in this empty one, and merge none."""
+        assert not len(self)
+        block, _ = locate(cells.points, level_of(cells.points[3]), voxel or 1.0)
+        rows, starts, stops = _grouped(block)
+        for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):
+            place = self._reserve(tuple(key), paged=not voxel)
+            self.put(place, cells.take(rows[start:stop]))
+
     def in_observed_voxel(
         self, points: Float32[np.ndarray, '4 m'], voxel: float
     ) -> Bool[np.ndarray, 'm']:

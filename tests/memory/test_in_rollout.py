@@ -11,7 +11,7 @@ import torch
 
 from mirage_model.checkpoint import Model, ModelConfig, load_model
 from mirage_model.engine import Engine
-from mirage_model.interface import Imagine, Refused, View
+from mirage_model.interface import Imagine, Refused, Trajectory, View
 from mirage_model.memory.create import MEMORIES
 from mirage_model.perception import Estimate
 
@@ -80,12 +80,13 @@ def test_what_is_kept_grows_the_memory_with_what_was_imagined(model, name):
     engine = engine_of(model, name)
     memory = engine._place('default').memory
     before = len(memory)
-    turned = request(keep=True)
+    turned = request(keep_in='default')
     turned.world_from_camera[8:, :3, :3] = np.diag([-1.0, 1.0, -1.0])
     chunks = list(engine.imagine(turned))
     assert chunks[1].visible.max() == 0  # nothing is behind the camera yet
     assert (len(memory) > before) == (name != 'none')
-    score = engine.score(turned.world_from_camera[8:], turned.times[8:])
+    behind = Trajectory(world_from_camera=turned.world_from_camera[8:], times=turned.times[8:])
+    (score,) = engine.score([behind])
     assert (score.visible.max() > 0.5) == (name != 'none')
     assert score.observed.max() == 0
 
@@ -114,7 +115,7 @@ def test_latents_are_encoded_only_for_memories_that_take_them(model, monkeypatch
     for name in ('latent', 'rgb_cloud', 'none'):
         engine = engine_of(model, name)
         encoded.clear()
-        list(engine.imagine(request(keep=True)))
+        list(engine.imagine(request(keep_in='default')))
         counts[name] = encoded.copy()
     assert counts['latent'] == [1, 2, 2]  # the seed, then what each chunk adds
     assert counts['none'] == [1, 1, 1]  # the context alone

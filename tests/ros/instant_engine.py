@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 import os
 from pathlib import Path
 import sys
@@ -15,12 +16,17 @@ from mirage_model.interface import (
     NOTHING,
     OBSERVED,
     Cancelled,
+    Candidate,
+    Candidates,
     Chunk,
     DepthSource,
     Description,
+    Holdings,
     Imagine,
+    Points,
     Refused,
     Score,
+    Trajectory,
     View,
 )
 
@@ -49,6 +55,7 @@ class InstantEngine:
         self._step_seconds = step_seconds
         self._allow_unscaled_depth = allow_unscaled_depth
         self.memories: dict[str, View] = {}
+        self.warmed = self.released = 0
 
     def describe(self) -> Description:
         return self._description
@@ -106,12 +113,96 @@ class InstantEngine:
                 seconds=time.monotonic() - started,
             )
 
+    def imagine_candidates(
+        self, request: Candidates, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Candidate]:
+        """One after the other, whatever the batch; goals are as far as the candidate's index."""
+        ends = np.inf if request.deadline is None else time.monotonic() + request.deadline
+
+        def stop() -> bool:
+            return cancelled() or time.monotonic() > ends
+
+        for index, path in enumerate(request.trajectories):
+            chunks: list[Chunk] = []
+            one = Imagine(
+                request_id=request.request_id,
+                world_from_camera=path.world_from_camera,
+                times=path.times,
+                memory=request.memory,
+                seed=request.seeds[index],
+                steps=request.steps,
+            )
+            try:
+                for chunk in self.imagine(one, cancelled=stop):
+                    chunks.append(chunk)
+                complete = True
+            except Cancelled:
+                if cancelled():
+                    raise
+                complete = False
+            if request.last_frame_only and chunks:
+                chunks = [_last_frame(chunks[-1])]
+            yield Candidate(
+                index=index,
+                chunks=tuple(chunks),
+                complete=complete,
+                goal_distance=float('nan') if request.goal is None or not chunks else float(index),
+            )
+
+    def predicted_seconds(self, request: Imagine | Candidates) -> float:
+        about = self._description
+        paths = request.trajectories if isinstance(request, Candidates) else [request]
+        chunks = sum(-(-len(path.times) // about.new_frames_per_chunk) for path in paths)
+        return chunks * (request.steps or about.steps) * self._step_seconds
+
     def score(
-        self, world_from_camera: np.ndarray, times: np.ndarray, *, memory: str = 'default'
-    ) -> Score:
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        memory: str = 'default',
+        threshold: float = 0.5,
+        coarse: bool = False,
+    ) -> list[Score]:
+        """All is observed, a second ago."""
         self._memory(memory)
-        ones = np.ones(len(times))
-        return Score(visible=ones, observed=ones, age=times * 0)
+        return [
+            Score(
+                visible=np.ones(len(path.times)),
+                observed=np.ones(len(path.times)),
+                age=np.ones(len(path.times)),
+                mean_age=1.0,
+                visible_ends=0 if threshold > 1 else None,
+                observed_ends=0 if threshold > 1 else None,
+            )
+            for path in trajectories
+        ]
+
+    def warm(self) -> None:
+        self.warmed += 1
+
+    def release(self) -> None:
+        self.released += 1
+
+    def device_nbytes(self) -> int:
+        return 0
+
+    def reanchor(self, new_from_old: np.ndarray, *, memory: str = 'default') -> None:
+        view = self._memory(memory)
+        self.memories[memory] = replace(
+            view, world_from_camera=new_from_old @ view.world_from_camera
+        )
+
+    def points(self, *, memory: str = 'default', most: int = 100_000) -> Points:
+        """The centre of the view's camera, once."""
+        view = self._memory(memory)
+        return Points(
+            positions=np.float32(view.world_from_camera[None, :3, 3]),
+            colours=view.image[:1, 0],
+            observed=np.ones(1, np.bool_),
+        )
+
+    def holdings(self, *, memory: str = 'default') -> Holdings:
+        return Holdings(cells=1, nbytes=self._memory(memory).image.nbytes)
 
     def save(self, path: Path, *, memory: str = 'default') -> None:
         np.savez(path, image=self._memory(memory).image)
@@ -123,12 +214,17 @@ class InstantEngine:
         )
 
     def drop(self, *, memory: str = 'default') -> None:
-        del self.memories[memory]
+        self.memories.pop(memory, None)
 
     def _memory(self, name: str) -> View:
         if name not in self.memories:
             raise Refused(f"no memory '{name}'")
         return self.memories[name]
+
+
+def _last_frame(chunk: Chunk) -> Chunk:
+    per_frame = ('frames', 'visibility', 'visible', 'observed', 'K', 'world_from_camera', 'times')
+    return replace(chunk, **{name: getattr(chunk, name)[-1:] for name in per_frame})
 
 
 if __name__ == '__main__':
