@@ -1,0 +1,80 @@
+"""How near imagined frames are to the true ones: over all pixels, over covered ones and over the others.
+
+PSNR and SSIM are torchmetrics'. LPIPS is reported as missing: its backbone's weights lie in no package, and
+a figure from another backbone would not be LPIPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Bool, Float, UInt8
+import numpy as np
+from scipy import stats
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+REGIONS = ('all', 'covered', 'uncovered')
+QUALITY = tuple(f'{metric}_{region}' for metric in ('psnr', 'ssim') for region in REGIONS)
+MISSING = {'lpips': 'the weights of its backbone are not installed'}
+"""Metrics that are not computed here, with the reason; they are never reported as a number."""
+PEAK_DB = 100.0
+"""What a frame that is equal to the last bit is given, so that means stay finite."""
+
+
+def quality(
+    frames: UInt8[np.ndarray, 'n h w 3'],
+    truth: UInt8[np.ndarray, 'n h w 3'],
+    covered: Bool[np.ndarray, 'n h w'],
+) -> list[dict[str, float]]:
+    """One row a frame: `QUALITY` by name, NaN over a region that has no pixel.
+
+    SSIM over a region is the mean of the map of all of the frame, so that its windows reach across.
+    """
+    rows = []
+    for frame, true, mask in zip(_in_unit(frames), _in_unit(truth), torch.from_numpy(covered)):
+        _, similar = structural_similarity_index_measure(
+            frame[None], true[None], data_range=1.0, return_full_image=True
+        )
+        similar = similar[0].mean(dim=0)
+        row = {}
+        for region, pixels in zip(REGIONS, (torch.ones_like(mask), mask, ~mask)):
+            row[f'psnr_{region}'] = psnr(frame, true, pixels)
+            row[f'ssim_{region}'] = float(similar[pixels].mean())
+        rows.append(row)
+    return rows
+
+
+def psnr(
+    frame: Float[Tensor, '3 h w'], true: Float[Tensor, '3 h w'], pixels: Bool[Tensor, 'h w']
+) -> float:
+    """dB of colours in 0..1, at most `PEAK_DB`; NaN for no pixels."""
+    if not pixels.any():
+        return float('nan')
+    decibels = peak_signal_noise_ratio(frame[:, pixels], true[:, pixels], data_range=(0.0, 1.0))
+    return min(float(decibels), PEAK_DB)
+
+
+def mean_with_interval(values: Sequence[float], *, seed: int = 0) -> dict[str, float | int]:
+    """Mean of the values that are numbers, with its 95% interval (bootstrap, BCa), and their count.
+
+    A mean of nothing is NaN, and so is the interval of fewer than two different values.
+    """
+    known = np.array([value for value in values if np.isfinite(value)])
+    low = high = float('nan')
+    if len(np.unique(known)) > 1:
+        interval = stats.bootstrap(
+            (known,), np.mean, rng=np.random.default_rng(seed)
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    mean = float(known.mean()) if len(known) else float('nan')
+    return {'mean': mean, 'low': low, 'high': high, 'count': len(known)}
+
+
+def _in_unit(frames: UInt8[np.ndarray, 'n h w 3']) -> Float[Tensor, 'n 3 h w']:
+    # in double: the variance of a bright flat frame drowns in float32
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).double() / 255
