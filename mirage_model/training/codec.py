@@ -1,6 +1,6 @@
-"""Train a small codec from scratch: stills first, then clips.
+"""Train a small codec from scratch: stills first, then clips, then latents of clips close to those of stills.
 
-``python -m mirage_model.training.codec --clips DIR --run DIR`` runs both stages and writes the VAE folder.
+``python -m mirage_model.training.codec --clips DIR --run DIR`` runs all stages and writes the VAE folder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class CodecConfig:
 
     ``noise`` is the deviation of what is added to the latents, ``scale`` the weight of their square, which
     bounds them. Sampling the posterior instead, from its start at a deviation of one, left latents so noisy
-    that pictures stayed blurred for thousands of steps.
+    that pictures stayed blurred for thousands of steps. ``alignment`` is the weight of the square between
+    a clip's latents and those of each latent frame's last frame encoded alone, in parts of their variance:
+    the memory holds stills, and what of a clip's latents no still tells, a world model has to guess.
     """
 
     frames: int = 1
@@ -60,6 +62,7 @@ class CodecConfig:
     noise: float = 0.02
     scale: float = 1e-4
     chroma: float = 0.5
+    alignment: float = 0.0
     validation_clips: int = 12
 
 
@@ -69,17 +72,36 @@ STAGES = {
         CodecConfig(frames=9, batch=4),
         TrainerConfig(steps=1500, learning_rate=2e-3, warmup_steps=50, validate_every=400),
     ),
+    'aligned': (
+        CodecConfig(frames=9, batch=4, alignment=0.15),
+        TrainerConfig(steps=700, learning_rate=1.5e-3, warmup_steps=50, validate_every=350),
+    ),
 }
 
 
 class _Reconstruct(nn.Module):
-    def __init__(self, vae: AutoencoderKLWan):
+    """Frames again, latents, and the latents of every latent frame's last frame encoded alone, if wanted."""
+
+    def __init__(self, vae: AutoencoderKLWan, *, alone: bool):
         super().__init__()
         self.vae = vae
+        self.alone = alone
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(x).latent_dist
-        return self.vae.decode(posterior.mean + noise).sample, posterior.mean
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        latents = self.vae.encode(x).latent_dist.mean
+        alone = None
+        if self.alone:
+            last = x[:, :, :: self.vae.config.scale_factor_temporal]
+            b, k = last.shape[0], last.shape[2]
+            stills = self.vae.encode(last.transpose(1, 2).flatten(0, 1)[:, :, None])
+            alone = stills.latent_dist.mean[:, :, 0].unflatten(0, (b, k)).transpose(1, 2)
+        return self.vae.decode(latents + noise).sample, latents, alone
+
+
+def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
+    """Mean square between two (b, c, k, h, w) in parts of each channel's variance, the first frame left out."""
+    error = (latents - alone)[:, :, 1:].square().mean(dim=(0, 2, 3, 4))
+    return (error / latents.var(dim=(0, 2, 3, 4))).mean()
 
 
 def chroma(frames: Tensor) -> Tensor:
@@ -91,7 +113,7 @@ class CodecObjective:
     """L1 and L2 on frames, L1 on their chroma, through slightly noisy latents of bounded scale."""
 
     def __init__(self, vae: AutoencoderKLWan, config: CodecConfig, clips: Path, validation: Path):
-        self.module = _Reconstruct(vae)
+        self.module = _Reconstruct(vae, alone=config.alignment > 0)
         self.config = config
         self.paths = sorted(clips.glob('*.safetensors'))
         self.validation_paths = sorted(validation.glob('*.safetensors'))[: config.validation_clips]
@@ -110,16 +132,21 @@ class CodecObjective:
         stride = vae.config.scale_factor_spatial
         shape = (len(x), vae.config.z_dim, k, x.shape[3] // stride, x.shape[4] // stride)
         noise = torch.randn(shape, generator=generator, device=device)
-        y, latents = module(x, self.config.noise * noise)
+        y, latents, alone = module(x, self.config.noise * noise)
         reconstruction = (y - x).abs().mean() + (y - x).square().mean()
         y, x = y.movedim(1, 2), x.movedim(1, 2)
         colour = (chroma(y) - chroma(x)).abs().mean()
         psnr = -10 * torch.log10(((y - x).detach() / 2).square().mean())
+        logs = {'psnr_db': psnr.item(), 'latent_std': latents.detach().std().item()}
+        loss = reconstruction + self.config.chroma * colour
+        loss = loss + self.config.scale * latents.square().mean()
+        if alone is not None:
+            apart = misalignment(latents, alone)
+            logs['misalignment'] = apart.item()
+            loss = loss + self.config.alignment * apart
         return StepResult(
-            loss=reconstruction
-            + self.config.chroma * colour
-            + self.config.scale * latents.square().mean(),
-            logs={'psnr_db': psnr.item(), 'latent_std': latents.detach().std().item()},
+            loss=loss,
+            logs=logs,
             names=[self.paths[i].stem for i in chosen],
         )
 
@@ -139,11 +166,17 @@ class CodecObjective:
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         codec = Codec(self.module.vae)
         frames = 17 if self.config.frames > 1 else 1
-        psnr, ratio, pictures = [], [], []
+        psnr, ratio, apart, pictures = [], [], [], []
         for path in self.validation_paths:
             with safe_open(path, framework='pt') as file:
                 x = file.get_slice('frames')[:frames].permute(0, 3, 1, 2).float()[None] / 255
-            y = codec.decode(codec.encode(x.to(codec.vae.device))).clamp(0, 1).cpu()
+            x = x.to(codec.vae.device)
+            latents = codec.encode(x)
+            y = codec.decode(latents).clamp(0, 1).cpu()
+            if frames > 1:
+                stills = codec.encode_stills(x[0, :: codec.temporal_stride])
+                apart.append(misalignment(latents, stills.transpose(0, 1)[None]).item())
+            x = x.cpu()
             psnr.append(-10 * torch.log10((y - x).square().mean()).item())
             ratio.append([(chroma(y) - chroma(x)).abs().mean(), chroma(x).abs().mean()])
             pictures.append(torch.cat([x[0, -1], y[0, -1]], dim=-2))
@@ -154,6 +187,7 @@ class CodecObjective:
             'psnr_db': float(np.mean(psnr)),
             'psnr_db_sd': float(np.std(psnr)),
             'chroma_ratio': float(np.divide(*np.sum(ratio, axis=0))),
+            **({'misalignment': float(np.mean(apart))} if apart else {}),
         }
 
 

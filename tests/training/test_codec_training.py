@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models import small_vae
+import numpy as np
+import pytest
+from small_data import clip_of
+import torch
+
+from mirage_model.codec import Codec
+from mirage_model.data.clip import save_clip
+from mirage_model.training.codec import CodecConfig, CodecObjective, misalignment
+from mirage_model.training.trainer import make_optimizer
+
+CONFIG = CodecConfig(frames=9, batch=2, crop=32, validation_clips=1)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    for split in ('train', 'validation'):
+        (tmp_path / split).mkdir()
+        save_clip(tmp_path / split / 'a.safetensors', clip_of('a', 0, frames=17))
+    return tmp_path
+
+
+def objective(clips, **fields) -> CodecObjective:
+    torch.manual_seed(0)
+    vae = small_vae()
+    return CodecObjective(
+        vae.train().requires_grad_(True),
+        replace(CONFIG, **fields),
+        clips / 'train',
+        clips / 'validation',
+    )
+
+
+def step(trained: CodecObjective, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return trained.step(trained.module, np.random.default_rng(seed), generator, seed)
+
+
+def test_misalignment_is_a_share_of_each_channels_variance():
+    latents = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert misalignment(latents, latents) == 0
+    apart = latents.clone()
+    apart[:, :, 0] += 100  # the first latent frame is a still in both
+    apart[:, 1, 1:] += 0.5
+    expected = 0.25 / latents[:, 1].var() / 3
+    torch.testing.assert_close(misalignment(latents, apart), expected)
+    scale = torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1)
+    torch.testing.assert_close(misalignment(scale * latents, scale * apart), expected)
+
+
+def test_a_still_is_the_last_frame_of_its_latent_frame(clips):
+    trained = objective(clips, alignment=1.0)
+    x = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        _, latents, alone = trained.module(x, torch.zeros(()))
+        stills = Codec(trained.module.vae).encode_stills(
+            ((x[0] + 1) / 2)[:, [0, 4, 8]].movedim(1, 0)
+        )
+    assert latents.shape == alone.shape
+    # the small codec's statistics: mean 0.1, deviation 0.5
+    torch.testing.assert_close(alone[0].movedim(0, 1), stills * 0.5 + 0.1, atol=1e-4, rtol=1e-3)
+
+
+def test_aligning_brings_the_latents_of_clips_to_those_of_stills(clips):
+    trained = objective(clips, alignment=1.0)
+    optimizer = make_optimizer(trained.module, 5e-3, 0.0)
+    apart = []
+    for seed in range(8):
+        result = step(trained, seed)
+        result.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        apart.append(result.logs['misalignment'])
+    assert np.mean(apart[-3:]) < 0.7 * np.mean(apart[:3])
+
+
+def test_without_alignment_nothing_is_encoded_twice(clips):
+    trained = objective(clips)
+    assert 'misalignment' not in step(trained).logs
+    assert trained.module(torch.zeros(1, 3, 5, 16, 16), torch.zeros(()))[2] is None
+
+
+def test_validation_reports_quality_and_misalignment(clips):
+    figures = objective(clips, alignment=1.0).validate(None, 0)
+    assert set(figures) == {'psnr_db', 'psnr_db_sd', 'chroma_ratio', 'misalignment'}
+    assert all(np.isfinite(value) for value in figures.values())
