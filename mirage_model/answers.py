@@ -14,7 +14,8 @@ from mirage_model.camera import Cameras
 from mirage_model.checkpoint import Model
 from mirage_model.codec import Codec
 from mirage_model.interface import IMAGINED, NOTHING, OBSERVED, Chunk, DepthSource, Score
-from mirage_model.memory import Memory, Readout
+from mirage_model.memory import Memory
+from mirage_model.memory.coverage import Coverage
 from mirage_model.rollout import ImaginedChunk, on_grid
 
 
@@ -70,32 +71,17 @@ def memory_frames(memory: Memory, cameras: Cameras, model: Model) -> np.ndarray:
     return to_uint8(torch.where(visible[:, None], frames, 0.5))
 
 
-def score_of(
-    visible: Float[Tensor, 'n'],
-    observed: Float[Tensor, 'n'],
-    age: Float[Tensor, 'n'],
-    threshold: float,
-) -> Score:
-    """``age`` is the mean over what is visible, and looked at only where something is."""
-    seen = visible > 0
-    weight = visible.where(seen, 0.0)
+def score_of(coverage: Coverage, threshold: float) -> Score:
+    seen = coverage.visible > 0
+    weight = coverage.visible.where(seen, 0.0)
     return Score(
-        visible=visible.cpu().numpy(),
-        observed=observed.cpu().numpy(),
-        age=age.where(seen, torch.nan).cpu().numpy(),
-        mean_age=float((age.where(seen, 0.0) * weight).sum() / weight.sum()),
-        visible_ends=_first(visible < threshold),
-        observed_ends=_first(observed < threshold),
+        visible=coverage.visible.cpu().numpy(),
+        observed=coverage.observed.cpu().numpy(),
+        age=coverage.age.where(seen, torch.nan).cpu().numpy(),
+        mean_age=float((coverage.age * weight).sum() / weight.sum()),
+        visible_ends=_first(coverage.visible < threshold),
+        observed_ends=_first(coverage.observed < threshold),
     )
-
-
-def shares(
-    readout: Readout,
-) -> tuple[Float[Tensor, 'n'], Float[Tensor, 'n'], Float[Tensor, 'n']]:
-    """Of every view the share that is visible, that is observed, and the mean age of what is."""
-    visible = readout.visible.flatten(1).float()
-    age = (readout.age.flatten(1) * visible).sum(dim=1) / visible.sum(dim=1)
-    return visible.mean(dim=1), readout.observed.flatten(1).float().mean(dim=1), age
 
 
 def to_uint8(frames: Float[Tensor, 'n 3 H W']) -> np.ndarray:

@@ -22,9 +22,8 @@ from mirage_model.answers import (
     last_frame_of,
     memory_frames,
     score_of,
-    shares,
 )
-from mirage_model.camera import Cameras, check_cameras, check_rigid, resized
+from mirage_model.camera import Cameras, check_cameras, check_rigid, concatenate, resized
 from mirage_model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.intake import cameras_along, checked, fit_image, fit_view
 from mirage_model.interface import (
@@ -43,6 +42,7 @@ from mirage_model.interface import (
     View,
 )
 from mirage_model.memory import Memory
+from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.create import create_memory
 from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -266,17 +266,18 @@ class Engine:
         place = self._place(memory)
         paths = [
             on_grid(
-                cameras_along(place.camera, path.world_from_camera, path.times).to(
-                    place.camera.K.device
-                ),
-                self.model,
-            )
+                cameras_along(place.camera, path.world_from_camera, path.times), self.model
+            ).to(place.frame.device)
             for path in trajectories
         ]
-        return [
-            score_of(*shares(place.memory.readout(path, latents=False)), threshold)
-            for path in paths
-        ]
+        if not paths:
+            return []
+        if not coarse:
+            every = [Coverage.of(place.memory.readout(path, latents=False)) for path in paths]
+        else:
+            latent = self._latent(place, 'scored coarsely')
+            every = latent.coverage(concatenate(paths)).split([len(path) for path in paths])
+        return [score_of(coverage, threshold) for coverage in every]
 
     def reanchor(self, new_from_old: np.ndarray, *, memory: str = 'default') -> None:
         """As `EngineProtocol.reanchor`; a transform that is refused leaves the memory as it was."""

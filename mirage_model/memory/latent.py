@@ -17,6 +17,7 @@ from torch import Tensor
 from mirage_model.camera import Cameras, unproject
 from mirage_model.memory import Pixels, Readout, file, reader
 from mirage_model.memory.cells import IMAGINED, LATEST, Cells, joined, nbytes_each, no_cells
+from mirage_model.memory.coverage import Coverage, Estimator
 from mirage_model.memory.limits import Policy, forget, page_out
 from mirage_model.memory.store import Prefer, Store
 from mirage_model.memory.zbuffer import Rule, Views
@@ -110,6 +111,7 @@ class LatentMemory:
         self.config = config
         self._store = Store()
         self._gpu = None
+        self._estimator = Estimator()
         self._origin: float | None = None
         self._writing = Lock()
 
@@ -200,12 +202,11 @@ class LatentMemory:
     def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
         """As `Memory.readout`."""
         store, device = self._store, cameras.K.device
-        now = (cameras.times.double().cpu() - (self._origin or 0.0)).float().numpy()
         return self._reader_on(device)(
             store,
             Views.of(cameras.to('cpu')),
             self.config.rule(),
-            now,
+            self._now(cameras),
             channels=self.config.channels if latents else 0,
             half=self.config.dtype == 'bfloat16',
         )
@@ -223,6 +224,12 @@ class LatentMemory:
         cells = joined(parts)
         positions = torch.from_numpy(cells.points[:3].T.copy())
         return positions, self._latents(cells).float(), torch.from_numpy(cells.observed)
+
+    def coverage(self, cameras: Cameras) -> Coverage:
+        """What `Coverage.of` the cameras' readout says, estimated from groups of cells."""
+        return self._estimator.coverage(
+            self._store, cameras.to('cpu'), self.config.rule(), self._now(cameras)
+        )
 
     @torch.no_grad()
     def move(self, new_from_old: Float[Tensor, '4 4']) -> None:
@@ -319,6 +326,10 @@ class LatentMemory:
             bad = seen.keep & ~good
             if bad.any():
                 raise ValueError(f'camera, row, column {bad.nonzero()[0].tolist()}: {wrong}')
+
+    def _now(self, cameras: Cameras) -> np.ndarray:
+        """The cameras' times as seconds since the memory's origin."""
+        return (cameras.times.double().cpu() - (self._origin or 0.0)).float().numpy()
 
     def _reader_on(self, device: torch.device) -> Callable[..., Readout]:
         if device.type != 'cuda':

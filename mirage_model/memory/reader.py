@@ -216,6 +216,13 @@ def _shares(counts: Int[np.ndarray, 'p']) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
 
 
+def in_parts(work: Callable[[slice], None], count: int) -> None:
+    """Do slices of ``count`` things, one a thread."""
+    parts = max(1, min(torch.get_num_threads(), count))
+    edges = [count * part // parts for part in range(parts + 1)]
+    _run(lambda part: work(slice(edges[part], edges[part + 1])), parts)
+
+
 def _run(work: Callable[[int], None], parts: int) -> None:
     """Do all parts, the first in this thread: the kernels let go of the interpreter."""
     threads = [Thread(target=work, args=(part,)) for part in range(1, parts)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Literal
 
 from jaxtyping import Bool, Float32, Int, Int32, Int64
@@ -222,6 +223,17 @@ class Store:
         """Every block that holds cells."""
         return [self.block((region, slot)) for region, slot in self.filled()[1].tolist()]
 
+    def changes(self, since: Store) -> tuple[list[Cells], list[Cells]]:
+        """The blocks of an older store that this one has no more, and those that it has instead."""
+        old, new = {}, {}
+        for before, now in zip_longest(since._regions, self._regions):
+            if before is not now:
+                for region, blocks in ((before, old), (now, new)):
+                    if region is not None:
+                        blocks.update((id(cells), cells) for cells in region.blocks if cells)
+        gone = [cells for key, cells in old.items() if key not in new]
+        return gone, [cells for key, cells in new.items() if key not in old]
+
     def block(self, place: Place) -> Cells:
         region, slot = place
         cells = self._regions[region].blocks[slot]
@@ -312,6 +324,8 @@ class Store:
     def lay(self, cells: Cells, *, voxel: float) -> None:
         """Put the cells of another store where they belong in this empty one, and merge none."""
         assert not len(self)
+        if not len(cells):
+            return
         block, _ = locate(cells.points, level_of(cells.points[3]), voxel or 1.0)
         rows, starts, stops = _grouped(block)
         for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):

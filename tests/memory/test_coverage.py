@@ -1,0 +1,136 @@
+"""The estimated coverage against the readout's, which is its oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import json
+
+import numpy as np
+import pytest
+import scenes
+import torch
+
+from mirage_model.camera import Cameras, concatenate, resized
+from mirage_model.evaluation import bench_memory, bench_score
+from mirage_model.memory.coverage import Coverage
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+
+
+@pytest.fixture(scope='module')
+def building() -> LatentMemory:
+    """Nine rooms, partly seen, a part of that imagined."""
+    return bench_score.building(60_000, 9)
+
+
+def paths(count: int) -> Cameras:
+    return concatenate(bench_score.candidates(count, 9))
+
+
+def errors(memory: LatentMemory, cameras: Cameras) -> tuple[float, float]:
+    ours = memory.coverage(cameras)
+    truth = Coverage.of(memory.readout(cameras, latents=False))
+    assert (ours.observed <= ours.visible + 1e-6).all()
+    assert ours.visible.min() >= 0 and ours.visible.max() <= 1
+    return tuple(
+        float((getattr(ours, name) - getattr(truth, name)).abs().mean())
+        for name in ('visible', 'observed')
+    )
+
+
+def test_paths_through_a_building_are_estimated_within_three_points(building):
+    assert max(errors(building, paths(12))) < 0.03
+
+
+def test_views_of_other_sizes_too(building):
+    for_tiny = resized(paths(12), 12, 20)
+    assert max(errors(building, for_tiny)) < 0.08
+
+
+def test_cells_of_the_small_grid_with_footprints_are_estimated():
+    """What mirage-tiny's memory looks like: few large cells, shown as up to three across."""
+    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
+    views = bench_memory.chunks(4)
+    for _ in range(12):
+        cameras, _ = next(views)
+        cameras = resized(cameras, 12, 20)
+        depth = small_room_depth(cameras)
+        keep = torch.ones_like(depth, dtype=torch.bool)
+        memory.write(torch.zeros(9, 1, 12, 20), depth, cameras, keep=keep, observed=True)
+    cameras = resized(concatenate(bench_score.candidates(12, 4)), 12, 20)
+    assert max(errors(memory, cameras)) < 0.05
+
+
+def small_room_depth(cameras: Cameras) -> torch.Tensor:
+    whole = resized(cameras, bench_memory.HEIGHT, bench_memory.WIDTH)
+    depth = bench_memory.room_depth(whole)
+    return torch.nn.functional.interpolate(depth[None], (12, 20), mode='nearest-exact')[0]
+
+
+def wall(memory: LatentMemory, depth: float, *, time: float, observed: bool = True) -> Cameras:
+    camera = scenes.camera_row([np.eye(4)], [time], height=16, width=24, fx=16.0, fy=16.0)
+    size = (1, 16, 24)
+    memory.write(
+        torch.zeros(1, 1, 16, 24),
+        torch.full(size, depth),
+        camera,
+        keep=torch.ones(size, dtype=torch.bool),
+        observed=observed,
+    )
+    return camera
+
+
+def test_a_wall_hides_what_is_behind_it_and_is_as_old_as_it_is():
+    memory = LatentMemory(MemoryConfig(channels=1))
+    wall(memory, 8.0, time=100.0)
+    camera = wall(memory, 3.0, time=160.0, observed=False)
+    # the imagined wall stands before an observed one and is refused
+    coverage = memory.coverage(replace(camera, times=camera.times + 10))
+    assert coverage.observed > 0.8 and coverage.age == pytest.approx(70.0, abs=0.1)
+    memory = LatentMemory(MemoryConfig(channels=1))
+    wall(memory, 3.0, time=160.0, observed=False)
+    far = scenes.camera_row([np.eye(4)], [160.0], height=16, width=24, fx=16.0, fy=16.0)
+    coverage = memory.coverage(far)
+    assert coverage.visible > 0.8 and coverage.observed == 0
+    behind = scenes.transform((0, np.pi, 0))
+    away = replace(far, world_from_camera=torch.tensor(behind, dtype=torch.float32)[None])
+    assert memory.coverage(away).visible == 0
+
+
+def test_an_empty_memory_covers_nothing():
+    camera = scenes.camera_row([np.eye(4)])
+    assert LatentMemory(MemoryConfig(channels=1)).coverage(camera).visible == 0
+
+
+def test_what_was_counted_before_a_write_is_followed_and_not_counted_anew(building):
+    memory, cameras = building.fork(), paths(2)
+    memory.coverage(cameras)
+    grid = memory._estimator._grid
+    for view, depth in (next(bench_memory.chunks(9)) for _ in range(2)):
+        keep = torch.ones_like(depth, dtype=torch.bool)
+        latents = torch.zeros(9, 1, *depth.shape[1:])
+        memory.write(latents, 0.7 * depth, view, keep=keep, observed=True)
+        memory.coverage(cameras)
+        assert memory._estimator._grid is grid
+        anew = replace(grid, bricks=np.full_like(grid.bricks, -1), sums=grid.sums * 0, filled=0)
+        for block in memory._store.blocks():
+            anew.add(block, 1)
+        np.testing.assert_allclose(sums_of(grid), sums_of(anew), rtol=1e-3, atol=1e-2)
+    away = replace(view, world_from_camera=view.world_from_camera.clone())
+    away.world_from_camera[:, 0, 3] += 500.0
+    memory.write(latents, depth, away, keep=keep, observed=True)
+    torch.testing.assert_close(memory.coverage(away).visible, memory.fork().coverage(away).visible)
+
+
+def sums_of(grid) -> np.ndarray:
+    """By place in space; a brick that was never filled or that was emptied has nothing."""
+    nothing = np.zeros((1, *grid.sums.shape[1:]), np.float32)
+    return np.concatenate([grid.sums[: grid.filled], nothing])[grid.bricks]
+
+
+def test_the_benchmark_reports_time_and_error(tmp_path, capsys):
+    out = tmp_path / 'score.json'
+    bench_score.main(['--cells', '20000', '--rooms', '4', '--repeats', '1', '--out', str(out)])
+    content = json.loads(out.read_text())
+    assert content['cells'] >= 20000 and len(content['figures']) == 5
+    assert [figure['goal'] for figure in content['figures']] == [100.0, None, None, 3.0, 3.0]
+    assert 'candidates of 20 poses' in capsys.readouterr().out
