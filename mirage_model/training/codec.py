@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from jaxtyping import Float
 import numpy as np
 from safetensors import safe_open
 import torch
@@ -25,6 +26,8 @@ from mirage_model.training.trainer import (
     fit,
     load_parameters,
 )
+
+BALANCE = 0.35
 
 TINY_VAE = {
     'base_dim': 32,
@@ -216,8 +219,7 @@ def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
     codec = Codec(vae)
     moments = []
     for path in paths:
-        with safe_open(path, framework='pt') as file:
-            x = file.get_slice('frames')[:17].permute(0, 3, 1, 2).float()[None] / 255
+        x = _clip(path)
         moments.append(vae.encode(x.movedim(2, 1) * 2 - 1).latent_dist.mode())
     latents = torch.cat(moments).movedim(1, 0).flatten(1)
     vae.register_to_config(
@@ -225,6 +227,60 @@ def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
         latents_std=[round(v, 5) for v in latents.std(dim=1).tolist()],
     )
     assert codec.channels == len(vae.config.latents_mean)
+
+
+@torch.no_grad()
+def balance(vae: AutoencoderKLWan, paths: list[Path]) -> None:
+    """Turn and scale the latents so that their principal directions differ little in deviation.
+
+    A codec may put nearly all variance into a few directions, such as brightness, in which a world model
+    then learns, and the noise hides what is in the others, such as texture. Each direction gets a deviation
+    that is the `BALANCE`-th power of what it does in pixels, the root mean square of what decoding makes of it,
+    and the directions are turned among the channels so that no channel stands out. The map is linear, and
+    folded into the convolutions on both sides of the latents: what is decoded stays the same.
+    """
+    codec = Codec(vae)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.cat([codec.encode(_clip(path)) for path in paths])
+    cells = latents.movedim(1, -1).flatten(0, -2)
+    energy, directions = torch.linalg.eigh(torch.cov(cells.T))
+    deviation = energy.clamp(min=1e-8).sqrt()
+    shown = latents[:3]
+    frames = codec.decode(shown)
+    effect = []
+    for one, along in zip(deviation, directions.T, strict=True):
+        step = 0.1 * torch.randn(shown[:, :1].shape, generator=generator)
+        moved = codec.decode(shown + one * step * along.view(-1, 1, 1, 1))
+        effect.append(10 * (moved - frames).square().mean().sqrt())
+    turn = torch.linalg.qr(torch.randn(len(effect), len(effect), generator=generator)).Q
+    wanted = torch.stack(effect).clamp(min=1e-8) ** BALANCE
+    spread = turn * (wanted / deviation) @ directions.T  # of normalised latents
+    fold(vae, spread)
+    normalise(vae, paths)
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKLWan, change: Tensor) -> None:
+    """Make ``change`` (c, c) @ normalised latents the VAE's own latents, with zero mean and unit deviation."""
+    mean = torch.tensor(vae.config.latents_mean)
+    std = torch.tensor(vae.config.latents_std)
+    channels = len(mean)
+    to_new = change / std
+    to_old = torch.linalg.inv(change.double()).float() * std[:, None]
+    encoded, decoded = vae.quant_conv, vae.post_quant_conv
+    shape = (-1, channels, 1, 1, 1)
+    rows = encoded.weight[:channels].flatten(1)
+    encoded.weight[:channels] = (to_new @ rows).view_as(encoded.weight[:channels])
+    encoded.bias[:channels] = to_new @ (encoded.bias[:channels] - mean)
+    columns = decoded.weight.flatten(1)
+    decoded.bias += columns @ mean
+    decoded.weight.copy_((columns @ to_old).view(shape))
+    vae.register_to_config(latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
+
+
+def _clip(path: Path) -> Float[Tensor, '1 17 3 H W']:
+    with safe_open(path, framework='pt') as file:
+        return file.get_slice('frames')[:17].permute(0, 3, 1, 2).float()[None] / 255
 
 
 def main() -> None:
@@ -260,7 +316,9 @@ def main() -> None:
         fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': TINY_VAE})
         start = checkpoints(run)[-1]
     load_parameters(objective.module, start)
-    normalise(vae, sorted((arguments.clips / 'train').glob('*.safetensors'))[::8])
+    paths = sorted((arguments.clips / 'train').glob('*.safetensors'))[::8]
+    normalise(vae, paths)
+    balance(vae, paths)
     vae.save_pretrained(arguments.run / 'vae')
     print(f'wrote {arguments.run / "vae"}')
 

@@ -10,7 +10,14 @@ import torch
 
 from mirage_model.codec import Codec
 from mirage_model.data.clip import save_clip
-from mirage_model.training.codec import CodecConfig, CodecObjective, misalignment
+from mirage_model.training.codec import (
+    CodecConfig,
+    CodecObjective,
+    balance,
+    fold,
+    misalignment,
+    normalise,
+)
 from mirage_model.training.trainer import make_optimizer
 
 CONFIG = CodecConfig(frames=9, batch=2, crop=32, validation_clips=1)
@@ -88,3 +95,37 @@ def test_validation_reports_quality_and_misalignment(clips):
     figures = objective(clips, alignment=1.0).validate(None, 0)
     assert set(figures) == {'psnr_db', 'psnr_db_sd', 'chroma_ratio', 'misalignment'}
     assert all(np.isfinite(value) for value in figures.values())
+
+
+def test_a_folded_change_turns_the_latents_and_leaves_the_frames():
+    vae = small_vae()
+    x = torch.rand(1, 5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    before = Codec(vae)
+    latents = before.encode(x)
+    frames = before.decode(latents)
+    change = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    fold(vae, change)
+    after = Codec(vae)
+    torch.testing.assert_close(
+        after.encode(x), torch.einsum('dc,bckhw->bdkhw', change, latents), atol=1e-4, rtol=1e-3
+    )
+    torch.testing.assert_close(after.decode(after.encode(x)), frames, atol=1e-4, rtol=1e-3)
+
+
+def test_balanced_latents_have_directions_of_like_deviation(clips):
+    vae = small_vae()
+    paths = [clips / 'train' / 'a.safetensors']
+    normalise(vae, paths)
+    mixed = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1))).Q
+    # one direction holds nearly all, and no channel shows it
+    fold(vae, mixed @ torch.diag(torch.tensor([100.0, 1.0, 1.0, 0.01])))
+    frames = torch.rand(1, 5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    before = Codec(vae).decode(Codec(vae).encode(frames))
+    balance(vae, paths)
+    codec = Codec(vae)
+    torch.testing.assert_close(codec.decode(codec.encode(frames)), before, atol=1e-3, rtol=1e-2)
+    cells = codec.encode(clip_of('a', 0, frames=17).frames.permute(0, 3, 1, 2)[None] / 255)
+    cells = cells.movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(cells.std(dim=0), torch.ones(4), atol=0.02, rtol=0.02)
+    deviations = torch.linalg.eigvalsh(torch.cov(cells.T)).sqrt()
+    assert deviations.max() / deviations.min() < 30
