@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test eval-tiny bench-memory bench-growth bench-efficiency soak lint format clean
+.PHONY: help setup demo test eval-tiny bench-memory bench-growth bench-efficiency bench-node soak lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -29,8 +29,12 @@ bench-memory: setup  ## how fast the memory is, against its goals; writes out/be
 bench-growth: setup  ## how much the memory grows, against its goals; writes out/bench/growth.json
 	.venv/bin/python -m mirage_model.evaluation.growth
 
-soak: setup  ## 2,000 writes and reads under a cap; writes out/bench/soak.json
+soak: setup  ## 2,000 writes and reads under a cap, then three clients and a robot against a node for ten minutes; writes out/bench/soak.json, out/soak/summary.json
 	.venv/bin/python -m mirage_model.evaluation.soak
+	.venv/bin/python -m mirage_ros.soak
+
+bench-node: setup  ## what the node itself costs a frame of 704x1280; writes out/bench/node.json
+	.venv/bin/python tests/ros/bench_node.py
 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/efficiency.md
 	.venv/bin/python -m mirage_model.evaluation efficiency

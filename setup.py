@@ -41,28 +41,11 @@ def ros_prefix() -> Path:
 
 def build_interfaces() -> list[tuple[str, list[str]]]:
     """Build and stage the interfaces; return them as setuptools' data_files."""
-    build, stage = ROOT / 'build' / 'interfaces', ROOT / 'build' / 'stage'
-    prefix = ros_prefix()
-    path = os.pathsep.join([str(prefix / 'bin'), os.environ['PATH']])
-    environment = os.environ | {'AMENT_PREFIX_PATH': str(prefix), 'PATH': path}
-    generator = ['-G', 'Ninja'] if shutil.which('ninja') else []
-    for command in (
-        ['cmake', '-S', ROOT, '-B', build, '--fresh', *generator]
-        + [
-            f'-DCMAKE_PREFIX_PATH={prefix}',
-            f'-DCMAKE_INSTALL_PREFIX={stage}',
-            '-DBUILD_TESTING=OFF',
-        ]
-        + [f'-DPython3_EXECUTABLE={sys.executable}', f'-DPYTHON_EXECUTABLE={sys.executable}']
-        + [f'-DCMAKE_PROJECT_INCLUDE={ROOT / "cmake" / "ros_wheels_fix.cmake"}'],
-        ['cmake', '--build', build, '--parallel', str(os.cpu_count())],
-        ['cmake', '-E', 'rm', '-rf', stage],
-        ['cmake', '--install', build],
-    ):
-        words = [str(word) for word in command]
-        if subprocess.run(words, env=environment).returncode:
-            # setuptools passes over Exceptions in editable installs
-            raise SystemExit(f'mirage: the ROS interfaces could not be built: {" ".join(words)}')
+    prefix, stage = ros_prefix(), ROOT / 'build' / 'stage'
+    shutil.rmtree(stage, ignore_errors=True)
+    build_package(ROOT, ROOT / 'build' / 'interfaces', stage, prefix)
+    if not (prefix / 'share' / 'tf2_ros').is_dir():  # the wheels have no tf2
+        build_package(ROOT / 'cmake' / 'tf2_msgs', ROOT / 'build' / 'tf2_msgs', stage, prefix)
     folders: dict[str, list[str]] = {}
     for file in sorted(stage.rglob('*')):
         where = file.relative_to(stage)
@@ -72,6 +55,29 @@ def build_interfaces() -> list[tuple[str, list[str]]]:
             continue
         folders.setdefault(str(where.parent), []).append(str(file.relative_to(ROOT)))
     return sorted(folders.items())
+
+
+def build_package(source: Path, build: Path, stage: Path, prefix: Path) -> None:
+    """Build an interface package and install it to ``stage``. Ends the program where that fails."""
+    path = os.pathsep.join([str(prefix / 'bin'), os.environ['PATH']])
+    environment = os.environ | {'AMENT_PREFIX_PATH': str(prefix), 'PATH': path}
+    generator = ['-G', 'Ninja'] if shutil.which('ninja') else []
+    for command in (
+        ['cmake', '-S', source, '-B', build, '--fresh', *generator]
+        + [
+            f'-DCMAKE_PREFIX_PATH={prefix}',
+            f'-DCMAKE_INSTALL_PREFIX={stage}',
+            '-DBUILD_TESTING=OFF',
+        ]
+        + [f'-DPython3_EXECUTABLE={sys.executable}', f'-DPYTHON_EXECUTABLE={sys.executable}']
+        + [f'-DCMAKE_PROJECT_INCLUDE={ROOT / "cmake" / "ros_wheels_fix.cmake"}'],
+        ['cmake', '--build', build, '--parallel', str(os.cpu_count())],
+        ['cmake', '--install', build],
+    ):
+        words = [str(word) for word in command]
+        if subprocess.run(words, env=environment).returncode:
+            # setuptools passes over Exceptions in editable installs
+            raise SystemExit(f'mirage: the ROS interfaces could not be built: {" ".join(words)}')
 
 
 class BuildWithInterfaces(build_py):
@@ -101,6 +107,9 @@ setup(
         'console_scripts': [
             'mirage_node=mirage_ros.node:main',
             'mirage_demo=mirage_ros.demo:main',
+            'mirage-replay=mirage_model.evaluation.replay_command:main',
+            'mirage_replay_node=mirage_ros.replay:main',
+            'mirage_viewer=mirage_ros.viewer:main',
         ]
     },
     cmdclass={'build_py': BuildWithInterfaces},

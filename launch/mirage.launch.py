@@ -1,12 +1,13 @@
-"""The node, with the DDS profile that large images need.
+"""The node, with the DDS profile that large images need, and a viewer if wanted. Made to be included.
 
-ros2 launch mirage mirage.launch.py namespace:=robot1 image:=/robot1/camera/image_rect
+ros2 launch mirage mirage.launch.py namespace:=robot1 image:=/robot1/camera/image_rect viewer:=rerun
 """
 
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
-from launch.substitutions import LaunchConfiguration
+from launch.conditions import IfCondition
+from launch.substitutions import EqualsSubstitution, LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
@@ -18,10 +19,31 @@ ARGUMENTS = {
     'params_file': (str(CONFIG / 'mirage.yaml'), 'YAML file with parameters'),
     'model_folder': ('', 'folder with weights; empty: mirage-tiny'),
     'device': ('cpu', 'cpu, cuda or cuda:N'),
+    'autostart': ('true', 'configure and activate; false: a lifecycle manager does'),
+    'use_sim_time': ('false', 'take the time from /clock'),
+    'viewer': ('none', 'rerun: show memory, path, imagined and observed frames in Rerun'),
     'dds_profile': (str(CONFIG / 'fastdds.xml'), 'profile for Fast DDS'),
     'log_level': ('info', 'debug, info, warn or error'),
 }
-TOPICS = ('image', 'camera_info', 'depth', 'trajectory', 'path', 'imagine')
+PARAMETERS = ('model_folder', 'device', 'autostart', 'use_sim_time')
+TOPICS = (
+    'image',
+    'camera_info',
+    'depth',
+    'odometry',
+    'pose',
+    '/tf',
+    '/tf_static',
+    'trajectory',
+    'path',
+    'imagine',
+    'imagine_candidates',
+)
+
+
+def name_of(topic: str) -> str:
+    """Of the launch argument that remaps it."""
+    return topic.removeprefix('/')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -29,12 +51,13 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(name, default_value=default, description=description)
         for name, (default, description) in ARGUMENTS.items()
     ]
-    remappings = [
+    names = [
         DeclareLaunchArgument(
-            topic, default_value=topic, description=f'name of the {topic} topic or action'
+            name_of(topic), default_value=topic, description=f'name of the {topic} topic or action'
         )
         for topic in TOPICS
     ]
+    remappings = [(topic, LaunchConfiguration(name_of(topic))) for topic in TOPICS]
     profile = SetEnvironmentVariable(
         'FASTRTPS_DEFAULT_PROFILES_FILE', LaunchConfiguration('dds_profile')
     )
@@ -45,10 +68,20 @@ def generate_launch_description() -> LaunchDescription:
         namespace=LaunchConfiguration('namespace'),
         parameters=[
             LaunchConfiguration('params_file'),
-            {name: LaunchConfiguration(name) for name in ('model_folder', 'device')},
+            {name: LaunchConfiguration(name) for name in PARAMETERS},
         ],
-        remappings=[(topic, LaunchConfiguration(topic)) for topic in TOPICS],
+        remappings=remappings,
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         output='screen',
     )
-    return LaunchDescription([*arguments, *remappings, profile, node])
+    viewer = Node(
+        package='mirage',
+        executable='mirage_viewer',
+        name='mirage_viewer',
+        namespace=LaunchConfiguration('namespace'),
+        parameters=[{'use_sim_time': LaunchConfiguration('use_sim_time')}],
+        remappings=remappings,
+        condition=IfCondition(EqualsSubstitution(LaunchConfiguration('viewer'), 'rerun')),
+        output='screen',
+    )
+    return LaunchDescription([*arguments, *names, profile, node, viewer])

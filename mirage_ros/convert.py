@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 import math
-from typing import Literal
 
 from builtin_interfaces.msg import Time
-import cv2
-from geometry_msgs.msg import Pose
-from jaxtyping import Float, Float32, Float64, UInt8
+from geometry_msgs.msg import Point, Pose, Transform
+from jaxtyping import Float, Float64
 from mirage.msg import ImaginedChunk, PlannedTrajectory
 from nav_msgs.msg import Path
 import numpy as np
@@ -24,19 +24,19 @@ from std_msgs.msg import Header
 from transforms3d.quaternions import mat2quat, quat2mat
 
 from mirage_model.interface import Chunk, View
+from mirage_ros.pictures import (
+    Compression,
+    array_from_compressed,
+    compressed_message,
+    depth_from_image,
+    image_array,
+    image_message,
+    rgb_from_image,
+    size_of,
+)
 
-try:
-    from cv_bridge import CvBridge
-
-    image_array = CvBridge().imgmsg_to_cv2
-except ImportError:
-    from rosbags.image import message_to_cvimage as image_array
-
-Compression = Literal['none', 'jpeg', 'png']
-
-COLOUR_BYTES = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
-DEPTH_BYTES = {'32FC1': 4, '16UC1': 2}
-CHANNELS = {'rgb8': 3, 'mono8': 1}
+ENCODERS = ThreadPoolExecutor(thread_name_prefix='mirage-encoder')
+"""Frames are compressed side by side."""
 FURTHEST = 10_000.0
 """Metres from the world's origin; the library computes in float32, which keeps a millimetre up to here."""
 
@@ -84,6 +84,16 @@ def matrix_from_pose(pose: Pose, *, name: str = 'pose') -> Float64[np.ndarray, '
     return matrix
 
 
+def matrix_from_transform(
+    transform: Transform, *, name: str = 'transform'
+) -> Float64[np.ndarray, '4 4']:
+    """As `matrix_from_pose`."""
+    t = transform.translation
+    return matrix_from_pose(
+        Pose(position=Point(x=t.x, y=t.y, z=t.z), orientation=transform.rotation), name=name
+    )
+
+
 def matrices_from_poses(
     poses: Sequence[Pose], *, name: str = 'poses'
 ) -> Float64[np.ndarray, 'n 4 4']:
@@ -121,15 +131,18 @@ def matrix_from_numbers(numbers: Sequence[float], *, name: str) -> Float64[np.nd
 class Planned:
     """A path as a planner sent it, in the poses of the frame that it moves.
 
-    ``world_from_seed`` is where the moving frame was when the seed image was taken; None means at the first pose.
+    They are in ``frame`` as it was at ``frame_time``, None being the newest that is known of it. ``frame_from_seed``
+    is where the moving frame was when the seed image was taken, None where that is not said.
     """
 
     request_id: str
-    world_frame: str
+    frame: str
     moving_frame: str
-    world_from_moving: Float64[np.ndarray, 'n 4 4']
+    frame_from_moving: Float64[np.ndarray, 'n 4 4']
     times: Float64[np.ndarray, ' n']
-    world_from_seed: Float64[np.ndarray, '4 4'] | None = None
+    client: str = ''
+    frame_time: float | None = None
+    frame_from_seed: Float64[np.ndarray, '4 4'] | None = None
     camera_info: CameraInfo | None = None
 
 
@@ -142,11 +155,13 @@ def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> Pl
     seed = message.seed_pose
     return Planned(
         request_id=message.request_id,
-        world_frame=message.header.frame_id,
+        client=message.client,
+        frame=message.header.frame_id,
+        frame_time=_time_or_newest(message.header.stamp),
         moving_frame=message.moving_frame,
-        world_from_moving=matrices_from_poses(message.poses),
+        frame_from_moving=matrices_from_poses(message.poses),
         times=times,
-        world_from_seed=matrix_from_pose(seed[0], name='seed_pose') if seed else None,
+        frame_from_seed=matrix_from_pose(seed[0], name='seed_pose') if seed else None,
         camera_info=message.camera_info[0] if message.camera_info else None,
     )
 
@@ -171,29 +186,34 @@ def planned_from_path(
             raise ValueError(
                 f"poses[{i}]: in frame '{pose.header.frame_id}', the path in '{message.header.frame_id}'"
             )
-    world_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
+    frame_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
     times = np.array([seconds(pose.header.stamp) for pose in message.poses])
     if len(times) > 1 and (times == times[0]).all():
-        steps = _step_seconds(world_from_moving, speed, turn_rate)
+        steps = _step_seconds(frame_from_moving, speed, turn_rate)
         moves = np.concatenate([[True], steps > 0])
         start = seconds(message.header.stamp)
         times = start + np.concatenate([[0.0], np.cumsum(steps)])[moves]
-        world_from_moving = world_from_moving[moves]
+        frame_from_moving = frame_from_moving[moves]
     _check_times(times, 'poses')
     return Planned(
         request_id=request_id,
-        world_frame=message.header.frame_id,
+        frame=message.header.frame_id,
+        frame_time=_time_or_newest(message.header.stamp),
         moving_frame=moving_frame,
-        world_from_moving=world_from_moving,
+        frame_from_moving=frame_from_moving,
         times=times,
     )
 
 
+def _time_or_newest(stamp: Time) -> float | None:
+    return seconds(stamp) or None
+
+
 def _step_seconds(
-    world_from_moving: Float64[np.ndarray, 'n 4 4'], speed: float, turn_rate: float
+    frame_from_moving: Float64[np.ndarray, 'n 4 4'], speed: float, turn_rate: float
 ) -> Float64[np.ndarray, ' n-1']:
-    way = np.linalg.norm(np.diff(world_from_moving[:, :3, 3], axis=0), axis=1)
-    rotation = world_from_moving[:, :3, :3]
+    way = np.linalg.norm(np.diff(frame_from_moving[:, :3, 3], axis=0), axis=1)
+    rotation = frame_from_moving[:, :3, :3]
     next_from_this = rotation[1:].transpose(0, 2, 1) @ rotation[:-1]
     cosine = (np.trace(next_from_this, axis1=1, axis2=2) - 1) / 2
     steps = np.maximum(way / speed, np.arccos(np.clip(cosine, -1, 1)) / turn_rate)
@@ -216,57 +236,6 @@ def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
 
 
 # what a camera sends
-
-
-def rgb_from_image(message: Image) -> UInt8[np.ndarray, 'h w 3']:
-    return np.ascontiguousarray(image_array(_checked(message, COLOUR_BYTES, 'image'), 'rgb8'))
-
-
-def depth_from_image(message: Image) -> Float32[np.ndarray, 'h w']:
-    """Metres; zero, negative and NaN stay what they are, the engine takes them as invalid."""
-    message = _checked(message, DEPTH_BYTES, 'depth')
-    depth = np.asarray(image_array(message, message.encoding))
-    return depth * np.float32(0.001) if message.encoding == '16UC1' else depth.astype(np.float32)
-
-
-def check_image(
-    message: Image, bytes_per_pixel: dict[str, int], name: str, *, max_pixels: int | None = None
-) -> None:
-    """Raise ValueError for an encoding that is not among those given, a wrong length, or too many pixels."""
-    if message.encoding not in bytes_per_pixel:
-        raise ValueError(
-            f"{name}: encoding '{message.encoding}' is not one of {sorted(bytes_per_pixel)}"
-        )
-    if message.height == 0 or message.width == 0:
-        raise ValueError(f'{name}: empty, {message.height}x{message.width}')
-    if max_pixels is not None and message.height * message.width > max_pixels:
-        raise ValueError(
-            f'{name}: {message.height}x{message.width} is more than max_pixels, {max_pixels}'
-        )
-    row = message.width * bytes_per_pixel[message.encoding]
-    if message.step < row or len(message.data) != message.step * message.height:
-        raise ValueError(
-            f'{name}: {len(message.data)} bytes in rows of {message.step} are not '
-            f'{message.height}x{message.width} {message.encoding}'
-        )
-
-
-def _checked(message: Image, bytes_per_pixel: dict[str, int], name: str) -> Image:
-    """The image with its rows lying close: rosbags-image passes over ``step``."""
-    check_image(message, bytes_per_pixel, name)
-    row = message.width * bytes_per_pixel[message.encoding]
-    if message.step == row:
-        return message
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row]
-    return Image(
-        header=message.header,
-        height=message.height,
-        width=message.width,
-        encoding=message.encoding,
-        is_bigendian=message.is_bigendian,
-        step=row,
-        data=array('B', rows.tobytes()),
-    )
 
 
 def K_from_camera_info(message: CameraInfo) -> Float64[np.ndarray, '3 3']:
@@ -312,30 +281,32 @@ def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
 
 
 def view_from_messages(
-    image: Image,
+    image: Image | CompressedImage,
     camera_info: CameraInfo,
-    depth: Image | None,
+    depth: Image | CompressedImage | None,
     *,
     world_from_camera: Float64[np.ndarray, '4 4'],
     max_pixels: int,
 ) -> View:
     """Raise ValueError where the three do not belong together or are larger than ``max_pixels``."""
-    size = (image.height, image.width)
-    check_image(image, COLOUR_BYTES, 'image', max_pixels=max_pixels)
+    frames = image.header.frame_id, camera_info.header.frame_id
+    if not frames[0] or frames[0] != frames[1]:
+        raise ValueError(f"image is in frame '{frames[0]}', its camera_info in '{frames[1]}'")
+    K = K_from_camera_info(camera_info)
+    size = size_of(image, 'image', max_pixels=max_pixels)
     if (camera_info.height, camera_info.width) != size:
         raise ValueError(
             f'camera_info is of {camera_info.height}x{camera_info.width}, the image {size[0]}x{size[1]}'
         )
-    if depth is not None and (depth.height, depth.width) != size:
-        raise ValueError(
-            f'depth is {depth.height}x{depth.width}, the image {size[0]}x{size[1]}: it must be registered to it'
-        )
-    frames = image.header.frame_id, camera_info.header.frame_id
-    if not frames[0] or frames[0] != frames[1]:
-        raise ValueError(f"image is in frame '{frames[0]}', its camera_info in '{frames[1]}'")
+    if depth is not None:
+        of_depth = size_of(depth, 'depth', max_pixels=max_pixels)
+        if of_depth != size:
+            raise ValueError(
+                f'depth is {of_depth[0]}x{of_depth[1]}, the image {size[0]}x{size[1]}: it must be registered to it'
+            )
     return View(
         image=rgb_from_image(image),
-        K=K_from_camera_info(camera_info),
+        K=K,
         world_from_camera=world_from_camera,
         time=seconds(image.header.stamp),
         depth=None if depth is None else depth_from_image(depth),
@@ -343,41 +314,6 @@ def view_from_messages(
 
 
 # what was imagined
-
-
-def image_message(array_: UInt8[np.ndarray, '...'], encoding: str, header: Header) -> Image:
-    height, width = array_.shape[:2]
-    return Image(
-        header=header,
-        height=height,
-        width=width,
-        encoding=encoding,
-        step=width * CHANNELS[encoding],
-        data=array('B', array_.tobytes()),
-    )
-
-
-def compressed_message(
-    array_: UInt8[np.ndarray, '...'], compression: Compression, quality: int, header: Header
-) -> CompressedImage:
-    """JPEG or PNG of RGB or of one channel."""
-    stored = cv2.cvtColor(array_, cv2.COLOR_RGB2BGR) if array_.ndim == 3 else array_
-    options = {
-        'jpeg': ('.jpg', [cv2.IMWRITE_JPEG_QUALITY, quality]),
-        'png': ('.png', [cv2.IMWRITE_PNG_COMPRESSION, 1]),
-    }
-    ending, flags = options[compression]
-    done, data = cv2.imencode(ending, stored, flags)
-    assert done
-    return CompressedImage(header=header, format=compression, data=array('B', data.tobytes()))
-
-
-def array_from_compressed(message: CompressedImage) -> UInt8[np.ndarray, '...']:
-    """RGB, or one channel where there is one; raises ValueError for data that is no image."""
-    stored = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if stored is None:
-        raise ValueError(f"compressed image: not '{message.format}' data")
-    return cv2.cvtColor(stored, cv2.COLOR_BGR2RGB) if stored.ndim == 3 else stored
 
 
 def camera_info_message(
@@ -452,7 +388,11 @@ def message_from_chunk(
             setattr(message, name, images)
         else:
             lossless = 'png' if encoding == 'mono8' else compression
-            images = [compressed_message(a, lossless, quality, h) for a, h in zip(arrays, headers)]
+            images = list(
+                ENCODERS.map(
+                    compressed_message, arrays, repeat(lossless), repeat(quality), headers
+                )
+            )
             setattr(message, f'{name}_compressed', images)
         size += sum(len(image.data) for image in images)
     if size > max_bytes:

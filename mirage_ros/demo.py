@@ -73,6 +73,7 @@ def main() -> int:
     parser.add_argument(
         '--model-folder', default='', help='folder with weights; empty: mirage-tiny'
     )
+    parser.add_argument('--recording', type=Path, help='file for Rerun, .rrd; needs rerun-sdk')
     parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:N')
     quiet_network()  # before rclpy, whose Fast DDS reads the environment
     from rclpy.utilities import remove_ros_args
@@ -100,11 +101,17 @@ def main() -> int:
                     if getattr(arguments, item.name, None) is not None
                 }
             )
-            summary = run(arguments.out, config, model_folder=folder, node=node)
+            summary = run(
+                arguments.out,
+                config,
+                model_folder=folder,
+                node=node,
+                recording=arguments.recording,
+            )
     except KeyboardInterrupt:
         print('mirage_demo: interrupted', file=sys.stderr)
         return 130
-    except (TimeoutError, ChildProcessError) as error:
+    except (TimeoutError, ChildProcessError, ImportError) as error:
         print(f'mirage_demo: {error}', file=sys.stderr)
         return 1
     for name, value in summary.items():

@@ -198,13 +198,35 @@ def reconstructed(
     return (decoded * 255).round().byte().numpy()
 
 
-def run(out: Path, config: DemoConfig, *, model_folder: Path | None, node: Popen) -> dict:
+def record(file: Path, clip: Clip, messages: list[ImaginedChunk]) -> None:
+    """Write what was observed and imagined for Rerun."""
+    from mirage_ros.viewer import log_chunk, log_observed, open_recording
+
+    recording = open_recording(file)
+    start = convert.seconds(messages[0].times[0]) - float(clip.cameras.times[1])
+    header = Header(stamp=convert.stamp(start + float(clip.cameras.times[0])))
+    log_observed(recording, convert.image_message(clip.frames[0].numpy(), 'rgb8', header))
+    for message in messages:
+        log_chunk(recording, message)
+    recording.flush()
+
+
+def run(
+    out: Path,
+    config: DemoConfig,
+    *,
+    model_folder: Path | None,
+    node: Popen,
+    recording: Path | None = None,
+) -> dict:
     """Write the film, the contact sheet and summary.json; return the summary."""
     started = time.monotonic()
     print(f'[robot] driving {config.frames} frames on {config.map_name}', flush=True)
     clip = drive(config)
     messages = imagine(clip, config, node)
     imagined = time.monotonic() - started
+    if recording is not None:
+        record(recording, clip, messages)
     chunks = [convert.chunk_from_message(message) for message in messages]
     frames = np.concatenate([chunk.frames for chunk in chunks])
     truth = fitted(clip.frames.numpy(), *frames.shape[1:3])

@@ -1,48 +1,42 @@
-"""The node: parameters, topics and the action. A callback converts and hands over; the worker calls back and it publishes."""
+"""The node: its states, and what its parts share. Requests, observing, services and views are parts beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path as FilePath
-import queue
 import signal
 import sys
 import threading
 import time
-import traceback
 from typing import Any
 
-from mirage.action import Imagine as ImagineAction
-from mirage.msg import ImaginedChunk, PlannedTrajectory
-from nav_msgs.msg import Path
+from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.exceptions import ParameterException
 from rclpy.executors import MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Header
 
-from mirage_model.interface import Chunk, EngineProtocol, Imagine
-from mirage_ros import convert
-from mirage_ros.convert import Planned
-from mirage_ros.plan import frames_along, moving_from_camera
-from mirage_ros.seeds import SeedBuffer
-from mirage_ros.settings import Settings, declare
-from mirage_ros.worker import Job, Outcome, Worker
+from mirage_model.interface import EngineProtocol
+from mirage_ros.answers import Answers
+from mirage_ros.candidates import CandidateGoals
+from mirage_ros.figures import diagnostics
+from mirage_ros.goals import Goals
+from mirage_ros.host import DRIVEN, Host
+from mirage_ros.observing import Observer
+from mirage_ros.requests import Requests
+from mirage_ros.services import Services
+from mirage_ros.settings import Settings
+from mirage_ros.views import Views
+from mirage_ros.worker import SHUTTING_DOWN, Worker
 
-SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-REQUEST_QOS = QoSProfile(depth=10)
-FRAMES_QOS = QoSProfile(depth=100)  # a chunk's frames come at once
-CANCEL_POLL = 0.02  # seconds
 RESULTS_LEAVE = 0.2  # seconds; rclpy has no call that waits until results are sent
+OTHER_THREADS = 10
+"""Beside goals: camera, requests, frames, timers, states, and services that wait."""
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 def load_engine(settings: Settings) -> EngineProtocol:
@@ -58,328 +52,155 @@ def load_engine(settings: Settings) -> EngineProtocol:
     )
 
 
-class MirageNode(Node):
-    """Serves requests from the moment it is constructed until `close`."""
+class MirageNode(LifecycleNodeMixin, Host):
+    """Configure loads the model and runs it once, activate serves, deactivate frees the device and keeps the memories."""
 
     def __init__(self, load: Callable[[Settings], EngineProtocol] = load_engine):
-        super().__init__('mirage')
-        self._settings = settings = declare(self)
-        if settings.base_from_camera:
-            convert.matrix_from_numbers(settings.base_from_camera, name='base_from_camera')
-        engine = load(settings)
-        self._engine = engine.describe()
-        self._seeds = SeedBuffer(
-            use_depth=settings.use_depth,
-            tolerance=settings.stamp_tolerance,
-            max_pixels=settings.max_pixels,
+        Host.__init__(self)
+        self._load = load
+        self._loaded: EngineProtocol | None = None
+        self._warm = False
+        self._goals = Goals(self.settings.max_goals)
+        answers = Answers(self)
+        self._parts = (
+            Observer(self),
+            Requests(self, answers, self._goals),
+            CandidateGoals(self, answers, self._goals),
+            Services(self),
+            Views(self),
         )
-        self._ids = count(1)
-        self._goals = settings.queue_size + 1
-        self._goals_left = threading.Semaphore(self._goals)
-
-        self._image_out = self.create_publisher(Image, 'imagined/image', FRAMES_QOS)
-        self._camera_info_out = self.create_publisher(
-            CameraInfo, 'imagined/camera_info', FRAMES_QOS
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_timer(
+            self.settings.diagnostics_period,
+            self._report,
+            callback_group=MutuallyExclusiveCallbackGroup(),
         )
-        self._visibility_out = self.create_publisher(Image, 'imagined/visibility', FRAMES_QOS)
-        self._chunk_out = self.create_publisher(ImaginedChunk, 'imagined/chunk', REQUEST_QOS)
-
-        self.create_subscription(Image, 'image', self._on_image, SENSOR_QOS)
-        self.create_subscription(CameraInfo, 'camera_info', self._on_camera_info, SENSOR_QOS)
-        if settings.use_depth:
-            self.create_subscription(Image, 'depth', self._on_depth, SENSOR_QOS)
-        self.create_subscription(PlannedTrajectory, 'trajectory', self._on_trajectory, REQUEST_QOS)
-        self.create_subscription(Path, 'path', self._on_path, REQUEST_QOS)
-        self._action = ActionServer(
-            self,
-            ImagineAction,
-            'imagine',
-            self._on_execute,
-            goal_callback=self._on_goal,
-            cancel_callback=lambda goal: CancelResponse.ACCEPT,
-            callback_group=ReentrantCallbackGroup(),
-        )
-        # last: its thread would keep alive a process in which anything above fails
-        self._worker = Worker(engine, queue_size=settings.queue_size)
-        self.get_logger().info(
-            f'{self._engine.model} ({self._engine.sha256[:12]}) is ready: {self._engine.height}x{self._engine.width} '
-            f'at {self._engine.frame_rate:g} Hz, {self._engine.new_frames_per_chunk} frames a chunk, on {settings.device}'
-        )
+        # states are told while a transition takes its time
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        change = self._service_change_state.callback
+        self._service_change_state.callback = lambda *of: self._changed(change, *of)
 
     @property
     def threads(self) -> int:
-        """That an executor needs: one for every goal, one for topics, one to spare."""
-        return self._goals + 2
+        """That an executor needs."""
+        return self._goals.most + OTHER_THREADS
+
+    # states
+
+    def start(self) -> bool:
+        """Configure and activate; False where either fails, which is logged."""
+        return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and run it once, so that the first request is as fast as the tenth."""
+        try:
+            self._loaded = self._load(self.settings)
+            self._loaded.warm()
+        except (ValueError, ImportError, OSError, RuntimeError) as error:
+            # a model, a device or a parameter that cannot be served
+            self._loaded = None
+            self.get_logger().fatal(' '.join(str(error).split()))
+            return FAILURE
+        self._warm = True
+        self._about = self._loaded.describe()
+        return SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self._loaded is not None and self._about is not None
+        try:
+            if not self._warm:
+                self._loaded.warm()
+        except (OSError, RuntimeError) as error:
+            self.get_logger().error(' '.join(str(error).split()))
+            return FAILURE
+        self._warm = True
+        self._worker = Worker(self._loaded, queue_size=self.settings.queue_size)
+        about = self._about
+        self.get_logger().info(
+            f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at {about.frame_rate:g} Hz, '
+            f'{about.new_frames_per_chunk} frames a chunk, on {self.settings.device}'
+        )
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Answer what is waiting, then give the device's memory back. The memories stay."""
+        self._end_worker('the node was deactivated')
+        if self._loaded is not None:
+            self._warm = False
+            self._loaded.release()
+        self.get_logger().info('inactive: the device is free, the memories stay')
+        return SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._end_worker()
+        self._loaded = self._about = None
+        self._warm = False
+        for memory in list(self.memories):
+            self.forget(memory)
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget everything: the node can be configured again."""
+        self.get_logger().error('a transition failed: back to unconfigured')
+        return self.on_cleanup(state)
+
+    def _changed(self, change: Callable, request: Any, response: Any) -> Any:
+        """A transition that is not possible from this state ends the executor in Jazzy; here it is refused."""
+        try:
+            return change(request, response)
+        except rclpy_implementation.RCLError as error:
+            asked = request.transition.label or request.transition.id
+            state = self._state_machine.current_state[1]
+            self.get_logger().error(f"transition '{asked}' refused in state '{state}': {error}")
+            response.success = False
+            return response
 
     def close(self) -> None:
         """End every request with its answer, and the worker. The executor must still be spinning."""
-        self._worker.close()
-        for _ in range(self._goals):
-            self._goals_left.acquire(timeout=1.0)
+        self._end_worker()
+        self._goals.wait_for_all(1.0)
         time.sleep(RESULTS_LEAVE)
 
-    # seeds
+    def _end_worker(self, reason: str = SHUTTING_DOWN) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close(reason)
 
-    def _on_image(self, message: Image) -> None:
-        with self._refusing('image'):
-            self._seeds.add_image(message)
+    def destroy_node(self) -> None:
+        super().destroy_node()
+        # it holds the participant, and can only be let go
+        del self._state_machine
 
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        with self._refusing('camera_info'):
-            self._seeds.add_camera_info(message)
+    # diagnostics
 
-    def _on_depth(self, message: Image) -> None:
-        with self._refusing('depth'):
-            self._seeds.add_depth(message)
-
-    # requests
-
-    def _on_trajectory(self, message: PlannedTrajectory) -> None:
-        message.request_id = message.request_id or f'trajectory-{next(self._ids)}'
-        with self._refusing(f"request '{message.request_id}'"):
-            planned = convert.planned_from_trajectory(message, max_poses=self._settings.max_poses)
-            self._worker.submit(self._topic_job(planned))
-
-    def _on_path(self, message: Path) -> None:
-        request_id = f'path-{next(self._ids)}'
-        with self._refusing(f"request '{request_id}'"):
-            planned = convert.planned_from_path(
-                message,
-                request_id=request_id,
-                moving_frame=self._settings.base_frame,
-                speed=self._settings.nominal_speed,
-                turn_rate=self._settings.nominal_turn_rate,
-                max_poses=self._settings.max_poses,
+    def _report(self) -> None:
+        if not self._diagnostics.get_subscription_count():
+            return
+        with self.refusing('diagnostics'):
+            worker, about, holdings, nbytes = self._worker, self._about, None, 0
+            if worker is not None:
+                known = DRIVEN in self.memories
+                holdings, nbytes = worker.call(
+                    lambda engine: (
+                        engine.holdings(memory=DRIVEN) if known else None,
+                        engine.device_nbytes(),
+                    )
+                ).result()
+            message = diagnostics(
+                self.figures,
+                self.settings,
+                name=self.get_fully_qualified_name(),
+                state=self._state_machine.current_state[1],
+                engine=about,
+                waiting=worker.waiting if worker else 0,
+                holdings=holdings,
+                device_bytes=nbytes,
             )
-            self._worker.submit(self._topic_job(planned))
-
-    def _on_goal(self, goal: ImagineAction.Goal) -> GoalResponse:
-        if self._goals_left.acquire(blocking=False):
-            return GoalResponse.ACCEPT
-        self.get_logger().error(
-            f"goal '{goal.trajectory.request_id}' dropped: {self._goals} goals are being served"
-        )
-        return GoalResponse.REJECT
-
-    def _on_execute(self, handle: ServerGoalHandle) -> ImagineAction.Result:
-        """Wait for the worker; every goal runs this in a thread of its own."""
-        trajectory = handle.request.trajectory
-        trajectory.request_id = (
-            trajectory.request_id or f'goal-{bytes(handle.goal_id.uuid).hex()[:12]}'
-        )
-        try:
-            outcome = self._outcome(handle)
-            self._log(outcome)
-            if outcome.status == 'done':
-                handle.succeed()
-            elif outcome.status == 'cancelled' and handle.is_cancel_requested:
-                handle.canceled()
-            else:
-                handle.abort()
-        finally:
-            self._goals_left.release()
-        return ImagineAction.Result(
-            request_id=outcome.request_id,
-            complete=outcome.status == 'done',
-            message=f'{outcome.status}: {outcome.reason}' if outcome.reason else '',
-            chunks=outcome.chunks,
-            frames=outcome.frames,
-            visible_mean=outcome.visible_mean,
-            observed_mean=outcome.observed_mean,
-            model=self._engine.model,
-            depth_source=outcome.depth_source,
-            seconds=outcome.seconds,
-        )
-
-    def _outcome(self, handle: ServerGoalHandle) -> Outcome:
-        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        try:
-            job = self._goal_job(handle, outcomes.put)
-        except ValueError as error:
-            request_id = handle.request.trajectory.request_id
-            return Outcome(request_id=request_id, status='refused', reason=str(error))
-        except Exception as error:
-            self.get_logger().error(traceback.format_exc())
-            request_id = handle.request.trajectory.request_id
-            reason = f'{type(error).__name__}: {error}'
-            return Outcome(request_id=request_id, status='failed', reason=reason)
-        self._worker.submit(job)
-        while True:
-            try:
-                return outcomes.get(timeout=CANCEL_POLL)
-            except queue.Empty:
-                if handle.is_cancel_requested:
-                    self._worker.cancel(job)
-
-    def _topic_job(self, planned: Planned) -> Job:
-        settings = self._settings
-        image, camera_info, depth = self._seeds.newest()
-        if planned.camera_info is not None:
-            convert.check_same_camera(planned.camera_info, camera_info)
-        return self._job(
-            planned,
-            image,
-            camera_info,
-            depth,
-            on_chunk=lambda chunk: self._publish(chunk, camera_info.header.frame_id),
-            on_end=self._log,
-            seed=settings.seed,
-            steps=settings.steps,
-            memory_frames=settings.memory_frames,
-            replaceable=settings.newest_wins,
-        )
-
-    def _goal_job(self, handle: ServerGoalHandle, on_end: Callable[[Outcome], None]) -> Job:
-        goal = handle.request
-        planned = convert.planned_from_trajectory(
-            goal.trajectory, max_poses=self._settings.max_poses
-        )
-        if goal.seed_depth and not goal.seed_image:
-            raise ValueError('seed_depth without seed_image')
-        if goal.seed_image:
-            if planned.camera_info is None:
-                raise ValueError('seed_image without trajectory.camera_info')
-            image, camera_info = goal.seed_image[0], planned.camera_info
-            depth = goal.seed_depth[0] if goal.seed_depth else None
-        else:
-            image, camera_info, depth = self._seeds.newest()
-            if planned.camera_info is not None:
-                convert.check_same_camera(planned.camera_info, camera_info)
-
-        def on_chunk(chunk: Chunk) -> None:
-            self._publish(chunk, camera_info.header.frame_id)
-            header = self._header(chunk.times[-1], camera_info.header.frame_id)
-            handle.publish_feedback(
-                ImagineAction.Feedback(
-                    chunk_index=chunk.index,
-                    chunk_count=chunk.count,
-                    visible=float(chunk.visible.mean()),
-                    observed=float(chunk.observed.mean()),
-                    last_frame=convert.image_message(chunk.frames[-1], 'rgb8', header),
-                )
-            )
-
-        return self._job(
-            planned,
-            image,
-            camera_info,
-            depth,
-            on_chunk=on_chunk,
-            on_end=on_end,
-            seed=goal.seed,
-            steps=goal.steps,
-            memory_frames=goal.memory_frames,
-            replaceable=False,
-        )
-
-    def _job(
-        self,
-        planned: Planned,
-        image: Image,
-        camera_info: CameraInfo,
-        depth: Image | None,
-        *,
-        seed: int,
-        steps: int,
-        memory_frames: bool,
-        **how: Any,
-    ) -> Job:
-        """Raise ValueError for what cannot be served, before the engine is asked."""
-        settings = self._settings
-        from_camera = moving_from_camera(planned, camera_info.header.frame_id, settings)
-        world_from_seed = planned.world_from_seed
-        starts_at_seed = world_from_seed is None
-        plan = frames_along(
-            planned.world_from_moving @ from_camera,
-            planned.times,
-            starts_at_seed=starts_at_seed,
-            engine=self._engine,
-            max_frames=settings.max_frames,
-        )
-        view = convert.view_from_messages(
-            image,
-            camera_info,
-            depth,
-            world_from_camera=(planned.world_from_moving[0] if starts_at_seed else world_from_seed)
-            @ from_camera,
-            max_pixels=settings.max_pixels,
-        )
-        request = Imagine(
-            request_id=planned.request_id,
-            world_from_camera=plan.world_from_camera,
-            times=plan.times,
-            memory=f'request {planned.request_id}',
-            seed=seed,
-            steps=steps or None,
-            memory_frames=memory_frames,
-        )
-        return Job(
-            request=request,
-            view=view,
-            wanted=plan.wanted,
-            **how,
-        )
-
-    # answers
-
-    def _publish(self, chunk: Chunk, camera_frame: str) -> None:
-        settings = self._settings
-        self._chunk_out.publish(
-            convert.message_from_chunk(
-                chunk,
-                world_frame=settings.world_frame,
-                frame_id=settings.imagined_prefix + camera_frame,
-                sha256=self._engine.sha256,
-                compression=convert.chosen_compression(
-                    settings.compression, chunk, raw_bytes=settings.raw_bytes
-                ),
-                quality=settings.jpeg_quality,
-                max_bytes=settings.max_message_bytes,
-            )
-        )
-        height, width = chunk.visibility.shape[1:]
-        for frame, visibility, K, planned in zip(
-            chunk.frames, chunk.visibility, convert.K_of_each(chunk), chunk.times
-        ):
-            header = self._header(planned, camera_frame)
-            if self._image_out.get_subscription_count():
-                self._image_out.publish(convert.image_message(frame, 'rgb8', header))
-            if self._camera_info_out.get_subscription_count():
-                self._camera_info_out.publish(
-                    convert.camera_info_message(K, height, width, header)
-                )
-            if self._visibility_out.get_subscription_count():
-                self._visibility_out.publish(convert.image_message(visibility, 'mono8', header))
-
-    def _header(self, planned: float, camera_frame: str) -> Header:
-        return Header(
-            stamp=convert.stamp(planned), frame_id=self._settings.imagined_prefix + camera_frame
-        )
-
-    def _log(self, outcome: Outcome) -> None:
-        if outcome.status == 'done':
-            self.get_logger().info(
-                f"request '{outcome.request_id}' done: {outcome.frames} frames in {outcome.chunks} chunks, "
-                f'{outcome.seconds:.1f} s, visible {outcome.visible_mean:.0%}, observed {outcome.observed_mean:.0%}, '
-                f'depth from {outcome.depth_source}'
-            )
-        else:
-            self.get_logger().error(
-                f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}"
-            )
-
-    @contextmanager
-    def _refusing(self, what: str) -> Iterator[None]:
-        """Log why a message is refused, a ValueError, or what failed, anything else, and go on.
-
-        What a callback raises would end the executor, and with it the node.
-        """
-        try:
-            yield
-        except ValueError as error:
-            self.get_logger().error(f'{what} refused: {error}')
-        except Exception:
-            self.get_logger().error(f'{what} failed: {traceback.format_exc()}')
+            message.header.stamp = self.get_clock().now().to_msg()
+            self._diagnostics.publish(message)
 
 
 def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
@@ -388,46 +209,66 @@ def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
     A thread of the executor that ends by itself ends the node too, with an error.
     """
     stop = threading.Event()
-    serving = asked_to_end = False
+    asked_to_end = loading = False
 
     def on_signal(*_: Any) -> None:
         nonlocal asked_to_end
         asked_to_end = True
         stop.set()
-        if not serving:
-            raise SystemExit(0)  # loading is left at once
+        if loading:
+            raise SystemExit(0)  # loading is left at once; anything else is ended in order
+
+    def load_until_told_to_end(settings: Settings) -> EngineProtocol:
+        nonlocal loading
+        here = threading.current_thread() is threading.main_thread()
+        try:
+            loading = here
+            if asked_to_end:
+                raise SystemExit(0)
+            return load(settings)
+        finally:
+            loading = False
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        node = MirageNode(load)
-        executor = MultiThreadedExecutor(num_threads=node.threads)
-        executor.add_node(node)
+        try:
+            node = MirageNode(load_until_told_to_end)
+        except (ValueError, ParameterException) as error:
+            get_logger('mirage').fatal(' '.join(str(error).split()))
+            return 1
+        return _serve(node, stop, asked=lambda: asked_to_end)
+    finally:
+        rclpy.try_shutdown()
 
-        def spin() -> None:
-            try:
-                executor.spin()
-            finally:
-                stop.set()
 
-        spinning = threading.Thread(target=spin, name='executor')
-        serving = True
-        spinning.start()
+def _serve(node: MirageNode, stop: threading.Event, *, asked: Callable[[], bool]) -> int:
+    executor = MultiThreadedExecutor(num_threads=node.threads)
+    executor.add_node(node)
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        finally:
+            stop.set()
+
+    spinning = threading.Thread(target=spin, name='executor')
+    spinning.start()
+    try:
+        if not node.settings.autostart:
+            node.get_logger().info('waits to be configured')
+        elif not node.start():
+            return 1
         stop.wait()
-        if not asked_to_end:
+        if not asked():
             get_logger('mirage').fatal('the executor ended by itself')
+        return 0 if asked() else 1
+    finally:
         node.close()
         executor.shutdown()
         spinning.join()
         node.destroy_node()
-        return 0 if asked_to_end else 1
-    except (ValueError, ParameterException, ImportError, OSError, RuntimeError) as error:
-        # a model, a device or a parameter that cannot be served
-        get_logger('mirage').fatal(' '.join(str(error).split()))
-        return 1
-    finally:
-        rclpy.try_shutdown()
 
 
 if __name__ == '__main__':

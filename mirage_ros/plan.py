@@ -1,4 +1,4 @@
-"""From a planned path to the cameras that an engine is asked for: the camera on the moving frame, resampled, padded."""
+"""From a planned path to the cameras that an engine is asked for: frames joined, resampled, padded."""
 
 from __future__ import annotations
 
@@ -12,31 +12,73 @@ from mirage_model.camera import resample_trajectory
 from mirage_model.interface import Description
 from mirage_ros.convert import Planned, matrix_from_numbers
 from mirage_ros.settings import Settings
+from mirage_ros.transforms import Transforms
 
 
-def moving_from_camera(
-    planned: Planned, camera_frame: str, settings: Settings
-) -> Float64[np.ndarray, '4 4']:
-    """Where the camera sits on what moves.
+class Frames:
+    """Where the camera is, by parameters and transforms. Raises ValueError that names both frames and the times."""
 
-    Raise ValueError for frames that are not known, and where base_from_camera is needed and not set.
-    """
-    if planned.world_frame != settings.world_frame:
-        raise ValueError(
-            f"the path is in frame '{planned.world_frame}', this node's world_frame is '{settings.world_frame}'"
+    def __init__(self, settings: Settings, transforms: Transforms):
+        self._settings = settings
+        self._transforms = transforms
+        self._base_from_camera = (
+            matrix_from_numbers(settings.base_from_camera, name='base_from_camera')
+            if settings.base_from_camera
+            else None
         )
-    if planned.moving_frame in ('', camera_frame):
-        return np.eye(4)
-    if planned.moving_frame != settings.base_frame:
-        raise ValueError(
-            f"moving_frame '{planned.moving_frame}' is neither the camera's frame '{camera_frame}' "
-            f"nor base_frame '{settings.base_frame}'"
+
+    def world_from(self, frame: str, time: float | None) -> Float64[np.ndarray, '4 4']:
+        """``time`` None is the newest that is known."""
+        world = self._settings.world_frame
+        if frame == world:
+            return np.eye(4)
+        if not frame:
+            raise ValueError(
+                f"the path is in frame '', it must name one that is joined to '{world}'"
+            )
+        return self._transforms.lookup(world, frame, time, wait=self._settings.tf_wait)
+
+    def moving_from_camera(
+        self, moving: str, camera: str, time: float | None
+    ) -> Float64[np.ndarray, '4 4']:
+        """Where the camera sits on what moves."""
+        if moving in ('', camera):
+            return np.eye(4)
+        if moving == self._settings.base_frame and self._base_from_camera is not None:
+            return self._base_from_camera
+        if not camera:
+            raise ValueError('which camera it is, is not known: no camera_info has come')
+        try:
+            return self._transforms.lookup(moving, camera, time, wait=self._settings.tf_wait)
+        except ValueError as error:
+            raise ValueError(
+                f"the poses are of '{moving}', and where the camera '{camera}' sits on it is not known "
+                f'(base_from_camera is of {self._settings.base_frame}): {error}'
+            ) from None
+
+    def world_from_camera(
+        self, camera: str, time: float, *, wait: float | None = None
+    ) -> Float64[np.ndarray, '4 4']:
+        """Where the camera was at a time. Raise ValueError too where there is no ``pose_source``."""
+        settings = self._settings
+        if settings.pose_source == 'none':
+            raise ValueError('pose_source is none: where the camera is, is not known')
+        wait = settings.tf_wait if wait is None else wait
+        if self._base_from_camera is None:
+            return self._transforms.lookup(settings.world_frame, camera, time, wait=wait)
+        world_from_base = self._transforms.lookup(
+            settings.world_frame, settings.base_frame, time, wait=wait
         )
-    if not settings.base_from_camera:
-        raise ValueError(
-            f"the poses are of '{planned.moving_frame}' and base_from_camera, where '{camera_frame}' sits on it, is not set"
-        )
-    return matrix_from_numbers(settings.base_from_camera, name='base_from_camera')
+        return world_from_base @ self._base_from_camera
+
+    def world_from_odom(self, time: float) -> Float64[np.ndarray, '4 4'] | None:
+        """None where the tree has no such frame at that time."""
+        try:
+            return self._transforms.lookup(
+                self._settings.world_frame, self._settings.odom_frame, time
+            )
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +88,11 @@ class FramePlan:
     world_from_camera: Float64[np.ndarray, 'n 4 4']
     times: Float64[np.ndarray, ' n']
     wanted: int
+
+
+def world_path(planned: Planned, frames: Frames) -> Float64[np.ndarray, 'n 4 4']:
+    """The poses of what moves, in the world."""
+    return frames.world_from(planned.frame, planned.frame_time) @ planned.frame_from_moving
 
 
 def frames_along(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from mirage_ros.convert import (
-    COLOUR_BYTES,
-    DEPTH_BYTES,
-    K_from_camera_info,
-    check_image,
-    seconds,
-)
+from mirage_ros.convert import K_from_camera_info, seconds
+from mirage_ros.pictures import size_of
+
+AnyImage = Image | CompressedImage
 
 KEPT = 16
 """Messages of a kind that are kept until their partners come."""
@@ -25,13 +22,13 @@ class SeedBuffer:
         self._use_depth = use_depth
         self._tolerance = tolerance
         self._max_pixels = max_pixels
-        self._images: deque[Image] = deque(maxlen=KEPT)
+        self._images: deque[AnyImage] = deque(maxlen=KEPT)
         self._camera_infos: deque[CameraInfo] = deque(maxlen=KEPT)
-        self._depths: deque[Image] = deque(maxlen=KEPT)
+        self._depths: deque[AnyImage] = deque(maxlen=KEPT)
 
-    def add_image(self, message: Image) -> None:
+    def add_image(self, message: AnyImage) -> None:
         """Raise ValueError for an image that cannot be read or is too large, and keep those before it."""
-        check_image(message, COLOUR_BYTES, 'image', max_pixels=self._max_pixels)
+        size_of(message, 'image', max_pixels=self._max_pixels)
         self._images.append(message)
 
     def add_camera_info(self, message: CameraInfo) -> None:
@@ -39,12 +36,17 @@ class SeedBuffer:
         K_from_camera_info(message)
         self._camera_infos.append(message)
 
-    def add_depth(self, message: Image) -> None:
+    def add_depth(self, message: AnyImage) -> None:
         """Raise ValueError for a depth image that cannot be read or is too large."""
-        check_image(message, DEPTH_BYTES, 'depth', max_pixels=self._max_pixels)
+        size_of(message, 'depth', max_pixels=self._max_pixels)
         self._depths.append(message)
 
-    def newest(self) -> tuple[Image, CameraInfo, Image | None]:
+    @property
+    def camera_frame(self) -> str:
+        """Of the newest camera_info, empty where none has come."""
+        return self._camera_infos[-1].header.frame_id if self._camera_infos else ''
+
+    def newest(self) -> tuple[AnyImage, CameraInfo, AnyImage | None]:
         """Raise ValueError that says what is missing."""
         if not self._images:
             raise ValueError('no seed yet: no image has come')
@@ -62,7 +64,7 @@ class SeedBuffer:
             f'no seed yet: {missing} within {self._tolerance:g} s of an image has come'
         )
 
-    def _partner(self, image: Image, others: deque) -> CameraInfo | Image | None:
+    def _partner(self, image: AnyImage, others: deque) -> CameraInfo | AnyImage | None:
         distance = lambda other: abs(seconds(other.header.stamp) - seconds(image.header.stamp))  # noqa: E731
         nearest = min(list(others), key=distance, default=None)
         return nearest if nearest is not None and distance(nearest) <= self._tolerance else None

@@ -9,6 +9,11 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
+
+from mirage_model.keyframes import KeyframeConfig
+
+KEYFRAMES = KeyframeConfig()
 
 
 def setting(
@@ -30,8 +35,13 @@ class Settings:
     )
     device: str = setting('cpu', 'Where the model runs: cpu, cuda, cuda:1 and so on.')
 
+    autostart: bool = setting(
+        True, 'Configure and activate at the start; false: a lifecycle manager does.'
+    )
+
     world_frame: str = setting(
-        'map', 'The fixed frame that trajectories and paths are in; others are refused.'
+        'map',
+        'The fixed frame that the memory lies in. Paths may be in any frame that TF joins to it.',
     )
     base_frame: str = setting(
         'base_link',
@@ -40,7 +50,14 @@ class Settings:
     base_from_camera: tuple[float, ...] = setting(
         (),
         "The camera's optical frame in base_frame: x y z in metres, quaternion x y z w. "
-        'Needed where poses are of base_frame.',
+        'Empty: looked up in TF where poses are of base_frame.',
+    )
+    use_tf: bool = setting(True, 'Listen to /tf and /tf_static.')
+    tf_seconds: float = setting(
+        30.0, 'How long transforms are kept, seconds.', low=1.0, high=3600.0
+    )
+    tf_wait: float = setting(
+        0.2, 'How long a lookup waits for a transform to come, seconds.', low=0.0, high=5.0
     )
     nominal_speed: float = setting(
         0.5, 'Times the poses of an unstamped path, m/s.', low=0.01, high=50.0
@@ -68,14 +85,83 @@ class Settings:
         high=1.0,
     )
 
+    image_transport: str = setting(
+        'raw',
+        'compressed: take image/compressed (JPEG or PNG) and depth/compressedDepth (PNG of 16UC1) instead.',
+        among=('raw', 'compressed'),
+    )
+
+    pose_source: str = setting(
+        'none',
+        'Where the camera is when an image comes: tf, the topic odometry (nav_msgs/Odometry) or the topic pose '
+        '(geometry_msgs/PoseStamped of base_frame). none: not known, so that nothing is observed on the way, and a seed '
+        "is at its trajectory's first pose.",
+        among=('none', 'tf', 'odometry', 'pose'),
+    )
+    observe_rate: float = setting(
+        2.0,
+        'Images that are looked at per second; the rest is dropped and counted.',
+        low=0.01,
+        high=60.0,
+    )
+    keyframe_distance: float = setting(
+        KEYFRAMES.distance,
+        'An image is remembered if the camera has moved this far since the one before that was, m, or turned',
+        low=0.0,
+        high=100.0,
+    )
+    keyframe_angle: float = setting(KEYFRAMES.angle, 'this far, rad,', low=0.0, high=3.2)
+    keyframe_gain: float = setting(
+        KEYFRAMES.gain,
+        'and at least this share of its view is not observed yet;',
+        low=0.0,
+        high=1.0,
+    )
+    keyframe_refresh: float = setting(
+        KEYFRAMES.refresh, 'or if that is so many seconds ago.', low=0.0, high=1e6
+    )
+    start_from_driven: bool = setting(
+        True,
+        'Requests start from what was driven through, where there is such a memory; false: from the newest image alone.',
+    )
+    odom_frame: str = setting(
+        'odom', 'The frame whose jumps in world_frame are watched: they are loop closures.'
+    )
+    jump_distance: float = setting(
+        0.2, 'Between two images: what moves odom_frame further is a jump, m.', low=0.0, high=100.0
+    )
+    jump_angle: float = setting(
+        0.1, 'What turns odom_frame further is a jump, rad.', low=0.0, high=3.2
+    )
+    on_jump: str = setting(
+        'reanchor',
+        'What happens to the memory at a jump: moved by it as a whole, forgotten, or left.',
+        among=('reanchor', 'reset', 'ignore'),
+    )
+
     newest_wins: bool = setting(
         True,
-        'A new trajectory or path on a topic replaces the older ones. Goals of the action are never replaced.',
+        'A new trajectory or path on a topic replaces the older ones of the same client. Goals are replaced only by goals '
+        'that ask for it.',
     )
     queue_size: int = setting(
-        4, 'Requests that may wait; more are dropped with an answer.', low=1, high=64
+        4, 'Requests of a client that may wait; more are dropped with an answer.', low=1, high=64
+    )
+    max_goals: int = setting(
+        12, 'Goals of the actions that are served or wait, of all clients.', low=1, high=128
     )
     max_poses: int = setting(10_000, 'Poses in a trajectory.', low=1, high=1_000_000)
+    max_candidates: int = setting(64, 'Candidates of one request.', low=1, high=4096)
+    batch: int = setting(
+        1,
+        'Candidates that go through the model together where a goal does not say.',
+        low=1,
+        high=256,
+    )
+    max_memories: int = setting(8, 'Memories that requests may keep by name.', low=1, high=1024)
+    memory_folder: str = setting(
+        '', 'Memories are saved to and loaded from this folder alone; empty: neither is served.'
+    )
     max_frames: int = setting(512, 'Frames that one request may ask for.', low=1, high=100_000)
     max_pixels: int = setting(4096 * 2304, 'Pixels of a seed image.', low=1, high=2**28)
 
@@ -107,6 +193,59 @@ class Settings:
         high=2**30,
     )
 
+    sensor_reliability: str = setting(
+        'best_effort',
+        'QoS of image, camera_info and depth. best_effort hears every publisher.',
+        among=('best_effort', 'reliable'),
+    )
+    sensor_depth: int = setting(5, 'QoS depth of those.', low=1, high=1000)
+    imagined_reliability: str = setting(
+        'reliable', 'QoS of what is imagined.', among=('best_effort', 'reliable')
+    )
+    imagined_depth: int = setting(
+        100, 'QoS depth of imagined frames, which come a chunk at once.', low=1, high=10_000
+    )
+
+    view_period: float = setting(
+        2.0,
+        'Between two clouds or grids of the memory, while they are subscribed to, seconds.',
+        low=0.1,
+        high=3600.0,
+    )
+    view_points: int = setting(100_000, 'Points of the cloud.', low=1, high=10_000_000)
+    grid_resolution: float = setting(0.1, 'Of the grid, m.', low=0.01, high=10.0)
+    grid_size: int = setting(
+        1024,
+        'Most cells along a side of the grid; what lies beyond is left out.',
+        low=16,
+        high=8192,
+    )
+
+    diagnostics_period: float = setting(
+        1.0, 'Between two messages on /diagnostics, seconds.', low=0.1, high=60.0
+    )
+    warn_chunk_seconds: float = setting(
+        0.0,
+        'Diagnostics warn where the 95th percentile of a chunk takes longer; 0: never.',
+        low=0.0,
+        high=3600.0,
+    )
+    error_chunk_seconds: float = setting(
+        0.0,
+        'Diagnostics report an error where it takes longer than this; 0: never.',
+        low=0.0,
+        high=3600.0,
+    )
+    warn_cells: int = setting(
+        10_000_000,
+        'Diagnostics warn where the driven memory holds more cells; 0: never.',
+        low=0,
+        high=2**31 - 1,
+    )
+    error_bytes: int = setting(
+        0, 'Diagnostics report an error where it takes more bytes; 0: never.', low=0, high=2**62
+    )
+
     def __post_init__(self) -> None:
         """Raise ValueError for what ranges cannot say."""
         for item in fields(self):
@@ -115,7 +254,7 @@ class Settings:
                 raise ValueError(
                     f'{item.name}: {getattr(self, item.name)!r} is not one of {among}'
                 )
-        for name in ('world_frame', 'base_frame', 'imagined_prefix'):
+        for name in ('world_frame', 'base_frame', 'odom_frame', 'imagined_prefix'):
             if not getattr(self, name):
                 raise ValueError(f'{name} must not be empty')
         if len(self.base_from_camera) not in (0, 7):
@@ -143,6 +282,13 @@ def declare(node: Node) -> Settings:
         else:
             values[item.name] = node.declare_parameter(item.name, item.default, descriptor).value
     return Settings(**values)
+
+
+def reliability(name: str) -> ReliabilityPolicy:
+    return {
+        'best_effort': ReliabilityPolicy.BEST_EFFORT,
+        'reliable': ReliabilityPolicy.RELIABLE,
+    }[name]
 
 
 def as_yaml() -> str:

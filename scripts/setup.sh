@@ -32,7 +32,7 @@ if [ "$(cat .venv/.mirage-requirements 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" > .venv/.mirage-requirements
 fi
 
-wanted=$(hash_of package.xml CMakeLists.txt setup.py cmake/* msg/* action/* .venv/.mirage-requirements)
+wanted=$(hash_of package.xml CMakeLists.txt setup.py $(find cmake msg srv action -type f | LC_ALL=C sort) .venv/.mirage-requirements)
 if [ "$(cat .venv/.mirage-interfaces 2>/dev/null)" != "$wanted" ]; then
   command -v "${CXX:-c++}" > /dev/null || fail 'a C++ compiler is needed to build the ROS interfaces'
   command -v cmake > /dev/null || fail 'CMake 3.24 or newer is needed to build the ROS interfaces'

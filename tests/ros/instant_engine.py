@@ -112,6 +112,8 @@ class InstantEngine:
                 seed=request.seed,
                 seconds=time.monotonic() - started,
             )
+        if request.keep_in is not None:
+            self.memories[request.keep_in] = view
 
     def imagine_candidates(
         self, request: Candidates, *, cancelled: Callable[[], bool] = lambda: False

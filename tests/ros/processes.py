@@ -39,6 +39,7 @@ class NodeProcess:
         program: list[str] | None = None,
         instant: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        ready: str = 'is ready',
         **parameters: Any,
     ):
         self.log = log
@@ -58,7 +59,7 @@ class NodeProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **instant_environment, **(environment or {})},
             )
-        self.wait_for('is ready')
+        self.wait_for(ready)
 
     def says(self) -> str:
         return self.log.read_text()
@@ -102,6 +103,7 @@ class Client:
             )
         }
         self.received: dict[str, list] = {}
+        self._services: dict[str, Any] = {}
         self.receive('imagined/chunk', ImaginedChunk)
         self.action = ActionClient(self.node, Imagine, 'imagine')
 
@@ -161,20 +163,30 @@ class Client:
     def goal(self, goal: Imagine.Goal) -> Goal:
         return Goal(self, goal)
 
+    def call(self, kind: type, name: str, request: Any = None) -> Any:
+        """A service's response."""
+        if name not in self._services:
+            self._services[name] = self.node.create_client(kind, name)
+        service = self._services[name]
+        self.until(service.service_is_ready)
+        future = service.call_async(request or kind.Request())
+        self.until(future.done)
+        return future.result()
+
 
 class Goal:
     """A goal of the action from sending to result."""
 
-    def __init__(self, client: Client, goal: Imagine.Goal):
+    def __init__(self, client: Client, goal: Any, action: ActionClient | None = None):
         self._client = client
-        self.feedback: list[Imagine.Feedback] = []
-        sent = client.action.send_goal_async(
+        self.feedback: list[Any] = []
+        sent = (action or client.action).send_goal_async(
             goal, lambda message: self.feedback.append(message.feedback)
         )
         client.until(sent.done)
         self.handle = sent.result()
 
-    def result(self) -> tuple[int, Imagine.Result]:
+    def result(self) -> tuple[int, Any]:
         """Status and result."""
         future = self.handle.get_result_async()
         self._client.until(future.done)

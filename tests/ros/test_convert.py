@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 
 from mirage_model import camera
 from mirage_model.interface import Chunk
-from mirage_ros import convert
+from mirage_ros import convert, pictures
 
 
 def over_the_wire(message):
@@ -130,12 +130,12 @@ def test_colour_encodings(encoding, stored, padding):
     message = Image(
         height=2, width=2, encoding=encoding, step=rows.shape[1], data=array('B', rows.tobytes())
     )
-    np.testing.assert_array_equal(convert.rgb_from_image(message), COLOUR)
+    np.testing.assert_array_equal(pictures.rgb_from_image(message), COLOUR)
 
 
 def test_grey_image():
     message = Image(height=1, width=2, encoding='mono8', step=2, data=array('B', [5, 250]))
-    np.testing.assert_array_equal(convert.rgb_from_image(message), [[[5] * 3, [250] * 3]])
+    np.testing.assert_array_equal(pictures.rgb_from_image(message), [[[5] * 3, [250] * 3]])
 
 
 @pytest.mark.parametrize('order', ['<', '>'])
@@ -156,12 +156,12 @@ def test_depth_in_millimetres_and_metres(order, padding):
             is_bigendian=int(order == '>'),
             data=array('B', rows.tobytes()),
         )
-        np.testing.assert_allclose(convert.depth_from_image(message), depth, atol=1e-5)
+        np.testing.assert_allclose(pictures.depth_from_image(message), depth, atol=1e-5)
 
 
 def test_depth_keeps_nan():
     message = seed_messages(height=2, width=2, distance=float('nan'))[2]
-    assert np.isnan(convert.depth_from_image(message)).all()
+    assert np.isnan(pictures.depth_from_image(message)).all()
 
 
 def test_rectified_intrinsics_come_from_p():
@@ -205,7 +205,7 @@ def test_view_must_belong_together():
 def test_trajectory():
     message = trajectory(4, request_id='x')
     planned = convert.planned_from_trajectory(over_the_wire(message), max_poses=5)
-    assert planned.request_id == 'x' and planned.world_from_seed is None
+    assert planned.request_id == 'x' and planned.frame_from_seed is None
     np.testing.assert_allclose(np.diff(planned.times), 0.125)
     with pytest.raises(ValueError, match='max_poses is 4'):
         convert.planned_from_trajectory(message, max_poses=4)
@@ -243,7 +243,7 @@ def test_unstamped_path_is_timed_by_way_and_turn():
     """1 m at 0.5 m/s; 90 degrees at 1 rad/s; a pose that repeats is left out."""
     path = planned(path_of((0, 0), (1, 0), (1, 90), (1, 90), (1.5, 90)))
     np.testing.assert_allclose(path.times, 50 + np.cumsum([0, 2, np.pi / 2, 1]))
-    assert len(path.world_from_moving) == 4
+    assert len(path.frame_from_moving) == 4
 
 
 def test_one_stamp_for_all_poses_is_no_time():
@@ -331,7 +331,7 @@ def test_auto_compresses_large_chunks_only():
 
 def test_compressed_data_that_is_no_image():
     with pytest.raises(ValueError, match="not 'jpeg' data"):
-        convert.array_from_compressed(CompressedImage(format='jpeg', data=array('B', [1, 2, 3])))
+        pictures.array_from_compressed(CompressedImage(format='jpeg', data=array('B', [1, 2, 3])))
 
 
 def test_constants_of_the_message_are_those_of_the_library():

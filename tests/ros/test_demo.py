@@ -43,6 +43,7 @@ def model_folder(tmp_path_factory) -> Path:
 def demo(tmp_path, model_folder) -> Iterator[subprocess.Popen]:
     """In a domain that no other test uses."""
     command = [sys.executable, '-m', 'mirage_ros.demo', '--out', tmp_path, '--frames', '24']
+    command += ['--recording', tmp_path / 'demo.rrd']
     running = subprocess.Popen(
         [*map(str, command), '--model-folder', str(model_folder)],
         stdout=subprocess.PIPE,
@@ -88,7 +89,20 @@ def test_demo_writes_its_results_and_ends(before, demo, tmp_path):
     assert cv2.imread(str(tmp_path / 'contact_sheet.png')) is not None
     video = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 24
+    entities = run_rerun('rrd', 'print', tmp_path / 'demo.rrd')
+    for name in ('/observed', '/visibility', '/world/path', '/world/imagined_camera/frame'):
+        assert name in entities, entities
     assert shared_memory() <= before
+
+
+def run_rerun(*arguments) -> str:
+    done = subprocess.run(
+        [sys.executable, '-m', 'rerun', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout + done.stderr
 
 
 def test_interrupted_demo_leaves_nothing(before, demo):

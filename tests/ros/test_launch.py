@@ -45,7 +45,8 @@ def described(monkeypatch):
         'SetEnvironmentVariable',
         'ExecuteProcess',
     )
-    stand_in(monkeypatch, 'launch.substitutions', 'LaunchConfiguration')
+    stand_in(monkeypatch, 'launch.conditions', 'IfCondition')
+    stand_in(monkeypatch, 'launch.substitutions', 'LaunchConfiguration', 'EqualsSubstitution')
     stand_in(monkeypatch, 'launch_ros', 'Anything')
     stand_in(monkeypatch, 'launch_ros.actions', 'Node')
     stand_in(monkeypatch, 'launch_ros.substitutions', 'ExecutableInPackage')
@@ -99,20 +100,28 @@ def test_node(described):
     (profile,) = (e for e in entities if e.kind == 'SetEnvironmentVariable')
     assert profile.arguments == ('FASTRTPS_DEFAULT_PROFILES_FILE', configuration('dds_profile'))
     assert Path(defaults['dds_profile']).is_file()
-    (node,) = (e.keywords for e in entities if e.kind == 'Node')
-    assert (node['package'], node['executable'], node['name']) == (
-        'mirage',
-        'mirage_node',
-        'mirage',
-    )
-    assert node['namespace'] == configuration('namespace')
+    node, viewer = (e.keywords for e in entities if e.kind == 'Node')
+    for each, name in ((node, 'mirage'), (viewer, 'mirage_viewer')):
+        assert (each['package'], each['name']) == ('mirage', name)
+        assert each['namespace'] == configuration('namespace')
+    assert (node['executable'], viewer['executable']) == ('mirage_node', 'mirage_viewer')
+    assert viewer['condition'].arguments[0].arguments == (configuration('viewer'), 'rerun')
     params_file, overrides = node['parameters']
     assert params_file == configuration('params_file')
-    assert set(overrides) <= {item.name for item in fields(Settings)}
+    assert set(overrides) <= {item.name for item in fields(Settings)} | {'use_sim_time'}
+    assert node['remappings'] == viewer['remappings']
     remapped = dict(node['remappings'])
-    assert remapped == {topic: configuration(topic) for topic in remapped}
-    assert set(remapped) == {'image', 'camera_info', 'depth', 'trajectory', 'path', 'imagine'}
-    assert all(defaults[topic] == topic for topic in remapped)
+    assert remapped == {topic: configuration(topic.removeprefix('/')) for topic in remapped}
+    assert set(remapped) >= {
+        'image',
+        'camera_info',
+        'depth',
+        '/tf',
+        'trajectory',
+        'path',
+        'imagine',
+    }
+    assert all(defaults[topic.removeprefix('/')] == topic for topic in remapped)
 
 
 def test_executables_are_installed(described):
@@ -121,5 +130,5 @@ def test_executables_are_installed(described):
     (demo,) = (e.keywords['cmd'] for e in described('demo') if e.kind == 'ExecuteProcess')
     assert demo[0] == Recorded('ExecutableInPackage', package='mirage', executable='mirage_demo')
     assert demo[1::2] == ['--out', '--model-folder', '--device']
-    for name in ('mirage_node', 'mirage_demo'):
+    for name in ('mirage_node', 'mirage_demo', 'mirage_viewer'):
         assert f'scripts/{name}' in cmake and (LAUNCH.parent / 'scripts' / name).is_file()

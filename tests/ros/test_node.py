@@ -249,8 +249,11 @@ BAD_GOALS = [
     (zero_quaternion, 'refused: poses[2]: the quaternion has length 0'),
     (times_backwards, 'refused: times[5]: time 5.000 is not after'),
     (times_missing, 'refused: 17 poses but 16 times'),
-    (unknown_world, "refused: the path is in frame 'mars'"),
-    (unknown_moving_frame, "refused: moving_frame 'gripper' is neither"),
+    (unknown_world, "refused: no transforms join 'mars' to 'map'"),
+    (
+        unknown_moving_frame,
+        "refused: the poses are of 'gripper', and where the camera 'camera' sits",
+    ),
     (base_without_transform, 'base_from_camera'),
     (too_short, 'less than one frame'),
     (too_long, 'max_frames is 64'),
@@ -373,7 +376,7 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
 
 def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
     node = MirageNode(lambda settings: InstantEngine())
-    with node._refusing('a message'):
+    with node.refusing('a message'):
         raise OverflowError('cannot convert float infinity to integer')
     node.close()
     node.destroy_node()
@@ -402,6 +405,32 @@ sys.exit(main(load))
     )
     assert node.returncode == 1
     assert 'the executor ended by itself' in node.stdout + node.stderr
+
+
+def test_a_node_that_is_told_to_end_as_it_becomes_ready_ends():
+    """Between the start of the worker's thread and the first wait there is no moment at which it hangs."""
+    before = set(glob.glob('/dev/shm/fastrtps_*'))
+    program = """
+import os, signal, sys
+from instant_engine import InstantEngine
+from mirage_ros import node
+start = node.Worker
+def worker(*arguments, **keywords):
+    started = start(*arguments, **keywords)
+    os.kill(os.getpid(), signal.SIGINT)
+    return started
+node.Worker = worker
+sys.exit(node.main(lambda settings: InstantEngine()))
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=FilePath(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
 
 
 def test_a_node_that_is_still_loading_ends_at_once(tmp_path):

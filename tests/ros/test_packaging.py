@@ -119,7 +119,8 @@ def test_pip_install_and_the_node_starts(source, model_folder, tmp_path):
     below = Path(sysconfig.get_path('purelib'))
     beside = tmp_path / 'venv' / SITE_PACKAGES
     for path in below.iterdir():
-        if 'mirage' not in path.name and not (beside / path.name).exists():
+        own = 'mirage' in path.name or path.name.startswith('tf2_msgs')
+        if not own and not (beside / path.name).exists():
             (beside / path.name).symlink_to(path)
     run(
         [

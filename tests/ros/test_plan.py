@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 from instant_engine import InstantEngine
 import numpy as np
 import pytest
 
-from mirage_ros.convert import Planned
-from mirage_ros.plan import frames_along, moving_from_camera
+from mirage_ros.convert import matrix_from_numbers
+from mirage_ros.plan import Frames, frames_along
 from mirage_ros.settings import Settings
+from mirage_ros.transforms import Tree, transform_message
 
 ENGINE = InstantEngine().describe()  # 8 Hz, 16 frames a chunk
 
@@ -47,19 +46,16 @@ def test_too_short_too_long_and_empty():
         frames_along(np.zeros((0, 4, 4)), np.zeros(0), **ask)
 
 
-PLANNED = Planned(
-    request_id='',
-    world_frame='map',
-    moving_frame='base_link',
-    world_from_moving=np.eye(4)[None],
-    times=np.zeros(1),
-)
 LOOKING_FORWARD = (0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5)
 
 
+def frames(tree: Tree | None = None, **settings) -> Frames:
+    return Frames(Settings(tf_wait=0.0, **settings), tree or Tree())
+
+
 def test_camera_on_the_base():
-    base_from_camera = moving_from_camera(
-        PLANNED, 'camera', Settings(base_from_camera=LOOKING_FORWARD)
+    base_from_camera = frames(base_from_camera=LOOKING_FORWARD).moving_from_camera(
+        'base_link', 'camera', 1.0
     )
     forward_right_down = base_from_camera[:3, :3] @ np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]).T
     np.testing.assert_allclose(forward_right_down, [[1, 0, 0], [0, -1, 0], [0, 0, -1]], atol=1e-9)
@@ -68,24 +64,39 @@ def test_camera_on_the_base():
 def test_camera_that_moves_itself_needs_nothing():
     for moving in ('', 'camera'):
         np.testing.assert_array_equal(
-            moving_from_camera(replace(PLANNED, moving_frame=moving), 'camera', Settings()),
-            np.eye(4),
+            frames().moving_from_camera(moving, 'camera', None), np.eye(4)
         )
 
 
-@pytest.mark.parametrize(
-    ('change', 'what'),
-    [
-        ({'world_frame': 'odom'}, "in frame 'odom', this node's world_frame is 'map'"),
-        ({'moving_frame': 'gripper'}, "'gripper' is neither"),
-        ({}, 'base_from_camera, .* is not set'),
-    ],
-)
-def test_unknown_frames(change, what):
-    with pytest.raises(ValueError, match=what):
-        moving_from_camera(replace(PLANNED, **change), 'camera', Settings())
+def test_unknown_frames():
+    with pytest.raises(ValueError, match="no transforms join 'mars' to 'map'"):
+        frames().world_from('mars', 1.0)
+    with pytest.raises(ValueError, match="in frame ''"):
+        frames().world_from('', 1.0)
+    for moving in ('gripper', 'base_link'):
+        with pytest.raises(
+            ValueError, match=f"of '{moving}', .* 'camera' sits .*base_from_camera"
+        ):
+            frames().moving_from_camera(moving, 'camera', 1.0)
+
+
+def test_camera_in_the_world():
+    """Through the tree alone, or through the base and the parameter: the same."""
+    base_from_camera = matrix_from_numbers(LOOKING_FORWARD, name='')
+    world_from_base = np.eye(4)
+    world_from_base[:3, 3] = 1, 2, 0
+    tree = Tree()
+    tree.add(transform_message('map', 'base_link', world_from_base, 5.0), static=False)
+    by_parameter = frames(tree, base_from_camera=LOOKING_FORWARD, pose_source='odometry')
+    expected = world_from_base @ base_from_camera
+    np.testing.assert_allclose(by_parameter.world_from_camera('camera', 5.0), expected, atol=1e-9)
+    tree.add(transform_message('base_link', 'camera', base_from_camera, 0.0), static=True)
+    by_tree = frames(tree, pose_source='tf')
+    np.testing.assert_allclose(by_tree.world_from_camera('camera', 5.0), expected, atol=1e-9)
+    with pytest.raises(ValueError, match='pose_source is none'):
+        frames(tree).world_from_camera('camera', 5.0)
 
 
 def test_zero_quaternion_in_the_parameter():
     with pytest.raises(ValueError, match='base_from_camera: the quaternion has length 0'):
-        moving_from_camera(PLANNED, 'camera', Settings(base_from_camera=(0.0,) * 7))
+        frames(base_from_camera=(0.0,) * 7)

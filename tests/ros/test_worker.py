@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 import random
 import threading
 import time
@@ -11,7 +12,7 @@ from instant_engine import InstantEngine
 import numpy as np
 import pytest
 
-from mirage_model.interface import Imagine, View
+from mirage_model.interface import Candidates, Imagine, Trajectory, View
 from mirage_ros.worker import Job, Outcome, Worker
 
 
@@ -32,6 +33,7 @@ class Requests:
         steps: int = 1,
         value: int = 50,
         depth: bool = True,
+        replaceable: bool = False,
         **how,
     ) -> Job:
         padded = -(-frames // 16) * 16
@@ -50,8 +52,9 @@ class Requests:
             steps=steps,
         )
         chunks = self.chunks[name] = []
-        how.setdefault('on_chunk', chunks.append)
-        return Job(request=request, view=view, wanted=frames, on_end=self._ended, **how)
+        how.setdefault('on_answer', chunks.append)
+        how |= {'kind': 'topic' if replaceable else 'goal', 'replaces': replaceable}
+        return Job(request=request, view=view, wanted=(frames,), on_end=self._ended, **how)
 
     def submit(self, *arguments, **keywords) -> Job:
         job = self.job(*arguments, **keywords)
@@ -133,7 +136,10 @@ def test_a_newer_job_without_room_replaces_nothing(requests):
     time.sleep(0.1)
     requests.submit('waits')
     requests.submit('newer', replaceable=True)
-    assert requests.outcome('newer').reason == 'the queue is full, 1 requests are waiting'
+    assert (
+        requests.outcome('newer').reason
+        == 'the queue is full, 1 requests of this client and 1 in all are waiting'
+    )
     assert requests.outcome('running').status == requests.outcome('waits').status == 'done'
 
 
@@ -167,7 +173,10 @@ def test_full_queue_and_doubles_are_dropped(engine):
     time.sleep(0.1)
     requests.submit('second')
     requests.submit('third')
-    assert requests.outcome('third').reason == 'the queue is full, 1 requests are waiting'
+    assert (
+        requests.outcome('third').reason
+        == 'the queue is full, 1 requests of this client and 1 in all are waiting'
+    )
     requests.worker.submit(requests.job('first'))
     assert requests.outcome('first').reason == "a request 'first' is already being served"
     requests.worker.cancel(first)
@@ -182,7 +191,7 @@ def test_errors_end_their_job_alone(requests, caplog):
     def too_large(chunk):
         raise ValueError('the chunk is too large')
 
-    requests.submit('unpublished', on_chunk=too_large)
+    requests.submit('unpublished', on_answer=too_large)
     assert requests.outcome('breaks').reason == 'RuntimeError: this image breaks the engine'
     assert requests.outcome('breaks').status == 'failed'
     assert requests.outcome('unscaled').status == 'refused'
@@ -231,3 +240,71 @@ def test_many_threads_and_every_job_ends_once(engine):
         'failed',
         'dropped',
     }
+
+
+def test_clients_take_turns(engine):
+    """One client that fills its queue is served in turn with the others, in its own order."""
+    ended: list[str] = []
+    requests = Requests(engine)
+    requests.submit('first', steps=20, client='a', on_answer=lambda chunk: ended.append('first'))
+    time.sleep(0.1)
+    for client, count in (('a', 4), ('b', 2), ('c', 1)):
+        for i in range(count):
+            name = f'{client}{i}'
+            requests.submit(
+                name, client=client, on_answer=lambda chunk, name=name: ended.append(name)
+            )
+    assert requests.outcome('a3').status == 'done'
+    assert ended == ['first', 'b0', 'c0', 'a0', 'b1', 'a1', 'a2', 'a3']
+    requests.worker.close()
+
+
+def test_calls_are_answered_between_two_steps(requests):
+    """While a job runs; what they raise is theirs alone, and closing answers them too."""
+    requests.submit('long', steps=1000)
+    asked = time.monotonic()
+    assert requests.worker.call(lambda engine: engine.describe().model).result() == 'instant'
+    with pytest.raises(ZeroDivisionError):
+        requests.worker.call(lambda engine: 1 / 0).result()
+    assert time.monotonic() - asked < 0.5
+    assert not requests.outcomes
+    requests.worker.close()
+    with pytest.raises(ValueError, match='shutting down'):
+        requests.worker.call(lambda engine: None).result()
+
+
+def candidates(requests: Requests, name: str, *, steps: int, **how) -> Job:
+    job = requests.job(name, frames=20)
+    path = Trajectory(world_from_camera=job.request.world_from_camera, times=job.request.times)
+    request = Candidates(
+        request_id=name, trajectories=(path,) * 3, seeds=(1, 2, 3), memory=name, steps=steps
+    )
+    return replace(job, request=request, wanted=(20, 16, 3), **how)
+
+
+def test_candidates_come_in_order_without_padding(requests, engine):
+    requests.worker.submit(candidates(requests, 'all', steps=1))
+    outcome = requests.outcome('all')
+    assert (outcome.status, outcome.frames) == ('done', 39)
+    made = requests.chunks['all']
+    assert [candidate.index for candidate in made] == [0, 1, 2]
+    assert [[len(c.frames) for c in candidate.chunks] for candidate in made] == [
+        [16, 4],
+        [16],
+        [3],
+    ]
+    assert [candidate.chunks[0].seed for candidate in made] == [1, 2, 3]
+    requests.worker.submit(candidates(requests, 'last', steps=1, last_frame_only=True))
+    requests.outcome('last')
+    ends = [candidate.chunks[0].times for candidate in requests.chunks['last']]
+    np.testing.assert_allclose(ends, [[19 / 8], [15 / 8], [2 / 8]])
+    assert engine.memories == {}
+
+
+def test_a_deadline_counts_from_the_submission(requests):
+    """Waiting is part of it; what exists then is handed out and marked."""
+    job = candidates(requests, 'late', steps=1000, due=time.monotonic() + 0.2)
+    requests.worker.submit(job)
+    outcome = requests.outcome('late')
+    assert outcome.reason == '3 candidates are incomplete at the deadline'
+    assert [candidate.complete for candidate in requests.chunks['late']] == [False] * 3

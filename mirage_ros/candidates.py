@@ -1,0 +1,138 @@
+"""The action imagine_candidates: several paths, each from a copy of one memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import time
+
+from mirage.action import ImagineCandidates
+from mirage.msg import ImaginedCandidate
+from rclpy.action.server import ServerGoalHandle
+
+from mirage_model.interface import Candidate, Candidates, Trajectory
+from mirage_ros import convert
+from mirage_ros.answers import Answers
+from mirage_ros.goals import Goals, message_of, serve
+from mirage_ros.host import Host
+from mirage_ros.pictures import rgb_from_image, size_of
+from mirage_ros.starts import own_seed, start
+from mirage_ros.worker import Job, Outcome
+
+RESOLUTIONS = {ImagineCandidates.Goal.FULL: 'full', ImagineCandidates.Goal.HALF: 'half'}
+
+
+class CandidateGoals:
+    def __init__(self, node: Host, answers: Answers, goals: Goals):
+        self._node = node
+        self._answers = answers
+        self._results: dict[str, list[ImaginedCandidate]] = {}
+        self._predicted: dict[str, float] = {}
+        self._action = serve(
+            node,
+            answers,
+            goals,
+            ImagineCandidates,
+            'imagine_candidates',
+            asked_id=lambda goal: '',
+            job=self._job,
+            result=self._result,
+        )
+
+    def _job(
+        self, handle: ServerGoalHandle, request_id: str, on_end: Callable[[Outcome], None]
+    ) -> Job:
+        node, goal = self._node, handle.request
+        accepted, settings = time.monotonic(), node.settings
+        count = len(goal.trajectories)
+        if not 1 <= count <= settings.max_candidates:
+            raise ValueError(f'{count} candidates, max_candidates is {settings.max_candidates}')
+        if goal.resolution not in RESOLUTIONS:
+            raise ValueError(f'resolution {goal.resolution} is neither FULL nor HALF')
+        if not goal.deadline >= 0:
+            raise ValueError(f'deadline: {goal.deadline} s')
+        paths = [
+            convert.planned_from_trajectory(trajectory, max_poses=settings.max_poses)
+            for trajectory in goal.trajectories
+        ]
+        seed = own_seed(goal.seed_image, goal.seed_depth, paths[0])
+        begin = start(node, paths, request_id=request_id, seed=seed)
+        request = Candidates(
+            request_id=request_id,
+            trajectories=tuple(
+                Trajectory(world_from_camera=plan.world_from_camera, times=plan.times)
+                for plan in begin.plans
+            ),
+            seeds=_seeds(goal.seeds, count),
+            memory=begin.memory,
+            steps=goal.steps or None,
+            batch=min(goal.batch or settings.batch, count),
+            resolution=RESOLUTIONS[goal.resolution],
+            goal=self._goal_image(goal),
+        )
+        predicted = node.worker.call(lambda engine: engine.predicted_seconds(request)).result()
+        results = self._results[request_id] = []
+        self._predicted[request_id] = predicted
+
+        def feedback() -> None:
+            handle.publish_feedback(
+                ImagineCandidates.Feedback(
+                    candidates_done=len(results),
+                    candidate_count=count,
+                    predicted_seconds=predicted,
+                )
+            )
+
+        def on_candidate(candidate: Candidate) -> None:
+            path = paths[candidate.index]
+            results.append(
+                ImaginedCandidate(
+                    index=candidate.index,
+                    request_id=path.request_id,
+                    complete=candidate.complete,
+                    chunks=[
+                        self._answers.message(chunk, begin.camera_frame)
+                        for chunk in candidate.chunks
+                    ],
+                    goal_distance=candidate.goal_distance,
+                )
+            )
+            for chunk in candidate.chunks:
+                node.figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
+            feedback()
+
+        feedback()
+        return Job(
+            request=request,
+            view=begin.view,
+            wanted=begin.wanted,
+            on_answer=on_candidate,
+            on_end=on_end,
+            client=paths[0].client,
+            kind='goal',
+            due=accepted + goal.deadline if goal.deadline else None,
+            last_frame_only=goal.last_frame_only,
+        )
+
+    def _goal_image(self, goal: ImagineCandidates.Goal):
+        if not goal.goal_image:
+            return None
+        size_of(goal.goal_image[0], 'image', max_pixels=self._node.settings.max_pixels)
+        return rgb_from_image(goal.goal_image[0])
+
+    def _result(self, outcome: Outcome, job: Job | None) -> ImagineCandidates.Result:
+        results = self._results.pop(outcome.request_id, [])
+        return ImagineCandidates.Result(
+            request_id=outcome.request_id,
+            complete=outcome.status == 'done',
+            message=message_of(outcome),
+            candidates=results,
+            depth_source=outcome.depth_source,
+            predicted_seconds=self._predicted.pop(outcome.request_id, 0.0),
+            seconds=outcome.seconds,
+        )
+
+
+def _seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
+    if len(seeds) not in (0, 1, count):
+        raise ValueError(f'{len(seeds)} seeds for {count} candidates: give none, one, or one each')
+    return tuple(seeds) * count if len(seeds) == 1 else tuple(seeds) or (0,) * count

@@ -1,0 +1,189 @@
+"""What the robot sees on its way goes into the memory: images with their poses, keyframes of them, one at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+import threading
+from typing import Any
+
+from jaxtyping import Float64
+import numpy as np
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from mirage_model.interface import EngineProtocol, Trajectory
+from mirage_model.keyframes import KeyframeConfig, Keyframes, motion
+from mirage_ros import convert
+from mirage_ros.convert import seconds
+from mirage_ros.host import DRIVEN, Host
+from mirage_ros.seeds import AnyImage
+from mirage_ros.settings import reliability
+
+
+class Observer:
+    """Listens to the camera; looks at the newest image at most ``observe_rate`` times a second.
+
+    What is not observed is dropped and counted by its reason, which /diagnostics shows.
+    """
+
+    def __init__(self, node: Host):
+        self._node = node
+        settings = node.settings
+        self._keyframes = Keyframes(
+            KeyframeConfig(
+                distance=settings.keyframe_distance,
+                angle=settings.keyframe_angle,
+                gain=settings.keyframe_gain,
+                refresh=settings.keyframe_refresh,
+            )
+        )
+        self._paused = False
+        self._came = 0
+        self._counting = threading.Lock()
+        self._looked_at = -np.inf
+        self._world_from_odom: np.ndarray | None = None
+        self._busy: Future | None = None
+        node.when_forgotten.append(self._forgotten)
+        qos = QoSProfile(
+            depth=settings.sensor_depth, reliability=reliability(settings.sensor_reliability)
+        )
+        raw = settings.image_transport == 'raw'
+        kind = Image if raw else CompressedImage
+        image, depth = ('image', 'depth') if raw else ('image/compressed', 'depth/compressedDepth')
+        node.create_subscription(kind, image, self._on_image, qos)
+        node.create_subscription(CameraInfo, 'camera_info', self._on_camera_info, qos)
+        if settings.use_depth:
+            node.create_subscription(kind, depth, self._on_depth, qos)
+        group = MutuallyExclusiveCallbackGroup()
+        node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
+        node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
+        if settings.pose_source != 'none':
+            node.create_timer(1 / settings.observe_rate, self._look, callback_group=group)
+
+    def _forgotten(self, memory: str) -> None:
+        if memory == DRIVEN:
+            self._keyframes.reset()
+
+    def _on_image(self, message: AnyImage) -> None:
+        with self._node.refusing('image'):
+            self._node.seeds.add_image(message)
+            with self._counting:
+                self._came += 1
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        with self._node.refusing('camera_info'):
+            self._node.seeds.add_camera_info(message)
+
+    def _on_depth(self, message: AnyImage) -> None:
+        with self._node.refusing('depth'):
+            self._node.seeds.add_depth(message)
+
+    def _pause(self, request: Any, response: Any) -> Any:
+        self._paused = True
+        response.success = True
+        return response
+
+    def _resume(self, request: Any, response: Any) -> Any:
+        self._paused = False
+        response.success = True
+        return response
+
+    def _look(self) -> None:
+        node = self._node
+        with self._counting:
+            came, self._came = self._came, 0
+        for _ in range(came - 1):
+            node.figures.count('images dropped: rate')
+        if not came:
+            return
+        if self._paused or not node.is_active:
+            node.figures.count('images dropped: paused')
+            return
+        if self._busy is not None and not self._busy.done():
+            node.figures.count('images dropped: busy')
+            return
+        with node.refusing('observation'):
+            self._observe()
+
+    def _observe(self) -> None:
+        node = self._node
+        try:
+            image, camera_info, depth = node.seeds.newest()
+        except ValueError:
+            node.figures.count('images dropped: incomplete')
+            return
+        time, camera_frame = seconds(image.header.stamp), image.header.frame_id
+        if time == self._looked_at:
+            node.figures.count('images dropped: incomplete')
+            return
+        self._looked_at = time
+        try:
+            world_from_camera = node.frames.world_from_camera(camera_frame, time)
+        except ValueError as error:
+            node.figures.count('images dropped: no pose')
+            node.get_logger().warning(f'image not observed: {error}', throttle_duration_sec=5.0)
+            return
+        self._follow_jump(time, world_from_camera)
+
+        def task(engine: EngineProtocol) -> None:
+            """In the worker's thread, so that the memory is the one that the image goes to."""
+            begun = DRIVEN in node.memories
+            here = Trajectory(world_from_camera=world_from_camera[None], times=np.array([time]))
+            verdict = self._keyframes.judge(
+                world_from_camera,
+                time,
+                lambda: float(engine.score([here], memory=DRIVEN)[0].observed[0]),
+            )
+            if begun and not verdict.keyframe:
+                node.figures.count(f'images dropped: {verdict.reason}')
+                return
+            with node.figures.timing('observe'):
+                view = convert.view_from_messages(
+                    image,
+                    camera_info,
+                    depth,
+                    world_from_camera=world_from_camera,
+                    max_pixels=node.settings.max_pixels,
+                )
+                (engine.observe if begun else engine.seed)(view, memory=DRIVEN)
+            node.memories[DRIVEN] = camera_frame
+            self._keyframes.taken(world_from_camera, time)
+            node.figures.count('images observed')
+
+        self._busy = node.worker.call(task)
+        self._busy.add_done_callback(self._done)
+
+    def _done(self, future: Future) -> None:
+        with self._node.refusing('observation'):
+            future.result()
+
+    def _follow_jump(self, time: float, world_from_camera: Float64[np.ndarray, '4 4']) -> None:
+        """What joins world and odometry has jumped: all that was seen before lies elsewhere now."""
+        node, settings = self._node, self._node.settings
+        world_from_odom = node.frames.world_from_odom(time)
+        before, self._world_from_odom = self._world_from_odom, world_from_odom
+        if before is None or world_from_odom is None or DRIVEN not in node.memories:
+            return
+        new_from_old = world_from_odom @ np.linalg.inv(before)
+        # as the camera feels it, which may be far from the origins of both frames
+        moved, turned = motion(np.linalg.inv(world_from_camera) @ new_from_old @ world_from_camera)
+        if moved <= settings.jump_distance and turned <= settings.jump_angle:
+            return
+        done = {'reanchor': 're-anchored', 'reset': 'reset', 'ignore': 'left as it is'}
+        node.get_logger().warning(
+            f"'{settings.odom_frame}' jumped in '{settings.world_frame}' by {moved:.2f} m and {turned:.3f} rad: "
+            f'the memory is {done[settings.on_jump]}'
+        )
+        node.figures.count('jumps')
+        if settings.on_jump == 'reanchor':
+            node.worker.call(
+                lambda engine: engine.reanchor(new_from_old, memory=DRIVEN)
+            ).add_done_callback(self._done)
+            self._keyframes.reanchor(new_from_old)
+        elif settings.on_jump == 'reset':
+            node.worker.call(lambda engine: engine.drop(memory=DRIVEN)).add_done_callback(
+                self._done
+            )
+            node.forget(DRIVEN)

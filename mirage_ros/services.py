@@ -1,0 +1,172 @@
+"""Services: score trajectories, predict, and save, load and forget memories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+import time
+import traceback
+from typing import Any
+
+from mirage.msg import TrajectoryScore
+from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectories
+import numpy as np
+from rclpy.callback_groups import ReentrantCallbackGroup
+
+from mirage_model.interface import Candidates, Imagine, Trajectory
+from mirage_ros import convert
+from mirage_ros.candidates import RESOLUTIONS
+from mirage_ros.host import DRIVEN, Host
+from mirage_ros.starts import camera_path, check_name
+
+
+class Services:
+    """Every one answers with success, or with the reason why not."""
+
+    def __init__(self, node: Host):
+        self._node = node
+        group = ReentrantCallbackGroup()
+        for kind, name, answer in (
+            (ScoreTrajectories, 'score_trajectories', self._score),
+            (PredictSeconds, 'predict_seconds', self._predict),
+            (MemoryFile, 'save_memory', self._save),
+            (MemoryFile, 'load_memory', self._load),
+            (ResetMemory, 'reset_memory', self._reset),
+        ):
+            node.create_service(kind, name, self._answering(name, answer), callback_group=group)
+
+    def _answering(self, name: str, answer: Callable[[Any, Any], None]) -> Callable:
+        """A callback must not raise: that would end the executor, and with it the node."""
+
+        def callback(request: Any, response: Any) -> Any:
+            try:
+                answer(request, response)
+                response.success = True
+            except (ValueError, OSError) as error:
+                response.message = (
+                    f'{type(error).__name__}: {error}'
+                    if isinstance(error, OSError)
+                    else str(error)
+                )
+                self._node.get_logger().error(f'{name} refused: {response.message}')
+            except Exception as error:
+                response.message = f'{type(error).__name__}: {error}'
+                self._node.get_logger().error(f'{name} failed: {traceback.format_exc()}')
+            self._node.figures.count(f'{name} {"done" if response.success else "refused"}')
+            return response
+
+        return callback
+
+    def _score(
+        self, request: ScoreTrajectories.Request, response: ScoreTrajectories.Response
+    ) -> None:
+        node, settings = self._node, self._node.settings
+        began = time.monotonic()
+        count = len(request.trajectories)
+        if not 1 <= count <= settings.max_candidates:
+            raise ValueError(f'{count} candidates, max_candidates is {settings.max_candidates}')
+        if not 0 <= request.threshold <= 1:
+            raise ValueError(f'threshold {request.threshold} is not in 0..1')
+        worker = node.worker
+        if DRIVEN not in node.memories:
+            raise ValueError('nothing was driven through yet: there is no memory to score against')
+        paths = [
+            convert.planned_from_trajectory(trajectory, max_poses=settings.max_poses)
+            for trajectory in request.trajectories
+        ]
+        asked = [
+            Trajectory(
+                world_from_camera=camera_path(node, path, node.camera_of(DRIVEN)), times=path.times
+            )
+            for path in paths
+        ]
+        scores = worker.call(
+            lambda engine: engine.score(
+                asked, memory=DRIVEN, threshold=request.threshold, coarse=request.coarse
+            )
+        ).result()
+        response.scores = [
+            TrajectoryScore(
+                request_id=path.request_id,
+                visible=np.float32(score.visible).tolist(),
+                observed=np.float32(score.observed).tolist(),
+                age=np.float32(score.age).tolist(),
+                mean_age=float(score.mean_age),
+                visible_ends=-1 if score.visible_ends is None else score.visible_ends,
+                observed_ends=-1 if score.observed_ends is None else score.observed_ends,
+            )
+            for path, score in zip(paths, scores)
+        ]
+        response.seconds = time.monotonic() - began
+        node.figures.took('score', response.seconds)
+
+    def _predict(self, request: PredictSeconds.Request, response: PredictSeconds.Response) -> None:
+        node, settings = self._node, self._node.settings
+        if not 1 <= request.candidates <= settings.max_candidates:
+            raise ValueError(
+                f'{request.candidates} candidates, max_candidates is {settings.max_candidates}'
+            )
+        if request.resolution not in RESOLUTIONS:
+            raise ValueError(f'resolution {request.resolution} is neither FULL nor HALF')
+        frames = (
+            round(request.path_seconds * node.engine.frame_rate)
+            if request.path_seconds >= 0
+            else 0
+        )
+        if not 1 <= frames <= settings.max_frames:
+            raise ValueError(
+                f'path_seconds {request.path_seconds}: 1 to {settings.max_frames} frames'
+            )
+        per_chunk = node.engine.new_frames_per_chunk
+        times = np.arange(-(-frames // per_chunk) * per_chunk) / node.engine.frame_rate
+        path = Trajectory(world_from_camera=np.tile(np.eye(4), (len(times), 1, 1)), times=times)
+        asked = Candidates(
+            request_id='prediction',
+            trajectories=(path,) * request.candidates,
+            seeds=(0,) * request.candidates,
+            steps=request.steps or None,
+            batch=min(request.batch or settings.batch, request.candidates),
+            resolution=RESOLUTIONS[request.resolution],
+        )
+        served: list[Imagine | Candidates] = node.worker.served
+        response.seconds, *before = node.worker.call(
+            lambda engine: [engine.predicted_seconds(each) for each in [asked, *served]]
+        ).result()
+        response.waiting = float(sum(before))
+
+    def _save(self, request: MemoryFile.Request, response: MemoryFile.Response) -> None:
+        path, memory = self._file(request.file), self._memory(request.memory)
+        self._node.worker.call(lambda engine: engine.save(path, memory=memory)).result()
+        self._node.get_logger().info(f"memory '{memory}' saved to {path}")
+
+    def _load(self, request: MemoryFile.Request, response: MemoryFile.Response) -> None:
+        node, path = self._node, self._file(request.file)
+        memory = check_name(request.memory or DRIVEN, 'memory')
+        node.check_room(memory)
+        if not path.is_file():
+            raise ValueError(f'{path} does not exist')
+        node.worker.call(lambda engine: engine.load(path, memory=memory)).result()
+        node.memories[memory] = ''
+        node.get_logger().info(f"memory '{memory}' loaded from {path}")
+
+    def _reset(self, request: ResetMemory.Request, response: ResetMemory.Response) -> None:
+        memory = self._memory(request.memory)
+        self._node.worker.call(lambda engine: engine.drop(memory=memory)).result()
+        self._node.forget(memory)
+        self._node.get_logger().info(f"memory '{memory}' forgotten")
+
+    def _memory(self, name: str) -> str:
+        name = name or DRIVEN
+        if name not in self._node.memories:
+            raise ValueError(f"no memory '{name}'")
+        return name
+
+    def _file(self, name: str) -> Path:
+        """Inside memory_folder, links followed. Raise ValueError for anything else."""
+        folder = self._node.settings.memory_folder
+        if not folder:
+            raise ValueError('memory_folder is not set: memories are neither saved nor loaded')
+        path = (Path(folder) / check_name(name, 'file')).resolve()
+        if path.parent != Path(folder).resolve():
+            raise ValueError(f"file '{name}' leads out of {folder}")
+        return path

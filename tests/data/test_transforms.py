@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mirage_model.data.transforms import Tree
+
+
+def shift(x: float, y: float = 0.0) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:2, 3] = x, y
+    return matrix
+
+
+def test_a_chain_worked_by_hand():
+    """map moves over odom at 1 Hz, odom over base at 10 Hz, the camera sits 0.5 m to the side."""
+    tree = Tree()
+    for k in range(3):
+        tree.add('map', 'odom', 10.0 + k, shift(0.1 * k), static=False)
+    for k in range(31):
+        tree.add('odom', 'base', 9.55 + 0.1 * k, shift(k), static=False)
+    tree.add('base', 'camera', 0.0, shift(0.0, 0.5), static=True)
+    times, world_from_camera = tree.poses('map', 'camera')
+    assert times.tolist() == [10.0, 11.0, 12.0]
+    # at 10 s the base is half way between its fourth and fifth place
+    np.testing.assert_allclose(world_from_camera[:, 0, 3], [4.5, 14.6, 24.7], atol=1e-9)
+    np.testing.assert_allclose(world_from_camera[:, 1, 3], 0.5)
+
+
+def test_what_is_sent_twice_counts_once():
+    tree = Tree()
+    for time in (1.0, 1.0, 2.0):
+        tree.add('map', 'camera', time, shift(time), static=False)
+    assert tree.poses('map', 'camera')[0].tolist() == [1.0, 2.0]
+
+
+def test_what_leads_nowhere_is_refused():
+    tree = Tree()
+    tree.add('base', 'camera', 0.0, np.eye(4), static=True)
+    with pytest.raises(
+        ValueError, match="'base' has no parent; there are the frames base, camera"
+    ):
+        tree.poses('map', 'camera')
+    with pytest.raises(ValueError, match='only static transforms'):
+        tree.poses('base', 'camera')
+    tree.add('camera', 'base', 0.0, np.eye(4), static=True)
+    with pytest.raises(ValueError, match="no transforms lead from 'camera' up to 'map'"):
+        tree.poses('map', 'camera')
+    with pytest.raises(ValueError, match="two parents, 'base' and 'map'"):
+        tree.add('map', 'camera', 0.0, np.eye(4), static=True)
+    tree.add('map', 'robot', 2.0, np.eye(4), static=False)
+    with pytest.raises(ValueError, match="'robot' at 1.000000 comes after 2.000000"):
+        tree.add('map', 'robot', 1.0, np.eye(4), static=False)

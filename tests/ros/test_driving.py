@@ -1,0 +1,304 @@
+"""A robot drives: what it sees is remembered where TF says, and asked about, saved, moved and forgotten."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path as FilePath
+
+from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from mirage.action import Imagine, ImagineCandidates
+from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectories
+from nav_msgs.msg import OccupancyGrid, Path
+import numpy as np
+from processes import Client, Goal, NodeProcess, seed_messages, trajectory
+import pytest
+from rclpy.action import ActionClient
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import PointCloud2
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+
+from mirage_ros import convert
+from mirage_ros.transforms import transform_message
+
+BASE_FROM_CAMERA = convert.matrix_from_numbers(
+    (0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5), name='camera'
+)
+
+
+def shifted(x: float) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[0, 3] = x
+    return matrix
+
+
+class Robot:
+    """Its odometry says x; the map says that odometry is ``odom_at`` off."""
+
+    def __init__(self, client: Client, node: NodeProcess):
+        self.client, self.node = client, node
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._static = client.node.create_publisher(TFMessage, '/tf_static', latched)
+        self._static.publish(
+            TFMessage(transforms=[transform_message('base_link', 'camera', BASE_FROM_CAMERA, 0.0)])
+        )
+        self._tf = client.node.create_publisher(TFMessage, '/tf', QoSProfile(depth=100))
+        client.receive('/diagnostics', DiagnosticArray)
+        self.stamp = 100
+
+    def drive_to(self, x: float, *, odom_at: float = 10.0, value: int = 40) -> None:
+        """Send transforms about the next second, and its image, until it was looked at."""
+        self.stamp += 1
+        before = self.looked_at()
+        for message in seed_messages(stamp=self.stamp, value=value):
+            kind = 'camera_info' if hasattr(message, 'k') else 'image'
+            kind = 'depth' if getattr(message, 'encoding', '') == '32FC1' else kind
+            self.client.send(kind, message)
+        self._tf.publish(
+            TFMessage(
+                transforms=[
+                    transform_message('map', 'odom', shifted(odom_at), float(self.stamp)),
+                    transform_message('odom', 'base_link', shifted(x), float(self.stamp)),
+                ]
+            )
+        )
+        self.client.until(lambda: self.looked_at() > before)
+
+    def figures(self) -> dict[str, str]:
+        """What the newest diagnostics say."""
+        messages = self.client.received['/diagnostics']
+        count = len(messages)
+        self.client.until(lambda: len(messages) > count)
+        return {value.key: value.value for value in messages[-1].status[0].values}
+
+    def looked_at(self) -> int:
+        figures = self.figures()
+        return sum(int(value) for key, value in figures.items() if key.startswith('images '))
+
+    def observed(self) -> int:
+        return int(self.figures().get('images observed', 0))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> FilePath:
+    return tmp_path_factory.mktemp('memories')
+
+
+@pytest.fixture(scope='module')
+def robot(ros, folder, tmp_path_factory):
+    node = NodeProcess(
+        tmp_path_factory.mktemp('log') / 'node.log',
+        pose_source='tf',
+        observe_rate=20.0,
+        keyframe_gain=0.0,
+        tf_wait=1.0,
+        diagnostics_period=0.1,
+        view_period=0.2,
+        memory_folder=f"'{folder}'",
+        max_memories=2,
+        max_candidates=3,
+    )
+    with Client() as client:
+        robot = Robot(client, node)
+        client.connect()
+        robot.drive_to(0.0)
+        robot.drive_to(1.0, value=60)
+        yield robot
+    node.stop()
+
+
+def in_odom(frames: int = 16, *, request_id: str = '', stamp: int = 0):
+    message = trajectory(frames, request_id=request_id, frame_id='odom', moving_frame='base_link')
+    message.header.stamp = Time(sec=stamp)
+    return message
+
+
+def test_paths_in_any_frame_start_from_what_was_driven_through(robot):
+    """Poses of the base in odom become those of the camera in the map; the first frame is at the first pose."""
+    assert robot.observed() == 2
+    client = robot.client
+    client.receive('imagined/path', Path)
+    client.until(lambda: client.node.count_publishers('imagined/path'))
+    client.chunks.clear()
+    client.until(lambda: robot.figures())
+    client.send('trajectory', in_odom(15, request_id='odom'))
+    client.until(lambda: client.chunks and client.received['imagined/path'])
+    (message,) = client.chunks
+    chunk = convert.chunk_from_message(message)
+    assert message.world_frame == 'map' and message.header.frame_id == 'imagined/camera'
+    expected = [
+        shifted(10.0) @ shifted(0.05 * k) @ BASE_FROM_CAMERA for k in range(len(chunk.times))
+    ]
+    np.testing.assert_allclose(chunk.world_from_camera, expected, atol=1e-5)
+    assert chunk.frames[0, 0, 0, 0] == 61  # of the second image, not of the first
+    path = client.received['imagined/path'][0]
+    assert path.header.frame_id == 'map' and len(path.poses) == len(chunk.times)
+    assert path.poses[3].pose == message.poses[3]
+
+
+def test_stale_and_unknown_frames_are_refused_by_name_and_time(robot):
+    robot.client.send('trajectory', in_odom(request_id='stale', stamp=50))
+    robot.node.wait_for(
+        "request 'stale' refused: no transform between 'map' and 'odom' at 50.000: "
+        "'odom' in 'map' is known from 101.000 to"
+    )
+    mars = trajectory(16, request_id='lost', frame_id='mars')
+    robot.client.send('trajectory', mars)
+    robot.node.wait_for("request 'lost' refused: no transforms join 'mars' to 'map'")
+
+
+def test_scores(robot):
+    request = ScoreTrajectories.Request(
+        trajectories=[in_odom(4, request_id='a'), trajectory(2, request_id='b')], threshold=0.5
+    )
+    response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
+    assert response.success, response.message
+    assert [score.request_id for score in response.scores] == ['a', 'b']
+    assert [len(score.observed) for score in response.scores] == [5, 3]
+    assert response.scores[0].observed_ends == -1
+    for bad, why in (
+        ([], '0 candidates'),
+        ([in_odom()] * 4, '4 candidates, max_candidates is 3'),
+        ([trajectory(4, frame_id='mars')], "'mars'"),
+    ):
+        request = ScoreTrajectories.Request(trajectories=bad)
+        response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
+        assert not response.success and why in response.message, response.message
+    request = ScoreTrajectories.Request(trajectories=[in_odom()], threshold=float('nan'))
+    response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
+    assert 'threshold nan' in response.message
+
+
+def test_candidates(robot):
+    action = ActionClient(robot.client.node, ImagineCandidates, 'imagine_candidates')
+    robot.client.until(action.server_is_ready)
+    goal = ImagineCandidates.Goal(
+        trajectories=[in_odom(n - 1, request_id=f'{n}') for n in (20, 16, 3)],
+        seeds=[3, 4, 5],
+        goal_image=[seed_messages()[0]],
+    )
+    sent = Goal(robot.client, goal, action)
+    status, result = sent.result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+    assert [c.request_id for c in result.candidates] == ['20', '16', '3']
+    assert [[len(m.times) for m in c.chunks] for c in result.candidates] == [[16, 4], [16], [3]]
+    assert [c.goal_distance for c in result.candidates] == [0.0, 1.0, 2.0]
+    assert sent.feedback[-1].candidates_done == 3
+
+    robot.client.chunks.clear()
+    for n, seed, candidate in zip((20, 16, 3), (3, 4, 5), result.candidates):
+        one = Imagine.Goal(trajectory=in_odom(n - 1), seed=seed)
+        assert robot.client.goal(one).result()[0] == GoalStatus.STATUS_SUCCEEDED
+        robot.client.until(lambda: len(robot.client.chunks) == len(candidate.chunks))
+        for alone, together in zip(robot.client.chunks, candidate.chunks):
+            assert alone.frames == together.frames and alone.poses == together.poses
+        robot.client.chunks.clear()
+
+    goal.last_frame_only = True
+    _, result = Goal(robot.client, goal, action).result()
+    assert [len(c.chunks[0].times) for c in result.candidates] == [1, 1, 1]
+
+    for change, why in (
+        ({'trajectories': []}, '0 candidates'),
+        ({'trajectories': [in_odom()] * 4}, 'max_candidates is 3'),
+        ({'seeds': [1, 2]}, '2 seeds for 3 candidates'),
+        ({'resolution': 7}, 'resolution 7'),
+        ({'deadline': float('nan')}, 'deadline'),
+    ):
+        bad = ImagineCandidates.Goal(trajectories=goal.trajectories)
+        for name, value in change.items():
+            setattr(bad, name, value)
+        status, result = Goal(robot.client, bad, action).result()
+        assert status == GoalStatus.STATUS_ABORTED and why in result.message, result.message
+
+
+def test_prediction(robot):
+    ask = lambda **what: robot.client.call(  # noqa: E731
+        PredictSeconds, 'predict_seconds', PredictSeconds.Request(**what)
+    )
+    assert ask(candidates=2, path_seconds=4.0).success
+    assert 'path_seconds' in ask(candidates=1, path_seconds=float('nan')).message
+    assert 'candidates' in ask(candidates=0, path_seconds=1.0).message
+
+
+def test_imagined_cells_are_kept_by_name_only_when_asked(robot):
+    keep = Imagine.Goal(trajectory=in_odom(), keep_in='a_branch')
+    assert robot.client.goal(keep).result()[0] == GoalStatus.STATUS_SUCCEEDED
+    again = Imagine.Goal(trajectory=in_odom(), memory='a_branch')
+    assert robot.client.goal(again).result()[0] == GoalStatus.STATUS_SUCCEEDED
+    for goal, why in (
+        (Imagine.Goal(trajectory=in_odom(), memory='none'), "no memory 'none'"),
+        (Imagine.Goal(trajectory=in_odom(), keep_in='../x'), "keep_in '../x' is not a name"),
+    ):
+        status, result = robot.client.goal(goal).result()
+        assert status == GoalStatus.STATUS_ABORTED and why in result.message
+    forgotten = robot.client.call(
+        ResetMemory, 'reset_memory', ResetMemory.Request(memory='a_branch')
+    )
+    assert forgotten.success
+
+
+def test_views_are_made_for_those_who_look(robot):
+    robot.client.receive('memory/points', PointCloud2)
+    robot.client.receive('memory/coverage', OccupancyGrid)
+    robot.client.until(
+        lambda: robot.client.received['memory/points'] and robot.client.received['memory/coverage']
+    )
+    assert robot.client.received['memory/points'][0].header.frame_id == 'map'
+    assert 100 in robot.client.received['memory/coverage'][0].data
+
+
+def test_pause_and_resume(robot):
+    robot.client.call(Trigger, 'pause_observing')
+    before = robot.observed()
+    robot.drive_to(3.0)
+    assert robot.observed() == before
+    robot.client.call(Trigger, 'resume_observing')
+    robot.drive_to(3.0)
+    assert robot.observed() == before + 1
+
+
+def test_save_forget_and_load_inside_one_folder(robot, folder):
+    def file(service: str, name: str, memory: str = '') -> MemoryFile.Response:
+        request = MemoryFile.Request(file=name, memory=memory)
+        return robot.client.call(MemoryFile, service, request)
+
+    assert file('save_memory', 'drive.npz').success
+    assert (folder / 'drive.npz').is_file()
+    (folder / 'link.npz').symlink_to('/etc/passwd')
+    for service in ('save_memory', 'load_memory'):
+        for name in ('../drive.npz', '/etc/passwd', '', '.hidden', 'a/b'):
+            assert 'is not a name' in file(service, name).message
+        assert 'leads out of' in file(service, 'link.npz').message
+    assert 'does not exist' in file('load_memory', 'nothing.npz').message
+    assert robot.client.call(ResetMemory, 'reset_memory').success
+    asked = ScoreTrajectories.Request(trajectories=[in_odom(4)])
+    assert not robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
+    assert file('load_memory', 'drive.npz').success
+    assert robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
+    assert file('load_memory', 'drive.npz', 'one').success
+    assert file('load_memory', 'drive.npz', 'two').success
+    assert 'max_memories, 2' in file('load_memory', 'drive.npz', 'three').message
+
+
+def test_a_loop_closure_moves_the_memory(robot):
+    robot.drive_to(4.0)
+    robot.drive_to(4.0, odom_at=11.5)
+    robot.node.wait_for(
+        "'odom' jumped in 'map' by 1.50 m and 0.000 rad: the memory is re-anchored"
+    )
+    assert int(robot.figures()['jumps']) == 1
+
+
+def test_bad_transforms_and_images_are_refused_and_counted(robot):
+    broken = transform_message('map', 'odom', shifted(0.0), 200.0)
+    broken.transform.rotation.w = float('nan')
+    robot._tf.publish(TFMessage(transforms=[broken]))
+    robot.node.wait_for("tf refused: transform of 'odom' in 'map'")
+    image = seed_messages()[0]
+    image.data = array('B', [1, 2, 3])
+    robot.client.send('image', image)
+    robot.node.wait_for('image refused: image: 3 bytes')
+    assert int(robot.figures()['messages refused']) > 1

@@ -1,0 +1,73 @@
+"""What goes wrong ends its own request alone; a killed node comes back with what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import sys
+
+from action_msgs.msg import GoalStatus
+from faulty_engine import OUT_OF_MEMORY, UNSEEN
+from mirage.action import Imagine
+from mirage.srv import MemoryFile
+from nav_msgs.msg import Odometry
+from processes import NodeProcess, seed_messages, trajectory
+
+from mirage_ros.convert import stamp
+
+PROGRAM = [sys.executable, str(Path(__file__).with_name('faulty_engine.py'))]
+
+
+def test_faults_and_a_killed_node(client, tmp_path):
+    parameters = {
+        'pose_source': 'odometry',
+        'observe_rate': 20.0,
+        'base_from_camera': '[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
+        'memory_folder': f"'{tmp_path}'",
+    }
+    node = NodeProcess(tmp_path / 'node.log', program=PROGRAM, **parameters)
+    client.publisher('odometry', Odometry)
+    client.connect()
+
+    def drive(second: int, value: int) -> None:
+        odometry = Odometry(child_frame_id='base_link')
+        odometry.header.frame_id, odometry.header.stamp = 'map', stamp(float(second))
+        odometry.pose.pose.position.x = float(second)
+        client.send('odometry', odometry)
+        for name, message in zip(
+            ('image', 'camera_info', 'depth'), seed_messages(stamp=second, value=value)
+        ):
+            client.send(name, message)
+
+    def imagine(**goal):
+        sent = client.goal(Imagine.Goal(trajectory=trajectory(32), **goal))
+        return sent.result()
+
+    def file(service: str, name: str) -> MemoryFile.Response:
+        return client.call(MemoryFile, service, MemoryFile.Request(file=name))
+
+    drive(1, UNSEEN)
+    node.wait_for('observation failed: Traceback')
+    node.wait_for('RuntimeError: the depth estimator failed')
+    drive(2, 70)
+    client.until(lambda: file('save_memory', 'good').success)
+    status, result = imagine(seed=OUT_OF_MEMORY)
+    assert status == GoalStatus.STATUS_ABORTED and result.chunks == 1
+    assert result.message == 'failed: MemoryError: injected'
+    full = file('save_memory', 'full')
+    assert not full.success and 'No space left on device' in full.message
+    status, result = imagine()
+    assert status == GoalStatus.STATUS_SUCCEEDED and result.chunks == 2
+    client.until(lambda: len(client.chunks) == 3)
+    before = client.chunks[-1]
+
+    node.process.kill()
+    node.process.wait()
+    node = NodeProcess(tmp_path / 'again.log', program=PROGRAM, **parameters)
+    client.connect()
+    client.chunks.clear()
+    assert file('load_memory', 'good').success
+    status, result = imagine()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+    client.until(lambda: len(client.chunks) == 2)
+    assert client.chunks[-1].frames == before.frames
+    node.stop()

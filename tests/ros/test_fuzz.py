@@ -1,0 +1,129 @@
+"""Messages of every input type with fields drawn at random: refused with a reason, and the node goes on."""
+
+from __future__ import annotations
+
+from array import array
+import random
+import re
+from typing import Any
+
+from action_msgs.msg import GoalStatus
+from geometry_msgs.msg import PoseStamped
+from mirage.action import Imagine, ImagineCandidates
+from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectories
+from nav_msgs.msg import Odometry, Path
+import numpy as np
+from processes import Goal, seed_messages, trajectory
+import pytest
+from rclpy.action import ActionClient
+from tf2_msgs.msg import TFMessage
+
+from mirage_ros.transforms import transform_message
+
+FLOATS = (0.0, -1.0, 1e-30, 1e30, float('nan'), float('inf'), -float('inf'))
+WORDS = ('', 'map', 'mars', '../x', 'rgb8', '16UC1', '32FC1', 'bayer_rggb8', 'x' * 1000, 'é\n')
+INTEGER = re.compile(r'(u?)int(\d+)')
+
+
+def number(kind: str, rng: random.Random) -> Any:
+    if kind == 'boolean':
+        return rng.random() < 0.5
+    if kind in ('float', 'double'):
+        return rng.choice(FLOATS[:-3] if kind == 'float' else FLOATS)
+    unsigned, bits = INTEGER.fullmatch(kind).groups()
+    high = 2 ** (int(bits) - (not unsigned))
+    return rng.choice([0, 1, 2, 7, high - 1, 0 if unsigned else -high])
+
+
+def mutate(message: Any, rng: random.Random) -> None:
+    """Change one field, however deep."""
+    name, kind = rng.choice(list(message.get_fields_and_field_types().items()))
+    value = getattr(message, name)
+    if hasattr(value, 'get_fields_and_field_types'):
+        mutate(value, rng)
+    elif isinstance(value, str):
+        setattr(message, name, rng.choice(WORDS))
+    elif isinstance(value, np.ndarray):
+        value[rng.randrange(len(value))] = rng.choice(FLOATS)
+    elif isinstance(value, array):
+        setattr(message, name, value[: rng.choice([0, 1, len(value) // 2])])
+    elif isinstance(value, (list, tuple)) or kind.startswith('sequence'):
+        values = list(value)
+        if values and hasattr(values[0], 'get_fields_and_field_types') and rng.random() < 0.7:
+            mutate(rng.choice(values), rng)
+        elif values:
+            room = 1 if ', 1' in kind else 3000
+            setattr(message, name, (values * 3000)[: rng.choice([0, room])])
+    else:
+        setattr(message, name, number(kind, rng))
+
+
+def good(rng: random.Random) -> dict[str, Any]:
+    """One of every kind that a topic takes."""
+    image, camera_info, depth = seed_messages(stamp=rng.randrange(1, 100))
+    pose = PoseStamped()
+    pose.header.frame_id = 'map'
+    path = Path(header=pose.header, poses=[PoseStamped(), PoseStamped()])
+    path.poses[1].pose.position.x = 2.0
+    return {
+        'image': image,
+        'camera_info': camera_info,
+        'depth': depth,
+        'trajectory': trajectory(16),
+        'path': path,
+        'odometry': Odometry(header=pose.header, child_frame_id='base_link'),
+        '/tf': TFMessage(transforms=[transform_message('map', 'odom', np.eye(4), 1.0)]),
+    }
+
+
+@pytest.mark.parametrize('seed', [0])
+def test_fuzzed_messages_then_a_good_one(client, start_node, seed):
+    rng = random.Random(seed)
+    node = start_node(
+        pose_source='odometry',
+        observe_rate=50.0,
+        tf_wait=0.0,
+        base_from_camera='[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
+        start_from_driven=False,
+    )
+    for name, message in good(rng).items():
+        if name not in client.publishers:
+            client.publisher(name, type(message))
+    client.connect()
+    candidates = ActionClient(client.node, ImagineCandidates, 'imagine_candidates')
+    client.until(candidates.server_is_ready)
+    services = {
+        'score_trajectories': (ScoreTrajectories, {'trajectories': [trajectory(4)]}),
+        'predict_seconds': (PredictSeconds, {'candidates': 1, 'path_seconds': 1.0}),
+        'save_memory': (MemoryFile, {'file': 'a'}),
+        'load_memory': (MemoryFile, {'file': 'a'}),
+        'reset_memory': (ResetMemory, {'memory': 'a'}),
+    }
+    for _ in range(40):
+        for name, message in good(rng).items():
+            for _ in range(rng.randrange(1, 4)):
+                mutate(message, rng)
+            client.send(name, message)
+    image, camera_info, depth = seed_messages()
+    for _ in range(15):
+        goal = Imagine.Goal(seed_image=[image], seed_depth=[depth], trajectory=trajectory(16))
+        goal.trajectory.camera_info = [camera_info]
+        several = ImagineCandidates.Goal(trajectories=[goal.trajectory] * 2, goal_image=[image])
+        for action, message in ((client.action, goal), (candidates, several)):
+            mutate(message, rng)
+            status, result = Goal(client, message, action).result()
+            assert status == GoalStatus.STATUS_SUCCEEDED or result.message
+        for name, (kind, fields) in services.items():
+            request = kind.Request(**fields)
+            mutate(request, rng)
+            response = client.call(kind, name, request)
+            assert response.success or response.message
+        image, camera_info, depth = seed_messages()
+    image, camera_info, depth = seed_messages()
+    goal = Imagine.Goal(seed_image=[image], seed_depth=[depth], trajectory=trajectory(16))
+    goal.trajectory.camera_info = [camera_info]
+    goal.trajectory.seed_pose = [goal.trajectory.poses[0]]
+    status, result = client.goal(goal).result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+    said = node.says()
+    assert 'refused' in said and 'Traceback' not in said, said

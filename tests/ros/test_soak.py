@@ -1,0 +1,29 @@
+"""The soak, short and with an engine that answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from mirage_ros.soak import SoakConfig, run
+run(SoakConfig(minutes=0.25, pause=0.05), Path(sys.argv[1]), [sys.executable, sys.argv[2]])
+"""
+
+
+def test_every_request_is_answered_once_and_the_memory_survives_the_node(tmp_path):
+    engine = Path(__file__).with_name('instant_engine.py')
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, tmp_path, engine], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['sent'] == summary['answered'] > 20, summary
+    assert (summary['lost'], summary['crashes'], summary['answered_more_than_once']) == (0, 0, 0)
+    assert summary['restored_after_kill'] and summary['exit_code'] == 0
+    assert len(summary['rss_mib_at_quarters']) == 4
+    assert {'done', 'refused', 'cancelled'} <= set(summary['outcomes']), summary

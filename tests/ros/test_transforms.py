@@ -1,0 +1,119 @@
+"""The tree of frames against chains that are multiplied out by hand."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from mirage_ros.transforms import MAX_FRAMES, Tree, transform_message
+
+
+def rigid(rng: np.random.Generator) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.random(random_state=rng.integers(1 << 30)).as_matrix()
+    matrix[:3, 3] = rng.normal(size=3)
+    return matrix
+
+
+def turn(angle: float, x: float = 0.0) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler('z', angle).as_matrix()
+    matrix[0, 3] = x
+    return matrix
+
+
+def tree_of(*edges: tuple[str, str, np.ndarray, float | None]) -> Tree:
+    tree = Tree()
+    for parent, child, matrix, time in edges:
+        tree.add(transform_message(parent, child, matrix, time or 0.0), static=time is None)
+    return tree
+
+
+def test_every_pair_of_a_random_tree_is_the_product_along_its_way():
+    rng = np.random.default_rng(0)
+    tree, world_from = Tree(), {'0': np.eye(4)}
+    for child in range(1, 12):
+        parent, matrix = str(rng.integers(child)), rigid(rng)
+        static = bool(rng.integers(2))
+        tree.add(transform_message(parent, str(child), matrix, 7.0), static=static)
+        world_from[str(child)] = world_from[parent] @ matrix
+    for target in world_from:
+        for source in world_from:
+            expected = np.linalg.inv(world_from[target]) @ world_from[source]
+            for time in (7.0, None):
+                found = tree.lookup(target, source, time)
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_between_two_times_it_turns_and_moves_evenly():
+    tree = tree_of(('odom', 'base', turn(0.0), 10.0), ('odom', 'base', turn(1.0, 2.0), 12.0))
+    np.testing.assert_allclose(tree.lookup('odom', 'base', 10.5), turn(0.25, 0.5), atol=1e-6)
+    np.testing.assert_allclose(tree.lookup('odom', 'base', None), turn(1.0, 2.0), atol=1e-6)
+
+
+def test_no_transform_names_both_frames_and_the_times():
+    tree = tree_of(('map', 'odom', turn(0), None), ('odom', 'base', turn(0), 10.0))
+    tree.add(transform_message('odom', 'base', turn(0), 12.0), static=False)
+    for time in (9.5, 12.5):
+        with pytest.raises(
+            ValueError,
+            match=rf"'map' and 'base' at {time:.3f}: 'base' in 'odom' is known from 10.000 to 12.000",
+        ):
+            tree.lookup('map', 'base', time)
+    with pytest.raises(ValueError, match="no transforms join 'base' to 'mars'.*base, map, odom"):
+        tree.lookup('mars', 'base', 11.0)
+
+
+def test_what_is_old_is_forgotten_and_time_may_begin_again():
+    tree = Tree(keep=5.0)
+    for time in range(100, 120):
+        tree.add(transform_message('map', 'base', turn(0, time), float(time)), static=False)
+    with pytest.raises(ValueError, match='known from 114.000 to 119.000'):
+        tree.lookup('map', 'base', 113.0)
+    tree.add(transform_message('map', 'base', turn(0, -1.0), 118.5), static=False)  # late
+    np.testing.assert_allclose(tree.lookup('map', 'base', 118.5), turn(0, 118.5), atol=1e-6)
+    tree.add(transform_message('map', 'base', turn(0, 3.0), 3.0), static=False)
+    np.testing.assert_allclose(tree.lookup('map', 'base', None), turn(0, 3.0), atol=1e-6)
+
+
+def test_a_lookup_waits_for_what_comes_and_not_for_long():
+    tree = tree_of(('map', 'base', turn(0), 1.0))
+    later = threading.Timer(
+        0.1, lambda: tree.add(transform_message('map', 'base', turn(0, 1), 2.0), static=False)
+    )
+    later.start()
+    np.testing.assert_allclose(tree.lookup('map', 'base', 2.0, wait=10.0), turn(0, 1))
+    later.join()
+    with pytest.raises(ValueError, match='known from 1.000 to 2.000'):
+        tree.lookup('map', 'base', 3.0, wait=0.05)
+
+
+def test_transforms_that_are_none_are_refused():
+    tree = Tree()
+    bad = transform_message('map', 'base', turn(0), 0.0)
+    for change in (
+        lambda t: setattr(t.transform.translation, 'x', math.nan),
+        lambda t: setattr(t.transform.rotation, 'w', 0.0),
+        lambda t: setattr(t, 'child_frame_id', 'map'),
+        lambda t: setattr(t.header, 'frame_id', ''),
+    ):
+        change(bad)
+        with pytest.raises(ValueError):
+            tree.add(bad, static=False)
+    with pytest.raises(ValueError, match='no transforms'):
+        tree.lookup('map', 'base', None)
+
+
+def test_a_loop_and_a_flood_of_frames_are_survived():
+    loop = tree_of(('a', 'b', turn(0), None), ('b', 'a', turn(0), None))
+    with pytest.raises(ValueError, match='no transforms join'):
+        loop.lookup('a', 'z', 0.0)
+    tree = Tree()
+    for i in range(MAX_FRAMES):
+        tree.add(transform_message('map', f'f{i}', turn(0), 0.0), static=True)
+    with pytest.raises(ValueError, match='one more than'):
+        tree.add(transform_message('map', 'one more', turn(0), 0.0), static=True)
