@@ -1,17 +1,19 @@
 """Clips from a ROS bag: rectified images with their camera_info, poses, and depth if there is any.
 
 Read by `rosbags`, which knows MCAP and sqlite3 and needs no ROS. A pose is that of the frame ``base``, in one
-fixed frame; ``base_from_camera`` says where the camera's optical frame sits on it.
+fixed frame; ``base_from_camera`` says where the camera's optical frame sits on it. Transforms know by
+themselves where it is: then ``base`` is the camera's own frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 import math
 from pathlib import Path
+import sqlite3
 
 import cv2
 from jaxtyping import Float, Int, Shaped
@@ -22,6 +24,7 @@ import torch
 from mirage_model.camera import Cameras, check_cameras, resample_trajectory
 from mirage_model.data.clip import Clip
 from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
+from mirage_model.data.transforms import Tree
 
 _COLOURS = {
     'rgb8': (3, None),
@@ -33,6 +36,10 @@ _COLOURS = {
 _DEPTHS = {'16UC1': ('u2', 0.001), '32FC1': ('f4', 1.0)}
 _SAME = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 _IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+_TRANSFORMS = 'tf2_msgs/msg/TFMessage'
+_SET_BACK = (
+    1.0  # seconds by which stamps may lie out of order before the clock must have been set back
+)
 _POSES = {
     'geometry_msgs/msg/PoseStamped': lambda message: message.pose,
     'geometry_msgs/msg/PoseWithCovarianceStamped': lambda message: message.pose.pose,
@@ -44,6 +51,8 @@ _POSES = {
 class BagConfig:
     """Topics by name, ``depth`` empty for none.
 
+    ``pose`` may be a topic of transforms: then ``world_frame`` names the fixed frame that the poses are in,
+    and ``transforms_static`` is read too where it exists.
     ``base_from_camera`` is x y z in metres and a quaternion x y z w; empty where the poses are the optical
     frame's own. A depth image belongs to the colour image whose stamp is within ``tolerance`` seconds, and an
     image needs a pose at most ``pose_gap`` seconds before it and one as long after it.
@@ -53,6 +62,8 @@ class BagConfig:
     camera_info: str
     pose: str
     depth: str = ''
+    world_frame: str = 'map'
+    transforms_static: str = '/tf_static'
     base_from_camera: tuple[float, ...] = ()
     tolerance: float = 0.02
     pose_gap: float = 0.5
@@ -62,13 +73,17 @@ class BagConfig:
 class _Index:
     """What a bag holds, in the order of the images' stamps.
 
-    ``logged`` is when an image was written, in nanoseconds; its depth has a stamp and was written too.
+    ``nanoseconds`` are the stamps exactly, ``logged`` is when an image was written, in nanoseconds too; its
+    depth has a stamp and was written as well.
     """
 
     K: Float[np.ndarray, '3 3']
     height: int
     width: int
+    camera_frame: str
+    world_frame: str
     stamps: Float[np.ndarray, 'n']
+    nanoseconds: Int[np.ndarray, 'n']
     logged: Int[np.ndarray, 'n']
     depth_stamps: Float[np.ndarray, 'n']
     depth_logged: Int[np.ndarray, 'n']
@@ -87,6 +102,42 @@ class Bag:
     @property
     def scene(self) -> str:
         return self.path.resolve().name
+
+    @cached_property
+    def recorded(self) -> Bag:
+        """The same bag with its images at the size that they were recorded at."""
+        layout = replace(self.layout, height=self._index.height, width=self._index.width)
+        bag = replace(self, layout=layout)
+        bag.__dict__['_index'] = self._index  # what was read once
+        return bag
+
+    @property
+    def camera_frame(self) -> str:
+        return self._index.camera_frame
+
+    @property
+    def world_frame(self) -> str:
+        return self._index.world_frame
+
+    @property
+    def stamps(self) -> Float[np.ndarray, 'n']:
+        """Of the images that can be used, by row, in seconds."""
+        return self._index.stamps
+
+    @property
+    def nanoseconds(self) -> Int[np.ndarray, 'n']:
+        """The same stamps to the last digit."""
+        return self._index.nanoseconds
+
+    @property
+    def world_from_camera(self) -> Float[np.ndarray, 'n 4 4']:
+        """Of the same images."""
+        return self._index.world_from_camera
+
+    @property
+    def K(self) -> Float[np.ndarray, '3 3']:
+        """Of the images as they were recorded."""
+        return self._index.K
 
     def listing(self) -> Listing:
         index = self._index
@@ -128,11 +179,11 @@ class Bag:
         """Read through the whole bag once. Raises ValueError that names the topic."""
         config = self.config
         with self._reader() as reader:
-            K, height, width = self._camera(reader)
-            times, world_from_base = self._poses(reader)
+            K, height, width, camera_frame = self._camera(reader)
+            world_frame, times, world_from_base = self._poses(reader, camera_frame)
             images = self._stamps(reader, config.image, (_IMAGE, _COMPRESSED))
             depths = self._stamps(reader, config.depth, (_IMAGE,)) if config.depth else images
-        stamps, logged = images
+        stamps, nanoseconds, logged = images
         before = np.searchsorted(times, stamps, side='right') - 1
         after = np.minimum(before + (times[before.clip(0)] < stamps), len(times) - 1)
         posed = (before >= 0) & (times[after] >= stamps)
@@ -153,10 +204,13 @@ class Bag:
             K=K,
             height=height,
             width=width,
+            camera_frame=camera_frame,
+            world_frame=world_frame,
             stamps=stamps[usable],
+            nanoseconds=nanoseconds[usable],
             logged=logged[usable],
             depth_stamps=depths[0][nearest][usable],
-            depth_logged=depths[1][nearest][usable],
+            depth_logged=depths[2][nearest][usable],
             world_from_camera=world_from_base @ base_from_camera,
             left_out=left_out,
         )
@@ -174,7 +228,7 @@ class Bag:
                 [self.path], default_typestore=get_typestore(Stores.ROS2_JAZZY)
             ) as reader:
                 yield reader
-        except (AnyReaderError, OSError) as error:
+        except (AnyReaderError, OSError, sqlite3.DatabaseError) as error:
             raise ValueError(f'{self.path} is no bag that can be read: {error}') from error
 
     def _messages(
@@ -198,14 +252,15 @@ class Bag:
         for connection, logged, data in reader.messages(connections, start=start, stop=stop):
             yield logged, reader.deserialize(data, connection.msgtype)
 
-    def _camera(self, reader) -> tuple[Float[np.ndarray, '3 3'], int, int]:
-        """K and the image's size, the same in the whole bag."""
+    def _camera(self, reader) -> tuple[Float[np.ndarray, '3 3'], int, int, str]:
+        """K, the image's size and the camera's frame, the same in the whole bag."""
         found = None
         for _, message in self._messages(
             reader, self.config.camera_info, ('sensor_msgs/msg/CameraInfo',)
         ):
             try:
-                camera = (_K(message).tolist(), message.height, message.width)
+                frame = message.header.frame_id
+                camera = (_K(message).tolist(), message.height, message.width, frame)
             except ValueError as error:
                 raise ValueError(f'{self.path}: {self.config.camera_info}: {error}') from None
             if found is not None and camera != found:
@@ -213,11 +268,16 @@ class Bag:
             found = camera
         if found is None:
             raise ValueError(f'{self.path}: {self.config.camera_info} has no messages')
-        return np.array(found[0]), int(found[1]), int(found[2])
+        return np.array(found[0]), int(found[1]), int(found[2]), found[3]
 
-    def _poses(self, reader) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4']]:
+    def _poses(
+        self, reader, camera_frame: str
+    ) -> tuple[str, Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4']]:
+        """The frame that the poses are in, their times and world_from_base."""
         topic, times, matrices, frames = self.config.pose, [], [], set()
         connection = next((c for c in reader.connections if c.topic == topic), None)
+        if connection is not None and connection.msgtype == _TRANSFORMS:
+            return self.config.world_frame, *self._transforms(reader, camera_frame)
         pose_of = _POSES.get(connection.msgtype) if connection else None
         for _, message in self._messages(reader, topic, tuple(_POSES)):
             pose = pose_of(message)
@@ -226,25 +286,58 @@ class Bag:
             matrices.append(_matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), name))
             times.append(_seconds(message))
             frames.add(message.header.frame_id)
+        if not frames:
+            raise ValueError(f'{self.path}: {topic} has no messages')
         if len(frames) != 1:
             raise ValueError(f'{self.path}: {topic} has poses in the frames {sorted(frames)}')
         try:
             resample_trajectory(np.stack(matrices), np.array(times), np.zeros(0))
         except ValueError as error:
             raise ValueError(f'{self.path}: {topic}: {error}') from None
-        return np.array(times), np.stack(matrices)
+        return frames.pop(), np.array(times), np.stack(matrices)
+
+    def _transforms(
+        self, reader, camera_frame: str
+    ) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4']]:
+        tree, config = Tree(), self.config
+        topics = {c.topic for c in reader.connections} & {config.pose, config.transforms_static}
+        for topic in sorted(topics):
+            for _, message in self._messages(reader, topic, (_TRANSFORMS,)):
+                for sent in message.transforms:
+                    p, q = sent.transform.translation, sent.transform.rotation
+                    parent, child = sent.header.frame_id, sent.child_frame_id
+                    name = f'{self.path}: {topic}, {child!r} in {parent!r}'
+                    matrix = _matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), name)
+                    try:
+                        static = topic == config.transforms_static
+                        tree.add(parent, child, _seconds(sent), matrix, static=static)
+                    except ValueError as error:
+                        raise ValueError(f'{self.path}: {topic}: {error}') from None
+        try:
+            return tree.poses(config.world_frame, camera_frame)
+        except ValueError as error:
+            raise ValueError(f'{self.path}: {config.pose}: {error}') from None
 
     def _stamps(
         self, reader, topic: str, types: tuple[str, ...]
-    ) -> tuple[Float[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
-        """Stamps of a topic's messages, increasing, and when they were written."""
-        found = sorted(
-            (_seconds(message), logged) for logged, message in self._messages(reader, topic, types)
-        )
+    ) -> tuple[Float[np.ndarray, 'n'], Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
+        """Stamps of a topic's messages, increasing, in seconds and exactly, and when they were written."""
+        found: list[tuple[float, int, int]] = []
+        latest = -math.inf
+        for logged, message in self._messages(reader, topic, types):
+            stamp = _seconds(message)
+            if stamp < latest - _SET_BACK:
+                raise ValueError(
+                    f'{self.path}: time goes backwards on {topic}: {stamp:.6f} comes after '
+                    f'{latest:.6f}, image {len(found)}; replay the part before it as a bag of its own'
+                )
+            latest = max(latest, stamp)
+            exact = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+            found.append((stamp, exact, logged))
         if not found:
             raise ValueError(f'{self.path}: {topic} has no messages')
-        stamps, logged = zip(*found)
-        return np.array(stamps), np.array(logged, dtype=np.int64)
+        stamps, exact, logged = zip(*sorted(found))
+        return np.array(stamps), np.array(exact, np.int64), np.array(logged, np.int64)
 
     def _images(
         self,
@@ -267,7 +360,7 @@ class Bag:
                     raise ValueError(f'{self.path}: {topic} at {stamp:.6f}: {error}') from None
                 if image.shape[:2] != (index.height, index.width):
                     raise ValueError(
-                        f'{self.path}: {topic} has images of {image.shape[0]}x{image.shape[1]}, '
+                        f'{self.path}: {topic} at {stamp:.6f} has images of {image.shape[0]}x{image.shape[1]}, '
                         f'{self.config.camera_info} of {index.height}x{index.width}'
                     )
                 found[stamp] = fit(image, self.layout, labels=read is _metres)

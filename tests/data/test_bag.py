@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 import multiprocessing
 from pathlib import Path
 
@@ -113,7 +114,16 @@ def messages(count: int = 20) -> dict[str, list]:
     }
 
 
-def write(path: Path, topics: dict[str, list], plugin: StoragePlugin = StoragePlugin.MCAP) -> Path:
+def write(
+    path: Path,
+    topics: dict[str, list],
+    plugin: StoragePlugin = StoragePlugin.MCAP,
+    *,
+    more: dict[str, list] | None = None,
+    in_order: bool = False,
+) -> Path:
+    """``more`` are messages without a header, with their times; ``in_order`` logs all as they are listed."""
+    clock = 0
     with Writer(path, version=9, storage_plugin=plugin) as writer:
         for topic, sent in topics.items():
             kind = sent[0].__msgtype__
@@ -122,7 +132,15 @@ def write(path: Path, topics: dict[str, list], plugin: StoragePlugin = StoragePl
                 stamp = message.header.stamp
                 # written 3 ms after it was stamped
                 logged = stamp.sec * 10**9 + stamp.nanosec + 3_000_000
+                if in_order:
+                    clock += 1
+                    logged = clock
                 writer.write(connection, logged, STORE.serialize_cdr(message, kind))
+        for topic, sent in (more or {}).items():
+            kind = sent[0][1].__msgtype__
+            connection = writer.add_connection(topic, kind, typestore=STORE)
+            for time, message in sent:
+                writer.write(connection, round(time * 1e9), STORE.serialize_cdr(message, kind))
     return path
 
 
@@ -193,6 +211,53 @@ def test_poses_without_depth_and_of_the_camera_itself(tmp_path):
     clip = bag.load(bag.listing().parts[0])
     assert clip.depth.isnan().all()
     assert clip.cameras.world_from_camera[5, :3, 3].tolist() == [5.0, 2.0, 0.0]
+
+
+def transform(time: float, parent: str, child: str, x: float):
+    types = STORE.types
+    return types['geometry_msgs/msg/TransformStamped'](
+        header=header(time, parent),
+        child_frame_id=child,
+        transform=types['geometry_msgs/msg/Transform'](
+            translation=types['geometry_msgs/msg/Vector3'](x=x, y=0.0, z=0.0),
+            rotation=types['geometry_msgs/msg/Quaternion'](x=0.0, y=0.0, z=0.0, w=1.0),
+        ),
+    )
+
+
+def test_poses_by_transforms(tmp_path):
+    """The base moves at a metre a second, the camera sits half a metre ahead of it."""
+    topics = messages(8)
+    del topics['/depth'], topics['/odometry']
+    kind = STORE.types['tf2_msgs/msg/TFMessage']
+    config = BagConfig(image='/image', camera_info='/info', pose='/tf', pose_gap=1.0)
+    topics['/info'] = [replace(m, header=header(100.0, 'map_camera')) for m in topics['/info']]
+    path = write(
+        tmp_path / 'c',
+        topics,
+        more={
+            '/tf': [
+                (t, kind([transform(t, 'map', 'base', t - 99)])) for t in (99.0, 100.0, 101.0)
+            ],
+            '/tf_static': [(99.0, kind([transform(0.0, 'base', 'map_camera', 0.5)]))],
+        },
+    )
+    bag = Bag(path, config, LAYOUT)
+    np.testing.assert_allclose(bag.world_from_camera[:, 0, 3], 1.5 + np.arange(8) / 10)
+    assert (bag.camera_frame, bag.world_frame) == ('map_camera', 'map')
+    with pytest.raises(ValueError, match="'map' has no parent; there are the frames base, map"):
+        Bag(path, replace(config, world_frame='earth'), LAYOUT).listing()
+    recorded = bag.recorded.load(bag.listing().parts[0])
+    assert recorded.frames.shape == (8, HEIGHT, WIDTH, 3)
+    np.testing.assert_allclose(recorded.cameras.K[0], bag.K)
+
+
+def test_a_clock_that_was_set_back_is_refused(tmp_path):
+    topics = messages(8)
+    topics['/image'] += [image(90 + i / 10, picture(i), 'rgb8') for i in range(3)]
+    path = write(tmp_path / 'b', topics, in_order=True)
+    with pytest.raises(ValueError, match='backwards on /image: 90.0* comes after 100.7'):
+        Bag(path, CONFIG, LAYOUT).listing()
 
 
 def test_images_without_pose_or_depth_are_reported(tmp_path):
