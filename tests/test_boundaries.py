@@ -31,7 +31,7 @@ OWNERS = {
     'vizdoom': {'worlds/doom.py'},
     'omgifol': {'worlds/doom.py'},
     'mujoco': {'worlds/rooms.py'},
-    'rosbags': {'data/bag.py'},
+    'rosbags': {'data/bag.py', 'evaluation/bag_writer.py'},
     'triton': {'memory/gpu.py'},
     'depth_anything_3': {'perception/adapters.py'},
 }

@@ -1,0 +1,319 @@
+"""Replay a recorded drive: what would have been imagined there, beside what the camera then saw.
+
+The memory observes the recorded frames up to a moment; the poses that were driven next are imagined, and
+each imagined frame is compared with the one recorded there. Every segment is kept as soon as it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+import json
+import math
+import os
+from pathlib import Path
+import time
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float64, Int, UInt8
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+import torch
+
+from mirage_model.camera import concatenate
+from mirage_model.data.bag import Bag
+from mirage_model.data.clip import Clip
+from mirage_model.data.sources import Part
+from mirage_model.evaluation.geometry import FIGURES, geometry
+from mirage_model.evaluation.metrics import quality
+from mirage_model.evaluation.segments import ReplayConfig, Segment
+from mirage_model.intake import fit_image, fit_view
+from mirage_model.interface import (
+    NOTHING,
+    Chunk,
+    DepthSource,
+    Description,
+    Imagine,
+    Refused,
+    View,
+)
+
+MEMORY = 'replay'
+
+
+@runtime_checkable
+class Imaginer(Protocol):
+    """The verbs of `EngineProtocol` that a replay needs: an engine here, or a node that has one."""
+
+    def describe(self) -> Description: ...
+
+    def seed(self, view: View, *, memory: str = 'default') -> DepthSource: ...
+
+    def observe(self, view: View, *, memory: str = 'default') -> DepthSource: ...
+
+    def imagine(self, request: Imagine) -> Iterator[Chunk]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """A segment imagined with one seed, beside what was recorded.
+
+    ``nanoseconds`` are the recorded stamps. ``rows`` hold the figures of every frame; ``seconds`` is what
+    observing and each chunk took, ``refused`` why views could not be read, or were not taken.
+    """
+
+    index: int
+    seed: int
+    start: int
+    frames: UInt8[np.ndarray, 'n h w 3']
+    recorded: UInt8[np.ndarray, 'n h w 3']
+    visibility: UInt8[np.ndarray, 'n h w']
+    nanoseconds: Int[np.ndarray, 'n']
+    K: Float64[np.ndarray, '3 3']
+    world_from_camera: Float64[np.ndarray, 'n 4 4']
+    rows: tuple[dict[str, float | int], ...]
+    seconds: dict[str, float | list[float]]
+    refused: tuple[str, ...]
+    depth_source: str
+
+
+class Walk:
+    """A memory that is brought to where each segment starts: on from the one before where that is possible."""
+
+    def __init__(self, engine: Imaginer, bag: Bag):
+        self._engine, self._bag = engine, bag
+        self._seen: tuple[int, ...] = ()
+        self._refused: list[str] = []
+
+    def to(self, segment: Segment) -> tuple[float, tuple[str, ...]]:
+        """Observe; return the seconds that it took, and why views were left out.
+
+        Raises ValueError if the view that imagination must start from is one of those.
+        """
+        known = len(self._seen)
+        if self._seen != segment.observed[:known]:
+            self._seen, self._refused, known = (), [], 0
+        seconds, started = 0.0, bool(known) and len(self._refused) < known
+        for row in segment.observed[known:]:
+            try:
+                (view,) = views(self._bag, [row])
+                began = time.monotonic()
+                (self._engine.observe if started else self._engine.seed)(view, memory=MEMORY)
+                seconds += time.monotonic() - began
+                started = True
+            except ValueError as error:  # of the bag, or Refused
+                if row == segment.observed[-1]:
+                    self._seen, self._refused = (), []
+                    raise ValueError(f'segment {segment.index} cannot start: {error}') from None
+                self._refused.append(str(error))
+            self._seen += (row,)
+        return seconds, tuple(self._refused)
+
+
+def views(bag: Bag, rows: Sequence[int]) -> list[View]:
+    """Recorded frames as an engine takes them, at the size they were recorded at."""
+    clip = _clip(bag, rows)
+    depth = clip.depth.numpy() if bag.config.depth else [None] * len(rows)
+    return [
+        View(
+            image=frame,
+            K=bag.K,
+            world_from_camera=bag.world_from_camera[row],
+            time=float(bag.stamps[row]),
+            depth=metres,
+        )
+        for row, frame, metres in zip(rows, clip.frames.numpy(), depth)
+    ]
+
+
+def request_for(
+    bag: Bag, segment: Segment, about: Description, config: ReplayConfig, seed: int
+) -> Imagine:
+    """The recorded poses, one a frame of the model's own clock from the start on, the last held as padding."""
+    count = -(-len(segment.future) // about.new_frames_per_chunk) * about.new_frames_per_chunk
+    rows = list(segment.future) + [segment.future[-1]] * (count - len(segment.future))
+    start = whole_microseconds(float(bag.stamps[segment.observed[-1]]))
+    return Imagine(
+        request_id=f'segment-{segment.index:05d}-{seed}',
+        world_from_camera=bag.world_from_camera[rows],
+        times=start + np.arange(1, count + 1) / about.frame_rate,
+        memory=MEMORY,
+        seed=seed,
+        steps=config.steps or None,
+    )
+
+
+def whole_microseconds(seconds: float) -> float:
+    """What is left of a time that went through a message of the node's."""
+    return round(seconds * 1e6) / 1e6
+
+
+def replay_segment(
+    engine: Imaginer, bag: Bag, walk: Walk, segment: Segment, config: ReplayConfig, seed: int
+) -> Replayed:
+    """Imagine one segment and measure it. Raises ValueError that names the segment or the bag's topic."""
+    about = engine.describe()
+    seen = views(bag, (segment.observed[-1], *segment.future))
+    start, *recorded = [fitted(view.image, about) for view in seen]
+    observing, refused = walk.to(segment)
+    try:
+        chunks = list(engine.imagine(request_for(bag, segment, about, config, seed)))
+    except Refused as error:
+        raise ValueError(f'segment {segment.index}: {error}') from None
+    count = len(segment.future)
+    frames = np.concatenate([chunk.frames for chunk in chunks])[:count]
+    visibility = np.concatenate([chunk.visibility for chunk in chunks])[:count]
+    visible = np.concatenate([chunk.visible for chunk in chunks])[:count]
+    observed = np.concatenate([chunk.observed for chunk in chunks])[:count]
+    recorded = np.stack(recorded)
+    measured = quality(frames, recorded, visibility != NOTHING)
+    held = quality(np.broadcast_to(start, recorded.shape).copy(), recorded, visibility != NOTHING)
+    placed = _geometry(frames, recorded, seen[1:], about)
+    stamps = bag.stamps[list(segment.future)]
+    rows = tuple(
+        {
+            'segment': segment.index,
+            'seed': seed,
+            'frame': number + 1,
+            'nanoseconds': int(bag.nanoseconds[row]),
+            'horizon_s': float(stamps[number] - bag.stamps[segment.observed[-1]]),
+            'visible': float(visible[number]),
+            'observed': float(observed[number]),
+            **measured[number],
+            **placed[number],
+            'held_psnr_all': held[number]['psnr_all'],
+            'held_ssim_all': held[number]['ssim_all'],
+        }
+        for number, row in enumerate(segment.future)
+    )
+    return Replayed(
+        index=segment.index,
+        seed=seed,
+        start=int(bag.nanoseconds[segment.observed[-1]]),
+        frames=frames,
+        recorded=recorded,
+        visibility=visibility,
+        nanoseconds=bag.nanoseconds[list(segment.future)],
+        K=np.array(chunks[0].K, np.float64).reshape(-1, 3, 3)[0],
+        world_from_camera=bag.world_from_camera[list(segment.future)],
+        rows=rows,
+        seconds={'observing': observing, 'chunks': [float(chunk.seconds) for chunk in chunks]},
+        refused=refused,
+        depth_source=chunks[0].depth_source,
+    )
+
+
+def _geometry(
+    frames: UInt8[np.ndarray, 'n h w 3'],
+    recorded: UInt8[np.ndarray, 'n h w 3'],
+    seen: list[View],
+    about: Description,
+) -> list[dict[str, float]]:
+    """`geometry.FIGURES` of every frame, NaN without recorded depth."""
+    if all(view.depth is None for view in seen):
+        return [dict.fromkeys(FIGURES, math.nan) for _ in frames]
+    size = about.height, about.width
+    cameras = [fit_view(replace(view, depth=None), *size).camera for view in seen]
+    depth = []
+    for view in seen:
+        try:
+            depth.append(fit_view(view, *size).depth)
+        except Refused:  # no pixel of it has a depth
+            depth.append(torch.full((1, *size), math.nan))
+    imagined, true = (
+        torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 for part in (frames, recorded)
+    )
+    return geometry(imagined, true, torch.cat(depth), concatenate(cameras))
+
+
+def fitted(image: UInt8[np.ndarray, 'h w 3'], about: Description) -> UInt8[np.ndarray, 'H W 3']:
+    """A recorded frame as the engine crops and scales it."""
+    frame = fit_image(image, about.height, about.width)[0]
+    return (frame * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def replay(
+    engine: Imaginer,
+    bag: Bag,
+    segments: Sequence[Segment],
+    config: ReplayConfig,
+    folder: Path,
+    done: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Replay the segments that ``folder`` does not hold yet; return why others could not be.
+
+    ``done`` is called after each. What cannot be evaluated does not stop what can.
+    """
+    walk, failures = Walk(engine, bag), []
+    for segment in segments:
+        for seed in config.seeds:
+            path = folder / f'{segment.index:05d}-{seed}.safetensors'
+            if not path.exists():
+                try:
+                    save(path, replay_segment(engine, bag, walk, segment, config, seed))
+                except ValueError as error:
+                    failures.append(str(error))
+            done()
+    return failures
+
+
+def save(path: Path, replayed: Replayed) -> None:
+    """Write aside, then rename: a file is whole or absent."""
+    values = {name: getattr(replayed, name) for name in Replayed.__dataclass_fields__}
+    tensors = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
+    rest = {name: value for name, value in values.items() if name not in tensors}
+    aside = path.with_suffix('.part')
+    save_file(tensors, aside, metadata={'replayed': json.dumps(rest)})
+    os.replace(aside, path)
+
+
+def load(path: Path) -> Replayed:
+    with safe_open(path, framework='np') as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        rest = json.loads(file.metadata()['replayed'])
+    rest |= {name: tuple(rest[name]) for name in ('rows', 'refused')}
+    return Replayed(**tensors, **rest)
+
+
+def claim(out: Path, about: dict) -> Path:
+    """The folder of segments within ``out``, which is held to what the results are ``about``.
+
+    Raises ValueError where it holds other results.
+    """
+    folder, path = out / 'segments', out / 'config.json'
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(about, indent=1) + '\n'
+    if path.exists() and path.read_text() != text:
+        was = json.loads(path.read_text())
+        other = sorted(key for key in {*was, *about} if was.get(key) != json.loads(text).get(key))
+        raise ValueError(
+            f'{out} holds results that differ in {", ".join(other)}: choose another --out, or remove it'
+        )
+    path.write_text(text)
+    return folder
+
+
+def identity(bag: Bag, engine: Imaginer, config: ReplayConfig, *, way: str) -> dict:
+    """What figures depend on, as `claim` writes it. Devices do not count."""
+    description = engine.describe()
+    settings = {k: v for k, v in asdict(config).items() if k != 'devices'}
+    files = sorted(path for path in bag.path.rglob('*') if path.is_file()) or [bag.path]
+    return {
+        'bag': bag.scene,
+        'bytes': sum(path.stat().st_size for path in files),
+        'way': way,
+        'model': description.model,
+        'sha256': description.sha256,
+        'frame': [description.height, description.width],
+        'frame_rate': description.frame_rate,
+        'replay': {k: str(v) if v == float('inf') else v for k, v in settings.items()},
+        'topics': asdict(bag.config),
+    }
+
+
+def _clip(bag: Bag, rows: Sequence[int]) -> Clip:
+    name = f'{bag.scene}-{rows[0]:05d}'
+    return bag.recorded.load(
+        Part(name=name, scene=bag.scene, sequence=bag.scene, rows=tuple(rows))
+    )

@@ -1,0 +1,52 @@
+"""Frames as a film that browsers play."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import tempfile
+
+import cv2
+from jaxtyping import UInt8
+import numpy as np
+
+_PAPER = 245
+
+
+def mask_in_colour(visibility: UInt8[np.ndarray, 'n h w']) -> UInt8[np.ndarray, 'n h w 3']:
+    """Nothing black, imagined earlier amber, observed green."""
+    table = np.zeros((256, 3), np.uint8)
+    table[128], table[255] = (230, 160, 30), (60, 170, 90)
+    return table[visibility]
+
+
+def side_by_side(
+    *rows: UInt8[np.ndarray, 'n h w 3'], gap: int = 4
+) -> UInt8[np.ndarray, 'n h2 w2 3']:
+    """Frames of one size beside each other, sides made even for the codec."""
+    height = rows[0].shape[1]
+    between = np.full((len(rows[0]), height, gap, 3), _PAPER, np.uint8)
+    parts = [part for row in rows for part in (between, row)][1:]
+    film = np.concatenate(parts, axis=2)
+    film = np.pad(
+        film,
+        ((0, 0), (0, height % 2), (0, film.shape[2] % 2), (0, 0)),
+        constant_values=_PAPER,
+    )
+    return film
+
+
+def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int = 1) -> bytes:
+    """VP9 in MP4, each pixel made ``scale`` pixels wide and high. Raises OSError without the codec."""
+    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = frames.shape[1:3]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'film.mp4'
+        video = cv2.VideoWriter(
+            str(path), cv2.VideoWriter_fourcc(*'vp09'), frame_rate, (width, height)
+        )
+        if not video.isOpened():
+            raise OSError('this build of OpenCV cannot write VP9 films')
+        for frame in frames:
+            video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        video.release()
+        return path.read_bytes()

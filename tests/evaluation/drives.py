@@ -1,0 +1,90 @@
+"""A short recorded drive and a model to imagine it with, both small and real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+import sys
+
+import numpy as np
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+import torch
+
+from mirage_model.camera import Cameras
+from mirage_model.data.clip import Clip
+from mirage_model.evaluation.sample_bag import write_sample
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models import save_small_model  # noqa: E402, F401
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+RATE = 8.0
+HEIGHT, WIDTH = 40, 64
+"""Neither the size nor the aspect of the small model's frames."""
+OPTIONS = {
+    'image': '/camera/image',
+    'camera_info': '/camera/camera_info',
+    'depth': '/camera/depth',
+    'pose': '/tf',
+    'horizon': 1.0,
+    'stride': 1.0,
+    'observe_every': 0.5,
+}
+
+
+def wall_drive(frames: int = 33) -> Clip:
+    """Sideways along a wall with a pattern, three metres away; what moves out of sight is never seen again."""
+    x = np.arange(frames) * 0.1
+    columns = np.arange(WIDTH)[None, :] * 3.0 / 50.0 + x[:, None]
+    rows = np.arange(HEIGHT) / 50.0
+    pattern = np.sin(columns[:, None] * [[[3.0]]] + 4 * rows[None, :, None])
+    colours = np.stack([pattern, -pattern, pattern**2], axis=-1)
+    world_from_camera = np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1))
+    world_from_camera[:, 0, 3] = x
+    K = torch.tensor(
+        [[50.0, 0.0, (WIDTH - 1) / 2], [0.0, 50.0, (HEIGHT - 1) / 2], [0.0, 0.0, 1.0]]
+    )
+    shape = (frames, HEIGHT, WIDTH)
+    return Clip(
+        name='wall',
+        frames=torch.from_numpy((127.5 + 100 * colours).astype(np.uint8)),
+        cameras=Cameras(
+            K=K.expand(frames, 3, 3),
+            world_from_camera=torch.from_numpy(world_from_camera),
+            times=1000 + torch.arange(frames, dtype=torch.float64) / RATE,
+            height=HEIGHT,
+            width=WIDTH,
+        ),
+        depth=torch.full(shape, 3.0),
+        sky=torch.zeros(shape, dtype=torch.bool),
+        moving=torch.zeros(shape, dtype=torch.bool),
+        scene='wall',
+    )
+
+
+def wall_bag(path: Path, frames: int = 33) -> Path:
+    write_sample(path, wall_drive(frames))
+    return path
+
+
+def copy_bag(
+    source: Path,
+    target: Path,
+    change: Callable = lambda topic, message: message,
+    plugin: StoragePlugin = StoragePlugin.MCAP,
+) -> Path:
+    """The same bag with its messages changed; those that become None are left out."""
+    with AnyReader([source], default_typestore=STORE) as reader:
+        with Writer(target, version=9, storage_plugin=plugin) as writer:
+            connections = {}
+            for connection, logged, data in reader.messages():
+                kind, topic = connection.msgtype, connection.topic
+                message = change(topic, reader.deserialize(data, kind))
+                if message is None:
+                    continue
+                if topic not in connections:
+                    connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
+                writer.write(connections[topic], logged, STORE.serialize_cdr(message, kind))
+    return target

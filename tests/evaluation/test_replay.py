@@ -1,0 +1,306 @@
+"""The whole replay of a small bag with a small real model, from the file."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+import io
+import json
+import math
+from pathlib import Path
+import shutil
+
+from drives import OPTIONS, STORE, copy_bag, wall_bag, wall_drive
+from mcap.reader import make_reader
+from mcap.writer import Writer as McapWriter
+from mcap_ros2.decoder import DecoderFactory
+from models import save_small_model
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import StoragePlugin
+
+from mirage_model.engine import Engine
+from mirage_model.evaluation.replay import Walk, fitted, load, request_for, views
+from mirage_model.evaluation.replay_command import configure, load_engine, main, open_bag, run
+from mirage_model.evaluation.results_bag import FIGURES, lanes
+from mirage_model.evaluation.segments import segments_of
+from mirage_model.interface import NOTHING
+
+AT = STORE.types['builtin_interfaces/msg/Time'](sec=1002, nanosec=500_000_000)
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory) -> Path:
+    """A folder with a bag and a model."""
+    folder = tmp_path_factory.mktemp('replay')
+    wall_bag(folder / 'drive')
+    save_small_model(folder / 'model')
+    return folder
+
+
+def options(recorded: Path, **changed):
+    return configure(None, {**OPTIONS, 'model_folder': str(recorded / 'model'), **changed})
+
+
+@pytest.fixture(scope='module')
+def done(recorded) -> Path:
+    bag_config, config = options(recorded)
+    outcome = run(load_engine(config), recorded / 'drive', bag_config, config, recorded / 'out')
+    assert (outcome.results, outcome.failures, outcome.left_out) == (4, [], [])
+    return outcome.out
+
+
+def by_name(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((path / 'segments').iterdir())}
+
+
+def test_a_segment_is_what_an_engine_gives_that_is_asked_by_hand(recorded, done):
+    bag_config, config = options(recorded)
+    engine = Engine.from_folder(recorded / 'model')
+    about = engine.describe()
+    bag = open_bag(recorded / 'drive', bag_config, about)
+    clip = wall_drive()
+    rows = [0, 4, 8, 12, 16]
+    for number, view in enumerate(views(bag, rows)):
+        np.testing.assert_array_equal(view.image, clip.frames[rows[number]].numpy())
+        np.testing.assert_allclose(view.world_from_camera[0, 3], 0.1 * rows[number], atol=1e-6)
+        (engine.observe if number else engine.seed)(view, memory='replay')
+    segment = segments_of(bag.listing(), bag.stamps, about.frame_rate, config)[0][2]
+    assert segment.observed == tuple(rows) and segment.future == tuple(range(17, 25))
+    request = request_for(bag, segment, about, config, 0)
+    np.testing.assert_allclose(request.times, 1002 + np.arange(1, 9) / 8)
+    chunks = list(engine.imagine(request))
+    found = load(done / 'segments' / '00002-0.safetensors')
+    np.testing.assert_array_equal(found.frames, np.concatenate([c.frames for c in chunks]))
+    np.testing.assert_array_equal(found.visibility, np.concatenate([c.visibility for c in chunks]))
+    truth = np.stack([fitted(frame, about) for frame in clip.frames[17:25].numpy()])
+    np.testing.assert_array_equal(found.recorded, truth)
+    error = np.square(found.frames[3] / 255 - truth[3] / 255)
+    assert found.rows[3]['psnr_all'] == pytest.approx(-10 * math.log10(error.mean()), abs=1e-4)
+    covered = found.visibility[3] != NOTHING
+    assert found.rows[3]['psnr_covered'] == pytest.approx(
+        -10 * math.log10(error[covered].mean()), abs=1e-4
+    )
+    assert found.rows[3]['horizon_s'] == pytest.approx(0.5)
+    assert found.nanoseconds.tolist() == [int((1000 + row / 8) * 1e9) for row in range(17, 25)]
+
+
+def test_horizons_that_are_no_multiple_of_a_chunk_are_padded(recorded):
+    bag_config, config = options(recorded, horizon=1.25)
+    engine = load_engine(config)
+    bag = open_bag(recorded / 'drive', bag_config, engine.describe())
+    segment = segments_of(bag.listing(), bag.stamps, 8.0, config)[0][0]
+    request = request_for(bag, segment, engine.describe(), config, 3)
+    assert len(request.times) == 16 and request.seed == 3
+    np.testing.assert_array_equal(
+        request.world_from_camera[9:], np.tile(request.world_from_camera[9], (7, 1, 1))
+    )
+
+
+def test_interrupted_it_goes_on_and_gives_the_same(recorded, done):
+    before = by_name(done)
+    lost = done / 'segments' / '00003-0.safetensors'
+    kept = (done / 'segments' / '00000-0.safetensors').stat().st_mtime_ns
+    lost.unlink()
+    (done / 'segments' / '00001-0.part').write_bytes(b'half')
+    bag_config, config = options(recorded)
+    run(load_engine(config), recorded / 'drive', bag_config, config, done)
+    (done / 'segments' / '00001-0.part').unlink()
+    assert (done / 'segments' / '00000-0.safetensors').stat().st_mtime_ns == kept
+    again = load(lost)
+    assert set(by_name(done)) == set(before)
+    first = done.parent / 'first.safetensors'
+    first.write_bytes(before[lost.name])
+    for name in ('frames', 'visibility', 'recorded', 'nanoseconds'):
+        np.testing.assert_array_equal(getattr(again, name), getattr(load(first), name))
+    assert again.rows == load(first).rows
+
+
+def test_results_of_other_options_are_not_mixed(recorded, done):
+    bag_config, config = options(recorded, stride=2.0)
+    with pytest.raises(ValueError, match='differ in replay: choose another --out'):
+        run(load_engine(config), recorded / 'drive', bag_config, config, done)
+
+
+def test_a_window_starts_the_memory_afresh(recorded):
+    bag_config, config = options(recorded, observe=0.0)
+    engine = load_engine(config)
+    bag = open_bag(recorded / 'drive', bag_config, engine.describe())
+    segments, _ = segments_of(bag.listing(), bag.stamps, 8.0, config)
+    walk = Walk(engine, bag)
+    for segment in segments[:2]:
+        walk.to(segment)
+    alone = load_engine(config)
+    alone.seed(views(bag, [8])[0], memory='replay')
+    request = request_for(bag, segments[1], engine.describe(), config, 0)
+    for found, expected in zip(engine.imagine(request), alone.imagine(request)):
+        np.testing.assert_array_equal(found.frames, expected.frames)
+
+
+def test_tables_say_the_same_and_means_are_means(done):
+    for name, rows in (('frames', 32), ('segments', 4), ('horizons', 8)):
+        with (done / f'{name}.csv').open() as file:
+            table = list(csv.DictReader(file))
+        stored = parquet.read_table(done / f'{name}.parquet').to_pylist()
+        assert len(table) == len(stored) == rows
+        for text, row in zip(table, stored):
+            for key, value in row.items():
+                if isinstance(value, str) or value is None:
+                    assert text[key] == (value or '')
+                else:
+                    assert float(text[key]) == value
+    frames = parquet.read_table(done / 'frames.parquet').to_pylist()
+    horizons = parquet.read_table(done / 'horizons.parquet').to_pylist()
+    third = [row['psnr_all'] for row in frames if row['frame'] == 3]
+    assert horizons[2]['psnr_all'] == pytest.approx(np.mean(third))
+    assert horizons[2]['psnr_all_low'] <= horizons[2]['psnr_all'] <= horizons[2]['psnr_all_high']
+    summary = json.loads((done / 'summary.json').read_text())
+    assert summary['psnr_all'] == pytest.approx(np.mean([row['psnr_all'] for row in frames]))
+
+
+def test_the_bag_of_results_opens_in_both_readers(done):
+    """Imagined topics carry the recorded stamps, in the header and in the log."""
+    expected = [int((1000 + row / 8) * 1e9) for row in range(1, 33)]
+    with AnyReader([done / 'results'], default_typestore=STORE) as reader:
+        topics = {c.topic: c for c in reader.connections}
+        assert set(topics) >= {'/recorded/image', '/imagined/image', '/imagined/visibility'}
+        assert set(topics) >= {f'/imagined/figures/{name}' for name in ('psnr_all', 'visible')}
+        assert not [topic for topic in topics if 'lane' in topic]
+        for topic in ('/recorded/image', '/imagined/image', '/imagined/camera_info'):
+            found = []
+            for connection, logged, data in reader.messages([topics[topic]]):
+                stamp = reader.deserialize(data, connection.msgtype).header.stamp
+                assert logged == stamp.sec * 10**9 + stamp.nanosec
+                found.append(logged)
+            assert found == expected
+    with next((done / 'results').glob('*.mcap')).open('rb') as file:
+        reader = make_reader(file, decoder_factories=[DecoderFactory()])
+        pictures = {
+            message.log_time: image
+            for _, _, message, image in reader.iter_decoded_messages(topics=['/imagined/image'])
+        }
+    assert sorted(pictures) == expected
+    replayed = load(done / 'segments' / '00001-0.safetensors')
+    image = np.frombuffer(pictures[int(replayed.nanoseconds[2])].data, np.uint8)
+    np.testing.assert_array_equal(image, replayed.frames[2].reshape(-1))
+    assert len(FIGURES) == 9
+
+
+def test_lanes_keep_overlapping_segments_apart():
+    assert lanes([(0, 9), (5, 14), (10, 19), (10, 19)]) == [0, 1, 0, 2]
+
+
+def test_several_devices_share_the_segments(recorded, done):
+    bag_config, config = options(recorded, devices=('cpu', 'cpu:0'))
+    out = recorded / 'shared'
+    outcome = run(load_engine(config), recorded / 'drive', bag_config, config, out)
+    assert outcome.results == 4
+    for name in by_name(done):
+        found, expected = load(out / 'segments' / name), load(done / 'segments' / name)
+        np.testing.assert_array_equal(found.frames, expected.frames)
+        assert found.rows == expected.rows
+
+
+def command(recorded: Path, bag: Path, out: Path, *more: str) -> int:
+    words = [str(bag), '--out', str(out), '--model-folder', str(recorded / 'model'), *more]
+    for name, value in OPTIONS.items():
+        if f'--{name.replace("_", "-")}' not in more:
+            words += [f'--{name.replace("_", "-")}', str(value)]
+    return main(words)
+
+
+def test_what_breaks_on_the_way_keeps_what_could_be_evaluated(recorded, tmp_path, capsys):
+    """One image is of another size: its segment fails by name; those that only lack it before do not."""
+
+    def change(topic, message):
+        if topic == '/camera/image' and message.header.stamp == AT:
+            message = replace(message, height=20, data=message.data[: 20 * message.step])
+        return message
+
+    copy_bag(recorded / 'drive', tmp_path / 'drive', change)
+    assert command(recorded, tmp_path / 'drive', tmp_path / 'out') == 1
+    said = capsys.readouterr()
+    assert '/camera/image at 1002.500000' in said.err and '20x64' in said.err
+    assert '3 results' in said.out
+    (left_out,) = load(tmp_path / 'out' / 'segments' / '00003-0.safetensors').refused
+    assert 'at 1002.500000 has images of 20x64' in left_out
+    assert (tmp_path / 'out' / 'report.html').exists()
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (('--image', '/no'), "no topic '/no', there are /camera/camera_info"),
+        (('--pose', '/odom'), "no topic '/odom'"),
+        (('--world-frame', 'earth'), "'map' has no parent; there are the frames base_link"),
+        (('--horizon', '10'), 'no segment of 10 s'),
+        (('--pose', '/camera/image'), '/camera/image is of type sensor_msgs/msg/Image'),
+    ],
+)
+def test_bags_that_do_not_fit_say_what_is_there(recorded, tmp_path, capsys, more, message):
+    assert command(recorded, recorded / 'drive', tmp_path / 'out', *more) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_options_come_from_a_file_and_are_overridden(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text(
+        'image: /a\ncamera_info: /b\npose: /c\nhorizon: 2\nseeds: [1, 2]\nobserve: .inf\n'
+    )
+    bag_config, config = configure(path, {'pose': '/d', 'stride': None})
+    assert (bag_config.image, bag_config.pose) == ('/a', '/d')
+    assert (config.horizon, config.seeds, config.observe) == (2.0, (1, 2), math.inf)
+    for text, message in (
+        ('image: /a', '--camera-info, --pose must be given'),
+        ('imag: /a', 'imag: not among image'),
+        ('- a', 'names with values'),
+        ('image: /a\ncamera_info: /b\npose: /c\nhorizon: far', "horizon must be float, got 'far'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            configure(path, {})
+
+
+def in_small_chunks(file: Path) -> bytes:
+    """The file as a recorder writes it, which does not hold all of a drive in one chunk."""
+    written, out = {}, io.BytesIO()
+    writer = McapWriter(out, chunk_size=20_000)
+    writer.start(profile='ros2')
+    with file.open('rb') as stream:
+        for schema, channel, message in make_reader(stream).iter_messages():
+            if channel.id not in written:
+                number = writer.register_schema(schema.name, schema.encoding, schema.data)
+                written[channel.id] = writer.register_channel(
+                    channel.topic, channel.message_encoding, number, channel.metadata
+                )
+            writer.add_message(
+                written[channel.id], message.log_time, message.data, message.publish_time
+            )
+    writer.finish()
+    return out.getvalue()
+
+
+def test_of_a_truncated_file_what_is_left_is_replayed(recorded, tmp_path, capsys):
+    shutil.copytree(recorded / 'drive', tmp_path / 'drive')
+    (file,) = (tmp_path / 'drive').glob('*.mcap')
+    whole = in_small_chunks(file)
+    file.write_bytes(whole[: len(whole) * 3 // 4])
+    assert command(recorded, tmp_path / 'drive', tmp_path / 'out') == 1
+    said = capsys.readouterr()
+    assert f'drive breaks off, the end is missing: {file.name}' in said.err
+    assert ' on /camera/image' in said.err
+    assert 0 < len(by_name(tmp_path / 'out')) < 4
+    file.write_bytes(whole[:100])
+    assert command(recorded, tmp_path / 'drive', tmp_path / 'other') == 1
+    assert 'drive breaks off before its first message' in capsys.readouterr().err
+
+
+def test_a_truncated_database_is_named(recorded, tmp_path, capsys):
+    bag = copy_bag(recorded / 'drive', tmp_path / 'drive', plugin=StoragePlugin.SQLITE3)
+    assert command(recorded, bag, tmp_path / 'out', '--horizon', '3.9') == 0
+    (file,) = bag.glob('*.db3')
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert command(recorded, bag, tmp_path / 'other') == 1
+    assert 'drive is no bag that can be read' in capsys.readouterr().err

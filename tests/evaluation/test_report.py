@@ -1,0 +1,90 @@
+"""The report in a real browser, from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import csv
+from pathlib import Path
+import shutil
+
+from drives import OPTIONS, wall_bag
+from models import save_small_model
+from playwright.sync_api import Page, sync_playwright
+import pytest
+
+from mirage_model.evaluation.replay_command import configure, load_engine, run
+
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync']
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory) -> Path:
+    """Made where it is; opened in a folder that holds nothing else."""
+    folder = tmp_path_factory.mktemp('report')
+    wall_bag(folder / 'drive')
+    save_small_model(folder / 'model')
+    options = {**OPTIONS, 'model_folder': str(folder / 'model')}
+    bag_config, config = configure(None, options)
+    out = run(load_engine(config), folder / 'drive', bag_config, config, folder / 'out').out
+    (folder / 'alone').mkdir()
+    shutil.copy(out / 'report.html', folder / 'alone' / 'report.html')
+    return out
+
+
+@pytest.fixture(scope='module')
+def page(report) -> Iterator[Page]:
+    browser = shutil.which('chromium') or shutil.which('google-chrome')
+    assert browser, 'Chromium is needed: apt-get install chromium'
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+        page = chromium.new_page(viewport={'width': 360, 'height': 740})
+        page.said, page.asked = [], []  # type: ignore[attr-defined]
+        page.on('console', lambda message: page.said.append(f'{message.type}: {message.text}'))
+        page.on('pageerror', lambda error: page.said.append(f'error: {error}'))
+        page.on('request', lambda request: page.asked.append(request.url))
+        page.goto((report.parent / 'alone' / 'report.html').as_uri())
+        yield page
+        chromium.close()
+
+
+def test_it_needs_no_other_file_and_says_nothing(page):
+    assert page.said == []
+    assert [url for url in page.asked if not url.startswith(('data:', 'file:'))] == []
+    assert len([url for url in page.asked if url.startswith('file:')]) == 1
+    assert page.title() == 'Replay of drive'
+
+
+def test_its_videos_play(page):
+    times = page.evaluate(
+        """async () => {
+            const videos = [...document.querySelectorAll('video')];
+            await Promise.all(videos.map(video => video.play()));
+            await new Promise(done => setTimeout(done, 1500));
+            return videos.map(video => [video.currentTime, video.videoWidth, video.error]);
+        }"""
+    )
+    assert len(times) == 4
+    for time, width, error in times:
+        assert time > 0 and width > 0 and error is None
+
+
+def test_it_fits_a_phone(page):
+    assert page.evaluate('document.documentElement.scrollWidth') <= 360
+    assert page.locator('figure[role=img] svg').count() == 5
+
+
+def test_its_figures_are_those_of_the_tables(report, page):
+    for name in ('horizons', 'segments'):
+        head = page.locator(f'#{name} thead th').all_inner_texts()
+        body = [
+            row.locator('td').all_inner_texts() for row in page.locator(f'#{name} tbody tr').all()
+        ]
+        with (report / f'{name}.csv').open() as file:
+            table = list(csv.DictReader(file))
+        assert len(body) == len(table) > 0
+        for shown, row in zip(body, table):
+            for column, text in zip(head, shown):
+                if row[column] == '':
+                    assert text == '–'
+                else:
+                    assert float(text) == pytest.approx(float(row[column]), abs=5.1e-4)
