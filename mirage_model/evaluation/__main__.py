@@ -9,6 +9,12 @@ import sys
 COMMANDS = {
     'bench-memory': 'mirage_model.evaluation.bench_memory',
     'efficiency': 'mirage_model.evaluation.efficiency',
+    'realestate10k': 'mirage_model.evaluation.realestate10k',
+    'replay': 'mirage_model.evaluation.replay_command',
+    'same-figures': 'mirage_model.evaluation.same_figures',
+    'sample-bag': 'mirage_model.evaluation.sample_bag',
+    'tables': 'mirage_model.evaluation.paper_tables',
+    'worldscore': 'mirage_model.evaluation.worldscore',
 }
 """Modules with a ``main`` that takes the arguments and returns the exit status."""
 

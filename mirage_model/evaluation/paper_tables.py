@@ -1,0 +1,90 @@
+"""Tables in the paper's form from folders of results: ``python -m mirage_model.evaluation tables NAME=DIR ...``
+
+A folder may hold ``worldscore.json``, ``realestate10k.json`` and ``summary.json`` of a replay. The rows are the
+folders in their order: variants of an ablation, or sources of depth. What was not measured is a dash.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import sys
+
+Keys = tuple[str, ...]
+COLUMNS: dict[str, tuple[str, Keys, str]] = {
+    'WorldScore': ('worldscore.json', ('average',), '.2f'),
+    'static': ('worldscore.json', ('static',), '.2f'),
+    'dynamic': ('worldscore.json', ('dynamic',), '.2f'),
+    '3D consistency': ('worldscore.json', ('aspects', '3d_consistency'), '.2f'),
+    'photometric': ('worldscore.json', ('aspects', 'photometric_consistency'), '.2f'),
+    'RE10K PSNR': ('realestate10k.json', ('figures', 'psnr_all', 'mean'), '.2f'),
+    'SSIM': ('realestate10k.json', ('figures', 'ssim_all', 'mean'), '.3f'),
+    'LPIPS': ('realestate10k.json', ('figures', 'lpips', 'mean'), '.3f'),
+    'closed loop PSNR': ('realestate10k.json', ('figures', 'closed_loop_psnr', 'mean'), '.2f'),
+    'closed loop SSIM': ('realestate10k.json', ('figures', 'closed_loop_ssim', 'mean'), '.3f'),
+    'replay PSNR': ('summary.json', ('psnr_all',), '.2f'),
+    'covered': ('summary.json', ('psnr_covered',), '.2f'),
+    'not covered': ('summary.json', ('psnr_uncovered',), '.2f'),
+}
+"""Of each column: the file, where in it the figure stands, and its digits."""
+
+
+def table(folders: Sequence[tuple[str, Path]], *, first: str = 'variant') -> str:
+    """Markdown; a column that no folder has is left out. Raises ValueError for a folder with none."""
+    found = {name: _read(folder) for name, folder in folders}
+    columns = {
+        title: how
+        for title, how in COLUMNS.items()
+        if any(_look_up(files, how) is not None for files in found.values())
+    }
+    lines = [f'| {first} | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
+    for name, files in found.items():
+        cells = []
+        for how in columns.values():
+            value = _look_up(files, how)
+            cells.append('–' if value is None else format(value, how[2]))
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _read(folder: Path) -> dict[str, dict]:
+    files = sorted({file for file, _, _ in COLUMNS.values()})
+    found = {
+        file: json.loads((folder / file).read_text()) for file in files if (folder / file).exists()
+    }
+    if not found:
+        raise ValueError(f'{folder} holds no results: none of {", ".join(files)}')
+    return found
+
+
+def _look_up(files: dict[str, dict], how: tuple[str, Keys, str]) -> float | None:
+    value: object = files.get(how[0])
+    for key in how[1]:
+        value = value.get(key) if isinstance(value, dict) else None
+    # a mean of nothing is NaN
+    return value if isinstance(value, int | float) and value == value else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='tables', description=__doc__.splitlines()[0])
+    parser.add_argument('folders', nargs='+', metavar='NAME=DIR')
+    parser.add_argument('--first', default='variant', help='what the rows are, such as "depth"')
+    parser.add_argument('--out', type=Path, help='Markdown file; absent: printed alone')
+    given = parser.parse_args(arguments)
+    try:
+        folders = []
+        for text in given.folders:
+            name, equals, folder = text.partition('=')
+            if not equals:
+                raise ValueError(f'{text!r} is not NAME=DIR')
+            folders.append((name, Path(folder)))
+        text = table(folders, first=given.first)
+    except (ValueError, OSError) as error:
+        print(f'tables: {error}', file=sys.stderr)
+        return 1
+    if given.out:
+        given.out.write_text(text)
+    print(text, end='')
+    return 0

@@ -1,0 +1,114 @@
+"""The whole protocol on a tiny folder of the published layout, with a small real model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import cv2
+import drives  # noqa: F401
+from models import save_small_model
+import numpy as np
+import pytest
+import torch
+
+from mirage_model.data.realestate10k import RealEstate10K
+from mirage_model.data.sources import Layout
+from mirage_model.engine import Engine
+from mirage_model.evaluation.realestate10k import choose, imagine_along, main
+from mirage_model.perception.embedded import Network, NetworkConfig, save_network
+
+HEIGHT, WIDTH, FRAMES = 64, 96, 17
+
+
+def write_sequence(root: Path, name: str, *, moving: bool = True) -> None:
+    """Sideways along a wall of blobs; a unit of length is what moves its picture by 96 pixels."""
+    noise = torch.rand(1, 3, 16, 40, generator=torch.Generator().manual_seed(len(name)))
+    wall = torch.nn.functional.interpolate(noise, scale_factor=6, mode='bicubic').clamp(0, 1)[0]
+    wall = (wall * 255).byte().permute(1, 2, 0).numpy()
+    lines = [f'https://www.youtube.com/watch?v={name}']
+    (root / 'frames' / name).mkdir(parents=True)
+    (root / 'text').mkdir(exist_ok=True)
+    for i in range(FRAMES):
+        stamp, shift = 1_000_000 + i * 125_000, 2 * i if moving else 0
+        # camera_from_world: the camera is at (x, 0, 0)
+        x = shift / WIDTH
+        lines.append(f'{stamp} 1.0 1.5 0.5 0.5 0 0 1 0 0 {-x} 0 1 0 0 0 0 1 0')
+        frame = wall[8 : 8 + HEIGHT, shift : shift + WIDTH, ::-1]
+        cv2.imwrite(str(root / 'frames' / name / f'{stamp}.png'), frame)
+    (root / 'text' / f'{name}.txt').write_text('\n'.join(lines) + '\n')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('realestate10k')
+    for name in ('one', 'three'):
+        write_sequence(folder, name)
+    write_sequence(folder, 'still', moving=False)
+    save_small_model(folder / 'model')
+    network = Network(NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0))
+    with torch.no_grad():  # sure of its depth, untrained as it is
+        network.head.weight[4:8], network.head.bias[4:8] = 0.0, -5.0
+    save_network(folder / 'model' / 'perception', network)
+    return folder
+
+
+def command(root: Path, out: Path, manifest: Path, *more: str) -> int:
+    words = ['--text', str(root / 'text'), '--frames', str(root / 'frames'), *more]
+    words += ['--manifest', str(manifest), '--out', str(out), '--model', str(root / 'model')]
+    return main([*words, '--length', str(FRAMES)])
+
+
+@pytest.fixture(scope='module')
+def done(root) -> Path:
+    manifest = root / 'manifest.txt'
+    manifest.write_text('one\nthree\nstill\nabsent\n')
+    assert command(root, root / 'out', manifest) == 0
+    return root / 'out'
+
+
+def test_every_clip_has_figures_or_a_reason(done):
+    summary = json.loads((done / 'realestate10k.json').read_text())
+    assert summary['clips'] == 2
+    assert summary['failed'].keys() == {'still', 'absent'}
+    assert 'the camera moves too little' in summary['failed']['still']
+    assert summary['failed']['absent'] == 'no frames that can be used'
+    assert 'lpips' in summary['missing'] and 'lpips' not in summary['figures']
+    with (done / 'clips.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['clip'] for row in rows] == ['one-00000', 'three-00000']
+    for name, figure in summary['figures'].items():
+        values = [float(row[name]) for row in rows if row[name]]
+        assert figure['count'] == len(values)
+        if values:
+            assert figure['mean'] == pytest.approx(np.mean(values))
+    assert {row['frames'] for row in rows} == {str(FRAMES - 1)}
+
+
+def test_finished_clips_are_read_back(root, done):
+    (done / 'clips' / 'one.json').write_text(
+        json.dumps({**json.loads((done / 'clips' / 'one.json').read_text()), 'psnr_all': 99.0})
+    )
+    assert command(root, done, root / 'manifest.txt') == 0
+    summary = json.loads((done / 'realestate10k.json').read_text())
+    assert summary['figures']['psnr_all']['high'] > 40
+
+
+def test_imagining_along_a_path_of_any_length(root):
+    """The same frames whether or not the path goes on; the last chunk is padded."""
+    engine = Engine.from_folder(root / 'model')
+    about = engine.describe()
+    layout = Layout(height=about.height, width=about.width, least=9, frames=FRAMES)
+    source = RealEstate10K(text=root / 'text', frames=root / 'frames', layout=layout)
+    assert choose(source, 2) == choose(source, 2) and len(choose(source, 3)) == 3
+    with pytest.raises(ValueError, match='has 3 sequences to use, 100 are wanted'):
+        choose(source, 100)
+    clip = source.load(source.listing().parts[0])
+    clip = clip.__class__(**{**vars(clip), 'depth': torch.full_like(clip.depth, 3.0)})
+    poses = clip.cameras.world_from_camera.double().numpy()[1:]
+    short, long = imagine_along(engine, clip, poses[:8]), imagine_along(engine, clip, poses[:13])
+    assert len(short.frames) == 8 and len(long.frames) == 13
+    np.testing.assert_array_equal(short.frames, long.frames[:8])
+    assert short.covered.any() and not math.isnan(short.covered.mean())
