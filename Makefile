@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test eval-tiny bench-memory bench-growth bench-efficiency bench-node soak lint format clean
+.PHONY: help setup demo test eval-tiny replay-sample bench-memory bench-growth bench-efficiency bench-node soak lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -22,6 +22,14 @@ test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 
 eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, an hour or more; writes out/eval/
 	.venv/bin/python -m mirage_model.evaluation.tiny
+
+REPLAY = out/replay/sample --config config/replay_sample.yaml
+
+replay-sample: setup  ## a sample bag, replayed from the file and through the node: equal figures; writes out/replay/
+	.venv/bin/python -m mirage_model.evaluation sample-bag --out out/replay/sample
+	.venv/bin/python -m mirage_model.evaluation replay $(REPLAY) --out out/replay/file
+	.venv/bin/python -m mirage_ros.replay $(REPLAY) --out out/replay/node
+	.venv/bin/python -m mirage_model.evaluation same-figures out/replay/file out/replay/node
 
 bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
 	.venv/bin/python -m mirage_model.evaluation.bench_memory

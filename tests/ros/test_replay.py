@@ -1,0 +1,62 @@
+"""A bag through the running node in lockstep: the same figures as from the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tests' / 'evaluation'))
+from drives import OPTIONS, wall_bag  # noqa: E402
+from models import save_small_model  # noqa: E402
+
+from mirage_model.evaluation import replay_command, same_figures  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('replay')
+    wall_bag(folder / 'drive')
+    save_small_model(folder / 'model')
+    return folder
+
+
+def words(recorded: Path, out: Path, *more: str) -> list[str]:
+    options = {**OPTIONS, 'model_folder': str(recorded / 'model')}
+    given = [f'--{name.replace("_", "-")}={value}' for name, value in options.items()]
+    return [str(recorded / 'drive'), '--out', str(out), *given, *more]
+
+
+def through_the_node(recorded: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'mirage_ros.replay', *words(recorded, out, *more)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def test_in_lockstep_the_figures_are_those_of_the_file(recorded, capsys):
+    assert replay_command.main(words(recorded, recorded / 'file')) == 0
+    run = through_the_node(recorded, recorded / 'node')
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert '4 results' in run.stdout
+    assert same_figures.main([str(recorded / 'file'), str(recorded / 'node')]) == 0
+    assert 'are equal: 4 segments' in capsys.readouterr().out
+    about = json.loads((recorded / 'node' / 'config.json').read_text())
+    assert about['way'] == 'through the node'
+    lost = recorded / 'node' / 'segments' / '00002-0.safetensors'
+    lost.unlink()
+    assert same_figures.main([str(recorded / 'file'), str(recorded / 'node')]) == 1
+    assert '00002-0.safetensors is in one of them alone' in capsys.readouterr().err
+
+
+def test_running_free_says_what_drops(recorded, tmp_path):
+    """Two segments a second of the bag: faster than any node answers."""
+    run = through_the_node(recorded, tmp_path, '--free-running', '--pace=8', '--stride=0.5')
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((tmp_path / 'free_running.json').read_text())
+    assert found['images sent'] == 33
+    assert found['plans sent'] == found['plans answered'] + found['plans dropped'] == 7
+    assert found['plans answered'] >= 1
+    assert 1 <= found['node']['images observed'] <= 33
