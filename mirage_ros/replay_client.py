@@ -147,8 +147,9 @@ class NodeEngine:
 
     def seed(self, view: View, *, memory: str = 'default') -> DepthSource:
         """Forget what was driven through, if anything was, and begin it with the view."""
-        future = self._reset.call_async(ResetMemory.Request())
-        self._until(future.done, 'the memory was not reset')
+        if self._sensors.counts.get('images observed'):
+            future = self._reset.call_async(ResetMemory.Request())
+            self._until(future.done, 'the memory was not reset')
         return self.observe(view, memory=memory)
 
     def observe(self, view: View, *, memory: str = 'default') -> DepthSource:
