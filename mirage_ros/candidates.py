@@ -27,7 +27,7 @@ class CandidateGoals:
         self._answers = answers
         self._results: dict[str, list[ImaginedCandidate]] = {}
         self._predicted: dict[str, float] = {}
-        self._action = serve(
+        self.action = serve(
             node,
             answers,
             goals,

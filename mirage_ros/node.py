@@ -62,13 +62,10 @@ class MirageNode(LifecycleNodeMixin, Host):
         self._warm = False
         self._goals = Goals(self.settings.max_goals)
         answers = Answers(self)
-        self._parts = (
-            Observer(self),
-            Requests(self, answers, self._goals),
-            CandidateGoals(self, answers, self._goals),
-            Services(self),
-            Views(self),
-        )
+        requests = Requests(self, answers, self._goals)
+        candidates = CandidateGoals(self, answers, self._goals)
+        self._actions = (requests.action, candidates.action)
+        self._parts = (Observer(self), requests, candidates, Services(self), Views(self))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
             self.settings.diagnostics_period,
@@ -170,6 +167,8 @@ class MirageNode(LifecycleNodeMixin, Host):
             worker.close(reason)
 
     def destroy_node(self) -> None:
+        for action in self._actions:
+            action.destroy()
         super().destroy_node()
         # it holds the participant, and can only be let go
         del self._state_machine

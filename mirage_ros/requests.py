@@ -35,7 +35,7 @@ class Requests:
             (Path, 'path', self._on_path),
         ):
             node.create_subscription(kind, name, callback, REQUEST_QOS, callback_group=group)
-        self._action = serve(
+        self.action = serve(
             node,
             answers,
             goals,

@@ -39,7 +39,7 @@ def test_faults_and_a_killed_node(client, tmp_path):
             client.send(name, message)
 
     def imagine(**goal):
-        sent = client.goal(Imagine.Goal(trajectory=trajectory(32), **goal))
+        sent = client.goal(Imagine.Goal(trajectory=trajectory(31), **goal))
         return sent.result()
 
     def file(service: str, name: str) -> MemoryFile.Response:
