@@ -21,7 +21,7 @@ from mirage_model.interface import Description
 from mirage_ros.replay_client import Sensors, plan_message
 
 PATIENCE, AFTERWARDS = 120.0, 10.0
-"""Seconds to wait for the node, and after the bag has ended for answers that still come."""
+"""Seconds to wait for the node and, once the bag has ended, for its last answer; and then for its figures."""
 
 
 class Player(Node):
@@ -87,7 +87,8 @@ def play(
                 request = request_for(bag, plans[row], about, config, config.seeds[0])
                 asked[request.request_id] = time.monotonic()
                 player.plans.publish(plan_message(request))
-        spin(AFTERWARDS, lambda: asked.keys() == player.answered.keys())
+        # the newest plan is the one that is never dropped for another
+        spin(PATIENCE, lambda: list(asked)[-1] in player.answered)
         reports = player.sensors.reports
         spin(AFTERWARDS, lambda: player.sensors.reports > reports + 1)
         late = [player.answered[name] - asked[name] for name in asked if name in player.answered]
