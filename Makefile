@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test eval-tiny replay-sample bench-memory bench-growth bench-efficiency bench-node soak lint format clean
+.PHONY: help setup demo test eval-tiny replay-sample bench-memory bench-growth bench-score bench-efficiency bench-node soak lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -33,6 +33,9 @@ replay-sample: setup  ## a sample bag, replayed from the file and through the no
 
 bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
 	.venv/bin/python -m mirage_model.evaluation.bench_memory
+
+bench-score: setup  ## how fast and how right the coarse coverage of candidates is; writes out/bench/score.json
+	.venv/bin/python -m mirage_model.evaluation.bench_score
 
 bench-growth: setup  ## how much the memory grows, against its goals; writes out/bench/growth.json
 	.venv/bin/python -m mirage_model.evaluation.growth

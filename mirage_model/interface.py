@@ -85,7 +85,7 @@ class Candidates:
     ``last_frame_only``: of each candidate the last frame alone, or of an incomplete one the last that
     exists. ``resolution`` 'half' imagines frames of half the model's height and width: latents on half the
     grid, of cells that cover twice as much, K scaled with them. The memory is read on that grid and holds
-    latents of smaller cells, so that pictures lose more than sharpness: docs/candidates.md says how much.
+    latents of smaller cells.
     It is refused where half the frame is no multiple of what the codec and the backbone need.
 
     ``deadline`` is in seconds after `EngineProtocol.imagine_candidates` was called: the chunk that is being
