@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 fail() {
   echo "mirage: $1" >&2
-  echo "mirage: on Debian or Ubuntu: apt-get install g++ cmake python3-venv python3-dev libegl1 libgl1 libgl1-mesa-dri" >&2
+  echo "mirage: on Debian or Ubuntu: apt-get install g++ cmake python3-venv python3-dev libegl1 libgl1 libgl1-mesa-dri chromium" >&2
   exit 1
 }
 
@@ -50,6 +50,7 @@ fi
 if [ "${1:-}" = numpy1 ]; then
   PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep 'libEGL\.so\.1' > /dev/null \
     || fail 'EGL is needed to draw the simulated rooms that the tests record'
+  command -v chromium > /dev/null || fail 'Chromium is needed to open the reports that the tests make'
   wanted=$(hash_of requirements/numpy1.txt .venv/.mirage-requirements)
   if [ "$(cat .venv-numpy1/.mirage-requirements 2>/dev/null)" != "$wanted" ]; then
     echo "mirage: laying numpy 1.26 over .venv in .venv-numpy1 (once)"
