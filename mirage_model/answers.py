@@ -94,7 +94,7 @@ def _first(below: Tensor) -> int | None:
     return int(where[0]) if len(where) else None
 
 
-def fit_colours(codec: Codec, height: int, width: int) -> Float[Tensor, 'c+1 3']:
+def fit_colours(codec: Codec, height: int, width: int) -> Float[Tensor, 'terms 3']:
     """The linear map from a cell's latents, and a 1 after them, to the mean colour of its pixels.
 
     Fitted to random pictures with detail of every size, so that it is the codec's alone.
@@ -112,12 +112,12 @@ def fit_colours(codec: Codec, height: int, width: int) -> Float[Tensor, 'c+1 3']
 
 
 def colours_of(
-    latents: Float[Tensor, 'm c'], colour_from_latents: Float[Tensor, 'c+1 3']
+    latents: Float[Tensor, 'm c'], colour_from_latents: Float[Tensor, 'terms 3']
 ) -> np.ndarray:
     """RGB uint8 (m, 3) by the map of `fit_colours`."""
     colours = _with_one(latents) @ colour_from_latents
     return (colours.clamp(0, 1) * 255).round().byte().numpy()
 
 
-def _with_one(latents: Float[Tensor, 'm c']) -> Float[Tensor, 'm c+1']:
+def _with_one(latents: Float[Tensor, 'm c']) -> Float[Tensor, 'm terms']:
     return F.pad(latents, (0, 1), value=1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mirage_model.side_branch import SideBranch, SideBranchConfig
+from mirage_model.side_branch import SideBranch, SideBranchConfig, unpatchify
 
 WAN22_5B = {
     'patch_size': (1, 2, 2),
@@ -36,7 +36,7 @@ TINY = {
 
 SIDE_BRANCHES = {
     'wan22_5b': SideBranchConfig(layers=tuple(range(0, 30, 4))),
-    'tiny': SideBranchConfig(layers=(0, 2, 4), shortcut=96),
+    'tiny': SideBranchConfig(layers=(0, 2, 4), head=128),
 }
 
 
@@ -92,8 +92,9 @@ class Backbone(nn.Module):
 
         shift, scale = (wan.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         normed = wan.norm_out(hidden.float()) * (1 + scale.squeeze(2)) + shift.squeeze(2)
-        patches = wan.proj_out(normed.type_as(hidden))
-        patches = patches.reshape(b, k, h // p_h, w // p_w, p_t, p_h, p_w, -1)
-        patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
-        velocity = patches.flatten(6, 7).flatten(4, 5).flatten(2, 3).to(given)
-        return velocity if side is None else velocity + self.side_branch.direct(side)
+        normed = normed.type_as(hidden)
+        velocity = unpatchify(wan.proj_out(normed), (p_t, p_h, p_w), (k, h, w))
+        head = self.side_branch.head
+        if side is not None and head is not None:
+            velocity = velocity + head(latents, side, normed, temb[:, ::tokens_per_frame])
+        return velocity.to(given)

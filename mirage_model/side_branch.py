@@ -7,16 +7,21 @@ start at zero, so that an untrained branch changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 
 from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mirage_model.memory import Readout
 
+HEAD_BLOCKS = 3
+STATE_CHANNELS = 32
 EXTRA_CHANNELS = 11
 """Beside the latents: visible, observed, offset (2), depth ratio, ray direction (3) and origin (3)."""
 
@@ -25,12 +30,12 @@ EXTRA_CHANNELS = 11
 class SideBranchConfig:
     """``layers`` are the backbone's layers after which a block of the branch adds its output.
 
-    ``shortcut`` is the width of three convolutions over cells that add to the backbone's velocity,
-    for a backbone too narrow to carry what the memory shows beside all else; 0 is none.
+    ``head`` is the width of a `CellHead`, for a backbone whose tokens are too narrow to carry the noise and
+    what the memory shows through all its layers; 0 is none.
     """
 
     layers: tuple[int, ...]
-    shortcut: int = 0
+    head: int = 0
 
 
 def side_input(readout: Readout, rays: Float[Tensor, 'b k 6 h w']) -> Float[Tensor, 'b c k h w']:
@@ -74,7 +79,7 @@ class SideBranch(nn.Module):
         for projection in self.proj_out:
             nn.init.zeros_(projection.weight)
             nn.init.zeros_(projection.bias)
-        self.shortcut = _shortcut(c.in_channels + EXTRA_CHANNELS, config.shortcut, c.out_channels)
+        self.head = CellHead(c, config.head) if config.head else None
 
     def forward(
         self,
@@ -97,25 +102,77 @@ class SideBranch(nn.Module):
             added[layer] = projection(state)
         return added
 
-    def direct(self, side: Float[Tensor, 'b s k h w']) -> Float[Tensor, 'b c k h w'] | float:
-        """What the shortcut adds to the velocity, each latent frame by itself."""
-        if self.shortcut is None:
-            return 0.0
-        b, k = side.shape[0], side.shape[2]
-        return self.shortcut(side.movedim(2, 1).flatten(0, 1)).unflatten(0, (b, k)).movedim(2, 1)
+
+class CellHead(nn.Module):
+    """Convolutions over the cells of each latent frame that add to the backbone's velocity; zero at first.
+
+    They see the noisy latents and the side input, of the latent frame and of the one before, and the
+    backbone's last state, at the noise level of the latent frame.
+    """
+
+    def __init__(self, backbone: FrozenDict, width: int):
+        super().__init__()
+        c = backbone
+        dim = c.num_attention_heads * c.attention_head_dim
+        self.patch = tuple(c.patch_size)
+        self.state = nn.Linear(dim, STATE_CHANNELS * math.prod(self.patch))
+        seen = 2 * c.in_channels + EXTRA_CHANNELS
+        self.proj_in = nn.Conv2d(2 * seen + STATE_CHANNELS, width, 3, padding=1)
+        self.blocks = nn.ModuleList(_HeadBlock(width, dim) for _ in range(HEAD_BLOCKS))
+        self.norm = nn.GroupNorm(8, width)
+        self.proj_out = nn.Conv2d(width, c.out_channels, 3, padding=1)
+        self.gate = nn.Linear(dim, c.out_channels)
+        for layer in (self.proj_out, self.gate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        latents: Float[Tensor, 'b c k h w'],
+        side: Float[Tensor, 'b s k h w'],
+        state: Float[Tensor, 'b tokens dim'],
+        time: Float[Tensor, 'b k dim'],
+    ) -> Float[Tensor, 'b c k h w']:
+        b, _, k, h, w = latents.shape
+        seen = torch.cat([latents, side], dim=1)
+        before = torch.cat([torch.zeros_like(seen[:, :, :1]), seen[:, :, :-1]], dim=2)
+        state = unpatchify(self.state(state), self.patch, (k, h, w))
+        x = torch.cat([seen, before, state], dim=1).movedim(2, 1).flatten(0, 1)
+        level = F.silu(time).flatten(0, 1)
+        x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = block(x, level)
+        out = self.proj_out(F.silu(self.norm(x))).unflatten(0, (b, k)).movedim(2, 1)
+        gate = self.gate(level).unflatten(0, (b, k)).transpose(1, 2)
+        return out + gate[..., None, None] * latents
 
 
-def _shortcut(before: int, width: int, after: int) -> nn.Sequential | None:
-    """Three convolutions, the last of them zero."""
-    if width == 0:
-        return None
-    last = nn.Conv2d(width, after, 3, padding=1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(
-        nn.Conv2d(before, width, 3, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.SiLU(),
-        last,
-    )
+class _HeadBlock(nn.Module):
+    """A residual block whose first normalisation is scaled and shifted by the noise level."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.level = nn.Linear(dim, 2 * width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.level.weight)
+        nn.init.zeros_(self.level.bias)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Float[Tensor, 'n c h w'], level: Float[Tensor, 'n dim']) -> Tensor:
+        scale, shift = self.level(level)[..., None, None].chunk(2, dim=1)
+        x_level = self.norm(x) * (1 + scale) + shift
+        return x + self.second(F.silu(self.first(F.silu(x_level))))
+
+
+def unpatchify(
+    tokens: Float[Tensor, 'b tokens values'],
+    patch: tuple[int, int, int],
+    shape: tuple[int, int, int],
+) -> Float[Tensor, 'b c k h w']:
+    """Values of every patch of cells, channels last, as `WanTransformer3DModel` orders them."""
+    (p_t, p_h, p_w), (k, h, w) = patch, shape
+    patches = tokens.reshape(len(tokens), k // p_t, h // p_h, w // p_w, p_t, p_h, p_w, -1)
+    patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3)

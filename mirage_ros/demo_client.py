@@ -13,6 +13,8 @@ import time
 
 import cv2
 from jaxtyping import Float, UInt8
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
 from mirage.msg import ImaginedChunk, PlannedTrajectory
 import numpy as np
 import rclpy
@@ -20,6 +22,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -59,12 +62,26 @@ class Robot(Node):
             'depth': self.create_publisher(Image, 'depth', qos),
             'trajectory': self.create_publisher(PlannedTrajectory, 'trajectory', qos),
         }
+        self._state = self.create_client(GetState, 'mirage/get_state')
+        self._told: Future | None = None
         self.create_subscription(ImaginedChunk, 'imagined/chunk', self.chunks.append, qos)
         self.create_timer(0.2, self._send_camera)
 
     def connected(self) -> bool:
         heard = all(output.get_subscription_count() for output in self._outputs.values())
-        return heard and self.count_publishers('imagined/chunk') > 0
+        return heard and self.count_publishers('imagined/chunk') > 0 and self._active()
+
+    def _active(self) -> bool:
+        """Whether the node has said so, loaded and ready to be asked."""
+        if self._told is None:
+            if self._state.service_is_ready():
+                self._told = self._state.call_async(GetState.Request())
+            return False
+        if not self._told.done():
+            return False
+        state = self._told.result().current_state.id
+        self._told = None
+        return state == State.PRIMARY_STATE_ACTIVE
 
     def _send_camera(self) -> None:
         clip = self._clip

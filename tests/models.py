@@ -49,7 +49,7 @@ def small_backbone(seed: int = 0) -> Backbone:
         ffn_dim=32,
         num_layers=3,
     )
-    return Backbone(wan, SideBranch(wan, SideBranchConfig(layers=(0, 2), shortcut=8)))
+    return Backbone(wan, SideBranch(wan, SideBranchConfig(layers=(0, 2), head=16)))
 
 
 def save_small_model(folder: Path, seed: int = 0) -> Path:

@@ -37,7 +37,7 @@ def test_every_part_of_the_side_branch_learns():
     backbone = small_backbone()
     latents, times, text, side = inputs()
     optimizer = torch.optim.SGD(backbone.side_branch.parameters(), lr=0.1)
-    for _ in range(2):  # projections that are zero let gradients through from the second step
+    for _ in range(4):  # layers that are zero let gradients through from the next step on
         optimizer.zero_grad()
         backbone(latents, times, text, side).square().mean().backward()
         optimizer.step()
@@ -45,19 +45,20 @@ def test_every_part_of_the_side_branch_learns():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_the_shortcut_adds_to_the_output_each_latent_frame_by_itself():
+def test_the_head_sees_a_latent_frame_and_the_one_before():
     backbone = small_backbone()
-    latents, times, text, side = inputs()
-    plain = backbone(latents, times, text, side)
-    torch.nn.init.normal_(backbone.side_branch.shortcut[-1].weight)
+    head = backbone.side_branch.head
+    latents, times, _, side = inputs()
+    state, time = torch.randn(2, 18, 24), torch.randn(2, 3, 24)
+    for layer in (head.proj_out, head.gate):
+        torch.nn.init.normal_(layer.weight)
     other = side.clone()
-    other[:, :, 2] += 1
-    first, second = (backbone(latents, times, text, s) - plain for s in (side, other))
-    assert first.abs().min() > 0
-    torch.testing.assert_close(first[:, :, :2], second[:, :, :2])
-    assert not torch.allclose(first[:, :, 2], second[:, :, 2])
-    expected = backbone.side_branch.shortcut(side[1, :, 2][None])[0]
-    torch.testing.assert_close(first[1, :, 2], expected)
+    other[:, :, 1] += 1
+    with torch.no_grad():
+        first, second = (head(latents, s, state, time) for s in (side, other))
+    assert torch.equal(first[:, :, 0], second[:, :, 0])
+    for frame in (1, 2):
+        assert not torch.allclose(first[:, :, frame], second[:, :, frame])
 
 
 def test_gradient_checkpointing_changes_no_gradient():

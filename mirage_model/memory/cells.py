@@ -40,7 +40,7 @@ class Cells:
     def observed(self) -> Bool[np.ndarray, 'm']:
         return self.order < IMAGINED
 
-    def take(self, rows: Shaped[np.ndarray, '...']) -> Cells:
+    def take(self, rows: Shaped[np.ndarray, '...'] | slice) -> Cells:
         return Cells(
             points=np.ascontiguousarray(self.points[:, rows]),
             order=self.order[rows],

@@ -231,7 +231,7 @@ def run_variant(
         fit(objective, trainer, run / stage, full_config={'world_model': asdict(model_config)})
         start = checkpoints(run / stage)[-1]
     model.eval()
-    latent_frames = load_latents(objective.paths[0])[0]['video'].shape[2]
+    latent_frames = load_latents(objective.validation[0])[0]['video'].shape[2]
     chunk = (latent_frames - 1) * data.codec.temporal_stride + 1
     paths = sorted((data.clips / 'validation').glob('*.safetensors'))[: config.clips]
     figures = [

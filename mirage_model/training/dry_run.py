@@ -34,8 +34,8 @@ Every GPU holds, in bytes, with P parameters in all and t of them trained, on N 
                   + 100 D + 4 F       what autograd saves in one block, which is computed anew
                   + 46 D)             what it saves outside the blocks, the times of all tokens among it
                with T tokens of width D and F hidden units; without gradient checkpointing
-               T ((100 D + 4 F) (L + S) + 46 D); a shortcut of width W saves 2 C + 8 W more for each
-               latent cell, with C channels of the side input
+               T ((100 D + 4 F) (L + S) + 46 D); a head of width W saves 4 C + 48 W more for each
+               latent cell, with C channels that go into it
 A checkpoint is the parameters and the moments, whole. On one GPU autocast saves a seventh more in a block. The codec, which validation needs, and what the allocator wastes come on top. Processes of one machine load
 4 P bytes each into its memory before they are sharded.
 """
@@ -94,10 +94,10 @@ def activation_bytes(
     blocks = wan.num_layers + len(model.backbone.side_branch.blocks)
     inside = 100 * width + 4 * wan.ffn_dim
     side = model.backbone.side_branch
-    shortcut = 2 * side.embedding.in_channels + 8 * side.config.shortcut
     around = tokens * 46 * width
-    if side.shortcut is not None:
-        around += config.batch * frames * rows * columns * shortcut
+    if side.head is not None:
+        cell = 4 * side.head.proj_in.in_channels + 48 * side.config.head
+        around += config.batch * frames * rows * columns * cell
     if config.gradient_checkpointing:
         return tokens * (2 * width * blocks + inside) + around
     return tokens * inside * blocks + around

@@ -25,7 +25,7 @@ from mirage_model.camera import Cameras, rays
 from mirage_model.codec import Codec
 from mirage_model.data.clip import load_clip
 from mirage_model.data.labels import labels
-from mirage_model.data.latents import load_latents
+from mirage_model.data.latents import load_latents, read_index
 from mirage_model.memory import Memory, Pixels
 from mirage_model.memory.create import create_memory
 from mirage_model.memory.latent import MemoryConfig
@@ -75,21 +75,28 @@ class WorldModelObjective:
         self.module = model
         self.config = config
         self.codec = codec
-        self.paths = sorted((latents / 'train').glob('*.safetensors'))
-        self.validation = sorted((latents / 'validation').glob('*.safetensors'))
-        self.validation = self.validation[: config.validation_clips]
+        self.chunks = read_index(latents / 'train')
+        validation = read_index(latents / 'validation')
+        for index in (self.chunks, validation):
+            if not len(index):
+                raise ValueError(f'no encoded clips in {index.folder}')
+        chosen = validation.shards[: config.validation_clips]
+        self.validation = [validation.path(shard) for shard in chosen]
         self.clips = clips
-        if not self.paths or not self.validation:
-            raise ValueError(f'no encoded clips in {latents}/train or {latents}/validation')
         begin_stage(model, config)
 
     def step(
         self, module: Velocity, rng: np.random.Generator, generator: torch.Generator, step: int
     ) -> StepResult:
         config = self.config
-        paths = [self.paths[i] for i in rng.integers(len(self.paths), size=config.batch)]
+        chosen = [
+            self.chunks.chunk(int(i)) for i in rng.integers(len(self.chunks), size=config.batch)
+        ]
         imagined = config.context.imagined_now(step, config.batch)
-        scenes = [self._scene(path, rng, after=i < imagined) for i, path in enumerate(paths)]
+        scenes = [
+            self._scene(path, chunk, rng, after=i < imagined)
+            for i, (path, chunk) in enumerate(chosen)
+        ]
         if imagined:
             self._imagine(module, scenes[:imagined], rng)
         x = self._stack([scene.video[scene.chunk] for scene in scenes])
@@ -103,7 +110,7 @@ class WorldModelObjective:
         side = self._sides([(scene.memory, scene.cameras(scene.chunk)) for scene in scenes])
         velocity = module(noisy, times, side)
         error = (velocity - (noise - x))[:, :, 1:].square()
-        return StepResult(loss=error.mean(), logs={}, names=[path.stem for path in paths])
+        return StepResult(loss=error.mean(), logs={}, names=[path.stem for path, _ in chosen])
 
     @torch.no_grad()
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
@@ -174,10 +181,11 @@ class WorldModelObjective:
             stills = replace(stills, pixels=pixels_of(frames, known))
         return tensors['video'].float(), stills
 
-    def _scene(self, path: Path, rng: np.random.Generator, *, after: bool) -> _Scene:
+    def _scene(self, path: Path, chunk: int, rng: np.random.Generator, *, after: bool) -> _Scene:
         """A chunk of a clip with the memory that it finds; ``after`` another, the memory that finds.
 
-        Raises ValueError for a clip of one chunk, where none can be before it.
+        A clip's first chunk, which no other is before, then gives way to a later one. Raises ValueError
+        for a clip of one chunk.
         """
         video, stills = self._read(path)
         if after and len(video) < 2:
@@ -185,7 +193,8 @@ class WorldModelObjective:
                 f'{path}: one chunk alone; training on what the model imagined itself takes clips '
                 'of two at least: encode longer clips, or set context.imagined to 0'
             )
-        chunk = int(rng.integers(int(after), len(video)))
+        if after and chunk == 0:
+            chunk = int(rng.integers(1, len(video)))
         scene = _Scene(
             video=video,
             stills=stills,
@@ -314,8 +323,10 @@ def main() -> None:
     if arguments.start is not None:
         load_parameters(model, arguments.start)
     if arguments.compile:
-        for block in (*model.backbone.wan.blocks, *model.backbone.side_branch.blocks):
-            block.compile(dynamic=False)
+        side_branch = model.backbone.side_branch
+        for part in (*model.backbone.wan.blocks, *side_branch.blocks, side_branch.head):
+            if part is not None:
+                part.compile(dynamic=False)
     codec = Codec.from_folder(arguments.codec, device=str(processes().device))
     objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
     fit(

@@ -207,7 +207,8 @@ class InstantEngine:
         return Holdings(cells=1, nbytes=self._memory(memory).image.nbytes)
 
     def save(self, path: Path, *, memory: str = 'default') -> None:
-        np.savez(path, image=self._memory(memory).image)
+        with path.open('wb') as file:  # by a name alone, numpy would add to it
+            np.savez(file, image=self._memory(memory).image)
 
     def load(self, path: Path, *, memory: str = 'default') -> None:
         image = np.load(path)['image']

@@ -11,20 +11,37 @@ from mirage.action import Imagine
 from mirage.srv import MemoryFile
 from nav_msgs.msg import Odometry
 from processes import NodeProcess, seed_messages, trajectory
+import pytest
 
 from mirage_ros.convert import stamp
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name('faulty_engine.py'))]
 
 
-def test_faults_and_a_killed_node(client, tmp_path):
+@pytest.fixture
+def start_faulty(tmp_path):
+    """Start nodes; those that still run when the test ends are stopped, and must end well."""
+    nodes: list[NodeProcess] = []
+
+    def start(**parameters) -> NodeProcess:
+        log = tmp_path / f'node-{len(nodes)}.log'
+        nodes.append(NodeProcess(log, program=PROGRAM, **parameters))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        if node.process.poll() is None:
+            node.stop()
+
+
+def test_faults_and_a_killed_node(client, start_faulty, tmp_path):
     parameters = {
         'pose_source': 'odometry',
         'observe_rate': 20.0,
         'base_from_camera': '[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
         'memory_folder': f"'{tmp_path}'",
     }
-    node = NodeProcess(tmp_path / 'node.log', program=PROGRAM, **parameters)
+    node = start_faulty(**parameters)
     client.publisher('odometry', Odometry)
     client.connect()
 
@@ -62,7 +79,7 @@ def test_faults_and_a_killed_node(client, tmp_path):
 
     node.process.kill()
     node.process.wait()
-    node = NodeProcess(tmp_path / 'again.log', program=PROGRAM, **parameters)
+    start_faulty(**parameters)
     client.connect()
     client.chunks.clear()
     assert file('load_memory', 'good').success
@@ -70,4 +87,3 @@ def test_faults_and_a_killed_node(client, tmp_path):
     assert status == GoalStatus.STATUS_SUCCEEDED, result.message
     client.until(lambda: len(client.chunks) == 2)
     assert client.chunks[-1].frames == before.frames
-    node.stop()

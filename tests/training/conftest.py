@@ -17,4 +17,4 @@ def small_sizes(monkeypatch):
     config = small_backbone().wan.config
     names = inspect.signature(WanTransformer3DModel).parameters
     monkeypatch.setitem(SIZES, 'tiny', {k: v for k, v in config.items() if k in names})
-    monkeypatch.setitem(SIDE_BRANCHES, 'tiny', SideBranchConfig(layers=(0, 2), shortcut=8))
+    monkeypatch.setitem(SIDE_BRANCHES, 'tiny', SideBranchConfig(layers=(0, 2), head=16))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from models import small_backbone, small_vae
-from safetensors.torch import save_file
 import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, save_clip
-from mirage_model.data.latents import encode_clip
+from mirage_model.data.latents import Journal, Shard, encode_clip, save_latents
 from mirage_model.training.model import WorldModel, WorldModelConfig
 from mirage_model.training.world_model import WorldModelObjective
 
@@ -43,11 +42,13 @@ def save_data(root: Path, clips: dict[str, list[Clip]]) -> Path:
     for split, of_split in clips.items():
         for kind in ('clips', 'latents'):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
+        journal = Journal(root / 'latents' / split)
         for clip in of_split:
             save_clip(root / 'clips' / split / f'{clip.name}.safetensors', clip)
             tensors = encode_clip(clip, codec, chunk_frames=17)
-            tensors = {k: v.contiguous() for k, v in tensors.items()}
-            save_file(tensors, root / 'latents' / split / f'{clip.name}.safetensors')
+            save_latents(root / 'latents' / split / f'{clip.name}.safetensors', tensors)
+            journal.add(Shard(name=clip.name, scene='wall', chunks=len(tensors['video'])))
+        journal.close()
     return root
 
 

@@ -78,9 +78,16 @@ def test_sharding_shards_and_changes_no_result(out):
     for name in ('parameters', 'optimizer'):
         copies, shards = (newest(out / f'{kind}-unbroken', name) for kind in KINDS)
         assert copies.keys() == shards.keys()
-        for key, value in copies.items():
-            # Muon makes its steps orthogonal in bfloat16
-            torch.testing.assert_close(shards[key], value, atol=2e-3, rtol=1e-2, msg=key)
+        # Muon makes its steps orthogonal in bfloat16, and where a gradient is zero but for rounding, as that of
+        # a bias of keys is, any optimiser makes a step of the rounding: all parameters are compared at once
+        one, other = (
+            torch.cat([of[key].flatten() for key in sorted(of)]) for of in (copies, shards)
+        )
+        assert (one - other).norm() < 5e-3 * one.norm()
+    for tag in ('train/loss', 'train/grad_norm'):
+        one, other = (curve(out / f'{kind}-unbroken', tag) for kind in KINDS)
+        assert [step for step, _ in one] == [step for step, _ in other]
+        assert [v for _, v in one] == pytest.approx([v for _, v in other], rel=2e-3)
 
 
 def test_sharding_over_processes_without_gpus_is_refused(out):

@@ -45,7 +45,7 @@ def step(trained: WorldModelObjective, seed: int = 0, at: int = 0):
 
 def true_velocity(trained: WorldModelObjective, error: float = 0.0):
     """A model that knows the chunks that it is asked for, but for an error that is everywhere the same."""
-    chunks = [trained._read(path)[0] for path in trained.paths]
+    chunks = [trained._read(path)[0] for path in paths(trained)]
     chunks = torch.cat(chunks)
 
     def velocity(latents, times, side):
@@ -58,6 +58,10 @@ def true_velocity(trained: WorldModelObjective, error: float = 0.0):
         return (latents - true) / sigma.clamp(min=1e-3)
 
     return velocity
+
+
+def paths(trained):
+    return [trained.chunks.path(shard) for shard in trained.chunks.shards]
 
 
 def test_encoded_clips_hold_what_training_reads(folders):
@@ -128,10 +132,10 @@ def test_the_context_frame_is_clean_and_bears_no_loss(folders):
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     trained.step(forward, rng, generator, 0)
     assert (seen['times'][:, 0] == 0).all() and (seen['times'][:, 1:] > 0).all()
-    rng = np.random.default_rng(0)
-    paths = [trained.paths[i] for i in rng.integers(len(trained.paths), size=2)]
-    stills = load_latents(paths[0])[0]['video'][:, :, 0].float()
-    assert any(torch.equal(seen['latents'][0, :, 0], still) for still in stills)
+    first = int(np.random.default_rng(0).integers(len(trained.chunks), size=2)[0])
+    path, chunk = trained.chunks.chunk(first)
+    still = load_latents(path)[0]['video'][chunk, :, 0].float()
+    assert torch.equal(seen['latents'][0, :, 0], still)
 
 
 def last_call(trained, velocity, at: int, seed: int = 0):
@@ -155,7 +159,7 @@ def test_from_a_step_on_the_model_starts_from_what_it_imagined(folders):
     # the share of the batch, in the configured number of steps, without gradients
     assert [len(latents) for latents, _, _ in imagining] == [1, 1]
     assert all(not latents.requires_grad for latents, _, _ in imagining)
-    stills = torch.cat([trained._read(path)[1].latents for path in trained.paths])
+    stills = torch.cat([trained._read(path)[1].latents for path in paths(trained)])
     distances = [(stills - one[:, 0]).abs().amax(dim=(1, 2, 3)).min() for one in asked[0]]
     assert distances[0] == pytest.approx(0.5, abs=0.01) and distances[1] < 0.01
 
@@ -167,7 +171,7 @@ def test_a_model_without_errors_imagines_the_true_stills(folders):
     trained = objective(folders, 'joint', context={**OWN, **quiet, **shares, 'drop': 0.0})
     *_, (latents, _, side) = last_call(trained, true_velocity(trained), at=3)
     for one, told in zip(latents, side, strict=True):
-        stills = [trained._read(path)[1] for path in trained.paths]
+        stills = [trained._read(path)[1] for path in paths(trained)]
         found = [s for s in stills if (s.latents[4] - one[:, 0]).abs().max() < 0.01]
         assert len(found) == 1
         # the memory holds the seed, observed, and the true stills of the chunk before as imagined
@@ -221,7 +225,7 @@ def test_the_dynamic_filter_keeps_movers_out(tmp_path):
     kept = {}
     for dynamic_filter in (True, False):
         trained = objective(root, 'joint', dynamic_filter=dynamic_filter)
-        stills = trained._read(trained.paths[0])[1]
+        stills = trained._read(paths(trained)[0])[1]
         kept[dynamic_filter] = stills.keep
     assert not kept[True][:, 1:3, :3].any() and kept[True][:, :, 3:].all()
     assert kept[False].all()
