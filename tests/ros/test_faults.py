@@ -83,7 +83,11 @@ def test_faults_and_a_killed_node(client, start_faulty, tmp_path):
     client.connect()
     client.chunks.clear()
     assert file('load_memory', 'good').success
-    status, result = imagine()
-    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+
+    def answers_once_the_camera_is_heard() -> bool:
+        client.send('camera_info', seed_messages(stamp=3)[1])
+        return imagine()[0] == GoalStatus.STATUS_SUCCEEDED
+
+    client.until(answers_once_the_camera_is_heard)
     client.until(lambda: len(client.chunks) == 2)
     assert client.chunks[-1].frames == before.frames
