@@ -117,7 +117,7 @@ class Engine:
         )
 
     def warm(self) -> None:
-        """As `EngineProtocol.warm`: a seed, an observation, two chunks and one of half the size."""
+        """As `EngineProtocol.warm`: a seed, an observation and two chunks of full size."""
         self._move(self._device)
         self._released = False
         config = self.model.config
