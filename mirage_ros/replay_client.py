@@ -44,7 +44,7 @@ class Sensors:
             )
         }
         self.counts: dict[str, int] = {}
-        self.reports = 0
+        self.reports = 0  # of an active node: before, everything is refused
         node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, _QOS)
 
     def connected(self, *, depth: bool) -> bool:
@@ -54,11 +54,12 @@ class Sensors:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name.endswith(': imagination'):
-                self.reports += 1
+                values = {value.key: value.value for value in status.values}
+                self.reports += values['state'] == 'active'
                 self.counts = {
-                    value.key: int(value.value)
-                    for value in status.values
-                    if value.key.startswith(('images ', 'messages ', 'requests '))
+                    key: int(value)
+                    for key, value in values.items()
+                    if key.startswith(('images ', 'messages ', 'requests '))
                 }
 
     def send(self, view: View) -> None:
