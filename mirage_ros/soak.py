@@ -44,6 +44,8 @@ from mirage_ros.pictures import image_message
 
 HEIGHT, WIDTH = 96, 160
 FOCAL = 80.0
+AGAIN = 5.0
+"""Seconds after which a call to a service is made again."""
 PATIENCE = 120.0
 """Seconds after which a request counts as lost."""
 KINDS = ('goal', 'score', 'candidates', 'cancelled', 'late', 'huge', 'malformed')
@@ -304,8 +306,15 @@ class Soak:
     def call(self, kind: type, name: str, request: Any) -> Any:
         client = self._operator.create_client(kind, name)
         self.until(client.service_is_ready, PATIENCE, f'{name} is not there')
-        future = client.call_async(request)
-        self.until(future.done, PATIENCE, f'{name} does not answer')
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            future = client.call_async(request)
+            try:
+                self.until(future.done, AGAIN, f'{name} does not answer')
+                break
+            except TimeoutError:  # it may have gone to a node that was killed
+                if time.monotonic() > deadline:
+                    raise
         self._operator.destroy_client(client)
         return future.result()
 
@@ -356,8 +365,12 @@ class Soak:
         self.process.wait()
         self.process = self._start()
         self.until(lambda: self.planners[0].ready(), PATIENCE, 'the node did not come up again')
-        loaded = self.call(MemoryFile, 'load_memory', file)
-        return bool(saved.success and loaded.success and before and self.scores() == before)
+        self.until(
+            lambda: self.call(MemoryFile, 'load_memory', file).success,
+            PATIENCE,
+            'the saved memory did not load',
+        )
+        return bool(saved.success and before and self.scores() == before)
 
     def close(self) -> int:
         self.process.send_signal(signal.SIGINT)
