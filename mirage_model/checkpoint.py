@@ -23,6 +23,7 @@ from torch import Tensor
 from mirage_model.adapters import load_adapter, read_json
 from mirage_model.backbone import Backbone
 from mirage_model.codec import Codec, load_pretrained
+from mirage_model.interface import Description
 from mirage_model.memory.create import MEMORIES
 from mirage_model.perception import Perception
 from mirage_model.perception.adapters import DepthAnything, DepthAnything3
@@ -130,6 +131,26 @@ def load_model(
         text=text.to(device, dtype),
         perception=_load_perception(config.perception, folder / 'perception', device),
         sha256=_sha256(folder),
+    )
+
+
+def describe(folder: Path = EMBEDDED) -> Description:
+    """What `load_model` would give, from the configuration and the bytes of the weights alone.
+
+    Raises ValueError for a model.json that is missing or wrong.
+    """
+    return described(_read_config(folder / 'model.json'), _sha256(folder))
+
+
+def described(config: ModelConfig, sha256: str) -> Description:
+    return Description(
+        model=config.name,
+        sha256=sha256,
+        height=config.height,
+        width=config.width,
+        frame_rate=config.frame_rate,
+        new_frames_per_chunk=config.chunk_frames - 1,
+        steps=config.steps,
     )
 
 

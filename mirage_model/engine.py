@@ -9,11 +9,9 @@ import logging
 import math
 from pathlib import Path
 import time
-from typing import get_args
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from mirage_model.answers import (
     chunk_of,
@@ -23,9 +21,9 @@ from mirage_model.answers import (
     memory_frames,
     score_of,
 )
-from mirage_model.camera import Cameras, check_cameras, check_rigid, concatenate, resized
-from mirage_model.checkpoint import EMBEDDED, Model, load_model
-from mirage_model.intake import cameras_along, checked, fit_image, fit_view
+from mirage_model.camera import Cameras, check_cameras, check_rigid, concatenate
+from mirage_model.checkpoint import EMBEDDED, Model, described, load_model
+from mirage_model.intake import cameras_along, fit_image, fit_view
 from mirage_model.interface import (
     Cancelled,
     Candidate,
@@ -44,31 +42,14 @@ from mirage_model.interface import (
 from mirage_model.memory import Memory
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.create import create_memory
-from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.pace import Pace
 from mirage_model.perception import Estimate
+from mirage_model.place import SCALES, Place, branch, load_place, scaled
 from mirage_model.remember import keep_mask, mean_in_cell, pixels_of
-from mirage_model.rollout import Branch, on_grid, rollouts
+from mirage_model.rollout import on_grid, rollouts
 
-SCALES = {'full': 1.0, 'half': 0.5}
-"""Of the model's height and width, by resolution."""
-
-_SOURCES = get_args(DepthSource)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """A memory and the view that imagination starts from, at the size of the frames to imagine."""
-
-    memory: Memory
-    frame: torch.Tensor
-    camera: Cameras
-    depth_source: DepthSource
-
-    def to(self, device: torch.device) -> _Place:
-        return replace(self, frame=self.frame.to(device), camera=self.camera.to(device))
 
 
 class Engine:
@@ -84,7 +65,7 @@ class Engine:
         self.model = model
         self._refine_cameras = refine_cameras
         self._allow_unscaled_depth = allow_unscaled_depth
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         self._device = model.device
         self._released = False
         self._pace = Pace()
@@ -105,16 +86,7 @@ class Engine:
         return cls(model, allow_unscaled_depth=allow_unscaled_depth, refine_cameras=refine_cameras)
 
     def describe(self) -> Description:
-        config = self.model.config
-        return Description(
-            model=config.name,
-            sha256=self.model.sha256,
-            height=config.height,
-            width=config.width,
-            frame_rate=config.frame_rate,
-            new_frames_per_chunk=self.model.new_frames,
-            steps=config.steps,
-        )
+        return described(self.model.config, self.model.sha256)
 
     def warm(self) -> None:
         """As `EngineProtocol.warm`: a seed, an observation and two chunks of full size."""
@@ -186,7 +158,7 @@ class Engine:
         cameras = self._frames_along(place, request.world_from_camera, request.times)
         chunks = rollouts(
             self.model,
-            [_branch(place, memory, cameras, request.seed)],
+            [branch(place, memory, cameras, request.seed)],
             steps=steps,
             refine_cameras=self._refine_cameras,
             remember_last=request.keep_in is not None,
@@ -217,7 +189,7 @@ class Engine:
         self, request: Candidates, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Candidate]:
         ends = time.monotonic() + (math.inf if request.deadline is None else request.deadline)
-        place = self._scaled(self._ready(request.memory), request.resolution)
+        place = scaled(self._ready(request.memory), self.model, request.resolution)
         every = self._candidates(request, place)
         goal = None if request.goal is None else self._latents_of(request.goal, place)
         batch = request.batch
@@ -313,59 +285,18 @@ class Engine:
         A file that is there is replaced whole or not at all; OSError is the disk's.
         """
         place = self._place(memory)
-        self._latent(place, 'saved').save(
-            path,
-            attached={
-                'frame': (place.frame * 255).round().byte().cpu(),
-                'K': place.camera.K.cpu(),
-                'world_from_camera': place.camera.world_from_camera.cpu(),
-                'times': place.camera.times.cpu(),
-                'depth_source': torch.tensor(_SOURCES.index(place.depth_source)),
-            },
-        )
+        self._latent(place, 'saved')
+        place.save(path)
 
     def load(self, path: Path, *, memory: str = 'default') -> None:
         """Read what `save` wrote. A file that is refused leaves the memory of that name as it was."""
-        config = self.model.config
-        if config.memory != 'latent':
-            raise Refused(f'{path}: the model {config.name} has {config.memory!r} for its memory')
-        try:
-            loaded = LatentMemory.load(path)
-            view = attached(path)
-            camera = Cameras(
-                K=view['K'],
-                world_from_camera=view['world_from_camera'],
-                times=view['times'],
-                height=config.height,
-                width=config.width,
-            )
-            frame, source = view['frame'], _SOURCES[int(view['depth_source'])]
-        except KeyError as error:
-            raise Refused(f'{path}: holds no view to start from, {error} is missing') from None
-        except (ValueError, IndexError) as error:
-            raise Refused(str(error)) from None
-        if loaded.config.channels != self.model.codec.channels:
-            raise Refused(
-                f'{path}: its cells have {loaded.config.channels} channels, '
-                f'the model {config.name} has {self.model.codec.channels}'
-            )
-        if frame.dtype != torch.uint8 or frame.shape != (1, 3, config.height, config.width):
-            raise Refused(
-                f'{path}: its view is {tuple(frame.shape)}, not of the model {config.name}'
-            )
-        camera = checked(camera)
-        self._places[memory] = _Place(
-            memory=loaded,
-            frame=frame.to(self.model.device).float() / 255,
-            camera=camera.to(self.model.device),
-            depth_source=source,
-        )
+        self._places[memory] = load_place(path, self.model)
 
     def drop(self, *, memory: str = 'default') -> None:
         """Forget a memory; dropping one that does not exist is no error."""
         self._places.pop(memory, None)
 
-    def _place(self, memory: str) -> _Place:
+    def _place(self, memory: str) -> Place:
         if memory not in self._places:
             raise Refused(f'memory {memory!r} has no seed yet')
         return self._places[memory]
@@ -374,7 +305,7 @@ class Engine:
         if self._released:
             raise Refused('the model was released: call warm first')
 
-    def _ready(self, memory: str) -> _Place:
+    def _ready(self, memory: str) -> Place:
         self._check_ready()
         return self._place(memory)
 
@@ -386,12 +317,12 @@ class Engine:
         self.model = replace(model, text=model.text.to(device))
         self._places = {name: place.to(device) for name, place in self._places.items()}
 
-    def _latent(self, place: _Place, verb: str) -> LatentMemory:
+    def _latent(self, place: Place, verb: str) -> LatentMemory:
         if not isinstance(place.memory, LatentMemory):
             raise Refused(f'a memory of the kind {self.model.config.memory!r} cannot be {verb}')
         return place.memory
 
-    def _write(self, view: View, memory: Memory) -> _Place:
+    def _write(self, view: View, memory: Memory) -> Place:
         fitted = fit_view(view, self.model.config.height, self.model.config.width)
         frame, camera = fitted.frame.to(self.model.device), fitted.camera.to(self.model.device)
         on_cells = on_grid(camera, self.model)
@@ -422,7 +353,7 @@ class Engine:
             confidence=mean_in_cell(seen.confidence, grid_depth),
             pixels=pixels_of(frame, seen),
         )
-        return _Place(memory=memory, frame=frame, camera=seen.cameras, depth_source=source)
+        return Place(memory=memory, frame=frame, camera=seen.cameras, depth_source=source)
 
     def _steps(self, steps: int | None) -> int:
         if steps is not None and not 1 <= steps <= 1000:
@@ -430,7 +361,7 @@ class Engine:
         return steps or self.model.config.steps
 
     def _frames_along(
-        self, place: _Place, world_from_camera: np.ndarray, times: np.ndarray
+        self, place: Place, world_from_camera: np.ndarray, times: np.ndarray
     ) -> Cameras:
         """The cameras of a path to imagine, on the model's device."""
         cameras = cameras_along(place.camera, world_from_camera, times)
@@ -440,26 +371,7 @@ class Engine:
             )
         return cameras.to(self.model.device)
 
-    def _scaled(self, place: _Place, resolution: str) -> _Place:
-        """The place with its view at the resolution that is to be imagined at."""
-        if resolution not in SCALES:
-            raise Refused(f'resolution must be one of {sorted(SCALES)}, got {resolution!r}')
-        if resolution == 'full':
-            return place
-        config, patch = self.model.config, self.model.backbone.wan.config.patch_size
-        size = []
-        for name, step in (('height', patch[1]), ('width', patch[2])):
-            step *= self.model.codec.spatial_stride
-            size.append(round(getattr(config, name) * SCALES[resolution]))
-            if getattr(config, name) * SCALES[resolution] % step:
-                raise Refused(
-                    f'{config.name} cannot imagine at half its size: {name} '
-                    f'{getattr(config, name)} is no multiple of {2 * step}'
-                )
-        frame = F.interpolate(place.frame, tuple(size), mode='area')
-        return replace(place, frame=frame, camera=resized(place.camera, *size))
-
-    def _candidates(self, request: Candidates, place: _Place) -> list[_One]:
+    def _candidates(self, request: Candidates, place: Place) -> list[_One]:
         """The candidates as cameras, once all that can be refused about the request was looked at."""
         if not request.trajectories or len(request.seeds) != len(request.trajectories):
             raise Refused(
@@ -483,7 +395,7 @@ class Engine:
     def _chunks_of(
         self,
         request: Candidates,
-        place: _Place,
+        place: Place,
         part: list[_One],
         ends: float,
         cancelled: Callable[[], bool],
@@ -493,7 +405,7 @@ class Engine:
         steps = self._steps(request.steps)
         chunks = rollouts(
             self.model,
-            [_branch(place, place.memory.fork(), one.cameras, one.seed) for one in part],
+            [branch(place, place.memory.fork(), one.cameras, one.seed) for one in part],
             steps=steps,
             refine_cameras=self._refine_cameras,
             remember_last=False,
@@ -525,12 +437,12 @@ class Engine:
                 raise
         return made
 
-    def _latents_of(self, image: np.ndarray, place: _Place) -> torch.Tensor:
+    def _latents_of(self, image: np.ndarray, place: Place) -> torch.Tensor:
         """The codec's latents of an image, fitted to the frames of a place."""
         frame = fit_image(image, place.camera.height, place.camera.width)
         return self.model.codec.encode_stills(frame.to(self.model.device))
 
-    def _distance(self, chunk: Chunk, goal: torch.Tensor, place: _Place) -> float:
+    def _distance(self, chunk: Chunk, goal: torch.Tensor, place: Place) -> float:
         """As `Candidate.goal_distance`."""
         return float((self._latents_of(chunk.frames[-1], place) - goal).square().mean().sqrt())
 
@@ -542,13 +454,3 @@ class _One:
     index: int
     cameras: Cameras
     seed: int
-
-
-def _branch(place: _Place, memory: Memory, cameras: Cameras, seed: int) -> Branch:
-    return Branch(
-        memory=memory,
-        frame=place.frame,
-        camera=place.camera,
-        cameras=cameras,
-        generator=torch.Generator().manual_seed(seed),
-    )

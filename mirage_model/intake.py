@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import cv2
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,12 +61,18 @@ def fit_view(view: View, height: int, width: int) -> Fitted:
 
 
 def fit_image(image: np.ndarray, height: int, width: int) -> Float[Tensor, '1 3 H W']:
+    """As `fit_pixels`, colours in 0..1."""
+    return torch.from_numpy(fit_pixels(image, height, width)).permute(2, 0, 1)[None].float() / 255
+
+
+def fit_pixels(
+    image: np.ndarray, height: int, width: int
+) -> UInt8[np.ndarray, '{height} {width} 3']:
     """An image cropped and scaled as `fit_view` does it. Raises Refused."""
     top, left, crop_height, crop_width = _crop(image, height, width)
     interpolation = cv2.INTER_AREA if crop_height > height else cv2.INTER_LINEAR
     image = image[top : top + crop_height, left : left + crop_width]
-    image = cv2.resize(image, (width, height), interpolation=interpolation)
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def cameras_along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:

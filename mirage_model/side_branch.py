@@ -110,9 +110,9 @@ class CellHead(nn.Module):
     backbone's last state, at the noise level of the latent frame.
     """
 
-    def __init__(self, backbone: FrozenDict, width: int):
+    def __init__(self, c: FrozenDict, width: int):
+        """``c`` is the configuration of the backbone."""
         super().__init__()
-        c = backbone
         dim = c.num_attention_heads * c.attention_head_dim
         self.patch = tuple(c.patch_size)
         self.state = nn.Linear(dim, STATE_CHANNELS * math.prod(self.patch))

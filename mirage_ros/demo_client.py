@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 import json
@@ -11,7 +10,6 @@ from pathlib import Path
 from subprocess import Popen
 import time
 
-import cv2
 from jaxtyping import Float, UInt8
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
@@ -27,6 +25,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mirage_model.data.clip import Clip
+from mirage_model.evaluation.video import mask_in_colour, mp4
+from mirage_model.intake import fit_pixels
 from mirage_model.interface import Chunk
 from mirage_ros import convert, film
 
@@ -94,16 +94,7 @@ class Robot(Node):
         self._outputs['camera_info'].publish(
             convert.camera_info_message(clip.cameras.K[0].numpy(), height, width, header)
         )
-        self._outputs['depth'].publish(
-            Image(
-                header=header,
-                height=height,
-                width=width,
-                encoding='32FC1',
-                step=width * 4,
-                data=array('B', depth.tobytes()),
-            )
-        )
+        self._outputs['depth'].publish(convert.image_message(depth, '32FC1', header))
         self.images_sent += 1
 
     def send_trajectory(self, request_id: str) -> None:
@@ -190,13 +181,7 @@ def fitted(
     """Cropped about the centre and scaled, as the engine does with the seed image."""
     if frames.shape[1:3] == (height, width):
         return frames
-    scale = min(frames.shape[1] / height, frames.shape[2] / width)
-    crop_height, crop_width = round(height * scale), round(width * scale)
-    top, left = (frames.shape[1] - crop_height) // 2, (frames.shape[2] - crop_width) // 2
-    cropped = frames[:, top : top + crop_height, left : left + crop_width]
-    return np.stack(
-        [cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in cropped]
-    )
+    return np.stack([fit_pixels(frame, height, width) for frame in frames])
 
 
 def reconstructed(
@@ -252,13 +237,13 @@ def run(
         'simulator': truth[1:],
         'imagined': frames,
         'memory saw': _memory_frames(chunks),
-        'mask': film.mask_in_colour(masks),
+        'mask': mask_in_colour(masks),
     }
     frame_rate = 1 / float(np.diff(clip.cameras.times).mean())
     film.write_png(
         out / 'contact_sheet.png', film.contact_sheet(rows, times=clip.cameras.times.numpy()[1:])
     )
-    film.write_mp4(out / 'film.mp4', film.film_frames(rows), frame_rate=frame_rate)
+    (out / 'film.mp4').write_bytes(mp4(film.film_frames(rows), frame_rate=frame_rate))
 
     codec = reconstructed(truth, model_folder)
     visible = np.concatenate([chunk.visible for chunk in chunks])

@@ -15,13 +15,6 @@ _BAND, _MARGIN, _GAP = 18, 110, 2
 _INK, _PAPER = (40, 40, 40), 245
 
 
-def mask_in_colour(visibility: UInt8[np.ndarray, 'n h w']) -> UInt8[np.ndarray, 'n h w 3']:
-    """Nothing black, imagined earlier amber, observed green."""
-    table = np.zeros((256, 3), np.uint8)
-    table[128], table[255] = (230, 160, 30), (60, 170, 90)
-    return table[visibility]
-
-
 def contact_sheet(
     rows: Rows, *, times: np.ndarray, columns: int = 8, scale: int = 1
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -60,20 +53,6 @@ def write_png(path: Path, picture: UInt8[np.ndarray, 'h w 3']) -> None:
     done = cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f'{path} could not be written')
-
-
-def write_mp4(path: Path, frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float) -> None:
-    """VP9 in MP4, which browsers play."""
-    height, width = frames.shape[1:3]
-    assert height % 2 == 0 and width % 2 == 0, 'the codec needs even sizes'
-    video = cv2.VideoWriter(
-        str(path), cv2.VideoWriter_fourcc(*'vp09'), frame_rate, (width, height)
-    )
-    if not video.isOpened():
-        raise OSError(f'{path} could not be opened as a VP9 film')
-    for frame in frames:
-        video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    video.release()
 
 
 def _enlarged(frame: UInt8[np.ndarray, 'h w 3'], scale: int) -> np.ndarray:

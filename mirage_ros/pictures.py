@@ -8,7 +8,7 @@ from typing import Literal
 import warnings
 
 import cv2
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 import numpy as np
 import PIL.Image
 from sensor_msgs.msg import CompressedImage, Image
@@ -42,7 +42,6 @@ COLOUR_BYTES = {
     'bayer_grbg8': 1,
 }
 DEPTH_BYTES = {'32FC1': 4, '16UC1': 2}
-CHANNELS = {'rgb8': 3, 'mono8': 1}
 COMPRESSED_DEPTH_HEADER = 12
 """Bytes that the compressedDepth transport puts before its PNG."""
 
@@ -146,14 +145,17 @@ def _checked(message: Image, bytes_per_pixel: dict[str, int], name: str) -> Imag
 # what was imagined
 
 
-def image_message(array_: UInt8[np.ndarray, '...'], encoding: str, header: Header) -> Image:
+def image_message(
+    array_: Shaped[np.ndarray, 'h w *channels'], encoding: str, header: Header
+) -> Image:
+    """Of an array whose type and channels are those of the encoding."""
     height, width = array_.shape[:2]
     return Image(
         header=header,
         height=height,
         width=width,
         encoding=encoding,
-        step=width * CHANNELS[encoding],
+        step=array_.nbytes // height,
         data=array('B', array_.tobytes()),
     )
 

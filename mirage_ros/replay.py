@@ -14,7 +14,8 @@ from pathlib import Path
 import signal
 import sys
 
-from mirage_model.evaluation.replay_command import add_options, configure, load_engine, run, say
+from mirage_model.checkpoint import EMBEDDED, describe
+from mirage_model.evaluation.replay_command import add_options, configure, run, say
 from mirage_model.evaluation.segments import ReplayConfig
 from mirage_ros.demo import quiet_network, running_node
 
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bag_config, config = configure(path, given)
         config = replace(config, devices=config.devices[:1])  # a node has one
-        about = load_engine(config).describe()
+        about = describe(Path(config.model_folder) if config.model_folder else EMBEDDED)
         use_depth = f'use_depth:={str(bool(bag_config.depth)).lower()}'
         command = [*node_command(config, lockstep=not free), '-p', use_depth]
         with running_node(command) as node:

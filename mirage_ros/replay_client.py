@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
 import time
 
@@ -79,16 +78,8 @@ class Sensors:
             convert.camera_info_message(view.K, height, width, header)
         )
         if view.depth is not None:
-            self._outputs['depth'].publish(
-                Image(
-                    header=header,
-                    height=height,
-                    width=width,
-                    encoding='32FC1',
-                    step=width * 4,
-                    data=array('B', np.ascontiguousarray(view.depth, np.float32).tobytes()),
-                )
-            )
+            depth = np.ascontiguousarray(view.depth, np.float32)
+            self._outputs['depth'].publish(image_message(depth, '32FC1', header))
         self._outputs['image'].publish(image_message(view.image, 'rgb8', header))
 
 

@@ -44,8 +44,6 @@ from mirage_ros.pictures import image_message
 
 HEIGHT, WIDTH = 96, 160
 FOCAL = 80.0
-AGAIN = 5.0
-"""Seconds after which a call to a service is made again."""
 PATIENCE = 120.0
 """Seconds after which a request counts as lost."""
 KINDS = ('goal', 'score', 'candidates', 'cancelled', 'late', 'huge', 'malformed')
@@ -108,16 +106,7 @@ class Robot(Node):
         K = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])
         self._outputs['odometry'].publish(odometry)
         self._outputs['camera_info'].publish(convert.camera_info_message(K, HEIGHT, WIDTH, header))
-        self._outputs['depth'].publish(
-            Image(
-                header=header,
-                height=HEIGHT,
-                width=WIDTH,
-                encoding='32FC1',
-                step=WIDTH * 4,
-                data=array('B', depth.tobytes()),
-            )
-        )
+        self._outputs['depth'].publish(image_message(depth, '32FC1', header))
         self._outputs['image'].publish(image_message(frame, 'rgb8', header))
         self.sent += 1
 
@@ -306,15 +295,8 @@ class Soak:
     def call(self, kind: type, name: str, request: Any) -> Any:
         client = self._operator.create_client(kind, name)
         self.until(client.service_is_ready, PATIENCE, f'{name} is not there')
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            future = client.call_async(request)
-            try:
-                self.until(future.done, AGAIN, f'{name} does not answer')
-                break
-            except TimeoutError:  # it may have gone to a node that was killed
-                if time.monotonic() > deadline:
-                    raise
+        future = client.call_async(request)
+        self.until(future.done, PATIENCE, f'{name} does not answer')
         self._operator.destroy_client(client)
         return future.result()
 
@@ -363,6 +345,8 @@ class Soak:
         saved = self.call(MemoryFile, 'save_memory', file)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        # until DDS has forgotten it, it looks ready, and what is asked goes to nobody
+        self.until(lambda: not self.planners[0].ready(), PATIENCE, 'the killed node is still seen')
         self.process = self._start()
         self.until(lambda: self.planners[0].ready(), PATIENCE, 'the node did not come up again')
         self.until(

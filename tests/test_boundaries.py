@@ -45,7 +45,7 @@ LAYERS = (
     ('sampler.py',),
     ('checkpoint.py',),
     ('rollout.py', 'pace.py', 'keyframes.py'),
-    ('intake.py', 'answers.py'),
+    ('intake.py', 'answers.py', 'place.py'),
     ('engine.py',),
     ('worlds/', 'data/'),
     ('training/', 'evaluation/'),

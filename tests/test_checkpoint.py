@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from test_perception import save_depth_anything
 import torch
 
-from mirage_model.checkpoint import load_model
+from mirage_model.checkpoint import describe, load_model
+from mirage_model.engine import Engine
 from mirage_model.perception.adapters import DepthAnything
 
 
@@ -29,6 +30,12 @@ def test_a_saved_model_loads_whole(folder):
     assert all(
         torch.equal(saved[k], v) for k, v in model.backbone.side_branch.state_dict().items()
     )
+
+
+def test_a_folder_is_described_as_the_engine_that_loads_it(folder):
+    assert describe(folder) == Engine.from_folder(folder).describe()
+    with pytest.raises(ValueError, match=r'model\.json'):
+        describe(folder / 'vae')
 
 
 def test_every_weight_counts_in_the_hash(folder):

@@ -28,7 +28,7 @@ from mirage_model.data.sources import Part
 from mirage_model.evaluation.geometry import FIGURES, geometry
 from mirage_model.evaluation.metrics import quality
 from mirage_model.evaluation.segments import ReplayConfig, Segment
-from mirage_model.intake import fit_image, fit_view
+from mirage_model.intake import fit_pixels, fit_view
 from mirage_model.interface import (
     NOTHING,
     Chunk,
@@ -155,7 +155,7 @@ def replay_segment(
     """Imagine one segment and measure it. Raises ValueError that names the segment or the bag's topic."""
     about = engine.describe()
     seen = views(bag, (segment.observed[-1], *segment.future))
-    start, *recorded = [fitted(view.image, about) for view in seen]
+    start, *recorded = [fit_pixels(view.image, about.height, about.width) for view in seen]
     observing, refused = walk.to(segment)
     try:
         chunks = list(engine.imagine(request_for(bag, segment, about, config, seed)))
@@ -225,12 +225,6 @@ def _geometry(
         torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 for part in (frames, recorded)
     )
     return geometry(imagined, true, torch.cat(depth), concatenate(cameras))
-
-
-def fitted(image: UInt8[np.ndarray, 'h w 3'], about: Description) -> UInt8[np.ndarray, 'H W 3']:
-    """A recorded frame as the engine crops and scales it."""
-    frame = fit_image(image, about.height, about.width)[0]
-    return (frame * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def replay(

@@ -39,6 +39,7 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int =
     """VP9 in MP4, each pixel made ``scale`` pixels wide and high. Raises OSError without the codec."""
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = frames.shape[1:3]
+    assert height % 2 == 0 and width % 2 == 0, 'the codec needs even sizes'
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'film.mp4'
         video = cv2.VideoWriter(

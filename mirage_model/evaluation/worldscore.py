@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
 from mirage_model.evaluation.video import mp4
-from mirage_model.intake import fit_image
+from mirage_model.intake import fit_pixels
 from mirage_model.interface import EngineProtocol, Imagine, Refused, View
 
 BLENDER_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -152,8 +152,7 @@ def generate(
     if picture is None:
         raise ValueError(f'{root / image_data["image"]} is no picture that can be read')
     width, height = config.resolution
-    picture = (fit_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width)[0] * 255).round()
-    picture = picture.byte().permute(1, 2, 0).numpy()
+    picture = fit_pixels(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width)
     cameras = along(keyframes(image_data['camera_path']), config.frames)
     frames = _imagined(engine, picture, cameras, config, str(folder_of(image_data)))
     (folder / 'frames').mkdir(parents=True, exist_ok=True)
@@ -206,8 +205,7 @@ def _imagined(
         seed=config.seed,
     )
     chunks = [chunk.frames for chunk in engine.imagine(request)]
-    first = fit_image(picture, about.height, about.width)[0] * 255
-    first = first.round().byte().permute(1, 2, 0).numpy()
+    first = fit_pixels(picture, about.height, about.width)
     return np.concatenate([first[None], *chunks])[: len(cameras)]
 
 

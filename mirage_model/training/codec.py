@@ -171,9 +171,7 @@ class CodecObjective:
         frames = 17 if self.config.frames > 1 else 1
         psnr, ratio, apart, pictures = [], [], [], []
         for path in self.validation_paths:
-            with safe_open(path, framework='pt') as file:
-                x = file.get_slice('frames')[:frames].permute(0, 3, 1, 2).float()[None] / 255
-            x = x.to(codec.vae.device)
+            x = _clip(path, frames).to(codec.vae.device)
             latents = codec.encode(x)
             y = codec.decode(latents).clamp(0, 1).cpu()
             if frames > 1:
@@ -278,9 +276,10 @@ def fold(vae: AutoencoderKLWan, change: Tensor) -> None:
     vae.register_to_config(latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
 
 
-def _clip(path: Path) -> Float[Tensor, '1 17 3 H W']:
+def _clip(path: Path, frames: int = 17) -> Float[Tensor, '1 {frames} 3 H W']:
+    """The first frames of a clip, in 0..1."""
     with safe_open(path, framework='pt') as file:
-        return file.get_slice('frames')[:17].permute(0, 3, 1, 2).float()[None] / 255
+        return file.get_slice('frames')[:frames].permute(0, 3, 1, 2).float()[None] / 255
 
 
 def main() -> None:

@@ -22,10 +22,11 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
 
 from mirage_model.engine import Engine
-from mirage_model.evaluation.replay import Walk, fitted, load, request_for, views
+from mirage_model.evaluation.replay import Walk, load, request_for, views
 from mirage_model.evaluation.replay_command import configure, load_engine, main, open_bag, run
 from mirage_model.evaluation.results_bag import FIGURES, lanes
 from mirage_model.evaluation.segments import segments_of
+from mirage_model.intake import fit_pixels
 from mirage_model.interface import NOTHING
 
 AT = STORE.types['builtin_interfaces/msg/Time'](sec=1002, nanosec=500_000_000)
@@ -75,7 +76,9 @@ def test_a_segment_is_what_an_engine_gives_that_is_asked_by_hand(recorded, done)
     found = load(done / 'segments' / '00002-0.safetensors')
     np.testing.assert_array_equal(found.frames, np.concatenate([c.frames for c in chunks]))
     np.testing.assert_array_equal(found.visibility, np.concatenate([c.visibility for c in chunks]))
-    truth = np.stack([fitted(frame, about) for frame in clip.frames[17:25].numpy()])
+    truth = np.stack(
+        [fit_pixels(frame, about.height, about.width) for frame in clip.frames[17:25].numpy()]
+    )
     np.testing.assert_array_equal(found.recorded, truth)
     error = np.square(found.frames[3] / 255 - truth[3] / 255)
     assert found.rows[3]['psnr_all'] == pytest.approx(-10 * math.log10(error.mean()), abs=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from mirage_model.evaluation.video import mask_in_colour, mp4
 from mirage_ros import film
 from mirage_ros.demo_client import fitted, psnr
 
@@ -21,14 +22,14 @@ def rows(n: int = 6, height: int = 48, width: int = 80) -> film.Rows:
         'simulator': moving,
         'imagined': moving[:, ::-1].copy(),
         'memory saw': moving // 2,
-        'mask': film.mask_in_colour(masks),
+        'mask': mask_in_colour(masks),
     }
 
 
 def test_film_decodes_to_what_it_was_made_of(tmp_path):
     """In the codec that browsers play."""
     frames = film.film_frames(rows())
-    film.write_mp4(tmp_path / 'film.mp4', frames, frame_rate=8.0)
+    (tmp_path / 'film.mp4').write_bytes(mp4(frames, frame_rate=8.0))
     video = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
     assert video.get(cv2.CAP_PROP_FPS) == 8.0
     assert int(video.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little') == b'VP90'
