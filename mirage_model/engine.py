@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 import gc
 import logging
@@ -89,7 +90,7 @@ class Engine:
         return described(self.model.config, self.model.sha256)
 
     def warm(self) -> None:
-        """As `EngineProtocol.warm`: a seed, an observation and two chunks of full size."""
+        """As `EngineProtocol.warm`: a seed, an observation, two chunks, and one of half the size where it fits."""
         self._move(self._device)
         self._released = False
         config = self.model.config
@@ -117,6 +118,16 @@ class Engine:
             pass
         for coarse in (False, True):
             scratch.score([path], memory='kept', coarse=coarse)
+        half = Candidates(
+            request_id='',
+            trajectories=(path,),
+            seeds=(0,),
+            memory='kept',
+            steps=1,
+            resolution='half',
+        )
+        with suppress(Refused):
+            list(scratch.imagine_candidates(half))
 
     def release(self) -> None:
         """As `EngineProtocol.release`: the weights go to the host's memory, the caches are dropped."""

@@ -309,6 +309,8 @@ def test_a_forecast_comes_from_what_chunks_took(engine):
     fresh.warm()
     one = fresh.predicted_seconds(candidates())
     assert one > 0
+    half = fresh.predicted_seconds(candidates(resolution='half'))
+    assert half != pytest.approx(one / 4, rel=1e-6)  # measured, not in proportion to the pixels
     assert fresh.predicted_seconds(candidates(steps=4)) > one
     single = fresh.predicted_seconds(request(16, steps=2))
     assert 2 * single < fresh.predicted_seconds(candidates()) < 3 * single  # five chunks, not two

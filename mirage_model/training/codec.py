@@ -28,6 +28,8 @@ from mirage_model.training.trainer import (
 )
 
 BALANCE = 0.35
+RIDGE = 1e-4
+"""Of the mean variance of a channel, so that a batch of flat pictures has an inverse too."""
 
 TINY_VAE = {
     'base_dim': 32,
@@ -55,7 +57,7 @@ class CodecConfig:
     ``noise`` is the deviation of what is added to the latents, ``scale`` the weight of their square, which
     bounds them. Sampling the posterior instead, from its start at a deviation of one, left latents so noisy
     that pictures stayed blurred for thousands of steps. ``alignment`` is the weight of the square between
-    a clip's latents and those of each latent frame's last frame encoded alone, in parts of their variance:
+    a clip's latents and those of each latent frame's last frame encoded alone, as `misalignment` says:
     the memory holds stills, and what of a clip's latents no still tells, a world model has to guess.
     """
 
@@ -76,7 +78,7 @@ STAGES = {
         TrainerConfig(steps=1500, learning_rate=2e-3, warmup_steps=50, validate_every=400),
     ),
     'aligned': (
-        CodecConfig(frames=9, batch=4, alignment=0.15),
+        CodecConfig(frames=9, batch=4, alignment=0.2),
         TrainerConfig(steps=700, learning_rate=1.5e-3, warmup_steps=50, validate_every=350),
     ),
 }
@@ -102,9 +104,22 @@ class _Reconstruct(nn.Module):
 
 
 def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
-    """Mean square between two (b, c, k, h, w) in parts of each channel's variance, the first frame left out."""
-    error = (latents - alone)[:, :, 1:].square().mean(dim=(0, 2, 3, 4))
-    return (error / latents.var(dim=(0, 2, 3, 4))).mean()
+    """Mean square between two (b, c, k, h, w), the first latent frame left out, in parts of the variance along
+    each principal direction of ``latents``.
+
+    No linear map of the latents changes it. In parts of each channel's variance a codec could make it small
+    by putting nearly all variance into a few directions that align well anyway.
+    """
+    cells = latents.movedim(1, -1).flatten(0, -2)
+    covariance = torch.cov(cells.T)
+    covariance = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance)).to(
+        cells
+    )
+    error = (latents - alone)[:, :, 1:].movedim(1, -1).flatten(0, -2)
+    whitened = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(covariance), error.T, upper=False
+    )
+    return whitened.square().mean()
 
 
 def chroma(frames: Tensor) -> Tensor:
@@ -237,6 +252,7 @@ def balance(vae: AutoencoderKLWan, paths: list[Path]) -> None:
     and the directions are turned among the channels so that no channel stands out. The map is linear, and
     folded into the convolutions on both sides of the latents: what is decoded stays the same.
     """
+    normalise(vae, paths)
     codec = Codec(vae)
     generator = torch.Generator().manual_seed(0)
     latents = torch.cat([codec.encode(_clip(path)) for path in paths])
@@ -298,6 +314,7 @@ def main() -> None:
     torch.manual_seed(0)
     vae = use_still_aware_convolutions(AutoencoderKLWan(**TINY_VAE))
     start = arguments.start
+    paths = sorted((arguments.clips / 'train').glob('*.safetensors'))[::16]
     for name in arguments.stage or STAGES:
         config, trainer = STAGES[name]
         if arguments.steps:
@@ -309,14 +326,15 @@ def main() -> None:
             load_parameters(objective.module, start)
         if name == 'video':
             inflate(vae)
+        if name == 'aligned':
+            balance(vae, paths)
+            vae.train().requires_grad_(True)
         if arguments.compile:
             objective.module.compile()
         run = arguments.run / name
         fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': TINY_VAE})
         start = checkpoints(run)[-1]
     load_parameters(objective.module, start)
-    paths = sorted((arguments.clips / 'train').glob('*.safetensors'))[::8]
-    normalise(vae, paths)
     balance(vae, paths)
     vae.save_pretrained(arguments.run / 'vae')
     print(f'wrote {arguments.run / "vae"}')

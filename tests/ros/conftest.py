@@ -15,6 +15,7 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ['ROS_LOG_DIR'] = tempfile.mkdtemp(prefix='mirage-test-log-')
 os.environ['ROS_PYTHON_CHECK_FIELDS'] = '1'
 os.environ['RCUTILS_LOGGING_USE_STDOUT'] = '1'
+os.environ['RCUTILS_LOGGING_BUFFERED_STREAM'] = '0'
 os.environ['FASTRTPS_DEFAULT_PROFILES_FILE'] = str(ROOT / 'config' / 'fastdds.xml')
 
 import pytest  # noqa: E402

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+import multiprocessing
 import os
 from pathlib import Path
+import runpy
 import signal
 import subprocess
 import sys
@@ -24,18 +26,66 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-HERE = Path(__file__).parent
+INSTANT = [sys.executable, str(Path(__file__).with_name('instant_engine.py'))]
+"""The node with the instant engine, as a program."""
+
 START = 2_000_000_000.0
 """The planned time of a path's first pose: the future."""
 
 
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(['mirage_ros.node'])
+
+
+class Forked:
+    """A node with the engine of a module here, forked from a process that has imported the node already.
+
+    Its verbs are those of `subprocess.Popen`.
+    """
+
+    def __init__(self, engine: str, arguments: list[str], environment: dict[str, str], log: Path):
+        self._process = FORKS.Process(
+            target=_run, args=(engine, arguments, environment, log), daemon=True
+        )
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired('the node', timeout)
+        return self.returncode
+
+
+def _run(engine: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    out = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(environment)
+    sys.argv = [engine, *arguments]
+    runpy.run_module(engine, run_name='__main__')
+
+
 class NodeProcess:
-    """Runs ``program`` (the node with an instant engine unless told) and keeps what it says in a file."""
+    """Runs a node, with the engine of a module here or as ``program``, and keeps what it says in a file."""
 
     def __init__(
         self,
         log: Path,
         *,
+        engine: str = 'instant_engine',
         program: list[str] | None = None,
         instant: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
@@ -43,22 +93,21 @@ class NodeProcess:
         **parameters: Any,
     ):
         self.log = log
-        command = program or [sys.executable, str(HERE / 'instant_engine.py')]
-        if parameters:
-            command = [*command, '--ros-args']
-            for name, value in parameters.items():
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                command += ['-p', f'{name}:={text}']
+        arguments = ['--ros-args'] if parameters else []
+        for name, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            arguments += ['-p', f'{name}:={text}']
         instant_environment = {
             f'INSTANT_{name.upper()}': str(value) for name, value in (instant or {}).items()
         }
+        whole = {**os.environ, **instant_environment, **(environment or {})}
         with log.open('wb') as out:
-            self.process = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **instant_environment, **(environment or {})},
-            )
+            if program is None:
+                self.process = Forked(engine, arguments, whole, log)
+            else:
+                self.process = subprocess.Popen(
+                    [*program, *arguments], stdout=out, stderr=subprocess.STDOUT, env=whole
+                )
         self.wait_for(ready)
 
     def says(self) -> str:

@@ -180,12 +180,12 @@ def test_candidates(robot):
         goal_image=[seed_messages()[0]],
     )
     sent = Goal(robot.client, goal, action)
+    robot.client.until(lambda: sent.feedback and sent.feedback[-1].candidates_done == 3)
     status, result = sent.result()
     assert status == GoalStatus.STATUS_SUCCEEDED, result.message
     assert [c.request_id for c in result.candidates] == ['20', '16', '3']
     assert [[len(m.times) for m in c.chunks] for c in result.candidates] == [[16, 4], [16], [3]]
     assert [c.goal_distance for c in result.candidates] == [0.0, 1.0, 2.0]
-    assert sent.feedback[-1].candidates_done == 3
 
     robot.client.chunks.clear()
     for n, seed, candidate in zip((20, 16, 3), (3, 4, 5), result.candidates):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-import sys
-
 from action_msgs.msg import GoalStatus
 from faulty_engine import OUT_OF_MEMORY, UNSEEN
 from mirage.action import Imagine
@@ -15,8 +12,6 @@ import pytest
 
 from mirage_ros.convert import stamp
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name('faulty_engine.py'))]
-
 
 @pytest.fixture
 def start_faulty(tmp_path):
@@ -25,7 +20,7 @@ def start_faulty(tmp_path):
 
     def start(**parameters) -> NodeProcess:
         log = tmp_path / f'node-{len(nodes)}.log'
-        nodes.append(NodeProcess(log, program=PROGRAM, **parameters))
+        nodes.append(NodeProcess(log, engine='faulty_engine', **parameters))
         return nodes[-1]
 
     yield start

@@ -18,7 +18,7 @@ from mirage.action import Imagine
 from mirage.msg import ImaginedChunk
 from nav_msgs.msg import Path
 import numpy as np
-from processes import START, seed_messages, trajectory
+from processes import INSTANT, START, seed_messages, trajectory
 import pytest
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -111,12 +111,12 @@ def test_action(client, start_node):
     goal.trajectory = trajectory(32, moving_frame='other_camera')
     goal.trajectory.camera_info = [camera_info]
     sent = client.goal(goal)
+    client.until(lambda: len(sent.feedback) == 2)  # rclpy drops what comes after the result
     status, result = sent.result()
     assert status == GoalStatus.STATUS_SUCCEEDED, result.message
     assert (result.complete, result.chunks, result.frames) == (True, 2, 32)
     assert (result.visible_mean, result.observed_mean) == (0.75, 0.5)
     assert result.depth_source == 'sensor' and result.model == 'instant' and result.request_id
-    client.until(lambda: len(sent.feedback) == 2)
     assert [feedback.chunk_index for feedback in sent.feedback] == [0, 1]
     last = sent.feedback[-1].last_frame
     assert last.data[0] == 90 + 32 + 5
@@ -361,7 +361,7 @@ def test_full_queue_answers(client, start_node):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
     before = set(glob.glob('/dev/shm/fastrtps_*'))
-    node = start_node(instant={'step_seconds': 0.1})
+    node = start_node(program=INSTANT, instant={'step_seconds': 0.1})
     client.connect()
     client.send_seed()
     sent = client.goal(Imagine.Goal(trajectory=trajectory(16), steps=1000))

@@ -47,16 +47,23 @@ def step(trained: CodecObjective, seed: int = 0):
     return trained.step(trained.module, np.random.default_rng(seed), generator, seed)
 
 
-def test_misalignment_is_a_share_of_each_channels_variance():
-    latents = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+def test_misalignment_is_a_share_of_the_variance_in_every_direction():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 3, 4, 5, 6, generator=generator)
     assert misalignment(latents, latents) == 0
     apart = latents.clone()
     apart[:, :, 0] += 100  # the first latent frame is a still in both
-    apart[:, 1, 1:] += 0.5
-    expected = 0.25 / latents[:, 1].var() / 3
-    torch.testing.assert_close(misalignment(latents, apart), expected)
-    scale = torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1)
-    torch.testing.assert_close(misalignment(scale * latents, scale * apart), expected)
+    apart[:, :, 1:] += 0.5 * torch.randn(2, 3, 3, 5, 6, generator=generator)
+
+    cells = latents.double().movedim(1, -1).reshape(-1, 3)
+    error = (apart - latents).double()[:, :, 1:].movedim(1, -1).reshape(-1, 3)
+    values, directions = torch.linalg.eigh(torch.cov(cells.T))
+    expected = ((error @ directions).square().mean(dim=0) / values).mean().float()
+    torch.testing.assert_close(misalignment(latents, apart), expected, rtol=1e-3, atol=0)
+
+    mixed = torch.randn(3, 3, generator=generator) + 2 * torch.eye(3)
+    latents, apart = (torch.einsum('ij,bjkhw->bikhw', mixed, one) for one in (latents, apart))
+    torch.testing.assert_close(misalignment(latents, apart), expected, rtol=1e-2, atol=0)
 
 
 def test_a_still_is_the_last_frame_of_its_latent_frame(clips):
