@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+import shutil
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 import torch
+import yaml
 
 from mirage_model.camera import Cameras
 from mirage_model.data.clip import Clip
@@ -87,4 +89,36 @@ def copy_bag(
                 if topic not in connections:
                     connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
                 writer.write(connections[topic], logged, STORE.serialize_cdr(message, kind))
+    return target
+
+
+def split_bag(source: Path, target: Path, at: int) -> Path:
+    """The same bag in two files, as rosbag2 splits what it records: what was logged from ``at`` on is in the second."""
+    target.mkdir()
+    parts = []
+    with AnyReader([source], default_typestore=STORE) as reader:
+        for index, (start, stop) in enumerate([(None, at), (at, None)]):
+            part = target / f'part-{index}'
+            with Writer(part, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+                connections = {
+                    connection.id: writer.add_connection(
+                        connection.topic, connection.msgtype, typestore=STORE
+                    )
+                    for connection in reader.connections
+                }
+                for connection, logged, data in reader.messages(start=start, stop=stop):
+                    writer.write(connections[connection.id], logged, data)
+            parts.append(yaml.safe_load((part / 'metadata.yaml').read_text()))
+            (part / f'part-{index}.mcap').rename(target / f'part-{index}.mcap')
+            shutil.rmtree(part)
+    first, second = (part['rosbag2_bagfile_information'] for part in parts)
+    for one, other in zip(
+        first['topics_with_message_count'], second['topics_with_message_count'], strict=True
+    ):
+        one['message_count'] += other['message_count']
+    first['message_count'] += second['message_count']
+    first['duration']['nanoseconds'] += second['duration']['nanoseconds']
+    first['relative_file_paths'] += second['relative_file_paths']
+    first['files'] += second['files']
+    (target / 'metadata.yaml').write_text(yaml.safe_dump(parts[0]))
     return target

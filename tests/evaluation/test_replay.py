@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 import shutil
 
-from drives import OPTIONS, STORE, copy_bag, wall_bag, wall_drive
+from drives import OPTIONS, STORE, copy_bag, split_bag, wall_bag, wall_drive
 from mcap.reader import make_reader
 from mcap.writer import Writer as McapWriter
 from mcap_ros2.decoder import DecoderFactory
@@ -193,6 +193,18 @@ def test_the_bag_of_results_opens_in_both_readers(done):
 
 def test_lanes_keep_overlapping_segments_apart():
     assert lanes([(0, 9), (5, 14), (10, 19), (10, 19)]) == [0, 1, 0, 2]
+
+
+def test_a_bag_in_two_files_gives_the_same(recorded, done, tmp_path):
+    bag_config, config = options(recorded)
+    bag = split_bag(recorded / 'drive', tmp_path / 'split', 1002 * 10**9)
+    assert len(list(bag.glob('*.mcap'))) == 2
+    outcome = run(load_engine(config), bag, bag_config, config, tmp_path / 'out')
+    assert outcome.results == 4
+    for name in by_name(done):
+        found, expected = load(outcome.out / 'segments' / name), load(done / 'segments' / name)
+        np.testing.assert_array_equal(found.frames, expected.frames)
+        assert found.rows == expected.rows
 
 
 def test_several_devices_share_the_segments(recorded, done):
