@@ -67,22 +67,20 @@ class Services:
             raise ValueError(f'{count} candidates, max_candidates is {settings.max_candidates}')
         if not 0 <= request.threshold <= 1:
             raise ValueError(f'threshold {request.threshold} is not in 0..1')
-        worker = node.worker
-        if DRIVEN not in node.memories:
-            raise ValueError('nothing was driven through yet: there is no memory to score against')
+        memory = self._memory(request.memory)
         paths = [
             convert.planned_from_trajectory(trajectory, max_poses=settings.max_poses)
             for trajectory in request.trajectories
         ]
         asked = [
             Trajectory(
-                world_from_camera=camera_path(node, path, node.camera_of(DRIVEN)), times=path.times
+                world_from_camera=camera_path(node, path, node.camera_of(memory)), times=path.times
             )
             for path in paths
         ]
-        scores = worker.call(
+        scores = node.worker.call(
             lambda engine: engine.score(
-                asked, memory=DRIVEN, threshold=request.threshold, coarse=request.coarse
+                asked, memory=memory, threshold=request.threshold, coarse=request.coarse
             )
         ).result()
         response.scores = [
@@ -158,6 +156,8 @@ class Services:
     def _memory(self, name: str) -> str:
         name = name or DRIVEN
         if name not in self._node.memories:
+            if name == DRIVEN:
+                raise ValueError('nothing was driven through yet: there is no memory')
             raise ValueError(f"no memory '{name}'")
         return name
 

@@ -278,7 +278,11 @@ def test_save_forget_and_load_inside_one_folder(robot, folder):
     assert not robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
     assert file('load_memory', 'drive.npz').success
     assert robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
+    asked.memory = 'one'
+    refused = robot.client.call(ScoreTrajectories, 'score_trajectories', asked)
+    assert refused.message == "no memory 'one'"
     assert file('load_memory', 'drive.npz', 'one').success
+    assert robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
     assert file('load_memory', 'drive.npz', 'two').success
     assert 'max_memories, 2' in file('load_memory', 'drive.npz', 'three').message
 
