@@ -93,7 +93,7 @@ class _Index:
 
 @dataclass(frozen=True)
 class Bag:
-    """One bag: the folder with its metadata.yaml. It is one scene, by the folder's name."""
+    """One bag: its folder, or its one file. It is one scene, by that name."""
 
     path: Path
     config: BagConfig
@@ -188,7 +188,7 @@ class Bag:
         after = np.minimum(before + (times[before.clip(0)] < stamps), len(times) - 1)
         posed = (before >= 0) & (times[after] >= stamps)
         posed &= np.maximum(stamps - times[before], times[after] - stamps) <= config.pose_gap
-        nearest = np.abs(depths[0][None] - stamps[:, None]).argmin(axis=1)
+        nearest = _nearest(depths[0], stamps)
         paired = np.abs(depths[0][nearest] - stamps) <= config.tolerance
         left_out = []
         for usable, lack in (
@@ -225,11 +225,17 @@ class Bag:
             raise ImportError('reading bags takes rosbags: pip install rosbags') from error
         try:
             with AnyReader(
-                [self.path], default_typestore=get_typestore(Stores.ROS2_JAZZY)
+                self._files(), default_typestore=get_typestore(Stores.ROS2_JAZZY)
             ) as reader:
                 yield reader
         except (AnyReaderError, OSError, sqlite3.DatabaseError) as error:
             raise ValueError(f'{self.path} is no bag that can be read: {error}') from error
+
+    def _files(self) -> list[Path]:
+        """The bag; of a recorder that was killed, and so wrote no metadata.yaml, its storage files."""
+        files = sorted([*self.path.glob('*.mcap'), *self.path.glob('*.db3')])
+        whole = not files or (self.path / 'metadata.yaml').exists()
+        return [self.path] if whole else files
 
     def _messages(
         self,
@@ -249,8 +255,16 @@ class Bag:
                 raise ValueError(
                     f'{self.path}: {topic} is of type {connection.msgtype}, not {" or ".join(types)}'
                 )
+        from rosbags.highlevel import AnyReaderError
+
         for connection, logged, data in reader.messages(connections, start=start, stop=stop):
-            yield logged, reader.deserialize(data, connection.msgtype)
+            try:
+                message = reader.deserialize(data, connection.msgtype)
+            except AnyReaderError as error:
+                raise ValueError(
+                    f'{self.path}: {topic}, the message of {logged * 1e-9:.6f} cannot be read: {error}'
+                ) from None
+            yield logged, message
 
     def _camera(self, reader) -> tuple[Float[np.ndarray, '3 3'], int, int, str]:
         """K, the image's size and the camera's frame, the same in the whole bag."""
@@ -284,6 +298,12 @@ class Bag:
             p, q = pose.position, pose.orientation
             name = f'{self.path}: {topic}, pose {len(times)}'
             matrices.append(_matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), name))
+            moved = getattr(message, 'child_frame_id', '')
+            if moved not in ('', camera_frame) and not self.config.base_from_camera:
+                raise ValueError(
+                    f'{self.path}: {topic} has the poses of {moved!r}, the camera is {camera_frame!r}: '
+                    'base_from_camera must say where it sits'
+                )
             times.append(_seconds(message))
             frames.add(message.header.frame_id)
         if not frames:
@@ -367,6 +387,13 @@ class Bag:
         return [found[stamp] for stamp in stamps.tolist()]
 
 
+def _nearest(times: Float[np.ndarray, 'k'], at: Float[np.ndarray, 'n']) -> Int[np.ndarray, 'n']:
+    """For each of ``at`` the index of the nearest of the increasing ``times``, the earlier of two."""
+    after = np.searchsorted(times, at).clip(max=len(times) - 1)
+    before = (after - 1).clip(min=0)
+    return np.where(at - times[before] <= np.abs(times[after] - at), before, after)
+
+
 def _seconds(message) -> float:
     stamp = message.header.stamp
     return stamp.sec + stamp.nanosec * 1e-9
@@ -409,7 +436,8 @@ def _K(message) -> Float[np.ndarray, '3 3']:
 def _colours(message) -> Shaped[np.ndarray, 'h w 3']:
     """RGB of an image, raw or compressed."""
     if hasattr(message, 'format'):
-        image = cv2.imdecode(np.asarray(message.data), cv2.IMREAD_COLOR)
+        data = np.asarray(message.data)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
         if image is None:
             raise ValueError(f'{message.format!r} that cannot be decoded')
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
