@@ -13,7 +13,7 @@ from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectorie
 import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from mirage_model.interface import Candidates, Imagine, Trajectory
+from mirage_model.interface import Candidates, EngineProtocol, Imagine, Trajectory
 from mirage_ros import convert
 from mirage_ros.candidates import RESOLUTIONS
 from mirage_ros.host import DRIVEN, Host
@@ -143,15 +143,25 @@ class Services:
         node.check_room(memory)
         if not path.is_file():
             raise ValueError(f'{path} does not exist')
-        node.worker.call(lambda engine: engine.load(path, memory=memory)).result()
-        node.memories[memory] = ''
+
+        def task(engine: EngineProtocol) -> None:
+            """All in the worker's thread: what is observed next goes to this memory."""
+            engine.load(path, memory=memory)
+            node.memories[memory] = ''
+
+        node.worker.call(task).result()
         node.get_logger().info(f"memory '{memory}' loaded from {path}")
 
     def _reset(self, request: ResetMemory.Request, response: ResetMemory.Response) -> None:
-        memory = self._memory(request.memory)
-        self._node.worker.call(lambda engine: engine.drop(memory=memory)).result()
-        self._node.forget(memory)
-        self._node.get_logger().info(f"memory '{memory}' forgotten")
+        node, memory = self._node, self._memory(request.memory)
+
+        def task(engine: EngineProtocol) -> None:
+            """All in the worker's thread: what is observed next begins a new memory."""
+            engine.drop(memory=memory)
+            node.forget(memory)
+
+        node.worker.call(task).result()
+        node.get_logger().info(f"memory '{memory}' forgotten")
 
     def _memory(self, name: str) -> str:
         name = name or DRIVEN

@@ -1,0 +1,65 @@
+"""Services beside a camera that never rests: what a service does to a memory, it does between two observations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import threading
+
+from instant_engine import InstantEngine
+from mirage.srv import MemoryFile, ResetMemory
+import numpy as np
+import pytest
+
+from mirage_model.interface import View
+from mirage_ros.host import DRIVEN
+from mirage_ros.node import MirageNode
+from mirage_ros.services import Services
+
+
+@pytest.fixture
+def node(ros, tmp_path):
+    engine = InstantEngine()
+    node = MirageNode(lambda settings: engine)
+    node.settings = replace(node.settings, memory_folder=str(tmp_path))
+    assert node.start()
+    yield node
+    node.close()
+    node.destroy_node()
+
+
+def seed_view() -> View:
+    return View(
+        image=np.full((8, 8, 3), 50, np.uint8),
+        K=np.eye(3),
+        world_from_camera=np.eye(4),
+        time=0.0,
+        depth=np.ones((8, 8), np.float32),
+    )
+
+
+def next_in_line(node: MirageNode, ask) -> bool:
+    """Whether the task that waits behind what ``ask`` has the worker do finds the memory of the drive."""
+    begin = threading.Event()
+    held = node.worker.call(lambda engine: begin.wait(10))
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not node.worker._calls:
+        pass
+    found = node.worker.call(lambda engine: DRIVEN in node.memories)
+    begin.set()
+    asking.join()
+    assert held.result()
+    return found.result()
+
+
+def test_what_is_observed_next_finds_the_memory_that_was_loaded_or_forgotten(node):
+    (services,) = (part for part in node._parts if isinstance(part, Services))
+    view = seed_view()
+    node.worker.call(lambda engine: engine.seed(view, memory=DRIVEN)).result()
+    node.memories[DRIVEN] = 'camera'
+    file = MemoryFile.Request(file='drive')
+    services._save(file, MemoryFile.Response())
+    forget = lambda: services._reset(ResetMemory.Request(), ResetMemory.Response())  # noqa: E731
+    for _ in range(5):
+        assert not next_in_line(node, forget)
+        assert next_in_line(node, lambda: services._load(file, MemoryFile.Response()))
