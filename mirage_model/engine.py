@@ -193,7 +193,8 @@ class Engine:
                 seconds=seconds,
             )
             began = time.monotonic()
-        if request.keep_in is not None:
+        # that of the request's own name may have seen more, moved or gone meanwhile
+        if request.keep_in not in (None, request.memory):
             self._places[request.keep_in] = replace(place, memory=memory)
 
     def imagine_candidates(
@@ -413,6 +414,8 @@ class Engine:
     ) -> list[list[Chunk]]:
         """The chunks of some candidates, denoised together, as far as they are made in time."""
         made: list[list[Chunk]] = [[] for _ in part]
+        if time.monotonic() >= ends:
+            return made
         steps = self._steps(request.steps)
         chunks = rollouts(
             self.model,

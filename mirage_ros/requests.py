@@ -121,7 +121,8 @@ class Requests:
             )
 
         def on_done(outcome: Outcome) -> None:
-            if keep_in is not None and outcome.status == 'done':
+            # the one that it started from is known, or was forgotten meanwhile
+            if keep_in not in (None, begin.memory) and outcome.status == 'done':
                 node.memories[keep_in] = begin.camera_frame
             on_end(outcome)
 

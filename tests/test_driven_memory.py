@@ -65,6 +65,20 @@ def test_imagination_is_thrown_away_kept_or_kept_in_a_fork(engine):
     assert engine.holdings().cells == grown
 
 
+def test_what_is_seen_while_a_request_runs_is_where_the_next_one_starts(engine):
+    running = engine.imagine(request(16, keep_in='default'))
+    next(running)
+    engine.observe(view(time=150.0))
+    list(running)
+    assert engine._places['default'].camera.times.tolist() == [150.0]
+    running = engine.imagine(request(16, keep_in='default'))
+    next(running)
+    engine.drop()
+    list(running)
+    with pytest.raises(Refused, match='no seed'):
+        engine.score([])
+
+
 JUMP = np.array([[0.0, 0, 1, 4], [0, 1, 0, -1], [-1, 0, 0, 2], [0, 0, 0, 1.0]])
 
 
