@@ -11,27 +11,35 @@ _MAGIC = b'\x89MCAP0\r\n'
 
 
 def intact(bag: Path, folder: Path) -> tuple[Path, str]:
-    """The bag and '', or a copy of what is left of it in ``folder``, and what was found there.
+    """The bag and '', or a copy of what is left of it in ``folder``, and what was found in what breaks off.
 
     Bags of other formats are left alone. Raises ValueError where nothing is left.
     """
-    files = sorted(bag.glob('*.mcap')) if bag.is_dir() else []
+    files = [file for file in _files(bag) if file.suffix == '.mcap']
     broken = [file for file in files if not _ends_well(file)]
     if not broken:
         return bag, ''
     copy = folder / bag.resolve().name
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir(parents=True)
-    for file in bag.iterdir():
+    shutil.rmtree(folder, ignore_errors=True)
+    inside = copy if bag.is_dir() else folder
+    inside.mkdir(parents=True)
+    for file in _files(bag):
         if file not in broken:
-            shutil.copy(file, copy / file.name)
+            (inside / file.name).symlink_to(file.resolve())
     found: Counter[str] = Counter()
-    reasons = [f'{file.name} ({_copy_readable(file, copy / file.name, found)})' for file in broken]
+    reasons = [
+        f'{file.name} ({_copy_readable(file, inside / file.name, found)})' for file in broken
+    ]
     names = ', '.join(reasons)
-    if not found:
+    if not found and len(broken) == len(files):
         raise ValueError(f'{bag} breaks off before its first message: {names}')
-    counts = ', '.join(f'{count} on {topic}' for topic, count in sorted(found.items()))
+    counts = ', '.join(f'{count} on {topic}' for topic, count in sorted(found.items())) or 'none'
     return copy, f'{bag} breaks off, the end is missing: {names}; messages found: {counts}'
+
+
+def _files(bag: Path) -> list[Path]:
+    """Of a bag that is a folder, or one file."""
+    return sorted(file for file in [bag, *bag.glob('*')] if file.is_file())
 
 
 def _ends_well(file: Path) -> bool:

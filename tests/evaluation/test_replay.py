@@ -26,6 +26,7 @@ from mirage_model.evaluation.replay import Walk, load, request_for, views
 from mirage_model.evaluation.replay_command import configure, load_engine, main, open_bag, run
 from mirage_model.evaluation.results_bag import FIGURES, lanes
 from mirage_model.evaluation.segments import segments_of
+from mirage_model.evaluation.truncated import intact
 from mirage_model.intake import fit_pixels
 from mirage_model.interface import NOTHING
 
@@ -310,6 +311,29 @@ def test_of_a_truncated_file_what_is_left_is_replayed(recorded, tmp_path, capsys
     file.write_bytes(whole[:100])
     assert command(recorded, tmp_path / 'drive', tmp_path / 'other') == 1
     assert 'drive breaks off before its first message' in capsys.readouterr().err
+
+
+def test_of_a_recorder_that_was_killed_all_that_it_wrote_is_read(recorded, tmp_path):
+    """No metadata.yaml, in one file, in a folder, or split with an end that holds nothing."""
+    bag_config, _ = options(recorded)
+    engine = Engine.from_folder(recorded / 'model').describe()
+    (file,) = (recorded / 'drive').glob('*.mcap')
+    whole = in_small_chunks(file)
+    cut = whole[: len(whole) * 3 // 4]
+    folder = tmp_path / 'killed'
+    folder.mkdir()
+    (folder / 'killed_0.mcap').write_bytes(cut)
+    for bag in (folder, folder / 'killed_0.mcap'):
+        left, why = intact(bag, tmp_path / 'intact')
+        assert 'breaks off, the end is missing: killed_0.mcap' in why
+        alone = len(open_bag(left, bag_config, engine).stamps)
+        assert 16 < alone < 33
+    for size in (0, 100):
+        (folder / 'killed_1.mcap').write_bytes(cut[:size])
+        (folder / 'killed_0.mcap').write_bytes(whole)
+        left, why = intact(folder, tmp_path / 'intact')
+        assert 'killed_1.mcap' in why and why.endswith('messages found: none')
+        assert len(open_bag(left, bag_config, engine).stamps) == 33
 
 
 def test_a_truncated_database_is_named(recorded, tmp_path, capsys):
