@@ -85,10 +85,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         )
     if set(cells) != set(SHAPES):
         raise ValueError(f'{path}: holds {sorted(cells)}, not {sorted(SHAPES)}')
-    count = len(cells['size'])
+    count = cells['size'].numel()
     for name, (dtype, dimensions) in SHAPES.items():
         values = cells[name]
-        wrong = len(values) != count or values.ndim != dimensions
+        wrong = values.ndim != dimensions or len(values) != count
         if wrong or (dtype is not None and values.dtype != dtype):
             raise ValueError(f'{path}: {name} is {values.dtype} {tuple(values.shape)}')
         if not torch.isfinite(values).all():
@@ -101,4 +101,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     serial = cells['serial'].numpy()
     if count and (serial.min() < 0 or len(np.unique(serial)) != count):
         raise ValueError(f'{path}: serial numbers are not unique')
-    return cells, json.loads(metadata['about'])
+    try:
+        return cells, json.loads(metadata['about'])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f'{path}: its description is damaged: {error}') from error

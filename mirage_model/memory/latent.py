@@ -77,6 +77,8 @@ class MemoryConfig:
             raise ValueError(f'policy must be one of {get_args(Policy)}, got {self.policy!r}')
         if self.prefer not in get_args(Prefer):
             raise ValueError(f'prefer must be one of {get_args(Prefer)}, got {self.prefer!r}')
+        if self.dtype not in _BITS:
+            raise ValueError(f'dtype must be one of {sorted(_BITS)}, got {self.dtype!r}')
         if self.resident and not (self.folder and Path(self.folder).is_dir()):
             raise ValueError(f'a bound on resident cells needs a folder, got {self.folder!r}')
         if not 0 <= self.tolerance < 1:
@@ -282,6 +284,8 @@ class LatentMemory:
         try:
             memory = cls(MemoryConfig(**about['config']))
             memory._origin = None if about['origin'] is None else float(about['origin'])
+            if not math.isfinite(memory._origin or 0.0):
+                raise ValueError(f'its origin is {memory._origin}')
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{path}: its description is damaged: {error}') from error
         config, latents = memory.config, tensors['latents']
@@ -299,6 +303,9 @@ class LatentMemory:
         )
         memory._store.lay(every, voxel=config.voxel)
         memory._store.written = 1 + int(tensors['serial'].max()) if len(order) else 0
+        if config.resident:
+            last = every.points[:3, tensors['serial'].argmax()] if len(order) else np.zeros(3)
+            page_out(memory._store, config.resident, Path(config.folder), last)
         return memory
 
     def _latents(self, cells: Cells) -> Float[Tensor, 'm c']:

@@ -85,12 +85,38 @@ def first(values, value):
     return values
 
 
+def described(**changes):
+    """Damage to what a file says of the memory: to the origin, or to the configuration."""
+
+    def damage(tensors, metadata):
+        about = json.loads(metadata['about'])
+        for name, value in changes.items():
+            (about if name in about else about['config'])[name] = value
+        return tensors, metadata | {'about': json.dumps(about)}
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
         (lambda tensors, about: (tensors, about | {'format': 'other'}), 'not a latent memory'),
         (lambda tensors, about: (tensors, about | {'version': '99'}), 'version 99'),
         (lambda tensors, about: (tensors, about | {'about': '{}'}), 'description is damaged'),
+        (
+            lambda tensors, about: (tensors, about | {'about': '{'}),
+            r'place.*description is damaged',
+        ),
+        (
+            lambda tensors, about: (tensors, {'format': about['format'], 'version': '2'}),
+            r'place.*description is damaged',
+        ),
+        (described(origin=math.nan), 'description is damaged: its origin is nan'),
+        (described(dtype='float64'), r'(?s)description is damaged: .*dtype'),
+        (
+            lambda tensors, about: ({**tensors, 'size': torch.tensor(1.0)}, about),
+            'position is',
+        ),
         (lambda tensors, about: ({**tensors, 'more': torch.ones(1)}, about), 'holds'),
         (
             lambda tensors, about: (

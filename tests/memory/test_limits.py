@@ -49,6 +49,17 @@ def test_paged_blocks_read_as_if_they_were_in_memory(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_a_loaded_memory_is_within_its_bound_at_once(tmp_path):
+    memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=500, folder=str(tmp_path)))
+    drive(memory, 12)
+    memory.save(tmp_path / 'place.safetensors')
+    loaded = LatentMemory.load(tmp_path / 'place.safetensors')
+    assert len(loaded) == len(memory) > 500
+    assert loaded.resident_nbytes <= 500 * loaded.nbytes / len(loaded)
+    expected = memory.readout(camera_at(0, 12))
+    assert torch.equal(loaded.readout(camera_at(0, 12)).latents, expected.latents)
+
+
 def test_a_fork_of_a_paged_memory_lives_on_its_own(tmp_path):
     trunk = LatentMemory(MemoryConfig(channels=CHANNELS, resident=500, folder=str(tmp_path)))
     drive(trunk, 20)
@@ -108,7 +119,8 @@ def test_furthest_keeps_what_is_near():
 
 
 @pytest.mark.parametrize(
-    'wrong', [{'capacity': -1}, {'policy': 'newest'}, {'resident': 10}, {'voxel': -1.0}]
+    'wrong',
+    [{'capacity': -1}, {'policy': 'newest'}, {'resident': 10}, {'voxel': -1.0}, {'dtype': 'int8'}],
 )
 def test_bounds_that_make_no_sense_are_refused(wrong):
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
