@@ -55,7 +55,8 @@ def far_corners(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 
             aim = (np.array([x, y]) - centre) / focal
             points.append(rule.far * np.concatenate([aim, np.ones_like(aim[:, :1])], axis=1))
     in_camera = np.stack(points, axis=1) - shift[:, None]
-    return (in_camera @ rotation).reshape(-1, 3)
+    # a rotation may be off by as much as `check_rigid` allows: its transpose is not its inverse
+    return (in_camera @ np.linalg.inv(rotation).swapaxes(1, 2)).reshape(-1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)

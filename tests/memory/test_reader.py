@@ -11,6 +11,7 @@ import pytest
 import scenes
 import torch
 
+from mirage_model.camera import check_cameras
 from mirage_model.memory import kernels, reader, zbuffer
 from mirage_model.memory.cells import IMAGINED, LATEST, Cells
 from mirage_model.memory.store import Store
@@ -86,6 +87,21 @@ def test_a_crowd_read_by_several_threads_equals_the_reference(footprint, far):
     expected_index, expected_rank = zbuffer.nearest(points, views, rule)
     assert torch.equal(index, expected_index)
     assert torch.equal(rank, expected_rank)
+
+
+def test_a_cell_at_the_end_of_a_view_is_found_where_the_rotation_is_off_by_what_is_allowed():
+    pose = scenes.transform()
+    pose[:3, :3] *= 1 - 4.5e-4
+    cameras = check_cameras(scenes.camera_row([pose]))
+    points = Points(
+        position=torch.tensor([[0.1, 0.1, 9.002]]),
+        size=torch.tensor([0.1]),
+        observed=torch.tensor([True]),
+    )
+    rule, views = Rule(footprint=1, tolerance=0.05, near=0.05, far=9.0), Views.of(cameras)
+    expected, _ = zbuffer.nearest(points, views, rule)
+    assert expected.max() == 0
+    assert torch.equal(winners(store_of(points), views, rule)[0], expected)
 
 
 def test_only_observed_cells_make_the_observed_surface():
