@@ -92,7 +92,8 @@ class Worker:
     """Submit, cancel, call, close. Every job that was submitted has had its outcome when `close` returns.
 
     Jobs of one client are served in order. Clients take turns, by start-time fair queueing: a job's turn is one
-    after that of the job before it of the same client, or the turn that is being served.
+    after that of the job before it of the same client, or the turn that is being served. That one moves on a
+    little with every job.
     """
 
     def __init__(self, engine: EngineProtocol, *, queue_size: int):
@@ -193,10 +194,11 @@ class Worker:
         self._thread.join()
 
     def _take_turn(self, client: str) -> float:
-        past = [other for other, turn in self._next_turn.items() if turn <= self._turn]
-        for other in past:
-            del self._next_turn[other]
-        turn = self._next_turn.get(client, self._turn)
+        here = {entry.job.client for entry in self._waiting}
+        if self._running:
+            here.add(self._running.job.client)
+        self._next_turn = {c: turn for c, turn in self._next_turn.items() if c in here}
+        turn = max(self._next_turn.get(client, self._turn), self._turn)
         self._next_turn[client] = turn + 1
         return turn
 
@@ -209,7 +211,9 @@ class Worker:
                 if not self._calls:
                     self._running = min(self._waiting, key=lambda entry: entry.turn)
                     self._waiting.remove(self._running)
-                    self._turn = self._running.turn
+                    # not by turns alone: clients that are new every time would keep the others waiting
+                    least = self._turn + 1 / (CLIENTS * self._queue_size)
+                    self._turn = max(least, self._running.turn)
                 entry = self._running
             if entry is None:
                 self._answer_calls()

@@ -259,6 +259,28 @@ def test_clients_take_turns(engine):
     requests.worker.close()
 
 
+def test_nobody_waits_for_clients_that_are_new_every_time():
+    requests = Requests(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=1)
+    ended: list[str] = []
+
+    def next_stranger(number: int) -> None:
+        """Always one more of them waits."""
+        if number < 60 and 'again' not in ended:
+            requests.submit(
+                f's{number}', client=f's{number}', on_answer=lambda c: next_stranger(number + 1)
+            )
+
+    first = requests.submit('first', steps=100, client='known')
+    time.sleep(0.02)
+    requests.submit('again', client='known', on_answer=lambda chunk: ended.append('again'))
+    next_stranger(0)
+    requests.worker.cancel(first)
+    assert requests.outcome('again').status == 'done'
+    assert len(requests.outcomes) < 30
+    assert len(requests.worker._next_turn) <= 3
+    requests.worker.close()
+
+
 def test_calls_are_answered_between_two_steps(requests):
     """While a job runs; what they raise is theirs alone, and closing answers them too."""
     requests.submit('long', steps=1000)
