@@ -88,7 +88,8 @@ def grid_message(
     resolution: float,
     most: int,
 ) -> OccupancyGrid:
-    """From above: what the memory holds over every square of the world's x-y plane, centred on the cells' median."""
+    """From above: what the memory holds over every square of the world's x-y plane, centred where cells are, near
+    their median."""
     message = OccupancyGrid(header=header)
     message.info.map_load_time = header.stamp
     message.info.resolution = resolution
@@ -96,7 +97,8 @@ def grid_message(
     if not len(positions):
         return message
     squares = np.floor(positions[:, :2].astype(np.float64) / resolution).astype(np.int64)
-    centre = np.median(squares, axis=0).astype(np.int64)
+    from_median = np.abs(squares - np.median(squares, axis=0)).max(axis=1)
+    centre = squares[from_median.argmin()]  # there may be nothing at the median itself
     near = (np.abs(squares - centre) < most // 2).all(axis=1)
     squares, observed = squares[near], observed[near]
     low = squares.min(axis=0)

@@ -64,3 +64,10 @@ def test_grid_of_nothing_and_of_what_lies_far_away():
     positions[8] = 1e6
     grid = grid_message(positions, np.ones(9, bool), HEADER, resolution=0.1, most=64)
     assert (grid.info.width, grid.info.height, list(grid.data)) == (1, 1, [OBSERVED_THERE])
+
+
+def test_grid_of_a_ring_that_is_wider_than_the_grid():
+    angle = np.linspace(0, 2 * np.pi, 100)
+    ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * 150
+    grid = grid_message(ring, np.ones(100, bool), HEADER, resolution=0.1, most=64)
+    assert OBSERVED_THERE in grid.data
