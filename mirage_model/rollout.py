@@ -146,7 +146,13 @@ def rollouts(
             )
             if stop < len(branch.cameras) or remember_last:
                 contexts[index] = _remember(
-                    model, branch, contexts[index], one, frames, refine_cameras=refine_cameras
+                    model,
+                    branch,
+                    contexts[index],
+                    one,
+                    latents[row, :, 1:].movedim(1, 0),
+                    frames,
+                    refine_cameras=refine_cameras,
                 )
 
 
@@ -189,11 +195,16 @@ def _remember(
     branch: Branch,
     context: _Context,
     ahead: _Ahead,
+    latents: Float[Tensor, 'k c h w'],
     frames: Float[Tensor, 'n 3 H W'],
     *,
     refine_cameras: bool,
 ) -> _Context:
-    """Write what was imagined into the branch's memory; return what its next chunk goes on from."""
+    """Write what was imagined into the branch's memory; return what its next chunk goes on from.
+
+    The latents are written as they are. The last frame alone is encoded: a chunk begins with a frame
+    that nothing is before, and to a causal codec that is another thing than the last of a clip.
+    """
     clock, stride = _Clock(model.device), model.codec.temporal_stride
     last_of_latent = frames[stride - 1 :: stride]
     seen = model.perception.estimate(
@@ -206,10 +217,8 @@ def _remember(
         seen = replace(seen, cameras=found)
     grid = on_grid(seen.cameras, model)
     depth, keep = keep_mask(seen, height=grid.height, width=grid.width)
-    encoded = last_of_latent if branch.memory.takes_latents else last_of_latent[-1:]
-    stills = model.codec.encode_stills(encoded)
     branch.memory.write(
-        stills if branch.memory.takes_latents else None,
+        latents if branch.memory.takes_latents else None,
         depth,
         grid,
         keep=keep,
@@ -218,7 +227,10 @@ def _remember(
         pixels=pixels_of(last_of_latent, seen),
     )
     return _Context(
-        latents=stills[-1:], frame=frames[-1:], camera=ahead.new[-1:], seconds=clock.lap()
+        latents=model.codec.encode_stills(frames[-1:]),
+        frame=frames[-1:],
+        camera=ahead.new[-1:],
+        seconds=clock.lap(),
     )
 
 

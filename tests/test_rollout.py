@@ -89,6 +89,24 @@ def test_imagined_cells_enter_the_memory_as_imagined_and_leave_observations_alon
     assert torch.equal(after.observed, before.observed)
 
 
+def test_what_was_imagined_is_written_as_it_was_denoised(model):
+    """Decoded behind the frame that the chunk began with, the written latents are the chunk's frames."""
+    written = []
+
+    class Listening(LatentMemory):
+        def write(self, latents, *arguments, **keywords):
+            written.append(latents)
+            super().write(latents, *arguments, **keywords)
+
+    memory = Listening(MemoryConfig(channels=model.codec.channels))
+    before = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
+    for chunk, latents in zip(list(imagine(model, memory=memory)), written, strict=True):
+        clip = torch.cat([model.codec.encode_stills(before), latents])
+        shown = model.codec.decode(clip.movedim(0, 1)[None])[0, 1:].clamp(0, 1)
+        torch.testing.assert_close(shown, chunk.frames)
+        before = chunk.frames[-1:]
+
+
 def _grid_of(cameras: Cameras) -> Cameras:
     return replace(
         cameras, K=cameras.K * torch.tensor([[0.125], [0.125], [1.0]]), height=4, width=6

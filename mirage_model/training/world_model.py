@@ -212,10 +212,11 @@ class WorldModelObjective:
     def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
         """Let the model imagine the chunk before, from where its own memory and the true frames end.
 
-        When running, what was imagined is decoded and encoded again as stills. That would cost more
-        than the imagining itself, `dry_run.operations`, so here the error that the model made, its
-        latents minus the true ones, is carried over to the true stills. Their depth stays the true one,
-        with the noise of an imagined one.
+        When running, its latents are written as they are, and its last frame is decoded and encoded
+        again as context. That would cost more than the imagining itself, `dry_run.operations`, so here
+        the error that the model made, its latents minus the true ones, is carried over to the true
+        stills, from which the codec's clips differ little. Their depth stays the true one, with the
+        noise of an imagined one.
         """
         before = [scene.video[scene.chunk - 1] for scene in scenes]
         sides = [(scene.memory, scene.cameras(scene.chunk - 1)) for scene in scenes]
