@@ -21,8 +21,9 @@ from mirage_model.evaluation.efficiency_rows import Row, machine
 from mirage_model.evaluation.efficiency_tiny import run_whole
 from mirage_model.evaluation.tiny import trajectory
 
-TRAJECTORY = 1
-"""Of the manifest of `tiny`: a drive forward."""
+TRAJECTORY = 5
+"""Of the manifest of `tiny`: out and back, which moves in every chunk, where a drive forward ends at a
+wall."""
 
 
 def once(path: Path, work: Callable[[], object]) -> object:
@@ -51,7 +52,7 @@ def measure_whole(folder: Path, model_folder: Path, chunks: int, runs: int) -> R
     about = (
         f'{config.name} ({model.sha256[:12]}), {config.height}x{config.width} frames, '
         f'{model.codec.channels} channels, {config.steps} steps, its own weights and perception, every rollout run whole, '
-        f'{runs} runs of all memories in turn, along number {TRAJECTORY} of the drives of `mirage_model.evaluation.tiny`.'
+        f'{runs} runs of all memories in turn, along number {TRAJECTORY} of the drives of `mirage_model.evaluation.tiny`, out and back.'
     )
     return Results(
         size=config.name,

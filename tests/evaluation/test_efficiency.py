@@ -9,6 +9,7 @@ import math
 import time
 
 from models import CHUNK_FRAMES, HEIGHT, WIDTH, save_small_model
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from mirage_model.camera import Cameras, unproject
 from mirage_model.checkpoint import Model, load_model
 from mirage_model.codec import WAN22_VAE, Codec
 from mirage_model.data.clip import Clip
-from mirage_model.evaluation import efficiency
+from mirage_model.data.record import open_world
+from mirage_model.evaluation import efficiency, tiny
 from mirage_model.evaluation.__main__ import main as evaluation
 from mirage_model.evaluation.efficiency import main, measure_parts, once
 from mirage_model.evaluation.efficiency_large import (
@@ -226,7 +228,7 @@ def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
     assert main([*short, '--size', 'embedded'], SMALL) == 0
     assert not (tmp_path / 'docs').exists()
     assert main(short, SMALL) == 0
-    assert drives == [1]  # measured once
+    assert drives == [efficiency.TRAJECTORY]  # measured once
     page = (tmp_path / 'docs' / 'efficiency.md').read_text()
     assert page.count('**Composed, not run.**') == 1 and '## small-random' in page
     assert {path.name for path in (tmp_path / 'docs').iterdir()} == {
@@ -237,6 +239,22 @@ def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
             for end in ('csv', 'png')
         ),
     }
+
+
+def test_the_drive_moves_in_every_chunk(monkeypatch):
+    """A camera that stands still adds nothing to any memory: the curves would say nothing."""
+
+    planned = []
+
+    def plan(map_name: str, kind: str, *, frames: int, seed: int, name: str) -> Clip:
+        with open_world(map_name, seed=seed) as world:
+            planned.append(world.plan(kind, frames, np.random.default_rng(seed)))
+        return clip(1)
+
+    monkeypatch.setattr(tiny, 'record_drive', plan)
+    tiny.trajectory(efficiency.TRAJECTORY, 20 * 16 + 1)
+    ends = planned[0][::16, :3, 3]
+    assert len(ends) == 21 and np.linalg.norm(np.diff(ends, axis=0), axis=1).min() > 1.0
 
 
 def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
