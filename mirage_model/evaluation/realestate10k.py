@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import json
+import os
 from pathlib import Path
 import random
 import sys
@@ -25,6 +26,7 @@ from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
 from mirage_model.engine import Engine
 from mirage_model.evaluation.metrics import MISSING, mean_with_interval, quality
+from mirage_model.evaluation.replay import claim
 from mirage_model.evaluation.tables import write_tables
 from mirage_model.interface import NOTHING, Imagine, Refused, View
 
@@ -98,10 +100,12 @@ def evaluate(
 ) -> dict[str, object]:
     """Every clip of the manifest, once: finished ones are read back. Writes tables and the summary.
 
-    A clip that is not there, or cannot be evaluated, is counted as failed, with its reason.
+    A clip that is not there, or cannot be evaluated, is counted as failed, with its reason. Raises ValueError
+    where ``out`` holds clips of another model, or cut otherwise.
     """
-    done = out / 'clips'
-    done.mkdir(parents=True, exist_ok=True)
+    about = engine.describe()
+    settings = {'model': about.model, 'sha256': about.sha256, 'layout': asdict(source.layout)}
+    done = claim(out, settings, 'clips')
     parts = {}
     for part in source.listing().parts:
         parts.setdefault(part.sequence, part)
@@ -114,7 +118,10 @@ def evaluate(
                     raise ValueError('no frames that can be used')
                 clip = complete(source.load(parts[name]), engine.model.perception)
                 with torch.no_grad():
-                    path.write_text(json.dumps(measure(engine, clip)))
+                    row = measure(engine, clip)
+                aside = path.with_suffix('.part')
+                aside.write_text(json.dumps(row))
+                os.replace(aside, path)
             except (ValueError, Refused) as error:
                 failed[name] = str(error)
                 continue
@@ -125,8 +132,8 @@ def evaluate(
     names_of += ('closed_loop_psnr', 'closed_loop_ssim')
     summary = {
         'protocol': 'RealEstate10K',
-        'model': engine.describe().model,
-        'sha256': engine.describe().sha256,
+        'model': about.model,
+        'sha256': about.sha256,
         'clips': len(rows),
         'failed': failed,
         'missing': MISSING,
@@ -135,7 +142,6 @@ def evaluate(
             for name in names_of
         },
     }
-    out.mkdir(parents=True, exist_ok=True)
     (out / 'realestate10k.json').write_text(json.dumps(summary, indent=1) + '\n')
     return summary
 

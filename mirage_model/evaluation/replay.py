@@ -120,7 +120,7 @@ def views(bag: Bag, rows: Sequence[int]) -> list[View]:
             image=frame,
             K=bag.K,
             world_from_camera=bag.world_from_camera[row],
-            time=float(bag.stamps[row]),
+            time=whole_microseconds(float(bag.stamps[row])),
             depth=metres,
         )
         for row, frame, metres in zip(rows, clip.frames.numpy(), depth)
@@ -270,12 +270,12 @@ def load(path: Path) -> Replayed:
     return Replayed(**tensors, **rest)
 
 
-def claim(out: Path, about: dict) -> Path:
-    """The folder of segments within ``out``, which is held to what the results are ``about``.
+def claim(out: Path, about: dict, name: str = 'segments') -> Path:
+    """The folder of results by that name within ``out``, which is held to what they are ``about``.
 
     Raises ValueError where it holds other results.
     """
-    folder, path = out / 'segments', out / 'config.json'
+    folder, path = out / name, out / 'config.json'
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(about, indent=1) + '\n'
     if path.exists() and path.read_text() != text:

@@ -58,7 +58,7 @@ def root(tmp_path_factory) -> Path:
 def command(root: Path, out: Path, manifest: Path, *more: str) -> int:
     words = ['--text', str(root / 'text'), '--frames', str(root / 'frames'), *more]
     words += ['--manifest', str(manifest), '--out', str(out), '--model', str(root / 'model')]
-    return main([*words, '--length', str(FRAMES)])
+    return main(['--length', str(FRAMES), *words])
 
 
 @pytest.fixture(scope='module')
@@ -94,6 +94,16 @@ def test_finished_clips_are_read_back(root, done):
     assert command(root, done, root / 'manifest.txt') == 0
     summary = json.loads((done / 'realestate10k.json').read_text())
     assert summary['figures']['psnr_all']['high'] > 40
+
+
+def test_clips_of_other_frames_or_another_model_are_not_read_back(root, done, capsys):
+    words = ['--length', str(FRAMES - 4)]
+    assert command(root, done, root / 'manifest.txt', *words) == 1
+    assert 'holds results that differ in layout' in capsys.readouterr().err
+    claimed = json.loads((done / 'config.json').read_text())
+    (done / 'config.json').write_text(json.dumps({**claimed, 'sha256': 'of others'}))
+    assert command(root, done, root / 'manifest.txt') == 1
+    assert 'holds results that differ in sha256' in capsys.readouterr().err
 
 
 def test_imagining_along_a_path_of_any_length(root):
