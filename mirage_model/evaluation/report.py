@@ -15,7 +15,7 @@ import numpy as np
 from mirage_model.evaluation.metrics import MISSING
 from mirage_model.evaluation.replay import Replayed
 from mirage_model.evaluation.tables import Row
-from mirage_model.evaluation.video import mask_in_colour, mp4, side_by_side
+from mirage_model.evaluation.video import at_most, mask_in_colour, mp4, side_by_side
 
 _STYLE = """
 :root { color-scheme: light }
@@ -31,6 +31,8 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .8rem }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
 .bad { color: #a00 }
 """
+_WIDEST = 480
+"""Pixels of each picture in a film: three of a large model's would make a film that few phones play."""
 _REGIONS = {
     'all': ('all pixels', '#222222'),
     'covered': ('covered by the memory', '#2a8a50'),
@@ -175,7 +177,8 @@ def _svg(figure: Figure, title: str) -> str:
 
 
 def _film(name: str, row: Row, replayed: Replayed, about: dict) -> str:
-    frames = side_by_side(replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility))
+    pictures = replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility)
+    frames = side_by_side(*(at_most(each, _WIDEST) for each in pictures))
     scale = max(1, 320 // replayed.frames.shape[2])
     data = base64.b64encode(mp4(frames, frame_rate=about['frame_rate'], scale=scale)).decode()
     caption = (

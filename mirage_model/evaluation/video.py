@@ -19,6 +19,14 @@ def mask_in_colour(visibility: UInt8[np.ndarray, 'n h w']) -> UInt8[np.ndarray, 
     return table[visibility]
 
 
+def at_most(frames: UInt8[np.ndarray, 'n h w 3'], width: int) -> UInt8[np.ndarray, 'n h2 w2 3']:
+    """The frames, made smaller where they are wider than that."""
+    if frames.shape[2] <= width:
+        return frames
+    size = width, max(1, round(frames.shape[1] * width / frames.shape[2]))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+
+
 def side_by_side(
     *rows: UInt8[np.ndarray, 'n h w 3'], gap: int = 4
 ) -> UInt8[np.ndarray, 'n h2 w2 3']:

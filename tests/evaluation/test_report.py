@@ -9,10 +9,12 @@ import shutil
 
 from drives import OPTIONS, wall_bag
 from models import save_small_model
+import numpy as np
 from playwright.sync_api import Page, sync_playwright
 import pytest
 
 from mirage_model.evaluation.replay_command import configure, load_engine, run
+from mirage_model.evaluation.video import at_most
 
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync']
 
@@ -88,3 +90,11 @@ def test_its_figures_are_those_of_the_tables(report, page):
                     assert text == '–'
                 else:
                     assert float(text) == pytest.approx(float(row[column]), abs=5.1e-4)
+
+
+def test_films_of_a_large_model_are_made_smaller():
+    """Three pictures beside each other, 720p each, would be wider than phones play."""
+    frames = np.arange(2 * 704 * 1280 * 3, dtype=np.uint8).reshape(2, 704, 1280, 3)
+    assert at_most(frames, 480).shape == (2, 264, 480, 3)
+    np.testing.assert_array_equal(at_most(np.full_like(frames, 7), 480), 7)
+    assert at_most(frames, 1280) is frames

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import math
 
+from drives import OPTIONS, copy_bag, wall_bag
 import numpy as np
 import pytest
 
-from mirage_model.data.sources import Listing, Part
+from mirage_model.data.bag import Bag, BagConfig
+from mirage_model.data.sources import Layout, Listing, Part
+from mirage_model.evaluation.replay import views
 from mirage_model.evaluation.segments import ReplayConfig, segments_of
 
 
@@ -60,3 +64,20 @@ def test_what_cannot_be_planned_is_refused():
     for wrong in ({'horizon': 0.0}, {'stride': math.inf}, {'observe': -1.0}, {'seeds': (1, 1)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ReplayConfig(**wrong)
+
+
+def test_a_view_has_the_time_that_a_message_can_hold(tmp_path):
+    """Stamps have nanoseconds, those of the node microseconds; both ways give the memory the same."""
+
+    def later(topic, message):
+        if topic == '/camera/image':
+            stamp = message.header.stamp
+            stamp = replace(stamp, nanosec=stamp.nanosec + 300)
+            message = replace(message, header=replace(message.header, stamp=stamp))
+        return message
+
+    path = copy_bag(wall_bag(tmp_path / 'drive', 5), tmp_path / 'later', later)
+    topics = {name: OPTIONS[name] for name in ('image', 'camera_info', 'pose')}
+    bag = Bag(path, BagConfig(**topics), Layout(least=1))
+    assert bag.nanoseconds[2] == 1000_250_000_300 and bag.stamps[2] > 1000.25
+    assert [view.time for view in views(bag, [2, 3])] == [1000.25, 1000.375]
