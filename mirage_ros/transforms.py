@@ -216,6 +216,8 @@ def listen(
     own = Tree(keep=keep)
     known: Transforms = own if tf2_ros is None else Tf2(node, keep=keep, listen=settings.use_tf)
     group = MutuallyExclusiveCallbackGroup()  # others wait for what comes in here
+    posed: set[str] = set()
+    """Frames told by odometry or poses: TF may join them to another parent, and each would forget the other's."""
 
     def add(topic: str, transforms: list[TransformStamped], *, static: bool = False) -> None:
         for transform in transforms:
@@ -224,10 +226,14 @@ def listen(
             except ValueError as error:
                 on_bad(topic, error)
 
-    if settings.use_tf and tf2_ros is None:
-        node.create_subscription(
-            TFMessage, '/tf', lambda m: add('tf', m.transforms), LIVE, callback_group=group
+    def on_tf(message: TFMessage) -> None:
+        add(
+            'tf',
+            [t for t in message.transforms if t.child_frame_id.removeprefix('/') not in posed],
         )
+
+    if settings.use_tf and tf2_ros is None:
+        node.create_subscription(TFMessage, '/tf', on_tf, LIVE, callback_group=group)
         node.create_subscription(
             TFMessage,
             '/tf_static',
@@ -250,6 +256,7 @@ def listen(
         except ValueError as error:
             on_bad(topic, error)
             return
+        posed.add(child.removeprefix('/'))
         add(topic, [transform])
 
     if settings.pose_source == 'odometry':

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import threading
 
+from geometry_msgs.msg import PoseStamped
 import numpy as np
 import pytest
+from rclpy.node import Node
 from scipy.spatial.transform import Rotation
+from tf2_msgs.msg import TFMessage
 
-from mirage_ros.transforms import MAX_FRAMES, Tree, transform_message
+from mirage_ros.convert import pose_from_matrix, stamp
+from mirage_ros.settings import Settings
+from mirage_ros.transforms import MAX_FRAMES, Tree, listen, transform_message
 
 
 def rigid(rng: np.random.Generator) -> np.ndarray:
@@ -117,3 +122,26 @@ def test_a_loop_and_a_flood_of_frames_are_survived():
         tree.add(transform_message('map', f'f{i}', turn(0), 0.0), static=True)
     with pytest.raises(ValueError, match='one more than'):
         tree.add(transform_message('map', 'one more', turn(0), 0.0), static=True)
+
+
+def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros):
+    """A localiser says where base_link is in the map, while TF has it below odom."""
+    node = Node('listens')
+    known = listen(node, Settings(pose_source='pose'), on_bad=lambda *bad: pytest.fail(str(bad)))
+    hear = {one.topic_name: one.callback for one in node.subscriptions}
+    for time in (10.0, 11.0):
+        tf = TFMessage(
+            transforms=[
+                transform_message('map', 'odom', turn(0.0, 5.0), time),
+                transform_message('odom', 'base_link', turn(0.0, 1.0), time),
+            ]
+        )
+        hear['/tf'](tf)
+        pose = PoseStamped(pose=pose_from_matrix(turn(0.0, time)))
+        pose.header.frame_id, pose.header.stamp = 'map', stamp(time)
+        hear['/pose'](pose)
+        hear['/tf'](tf)
+    found = known.lookup('map', 'base_link', 10.5)
+    np.testing.assert_allclose(found, turn(0.0, 10.5), atol=1e-6)
+    np.testing.assert_allclose(known.lookup('map', 'odom', 10.5), turn(0.0, 5.0), atol=1e-6)
+    node.destroy_node()
