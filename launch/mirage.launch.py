@@ -39,6 +39,8 @@ TOPICS = (
     'imagine',
     'imagine_candidates',
 )
+TRANSPORTS = {'image': 'compressed', 'depth': 'compressedDepth'}
+"""Their topics lie below the raw ones'."""
 
 
 def name_of(topic: str) -> str:
@@ -58,6 +60,10 @@ def generate_launch_description() -> LaunchDescription:
         for topic in TOPICS
     ]
     remappings = [(topic, LaunchConfiguration(name_of(topic))) for topic in TOPICS]
+    remappings += [
+        (f'{topic}/{transport}', [LaunchConfiguration(topic), f'/{transport}'])
+        for topic, transport in TRANSPORTS.items()
+    ]
     profile = SetEnvironmentVariable(
         'FASTRTPS_DEFAULT_PROFILES_FILE', LaunchConfiguration('dds_profile')
     )
