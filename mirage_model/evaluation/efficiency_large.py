@@ -119,13 +119,7 @@ def memory_laps(setting: Setting, name: str, chunks: int) -> list[dict]:
         memory.readout(resized(every[1:], h, w), latents=False)
         assert encoder.encoded == read, 'masks need no latents'
         write(every[sizes.temporal_stride :: sizes.temporal_stride], observed=False)
-        result.append(
-            vars(memory.laps[-1])
-            | {
-                'encoded_to_read': read,
-                'encoded_to_write': count if memory.takes_latents else 0,
-            }
-        )
+        result.append(vars(memory.laps[-1]) | {'encoded_to_read': read})
     return result
 
 
@@ -181,7 +175,6 @@ def composed(setting: Setting, done: dict, chunks: int, runs: int) -> list[Row]:
         for name in MEMORIES:
             for chunk, lap in enumerate(done[f'{name}-{run}'][:chunks]):
                 seconds = lap['seconds']
-                context = 0 if lap['encoded_to_write'] else 1
                 rows.append(
                     Row(
                         memory=name,
@@ -190,8 +183,8 @@ def composed(setting: Setting, done: dict, chunks: int, runs: int) -> list[Row]:
                         frames=setting.new_frames,
                         read=seconds['read'] + lap['encoded_to_read'] * encode,
                         masks=seconds['masks'],
-                        write=seconds['write'] + lap['encoded_to_write'] * encode,
-                        rest=decode + context * encode,
+                        write=seconds['write'],
+                        rest=decode + encode,
                         nbytes=lap['nbytes'],
                         index_nbytes=lap['index_nbytes'],
                         cells=lap['cells'],

@@ -151,8 +151,8 @@ one trajectory. Each figure is the median of the runs, with the lowest and the h
 
 - **Read**: what the model is shown, at the cameras of the latent frames. The RGB cloud renders and encodes one frame for each of them; the published
   models render and encode every frame.
-- **Write**: what a chunk adds. Memories of latents encode its frames first, and that is counted; the last of these frames is also the context of the
-  next chunk, which the other memories encode as well, and there it is not counted.
+- **Write**: what a chunk adds. Memories of latents are given those that were denoised, so that nothing is encoded for them; the context of the next
+  chunk is encoded whatever the memory, and counts as no writing.
 - **End to end**: all of the chunks so far by the number of their frames, with the masks of every frame.
 - **Held**: bytes of the cells. What finds them is apart, in the CSV as `index_nbytes`.
 

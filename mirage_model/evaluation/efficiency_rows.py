@@ -21,8 +21,7 @@ class Row:
     """One chunk, counted from 1, of one run of a memory. Seconds are those of the whole chunk.
 
     ``read`` is what the model is shown, ``masks`` where the memory covers each frame, ``write``
-    what the chunk adds, encoded first where the memory takes latents; ``rest`` is all else. The
-    bytes and cells are those held after it.
+    what the chunk adds; ``rest`` is all else. The bytes and cells are those held after it.
     """
 
     memory: str

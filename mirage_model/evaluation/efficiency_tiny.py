@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from jaxtyping import Float
-from torch import Tensor
-
 from mirage_model.checkpoint import Model
-from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip
 from mirage_model.evaluation.efficiency_rows import Clock, Row, TimedMemory
 from mirage_model.evaluation.tiny import imagine
@@ -17,32 +13,15 @@ from mirage_model.memory.create import MEMORIES, create_memory
 from mirage_model.memory.latent import MemoryConfig
 
 
-class TimedCodec(Codec):
-    """A codec that counts what it takes to encode single frames."""
-
-    def __init__(self, codec: Codec, clock: Clock) -> None:
-        vars(self).update(vars(codec))
-        self.clock = clock
-
-    def encode_stills(self, frames: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
-        with self.clock.count('encode'):
-            return super().encode_stills(frames)
-
-
 def rows_of_a_rollout(model: Model, clip: Clip, name: str, run: int) -> list[Row]:
-    """Imagine along a clip's cameras from its first frame; a row for every chunk.
-
-    What a memory takes to encode the frames that it is written counts as its writing: so does the
-    last frame, which those without latents encode too, as context.
-    """
+    """Imagine along a clip's cameras from its first frame; a row for every chunk."""
     clock = Clock()
     config = MemoryConfig(channels=model.codec.channels, footprint=model.config.footprint)
     memory = TimedMemory(create_memory(name, config, model.codec), clock)
-    imagine(replace(model, codec=TimedCodec(model.codec, clock)), clip, memory, seed=0)
+    imagine(model, clip, memory, seed=0)
     rows = []
     for chunk, lap in enumerate(memory.laps):
         counted = lap.seconds
-        write = counted['write'] + (counted['encode'] if memory.takes_latents else 0.0)
         rows.append(
             Row(
                 memory=name,
@@ -51,8 +30,8 @@ def rows_of_a_rollout(model: Model, clip: Clip, name: str, run: int) -> list[Row
                 frames=model.new_frames,
                 read=counted['read'],
                 masks=counted['masks'],
-                write=write,
-                rest=counted['whole'] - counted['read'] - counted['masks'] - write,
+                write=counted['write'],
+                rest=counted['whole'] - counted['read'] - counted['masks'] - counted['write'],
                 nbytes=lap.nbytes,
                 index_nbytes=lap.index_nbytes,
                 cells=lap.cells,
