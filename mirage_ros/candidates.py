@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import math
 import time
 
 from mirage.action import ImagineCandidates
@@ -70,32 +71,31 @@ class CandidateGoals:
             goal=self._goal_image(goal),
         )
         predicted = node.worker.call(lambda engine: engine.predicted_seconds(request)).result()
-        results = self._results[request_id] = []
+        # until they are made; a deadline may pass while all of them wait
+        results = self._results[request_id] = [
+            ImaginedCandidate(index=index, request_id=path.request_id, goal_distance=math.nan)
+            for index, path in enumerate(paths)
+        ]
         self._predicted[request_id] = predicted
+        done = 0
 
         def feedback() -> None:
             handle.publish_feedback(
                 ImagineCandidates.Feedback(
-                    candidates_done=len(results),
+                    candidates_done=done,
                     candidate_count=count,
                     predicted_seconds=predicted,
                 )
             )
 
         def on_candidate(candidate: Candidate) -> None:
-            path = paths[candidate.index]
-            results.append(
-                ImaginedCandidate(
-                    index=candidate.index,
-                    request_id=path.request_id,
-                    complete=candidate.complete,
-                    chunks=[
-                        self._answers.message(chunk, begin.camera_frame)
-                        for chunk in candidate.chunks
-                    ],
-                    goal_distance=candidate.goal_distance,
-                )
-            )
+            nonlocal done
+            message = results[candidate.index]
+            message.chunks = [
+                self._answers.message(chunk, begin.camera_frame) for chunk in candidate.chunks
+            ]
+            message.complete, message.goal_distance = candidate.complete, candidate.goal_distance
+            done += 1
             for chunk in candidate.chunks:
                 node.figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
             feedback()

@@ -52,7 +52,7 @@ COMPRESSED_DEPTH_HEADER = 12
 def rgb_from_image(message: Image | CompressedImage) -> UInt8[np.ndarray, 'h w 3']:
     """Of 16 bits the upper eight."""
     if isinstance(message, CompressedImage):
-        picture = array_from_compressed(message, cv2.IMREAD_COLOR)
+        picture = array_from_compressed(message, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     else:
         message = _checked(message, COLOUR_BYTES, 'image')
         try:

@@ -106,17 +106,13 @@ class Services:
             )
         if request.resolution not in RESOLUTIONS:
             raise ValueError(f'resolution {request.resolution} is neither FULL nor HALF')
-        frames = (
-            round(request.path_seconds * node.engine.frame_rate)
-            if request.path_seconds >= 0
-            else 0
-        )
-        if not 1 <= frames <= settings.max_frames:
+        frames = request.path_seconds * node.engine.frame_rate
+        if not 0.5 < frames < settings.max_frames + 0.5:
             raise ValueError(
                 f'path_seconds {request.path_seconds}: 1 to {settings.max_frames} frames'
             )
         per_chunk = node.engine.new_frames_per_chunk
-        times = np.arange(-(-frames // per_chunk) * per_chunk) / node.engine.frame_rate
+        times = np.arange(-(-round(frames) // per_chunk) * per_chunk) / node.engine.frame_rate
         path = Trajectory(world_from_camera=np.tile(np.eye(4), (len(times), 1, 1)), times=times)
         asked = Candidates(
             request_id='prediction',

@@ -200,6 +200,15 @@ def test_candidates(robot):
     _, result = Goal(robot.client, goal, action).result()
     assert [len(c.chunks[0].times) for c in result.candidates] == [1, 1, 1]
 
+    long = ImagineCandidates.Goal(trajectories=[in_odom(511)], steps=1000, last_frame_only=True)
+    running = Goal(robot.client, long, action)
+    waits = ImagineCandidates.Goal(trajectories=goal.trajectories, deadline=1e-6)
+    status, result = Goal(robot.client, waits, action).result()
+    assert status == GoalStatus.STATUS_ABORTED and 'deadline' in result.message
+    assert [c.request_id for c in result.candidates] == ['20', '16', '3']
+    assert not any(c.complete or c.chunks for c in result.candidates)
+    running.result()
+
     for change, why in (
         ({'trajectories': []}, '0 candidates'),
         ({'trajectories': [in_odom()] * 4}, 'max_candidates is 3'),
@@ -219,7 +228,8 @@ def test_prediction(robot):
         PredictSeconds, 'predict_seconds', PredictSeconds.Request(**what)
     )
     assert ask(candidates=2, path_seconds=4.0).success
-    assert 'path_seconds' in ask(candidates=1, path_seconds=float('nan')).message
+    for bad in (float('nan'), float('inf'), 1e30, -1.0):
+        assert 'path_seconds' in ask(candidates=1, path_seconds=bad).message
     assert 'candidates' in ask(candidates=0, path_seconds=1.0).message
 
 
