@@ -67,7 +67,7 @@ class Keyframes:
         moved = distance >= config.distance or angle >= config.angle
         if moved and 1 - observed() >= config.gain:
             return Verdict(keyframe=True, reason='new')
-        if time - self._last[1] >= config.refresh:
+        if not 0 <= time - self._last[1] < config.refresh:  # or time was set back
             return Verdict(keyframe=True, reason='old')
         return Verdict(keyframe=False, reason='known' if moved else 'still')
 
