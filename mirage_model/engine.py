@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 import gc
 import logging
 import math
@@ -44,6 +44,7 @@ from mirage_model.memory import Memory
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.create import create_memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.limits import Limits
 from mirage_model.pace import Pace
 from mirage_model.perception import Estimate
 from mirage_model.place import SCALES, Place, branch, load_place, scaled
@@ -57,12 +58,22 @@ class Engine:
     """`EngineProtocol` in the caller's own process and thread. Not thread-safe: one worker drives it."""
 
     def __init__(
-        self, model: Model, *, allow_unscaled_depth: bool = False, refine_cameras: bool = False
+        self,
+        model: Model,
+        *,
+        limits: Limits = Limits(),
+        allow_unscaled_depth: bool = False,
+        refine_cameras: bool = False,
     ):
-        """``allow_unscaled_depth``: accept views whose metres are only the network's guess.
+        """``limits``: of every memory, those that are loaded too.
 
-        ``refine_cameras``: as `rollout` says.
+        ``allow_unscaled_depth``: accept views whose metres are only the network's guess.
+        ``refine_cameras``: as `rollout` says. Raises ValueError for limits that make no sense.
         """
+        self._limits = limits
+        self._memory_config = MemoryConfig(
+            channels=model.codec.channels, footprint=model.config.footprint, **asdict(limits)
+        )
         self.model = model
         self._refine_cameras = refine_cameras
         self._allow_unscaled_depth = allow_unscaled_depth
@@ -78,13 +89,19 @@ class Engine:
         folder: Path | None = None,
         *,
         device: str = 'cpu',
+        limits: Limits = Limits(),
         allow_unscaled_depth: bool = False,
         refine_cameras: bool = False,
     ) -> Engine:
         """Load a model folder, None being the embedded mirage-tiny. Raises ValueError naming what is wrong."""
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         model = load_model(EMBEDDED if folder is None else folder, device=device, dtype=dtype)
-        return cls(model, allow_unscaled_depth=allow_unscaled_depth, refine_cameras=refine_cameras)
+        return cls(
+            model,
+            limits=limits,
+            allow_unscaled_depth=allow_unscaled_depth,
+            refine_cameras=refine_cameras,
+        )
 
     def describe(self) -> Description:
         return described(self.model.config, self.model.sha256)
@@ -146,12 +163,8 @@ class Engine:
     def seed(self, view: View, *, memory: str = 'default') -> DepthSource:
         """As `EngineProtocol.seed`. A refused view leaves the memory of that name as it was."""
         self._check_ready()
-        config = MemoryConfig(
-            channels=self.model.codec.channels, footprint=self.model.config.footprint
-        )
-        place = self._write(
-            view, create_memory(self.model.config.memory, config, self.model.codec)
-        )
+        memory_of = self.model.config.memory
+        place = self._write(view, create_memory(memory_of, self._memory_config, self.model.codec))
         self._places[memory] = place
         return place.depth_source
 
@@ -302,7 +315,7 @@ class Engine:
 
     def load(self, path: Path, *, memory: str = 'default') -> None:
         """Read what `save` wrote. A file that is refused leaves the memory of that name as it was."""
-        self._places[memory] = load_place(path, self.model)
+        self._places[memory] = load_place(path, self.model, self._limits)
 
     def drop(self, *, memory: str = 'default') -> None:
         """Forget a memory; dropping one that does not exist is no error."""

@@ -16,6 +16,7 @@ from mirage_model.interface import DepthSource, Refused
 from mirage_model.memory import Memory
 from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory
+from mirage_model.memory.limits import Limits
 from mirage_model.rollout import Branch
 
 SCALES = {'full': 1.0, 'half': 0.5}
@@ -51,13 +52,13 @@ class Place:
         )
 
 
-def load_place(path: Path, model: Model) -> Place:
-    """What `Place.save` wrote. Raises Refused for a file that is damaged or of another model."""
+def load_place(path: Path, model: Model, limits: Limits) -> Place:
+    """What `Place.save` wrote, within ``limits``. Raises Refused for a file that is damaged or of another model."""
     config = model.config
     if config.memory != 'latent':
         raise Refused(f'{path}: the model {config.name} has {config.memory!r} for its memory')
     try:
-        loaded = LatentMemory.load(path)
+        loaded = LatentMemory.load(path, limits)
         view = attached(path)
         camera = Cameras(
             K=view['K'],

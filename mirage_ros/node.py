@@ -42,11 +42,18 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 def load_engine(settings: Settings) -> EngineProtocol:
     """The model of a folder, or mirage-tiny, in this process."""
     from mirage_model.engine import Engine
+    from mirage_model.memory.limits import Limits
 
     folder = FilePath(settings.model_folder) if settings.model_folder else None
     return Engine.from_folder(
         folder,
         device=settings.device,
+        limits=Limits(
+            capacity=settings.memory_capacity,
+            policy=settings.memory_policy,
+            resident=settings.memory_resident,
+            folder=settings.memory_pages,
+        ),
         allow_unscaled_depth=settings.allow_unscaled_depth,
         refine_cameras=settings.refine_cameras,
     )

@@ -69,7 +69,9 @@ class Services:
             raise ValueError(f'threshold {request.threshold} is not in 0..1')
         memory = self._memory(request.memory)
         paths = [
-            convert.planned_from_trajectory(trajectory, max_poses=settings.max_poses)
+            convert.planned_from_trajectory(
+                trajectory, max_poses=min(settings.max_poses, settings.max_frames)
+            )
             for trajectory in request.trajectories
         ]
         asked = [

@@ -162,6 +162,22 @@ class Settings:
     memory_folder: str = setting(
         '', 'Memories are saved to and loaded from this folder alone; empty: neither is served.'
     )
+    memory_capacity: int = setting(
+        4_000_000,
+        'Cells that a memory holds at most, of about 125 bytes each for mirage-tiny; 0: no bound.',
+        low=0,
+        high=2**31 - 1,
+    )
+    memory_policy: str = setting(
+        'oldest', 'What a full memory forgets first.', among=('oldest', 'furthest', 'imagined')
+    )
+    memory_resident: int = setting(
+        0,
+        'Cells of a memory that stay in RAM, the furthest of the others in memory_pages; 0: all.',
+        low=0,
+        high=2**31 - 1,
+    )
+    memory_pages: str = setting('', 'A folder for what memory_resident leaves no room for.')
     max_frames: int = setting(512, 'Frames that one request may ask for.', low=1, high=100_000)
     max_pixels: int = setting(4096 * 2304, 'Pixels of a seed image.', low=1, high=2**28)
 

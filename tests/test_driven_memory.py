@@ -11,6 +11,7 @@ from test_engine import request, score_of, view
 
 from mirage_model.engine import Engine
 from mirage_model.interface import Refused
+from mirage_model.memory.limits import Limits
 from mirage_model.rollout import on_grid
 
 
@@ -77,6 +78,23 @@ def test_what_is_seen_while_a_request_runs_is_where_the_next_one_starts(engine):
     list(running)
     with pytest.raises(Refused, match='no seed'):
         engine.score([])
+
+
+def test_a_memory_stays_within_its_limits_and_so_does_one_that_was_saved_without(
+    folder, engine, tmp_path
+):
+    held = engine.holdings().cells
+    bounded = Engine.from_folder(folder, limits=Limits(capacity=held // 2))
+    bounded.seed(view())
+    assert 0 < bounded.holdings().cells <= held // 2
+    engine.save(tmp_path / 'whole.safetensors')
+    bounded.load(tmp_path / 'whole.safetensors', memory='loaded')
+    assert 0 < bounded.holdings(memory='loaded').cells <= held // 2
+    with pytest.raises(ValueError, match='needs a folder'):
+        Engine.from_folder(folder, limits=Limits(resident=10))
+    paged = Engine.from_folder(folder, limits=Limits(resident=1, folder=str(tmp_path)))
+    paged.load(tmp_path / 'whole.safetensors')
+    assert paged.holdings().cells == held
 
 
 JUMP = np.array([[0.0, 0, 1, 4], [0, 1, 0, -1], [-1, 0, 0, 2], [0, 0, 0, 1.0]])

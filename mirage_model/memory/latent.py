@@ -18,7 +18,7 @@ from mirage_model.camera import Cameras, unproject
 from mirage_model.memory import Pixels, Readout, file, reader
 from mirage_model.memory.cells import IMAGINED, LATEST, Cells, joined, nbytes_each, no_cells
 from mirage_model.memory.coverage import Coverage, Estimator
-from mirage_model.memory.limits import Policy, forget, page_out
+from mirage_model.memory.limits import Limits, Policy, forget, page_out
 from mirage_model.memory.store import Prefer, Store
 from mirage_model.memory.zbuffer import Rule, Views
 
@@ -278,11 +278,15 @@ class LatentMemory:
         file.save(path, tensors, about, attached or {})
 
     @classmethod
-    def load(cls, path: Path) -> LatentMemory:
-        """The memory that was saved. Raises ValueError, naming the file, for a damaged one."""
+    def load(cls, path: Path, limits: Limits | None = None) -> LatentMemory:
+        """The memory that was saved, within ``limits`` of its own or these.
+
+        Raises ValueError, naming the file, for a damaged one.
+        """
         tensors, about = file.load(path)
         try:
-            memory = cls(MemoryConfig(**about['config']))
+            given = {} if limits is None else asdict(limits)
+            memory = cls(MemoryConfig(**{**about['config'], **given}))
             memory._origin = None if about['origin'] is None else float(about['origin'])
             if not math.isfinite(memory._origin or 0.0):
                 raise ValueError(f'its origin is {memory._origin}')
@@ -303,8 +307,10 @@ class LatentMemory:
         )
         memory._store.lay(every, voxel=config.voxel)
         memory._store.written = 1 + int(tensors['serial'].max()) if len(order) else 0
+        last = every.points[:3, tensors['serial'].argmax()] if len(order) else np.zeros(3)
+        if config.capacity:
+            forget(memory._store, config.capacity, config.policy, last)
         if config.resident:
-            last = every.points[:3, tensors['serial'].argmax()] if len(order) else np.zeros(3)
             page_out(memory._store, config.resident, Path(config.folder), last)
         return memory
 

@@ -6,6 +6,7 @@ all blocks pays for many writes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 import tempfile
 from typing import Literal
@@ -17,6 +18,16 @@ from mirage_model.memory.cells import Cells
 from mirage_model.memory.store import Place, Store, Table
 
 Policy = Literal['oldest', 'furthest', 'imagined']
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much a memory may hold: fields of `MemoryConfig`, which says what they mean."""
+
+    capacity: int = 0
+    policy: Policy = 'oldest'
+    resident: int = 0
+    folder: str = ''
 
 
 def forget(store: Store, capacity: int, policy: Policy, centre: Float[np.ndarray, '3']) -> None:
