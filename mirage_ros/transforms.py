@@ -19,6 +19,7 @@ from jaxtyping import Float64
 from nav_msgs.msg import Odometry
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -102,10 +103,14 @@ class _Edge:
 class Tree:
     """Timed transforms, each kept for ``keep`` seconds. Safe to use from several threads."""
 
-    def __init__(self, *, keep: float = 30.0):
+    def __init__(self, *, keep: float = 30.0, clock: Clock | None = None):
+        """``clock``: all that moves is forgotten when it is set back, as simulated time is."""
         self._keep = keep
         self._edges: dict[str, _Edge] = {}
         self._changed = threading.Condition()
+        if clock is not None:
+            back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
+            self._jumps = clock.create_jump_callback(back, post_callback=self._set_back)
 
     def add(self, transform: TransformStamped, *, static: bool) -> None:
         parent, child = transform.header.frame_id, transform.child_frame_id
@@ -123,6 +128,10 @@ class Tree:
                 edge = self._edges[child] = _Edge(parent, static)
             edge.insert(seconds(transform.header.stamp), matrix, keep=self._keep)
             self._changed.notify_all()
+
+    def _set_back(self, jump: object) -> None:
+        with self._changed:
+            self._edges = {child: edge for child, edge in self._edges.items() if edge.static}
 
     def lookup(
         self, target: str, source: str, time: float | None, *, wait: float = 0.0
@@ -213,8 +222,11 @@ def listen(
     ``on_bad`` is called with the name of a topic and the error for every message that is refused.
     """
     keep = settings.tf_seconds
-    own = Tree(keep=keep)
-    known: Transforms = own if tf2_ros is None else Tf2(node, keep=keep, listen=settings.use_tf)
+    known: Transforms
+    if tf2_ros is None:
+        known = Tree(keep=keep, clock=node.get_clock())
+    else:
+        known = Tf2(node, keep=keep, listen=settings.use_tf)
     group = MutuallyExclusiveCallbackGroup()  # others wait for what comes in here
     posed: set[str] = set()
     """Frames told by odometry or poses: TF may join them to another parent, and each would forget the other's."""

@@ -8,7 +8,10 @@ import threading
 from geometry_msgs.msg import PoseStamped
 import numpy as np
 import pytest
+from rclpy.clock import ClockType
 from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
 
@@ -144,4 +147,19 @@ def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros
     found = known.lookup('map', 'base_link', 10.5)
     np.testing.assert_allclose(found, turn(0.0, 10.5), atol=1e-6)
     np.testing.assert_allclose(known.lookup('map', 'odom', 10.5), turn(0.0, 5.0), atol=1e-6)
+    node.destroy_node()
+
+
+def test_simulated_time_that_is_set_back_begins_anew(ros):
+    """By less than transforms are kept: those of the run before must not answer."""
+    node = Node('listens', parameter_overrides=[Parameter('use_sim_time', value=True)])
+    known = listen(node, Settings(), on_bad=lambda *bad: pytest.fail(str(bad)))
+    known.add(transform_message('base_link', 'camera', turn(0.0, 2.0), 0.0), static=True)
+    for time, x in ((100.0, 7.0), (95.0, 1.0)):
+        node.get_clock().set_ros_time_override(Time(seconds=time, clock_type=ClockType.ROS_TIME))
+        known.add(transform_message('map', 'base_link', turn(0.0, x), time), static=False)
+        at = known.lookup('map', 'camera', time)
+        np.testing.assert_allclose(at, turn(0.0, x) @ turn(0.0, 2.0), atol=1e-9)
+    with pytest.raises(ValueError, match='known from 95.000 to 95.000'):
+        known.lookup('map', 'camera', 100.0)
     node.destroy_node()
