@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
+from mirage_model.camera import Cameras
 from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.data.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine import Engine
 from mirage_model.interface import Imagine, View
+from mirage_model.memory.none import NoMemory
+from mirage_model.rollout import rollout
+from mirage_model.worlds.doom import world_from_optical
 
 
 @pytest.fixture(scope='module')
@@ -69,3 +75,47 @@ def test_imagined_frames_are_nearer_to_the_truth_than_the_seed_repeated(clip):
         np.broadcast_to(clip.frames[0].numpy(), truth.shape), truth
     )
     assert chunk.observed.mean() > 0.3
+
+
+@pytest.mark.parametrize('turn', [1, -1], ids=['right', 'left'])
+def test_with_an_empty_memory_a_turn_moves_the_picture_the_right_way(model, clip, turn):
+    """What is imagined is nearer to the seed turned by as much than to the seed itself, or turned the other way."""
+    frames = model.new_frames
+    angles = -turn * np.radians(3.0) * np.arange(frames + 1)
+    poses = np.stack([world_from_optical(0.0, 0.0, 1.0, angle) for angle in angles])
+    cameras = Cameras(
+        K=clip.cameras.K[:1].expand(frames + 1, 3, 3),
+        world_from_camera=torch.from_numpy(poses).float(),
+        times=torch.arange(frames + 1, dtype=torch.float64) / model.config.frame_rate,
+        height=clip.cameras.height,
+        width=clip.cameras.width,
+    )
+    seed = clip.frames[:1].permute(0, 3, 1, 2).float() / 255
+    chunk = next(
+        rollout(
+            model,
+            NoMemory(model.codec.channels),
+            seed,
+            cameras[:1],
+            cameras[1:],
+            steps=model.config.steps,
+            generator=torch.Generator().manual_seed(0),
+        )
+    )
+    K = clip.cameras.K[0].double().numpy()
+    near = {1: [], 0: [], -1: []}
+    for k in (4, 6, 8):
+        imagined = chunk.frames[k - 1].permute(1, 2, 0).numpy() * 255
+        for way, found in near.items():
+            turned = world_from_optical(0.0, 0.0, 1.0, way * angles[k])[:3, :3]
+            pixels = K @ poses[0, :3, :3].T @ turned @ np.linalg.inv(K)
+            warped = cv2.warpPerspective(
+                clip.frames[0].numpy().astype(np.float32),
+                pixels,
+                (clip.cameras.width, clip.cameras.height),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderValue=(np.nan,) * 3,
+            )
+            seen = np.isfinite(warped).all(axis=-1)
+            found.append(psnr(warped[seen], imagined[seen]))
+    assert np.mean(near[1]) > max(np.mean(near[0]), np.mean(near[-1])) + 0.5, near

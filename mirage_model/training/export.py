@@ -26,7 +26,7 @@ TINY_CONFIG = ModelConfig(
     width=160,
     chunk_frames=17,
     frame_rate=8.0,
-    steps=8,
+    steps=4,
     footprint=3,
 )
 
