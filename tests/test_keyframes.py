@@ -93,11 +93,11 @@ def test_what_is_known_is_dropped_until_it_is_old():
     assert after(np.eye(4), np.eye(4), seconds=10.0).reason == 'old'
 
 
-@given(st.tuples(small, small, small), st.tuples(small, small, small))
 def test_after_time_was_set_back_the_next_frame_is_a_keyframe():
     assert after(np.eye(4), np.eye(4), seconds=-60.0, observed=1.0).keyframe
 
 
+@given(st.tuples(small, small, small), st.tuples(small, small, small))
 def test_motion_is_that_of_the_rotation_vector_and_the_same_the_other_way(turn, shift):
     transform = rigid(turn, shift)
     distance, angle = motion(transform)
