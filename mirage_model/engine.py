@@ -143,7 +143,7 @@ class Engine:
             steps=1,
             resolution='half',
         )
-        with suppress(Refused):
+        with suppress(Refused):  # sizes that have no half
             list(scratch.imagine_candidates(half))
 
     def release(self) -> None:

@@ -27,7 +27,7 @@ FARTHEST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
+class MemoryConfig(Limits):
     """``footprint``, ``near`` and ``far`` (metres) are those of `Rule`; ``dtype`` is what latents
     are held in.
 
@@ -55,10 +55,6 @@ class MemoryConfig:
     near: float = 0.05
     far: float = FARTHEST
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'
-    capacity: int = 0
-    policy: Policy = 'oldest'
-    resident: int = 0
-    folder: str = ''
 
     def __post_init__(self) -> None:
         if self.channels < 1:

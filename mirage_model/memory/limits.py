@@ -22,7 +22,7 @@ Policy = Literal['oldest', 'furthest', 'imagined']
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much a memory may hold: fields of `MemoryConfig`, which says what they mean."""
+    """How much a memory may hold; `MemoryConfig` says what the fields mean."""
 
     capacity: int = 0
     policy: Policy = 'oldest'

@@ -112,9 +112,8 @@ def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
     """
     cells = latents.movedim(1, -1).flatten(0, -2)
     covariance = torch.cov(cells.T)
-    covariance = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance)).to(
-        cells
-    )
+    variance = covariance.diagonal()
+    covariance = covariance + torch.diag(RIDGE * variance.mean().expand_as(variance))
     error = (latents - alone)[:, :, 1:].movedim(1, -1).flatten(0, -2)
     whitened = torch.linalg.solve_triangular(
         torch.linalg.cholesky(covariance), error.T, upper=False
