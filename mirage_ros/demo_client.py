@@ -32,6 +32,8 @@ from mirage_ros import convert, film
 
 CAMERA_FRAME = 'robot_camera_optical'
 WORLD_FRAME = 'map'
+_AGAIN = 5.0
+"""Seconds after which the node's state is asked for again."""
 LEAD_SECONDS = 5.0
 """The plan starts this far in the future."""
 
@@ -64,6 +66,7 @@ class Robot(Node):
         }
         self._state = self.create_client(GetState, 'mirage/get_state')
         self._told: Future | None = None
+        self._ask_again = 0.0
         self.create_subscription(ImaginedChunk, 'imagined/chunk', self.chunks.append, qos)
         self.create_timer(0.2, self._send_camera)
 
@@ -73,9 +76,11 @@ class Robot(Node):
 
     def _active(self) -> bool:
         """Whether the node has said so, loaded and ready to be asked."""
-        if self._told is None:
+        if self._told is None or (not self._told.done() and time.monotonic() > self._ask_again):
+            # a service that has not found its client's end of the answers yet drops its answer
             if self._state.service_is_ready():
                 self._told = self._state.call_async(GetState.Request())
+                self._ask_again = time.monotonic() + _AGAIN
             return False
         if not self._told.done():
             return False

@@ -47,6 +47,8 @@ HEIGHT, WIDTH = 96, 160
 FOCAL = 80.0
 PATIENCE = 120.0
 """Seconds after which a request counts as lost."""
+AGAIN = 5.0
+"""Seconds after which the operator asks again."""
 GROWTH = 1.1
 """Of the node's resident bytes after the first quarter; more is no flat memory."""
 KINDS = ('goal', 'score', 'candidates', 'cancelled', 'late', 'huge', 'malformed')
@@ -272,6 +274,7 @@ class Soak:
         self.robot = Robot(config.observe_rate)
         self.planners = [Planner(f'planner{i}', config) for i in range(config.clients)]
         self._operator = Node('soak_operator')
+        self._clients: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor()
         for node in (self.robot, self._operator, *(planner.node for planner in self.planners)):
             self._executor.add_node(node)
@@ -288,20 +291,35 @@ class Soak:
             command += ['-p', f'{name}:={value}']
         return subprocess.Popen(command, start_new_session=True)
 
-    def until(self, done: Callable[[], Any], seconds: float, complaint: str) -> None:
+    def until(self, done: Callable[[], Any], seconds: float, complaint: str) -> Any:
+        """What ``done`` returns, once it is true."""
         deadline = time.monotonic() + seconds
-        while not done():
+        while not (result := done()):
             if time.monotonic() > deadline:
                 raise TimeoutError(complaint)
             self._executor.spin_once(timeout_sec=0.05)
+        return result
 
     def call(self, kind: type, name: str, request: Any) -> Any:
-        client = self._operator.create_client(kind, name)
+        """Ask, and again after `AGAIN`: what is asked here may be asked twice.
+
+        A service that has not found its client's end of the answers yet drops its answer.
+        """
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self._operator.create_client(kind, name)
         self.until(client.service_is_ready, PATIENCE, f'{name} is not there')
-        future = client.call_async(request)
-        self.until(future.done, PATIENCE, f'{name} does not answer')
-        self._operator.destroy_client(client)
-        return future.result()
+        asked: list[Any] = []
+        next_time = 0.0
+
+        def answered() -> Any:
+            nonlocal next_time
+            if time.monotonic() > next_time:
+                asked.append(client.call_async(request))
+                next_time = time.monotonic() + AGAIN
+            return next((future for future in asked if future.done()), None)
+
+        return self.until(answered, PATIENCE, f'{name} does not answer').result()
 
     def connect(self) -> None:
         self.until(

@@ -213,14 +213,22 @@ class Client:
         return Goal(self, goal)
 
     def call(self, kind: type, name: str, request: Any = None) -> Any:
-        """A service's response."""
+        """A service's response. It is asked again where its answer was lost: a service that has not found its
+        client's end of the answers yet drops its answer.
+        """
         if name not in self._services:
             self._services[name] = self.node.create_client(kind, name)
         service = self._services[name]
-        self.until(service.service_is_ready)
-        future = service.call_async(request or kind.Request())
-        self.until(future.done)
-        return future.result()
+        asked: list[Any] = []
+
+        def answered() -> bool:
+            if service.service_is_ready() and time.monotonic() > began + 10 * len(asked):
+                asked.append(service.call_async(request or kind.Request()))
+            return any(future.done() for future in asked)
+
+        began = time.monotonic()
+        self.until(answered)
+        return next(future for future in asked if future.done()).result()
 
 
 class Goal:
