@@ -1,6 +1,7 @@
 # Only for ROS 2 from Python wheels; passed with -DCMAKE_PROJECT_INCLUDE. At the end of the configure step
 # - imported targets lose the include folders that only the machine had on which the wheels were built;
-# - our own keep for themselves those of an environment inside the source tree, which CMake refuses to export.
+# - our own keep for themselves those of an environment inside the source tree, which CMake refuses to export;
+# - our own generated C++ is compiled a library at a time, which takes a third of the build away.
 function(_mirage_mend_includes)
   get_property(imported DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY IMPORTED_TARGETS)
   get_property(own DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY BUILDSYSTEM_TARGETS)
@@ -22,4 +23,14 @@ function(_mirage_mend_includes)
   endforeach()
 endfunction()
 
+function(_mirage_compile_at_once)
+  get_property(own DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY BUILDSYSTEM_TARGETS)
+  foreach(target IN LISTS own)
+    if(target MATCHES "_typesupport_(c|cpp|fastrtps_c|fastrtps_cpp|introspection_cpp)$")
+      set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+    endif()
+  endforeach()
+endfunction()
+
 cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _mirage_mend_includes)
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _mirage_compile_at_once)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import torch
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from mirage_model.text import embed
+from mirage_model.text import embed, main
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +40,10 @@ def test_a_missing_encoder_is_named(tmp_path):
         embed(tmp_path, 'a room')
 
 
-def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path):
-    command = [sys.executable, '-m', 'mirage_model.text', '--encoder', str(encoder_folder)]
-    subprocess.run([*command, '--prompt', 'a room', '--model', str(tmp_path)], check=True)
+def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path, monkeypatch, capsys):
+    words = ['--encoder', str(encoder_folder), '--prompt', 'a room', '--model', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['text', *words])
+    main()
     assert load_file(tmp_path / 'text' / 'embedding.safetensors')['embedding'].shape == (512, 8)
+    main()
+    assert 'holds this prompt already' in capsys.readouterr().out

@@ -145,8 +145,9 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, Shard]]:
     if workers < 2:
         yield from (prepare_clip(*job) for job in jobs)
         return
-    spawn = multiprocessing.get_context('spawn')
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker)
+    forks = multiprocessing.get_context('forkserver')
+    forks.set_forkserver_preload([__spec__.name])  # imported once, for every worker
+    pool = ProcessPoolExecutor(workers, mp_context=forks, initializer=_start_worker)
     try:
         for future in as_completed([pool.submit(prepare_clip, *job) for job in jobs]):
             yield future.result()

@@ -18,7 +18,7 @@ import torch
 from mirage_model.checkpoint import load_perception
 from mirage_model.data.clip import Clip, load_clip, save_clip
 from mirage_model.data.latents import INDEX, load_latents, read_index
-from mirage_model.data.prepare import PrepareConfig, prepare, summary
+from mirage_model.data.prepare import PrepareConfig, main, prepare, summary
 from mirage_model.data.sources import Layout, Listing, Part, RecordedClips
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,13 +216,12 @@ def test_the_command_is_stopped_and_goes_on(prepared, tmp_path, model, clips, sp
         torch.testing.assert_close(load_file(tmp_path / name), load_file(prepared[0] / name))
 
 
-def test_the_command_says_what_is_missing(tmp_path, model):
-    command = [sys.executable, '-m', 'mirage_model.data.prepare', '--model', str(model)]
-    run = subprocess.run(
-        [*command, '--out', str(tmp_path), '--frames', '33', '--bag', 'drive'],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 1 and run.stderr == '--bag needs --image, --camera-info and --pose\n'
+def test_the_command_says_what_is_missing(tmp_path, model, monkeypatch, capsys):
+    words = ['--model', str(model), '--out', str(tmp_path), '--frames', '33', '--bag', 'drive']
+    monkeypatch.setattr(sys, 'argv', ['prepare', *words])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == '--bag needs --image, --camera-info and --pose\n'
