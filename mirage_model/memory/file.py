@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import json
 import os
 from pathlib import Path
+from threading import get_ident
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -43,7 +44,7 @@ def save(
     """
     assert set(cells) == set(SHAPES)
     cells = {**cells, **{_ATTACHED + name: v.contiguous() for name, v in attached.items()}}
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.{get_ident()}')
     metadata = {'format': FORMAT, 'version': str(VERSION), 'about': json.dumps(dict(about))}
     try:
         save_file(dict(cells), aside, metadata=metadata)

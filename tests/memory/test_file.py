@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 import json
 import math
 
@@ -61,6 +62,21 @@ def test_a_saved_memory_comes_back_the_same(tmp_path, config):
     for name, value in vars(memory.readout(views())).items():
         assert torch.equal(value, getattr(loaded.readout(views()), name)), name
     assert [path.name for path in tmp_path.iterdir()] == ['place.safetensors']
+
+
+def test_two_threads_may_save_to_one_file(tmp_path):
+    path, memories = tmp_path / 'place.safetensors', [filled(), filled(voxel=0.0)]
+
+    def save(memory: LatentMemory) -> None:
+        for _ in range(30):
+            memory.save(path)
+            assert len(LatentMemory.load(path)) in sizes
+
+    sizes = {len(memory) for memory in memories}
+    with ThreadPoolExecutor(2) as pool:
+        for saved in [pool.submit(save, memory) for memory in memories]:
+            saved.result()
+    assert [found.name for found in tmp_path.iterdir()] == ['place.safetensors']
 
 
 def test_an_empty_memory_can_be_saved(tmp_path):
