@@ -126,6 +126,12 @@ class Estimator:
         self._store, self._grid = Store(), None
         self._lock = Lock()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the counts, 0 before they are first asked for."""
+        grid = self._grid
+        return 0 if grid is None else grid.bricks.nbytes + grid.sums.nbytes
+
     def coverage(
         self, store: Store, cameras: Cameras, rule: Rule, now: Float32[np.ndarray, 'n']
     ) -> Coverage:

@@ -92,9 +92,9 @@ class GpuReader:
         found = in_view(store, views, rule, reach=reach)
         rows, block = np.unique(found.rows, return_inverse=True)
         kept = [
-            self._copy(store.block((region, slot)), keep=not mapped)
-            for (region, slot), mapped in zip(
-                found.places[rows].tolist(), found.table.mapped[rows].tolist()
+            self._copy(store.block((region, slot)), keep=not file)
+            for (region, slot), file in zip(
+                found.places[rows].tolist(), found.table.file[rows].tolist()
             )
         ]
         count = found.table.count[rows]

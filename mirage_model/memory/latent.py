@@ -118,7 +118,7 @@ class LatentMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the cells, on disk or not; `index_nbytes` is the directory's."""
+        """Bytes of the cells, on disk or not; `index_nbytes` is that of what finds them."""
         return len(self._store) * self._cell_nbytes
 
     @property
@@ -132,7 +132,8 @@ class LatentMemory:
 
     @property
     def index_nbytes(self) -> int:
-        return self._store.index_nbytes
+        """Bytes of the directory, and of the counts of cells that `coverage` goes by, once asked."""
+        return self._store.index_nbytes + self._estimator.nbytes
 
     def fork(self) -> LatentMemory:
         """As `Memory.fork`; the cells are shared until one of the two changes them."""

@@ -59,18 +59,22 @@ def page_out(store: Store, resident: int, folder: Path, centre: Float[np.ndarray
 
     They stay in the store, mapped from the file: whoever reads them has the system bring them
     back, and a write makes a copy in memory of the block that it changes. The file has no name any
-    more, so that it is gone with the last block that uses it, or with the process. A quarter of
-    ``resident`` is made free, so that a file holds many blocks.
+    more, so that it is gone with the last block that uses it, or with the process; a file of which
+    less than half is in use is moved into the new one, so that files hold no more than twice the
+    cells that lie in them. A quarter of ``resident`` is made free, so that a file holds many blocks.
     """
     if store.resident <= resident:
         return
     table, places = store.filled()
-    here = np.flatnonzero(~table.mapped)
+    here = np.flatnonzero(table.file == 0)
     far_first = here[np.argsort(-_distance(table, centre)[here], kind='stable')]
     too_many = store.resident - resident * 3 // 4
-    moved = [
-        (place, store.block(place)) for place in _until(far_first, table.count, too_many, places)
-    ]
+    chosen = _until(far_first, table.count, too_many, places)
+    used = np.bincount(table.file, weights=table.count, minlength=len(store.filed))
+    sparse = np.flatnonzero((2 * used < store.filed)[table.file])
+    chosen += [(region, slot) for region, slot in places[sparse].tolist()]
+    moved = [(place, store.block(place)) for place in chosen]
+    store.filed = np.append(store.filed, sum(len(block) for _, block in moved))
     with tempfile.TemporaryFile(dir=folder) as file:
         for _, block in moved:
             for values in vars(block).values():
@@ -85,7 +89,7 @@ def page_out(store: Store, resident: int, folder: Path, centre: Float[np.ndarray
             part = mapped[start : start + values.nbytes]
             fields[name] = part.view(values.dtype).reshape(values.shape)
             start += values.nbytes + -values.nbytes % 16
-        store.put(place, Cells(**fields), mapped=True)
+        store.put(place, Cells(**fields), file=len(store.filed) - 1)
 
 
 def _too_many(store: Store, capacity: int) -> int:

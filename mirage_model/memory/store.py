@@ -30,6 +30,9 @@ Prefer = Literal['newest', 'confident']
 BLOCKS = 8
 """Blocks along the edge of a region."""
 
+OBJECTS = 960
+"""Bytes that Python and NumPy take for a block's arrays and key, whatever is in them."""
+
 PAGE = 4096
 """Where nothing is merged, a block of space that holds as many cells goes on in a new block."""
 
@@ -38,7 +41,8 @@ PAGE = 4096
 class Table:
     """What must be known of blocks to find and read them, a row each; empty ones count 0.
 
-    ``address`` are those of points, order, written and latents.
+    ``file`` is that which a block is mapped from, 0 for none; ``address`` are those of points,
+    order, written and latents.
     """
 
     lower: Float32[np.ndarray, 'b 3']
@@ -46,7 +50,7 @@ class Table:
     count: Int64[np.ndarray, 'b']
     imagined: Int64[np.ndarray, 'b']
     newest: Float32[np.ndarray, 'b']
-    mapped: Bool[np.ndarray, 'b']
+    file: Int32[np.ndarray, 'b']
     address: Int64[np.ndarray, 'b 4']
 
     def __len__(self) -> int:
@@ -87,7 +91,7 @@ _EMPTY = Table(
     count=np.zeros(0, np.int64),
     imagined=np.zeros(0, np.int64),
     newest=np.zeros(0, np.float32),
-    mapped=np.zeros(0, np.bool_),
+    file=np.zeros(0, np.int32),
     address=np.zeros((0, 4), np.int64),
 )
 
@@ -148,9 +152,9 @@ class _Region:
             self.table = self.table.grown(len(self.blocks) * 5 // 4 + 4)
         return slot
 
-    def put(self, slot: int, cells: Cells, *, mapped: bool) -> None:
+    def put(self, slot: int, cells: Cells, *, file: int) -> None:
         table = self.table
-        table.count[slot], table.mapped[slot] = len(cells), mapped
+        table.count[slot], table.file[slot] = len(cells), file
         if len(cells) == 0:
             self.slots.release(slot)
             self.blocks[slot] = None
@@ -178,6 +182,8 @@ class Store:
         self.length = 0
         self.resident = 0
         """Cells, and those of them that are not mapped from a file."""
+        self.filed = np.zeros(1, np.int64)
+        """Cells that were put into every file, in use still or not; files are counted from 1."""
         self._slots = _Slots()
         self._regions: list[_Region] = []
         self._own: set[int] = set()
@@ -192,10 +198,12 @@ class Store:
 
     @property
     def index_nbytes(self) -> int:
-        """Bytes of the directory: its arrays, and about 300 for the objects of a block."""
-        arrays = (self.lower, self.upper, self.count)
-        regions = sum(region.table.nbytes + 300 * len(region.blocks) for region in self._regions)
-        return regions + sum(values.nbytes for values in arrays) + 300 * len(self._regions)
+        """Bytes of the directory: its arrays, and what the objects of a block or a region take."""
+        arrays = (self.lower, self.upper, self.count, self.filed)
+        blocks = sum(len(region.slots.slot_of) for region in self._regions)
+        tables = sum(region.table.nbytes for region in self._regions)
+        objects = OBJECTS * (blocks + len(self._regions))
+        return tables + sum(values.nbytes for values in arrays) + objects
 
     def draft(self) -> Store:
         """A store with the same regions, to be changed."""
@@ -240,14 +248,14 @@ class Store:
         assert cells is not None
         return cells
 
-    def put(self, place: Place, cells: Cells, *, mapped: bool = False) -> None:
-        """Let a block hold these cells, ``mapped`` from a file or not; none frees its slot."""
+    def put(self, place: Place, cells: Cells, *, file: int = 0) -> None:
+        """Let a block hold these cells, mapped from a ``file`` or, with 0, not; none frees its slot."""
         slot = place[1]
         region = self._drafted(place[0])
         was = int(region.table.count[slot])
         self.length += len(cells) - was
-        self.resident += len(cells) * (not mapped) - was * (not region.table.mapped[slot])
-        region.put(slot, cells, mapped=mapped)
+        self.resident += len(cells) * (not file) - was * (not region.table.file[slot])
+        region.put(slot, cells, file=file)
         self.count[place[0]] += len(cells) - was
         if len(cells):
             lower, upper = self.lower[place[0]], self.upper[place[0]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 from threading import Event, Thread
+import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ import scenes
 import torch
 
 from mirage_model.camera import Cameras
+from mirage_model.evaluation import bench_memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.store import LATEST
 from mirage_model.memory.zbuffer import Views, seen_through
@@ -255,6 +258,28 @@ def test_bytes_are_those_of_the_blocks():
     arrays = [values for block in memory._store.blocks() for values in vars(block).values()]
     assert memory.nbytes == sum(values.nbytes for values in arrays) == 24 * 125
     assert memory.resident_nbytes == memory.nbytes and memory.index_nbytes > 0
+
+
+@pytest.mark.parametrize('voxel', [0.0, 1.5])
+def test_the_bytes_of_the_directory_are_what_it_takes(voxel):
+    memory = LatentMemory(MemoryConfig(channels=8, voxel=voxel))
+    cameras, depth = next(bench_memory.chunks(1))
+    latents, keep = torch.zeros(len(cameras), 8, *depth.shape[1:]), depth > 0
+    LatentMemory(memory.config).write(latents, depth, cameras, keep=keep, observed=True)
+    tracemalloc.start()
+    memory.write(latents, depth, cameras, keep=keep, observed=True)
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - memory.nbytes
+    tracemalloc.stop()
+    assert len(memory) > 10_000 and 0.8 < memory.index_nbytes / taken < 1.2
+
+
+def test_the_counts_that_coverage_goes_by_are_held_to_find_cells():
+    memory = LatentMemory(CONFIG)
+    memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
+    directory = memory.index_nbytes
+    memory.coverage(at(0, 0, 0))
+    assert memory.index_nbytes > directory + 64 * 512 * 4 * 4
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,32 @@ def test_paged_blocks_read_as_if_they_were_in_memory(tmp_path):
             for name, value in vars(paged.readout(camera_at(2.0 * step, step))).items():
                 assert torch.equal(value, getattr(expected, name)), name
     assert not os.listdir(tmp_path)
+
+
+def test_files_hold_little_that_is_no_longer_used(tmp_path):
+    """A robot that comes again to some of many places: blocks return from disk, change and go."""
+    memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=1000, folder=str(tmp_path)))
+    rng, at, files = np.random.default_rng(0), 0, {}
+    for time in range(500):
+        at = int(rng.integers(-40, 41)) if time % 20 == 0 else at + int(rng.integers(-1, 2))
+        latents, depth, camera = still(2.0 * at, time)
+        memory.write(latents, depth, camera, keep=depth > 0, observed=True)
+        files = pages(tmp_path)
+        each = memory.nbytes / len(memory)
+        on_disk = memory.nbytes - memory.resident_nbytes
+        assert sum(files.values()) <= 2 * on_disk + 1000 * each
+    assert on_disk > 3 * 1000 * each and files
+
+
+def pages(folder: Path) -> dict[int, int]:
+    """Bytes of every open file without a name that was made in a folder."""
+    result = {}
+    for name in os.listdir('/proc/self/fd'):
+        link = f'/proc/self/fd/{name}'
+        if os.path.lexists(link) and os.readlink(link).startswith(str(folder)):
+            found = os.stat(link)
+            result[found.st_ino] = found.st_size
+    return result
 
 
 def test_a_loaded_memory_is_within_its_bound_at_once(tmp_path):
