@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 import json
 import os
 from pathlib import Path
@@ -38,17 +39,25 @@ def once(path: Path, work: Callable[[], object]) -> object:
     return json.loads(path.read_text())
 
 
+def one_machine(folder: Path, machines: list[dict]) -> dict:
+    """The machine of all timings. Raises ValueError where there were several."""
+    alike = [{key: value for key, value in each.items() if key != 'load'} for each in machines]
+    if any(each != alike[0] for each in alike):
+        raise ValueError(f'{folder} holds timings of several machines: {alike}')
+    return alike[0]
+
+
 def measure_whole(folder: Path, model_folder: Path, chunks: int, runs: int) -> Results:
-    """Rollouts of a model folder, run whole in one go."""
+    """Rollouts of a model folder, run whole: every run takes all memories in one go."""
     model = load_model(model_folder)
-
-    def work() -> list[dict]:
-        clip = trajectory(TRAJECTORY, chunks * model.new_frames + 1)
-        return [asdict(row) for rows in run_whole(model, clip, runs=runs) for row in rows]
-
-    name = f'{model.config.name}-{model.sha256[:12]}-{chunks}-{runs}'
-    held = once(folder / f'{name}.json', work)
     config = model.config
+
+    def work(run: int) -> list[dict]:
+        clip = trajectory(TRAJECTORY, chunks * model.new_frames + 1)
+        return [asdict(row) for rows in run_whole(model, clip, run=run) for row in rows]
+
+    folder = folder / f'{config.name}-{model.sha256[:12]}-{chunks}'
+    held = [once(folder / f'run-{run}.json', partial(work, run)) for run in range(runs)]
     about = (
         f'{config.name} ({model.sha256[:12]}), {config.height}x{config.width} frames, '
         f'{model.codec.channels} channels, {config.steps} steps, its own weights and perception, every rollout run whole, '
@@ -57,9 +66,9 @@ def measure_whole(folder: Path, model_folder: Path, chunks: int, runs: int) -> R
     return Results(
         size=config.name,
         about=about,
-        machine=held['machine'],
+        machine=one_machine(folder, [each['machine'] for each in held]),
         composed=False,
-        rows=[Row(**row) for row in held['value']],
+        rows=[Row(**row) for each in held for row in each['value']],
     )
 
 
@@ -67,17 +76,16 @@ def measure_parts(
     folder: Path, setting: Setting, chunks: int, runs: int, only: list[str] | None
 ) -> Results | None:
     """What rollouts at a large size are composed of, and the rollouts if nothing is missing."""
-    done, missing, machines = {}, [], {}
+    folder = folder / f'{setting.name}-{chunks}'
+    done, missing, machines = {}, [], []
     for name, work in timings(setting, chunks, runs).items():
-        path = folder / f'{setting.name}-{chunks}' / f'{name}.json'
+        path = folder / f'{name}.json'
         if not path.exists() and only is not None and name.rsplit('-', 1)[0] not in only:
             missing.append(name)
             continue
         held = once(path, work)
         done[name] = held['value']
-        machines[name] = {key: value for key, value in held['machine'].items() if key != 'load'}
-    if len({json.dumps(each) for each in machines.values()}) > 1:
-        raise ValueError(f'{folder} holds timings of several machines: {machines}')
+        machines.append(held['machine'])
     if missing:
         print(f'{setting.name}: still to be timed: {", ".join(missing)}')
         return None
@@ -91,7 +99,7 @@ def measure_parts(
     return Results(
         size=setting.name,
         about=about,
-        machine=next(iter(machines.values())),
+        machine=one_machine(folder, machines),
         composed=True,
         rows=composed(setting, done, chunks, runs),
     )

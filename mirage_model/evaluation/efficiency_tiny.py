@@ -40,14 +40,13 @@ def rows_of_a_rollout(model: Model, clip: Clip, name: str, run: int) -> list[Row
     return rows
 
 
-def run_whole(model: Model, clip: Clip, *, runs: int) -> Iterator[list[Row]]:
-    """All memories, one after another and the whole again ``runs`` times, compiled before."""
+def run_whole(model: Model, clip: Clip, *, run: int) -> Iterator[list[Row]]:
+    """All memories, one after another, compiled before."""
     short = replace(clip, **{
         name: getattr(clip, name)[: model.config.chunk_frames]
         for name in ('frames', 'cameras', 'depth', 'sky', 'moving')
     })  # fmt: skip
     for name in MEMORIES:
         rows_of_a_rollout(model, short, name, 0)
-    for run in range(runs):
-        for name in MEMORIES:
-            yield rows_of_a_rollout(model, clip, name, run)
+    for name in MEMORIES:
+        yield rows_of_a_rollout(model, clip, name, run)

@@ -90,9 +90,9 @@ def row(**changes) -> Row:
 
 
 def test_a_rollout_gives_a_row_for_every_chunk(model):
-    for rows in run_whole(model, clip(2), runs=1):
+    for rows in run_whole(model, clip(2), run=1):
         name = rows[0].memory
-        assert [one.chunk for one in rows] == [1, 2]
+        assert [one.chunk for one in rows] == [1, 2] and {one.run for one in rows} == {1}
         for one in rows:
             assert one.frames == CHUNK_FRAMES - 1 and one.rest > 0
             assert min(one.read, one.masks, one.write) > 0
@@ -227,6 +227,8 @@ def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
     assert not (tmp_path / 'docs').exists()
     assert main(short, SMALL) == 0
     assert drives == [efficiency.TRAJECTORY]  # measured once
+    assert main(['--size', 'embedded', '--chunks', '1', '--runs', '2', *places], SMALL) == 0
+    assert drives == [efficiency.TRAJECTORY] * 2  # the first run counts as one of the two
     page = (tmp_path / 'docs' / 'efficiency.md').read_text()
     assert page.count('**Composed, not run.**') == 1 and '## small-random' in page
     assert {path.name for path in (tmp_path / 'docs').iterdir()} == {
