@@ -31,7 +31,9 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 HEIGHT, WIDTH, CHANNELS, CHUNK = 44, 80, 48, 9
 ROOM = np.array([6.0, 3.0, 6.0])  # metres: x, y (down), z
 FAR = 9.0
+ROOMS = 77  # with ten million cells in them 200,000 are in view
 CONFIG = MemoryConfig(channels=CHANNELS, voxel=0.0, far=FAR)
+MERGED = MemoryConfig(channels=CHANNELS, far=FAR)  # as memories are by default
 
 
 def camera(position: np.ndarray, yaw: float, time: float) -> Cameras:
@@ -54,7 +56,9 @@ def room_depth(cameras: Cameras) -> Float[Tensor, 'n h w']:
     one_metre = unproject(torch.ones(len(cameras), HEIGHT, WIDTH), cameras) - origin
     room = torch.tensor(ROOM, dtype=torch.float32)
     wall = (torch.floor(origin / room) + (one_metre > 0)) * room
-    return ((wall - origin) / one_metre).nan_to_num(torch.inf, posinf=torch.inf).amin(dim=-1)
+    # along a wall there is no way to it: 0 / 0, or its distance / -0
+    away = (wall - origin) / one_metre
+    return torch.where(one_metre == 0, torch.inf, away).amin(dim=-1)
 
 
 def chunk_ahead(steps: int = CHUNK) -> Cameras:
@@ -102,10 +106,11 @@ def fill(
     views: Iterable[tuple[Cameras, Float[Tensor, 'n h w']]],
     cells: int,
     keep_of: Callable[[Cameras, Float[Tensor, 'n h w']], Bool[Tensor, 'n h w']],
+    config: MemoryConfig = CONFIG,
 ) -> Filled:
     """Write views until so many cells are held or the views end; only what ``keep_of`` says."""
     latents = torch.randn(CHUNK, CHANNELS, HEIGHT, WIDTH)
-    memory, positions, seconds = LatentMemory(CONFIG), [], []
+    memory, positions, seconds = LatentMemory(config), [], []
     for cameras, depth in views:
         keep = keep_of(cameras, depth)
         start = perf_counter()
@@ -202,31 +207,32 @@ def reads(
     return figures
 
 
-def writes(whole: Filled, small: LatentMemory, repeats: int) -> list[Figure]:
+def writes(how: str, whole: Filled, small: LatentMemory, repeats: int) -> list[Figure]:
     """One chunk into a large memory and into a small one, each into a fork that is then dropped,
     and the slowest of the writes that filled the large one."""
     chunk = chunk_ahead()
     depth, seen = room_depth(chunk), torch.randn(CHUNK, CHANNELS, HEIGHT, WIDTH)
     keep = everything(chunk, depth)
 
-    def write(memory: LatentMemory) -> None:
-        memory.fork().write(seen, depth, chunk, keep=keep, observed=True)
+    def write(memory: LatentMemory, *, observed: bool) -> None:
+        memory.fork().write(seen, depth, chunk, keep=keep, observed=observed)
 
-    into_whole = median(partial(write, whole.memory), repeats)
-    into_small = median(partial(write, small), repeats)
-    name = f'write of a chunk into {len(whole.memory):,} cells / into {len(small):,}'
+    figures = []
+    for observed in (True, False):
+        into_whole = median(partial(write, whole.memory, observed=observed), repeats)
+        into_small = median(partial(write, small, observed=observed), repeats)
+        name = f'write of {"an observed" if observed else "an imagined"} chunk, {how}: '
+        name += f'into {len(whole.memory):,} cells / into {len(small):,}'
+        figures.append(ratio(name, into_whole, into_small, goal=3.0))
     usual, slowest = statistics.median(whole.seconds), max(whole.seconds)
-    stalls = 'slowest / median of the writes that filled the building'
-    return [
-        ratio(name, into_whole, into_small, goal=3.0),
-        ratio(stalls, slowest, usual, goal=10.0),
-    ]
+    stalls = f'slowest / median of the writes that filled the building, {how}'
+    return [*figures, ratio(stalls, slowest, usual, goal=10.0)]
 
 
 def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
     """All figures, at ``scale`` times the numbers of cells, and those numbers."""
     million, building, few = (int(count * scale) for count in (1e6, 1e7, 1e5))
-    rooms = max(1, round(112 * scale))
+    rooms = max(1, round(ROOMS * scale))
     chunk = chunk_ahead()
 
     dense = fill(
@@ -256,10 +262,16 @@ def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
         faster=50.0,
         near=part.memory,
     )
-    small = fill('one room', chunks(1), few, everything)
-    figures += writes(whole, small.memory, repeats)
     counts |= {'building': len(whole.memory), 'building_in_view': len(part.memory)}
+    del part
+    small = fill('one room', chunks(1), few, everything)
+    figures += writes('nothing merged', whole, small.memory, repeats)
     counts['one_room'] = len(small.memory)
+    del whole, small
+    whole = fill('building, merged', chunks(rooms), building, everything, MERGED)
+    small = fill('one room, merged', chunks(1), few, everything, MERGED)
+    figures += writes('merged', whole, small.memory, repeats)
+    counts |= {'building_merged': len(whole.memory), 'one_room_merged': len(small.memory)}
     return figures, counts
 
 

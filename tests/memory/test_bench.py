@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 
+from mirage_model.camera import concatenate
 from mirage_model.evaluation.bench_memory import (
     HEIGHT,
     WIDTH,
+    camera,
     chunk_ahead,
     fill,
     in_view,
@@ -25,12 +28,19 @@ def test_the_report_says_what_was_measured_and_whether_it_holds(tmp_path, capsys
     content, printed = json.loads(path.read_text()), capsys.readouterr().out
     assert code == (0 if content['holds'] else 1)
     assert content['holds'] == all(figure['holds'] for figure in content['figures'])
-    assert content['scale'] == 0.001 and len(content['figures']) == 14
+    assert content['scale'] == 0.001 and len(content['figures']) == 18
     for figure in content['figures']:
         if figure['goal'] is not None:
             held = figure['value'] >= figure['goal']
             assert figure['holds'] == (held if figure['bound'] == 'at least' else not held)
         assert min(figure['seconds']) > 0 and figure['name'] in printed
+
+
+def test_a_room_has_a_wall_wherever_a_camera_looks():
+    """So far from the origin that float32 loses most directions across."""
+    far = camera(np.array([6.0 * 2**22 + 2, 1.5, 3.0]), 0.0, 0.0)
+    depth = room_depth(concatenate([far, chunk_ahead(1)]))
+    assert depth.isfinite().all() and (depth > 0).all()
 
 
 def test_the_plain_version_covers_the_same_cells_as_the_memory():
