@@ -2,7 +2,9 @@
 
 Read by `rosbags`, which knows MCAP and sqlite3 and needs no ROS. A pose is that of the frame ``base``, in one
 fixed frame; ``base_from_camera`` says where the camera's optical frame sits on it. Transforms know by
-themselves where it is: then ``base`` is the camera's own frame.
+by themselves where it is: then ``base`` is the camera's own frame.
+
+Messages that cannot be read or used are left out, and so is what comes after time was set back; `Bag.broken` says so.
 """
 
 from __future__ import annotations
@@ -13,33 +15,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 import math
 from pathlib import Path
-import sqlite3
 
-import cv2
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 import numpy as np
-from scipy.spatial.transform import Rotation
 import torch
 
 from mirage_model.camera import Cameras, check_cameras, resample_trajectory
+from mirage_model.data.bag_messages import colours, intrinsics, matrix, metres, seconds
 from mirage_model.data.clip import Clip
 from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
-from mirage_model.data.transforms import Tree
+from mirage_model.data.transforms import SET_BACK, Tree
 
-_COLOURS = {
-    'rgb8': (3, None),
-    'bgr8': (3, cv2.COLOR_BGR2RGB),
-    'rgba8': (4, cv2.COLOR_RGBA2RGB),
-    'bgra8': (4, cv2.COLOR_BGRA2RGB),
-    'mono8': (1, cv2.COLOR_GRAY2RGB),
-}
-_DEPTHS = {'16UC1': ('u2', 0.001), '32FC1': ('f4', 1.0)}
 _SAME = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 _IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _TRANSFORMS = 'tf2_msgs/msg/TFMessage'
-_SET_BACK = (
-    1.0  # seconds by which stamps may lie out of order before the clock must have been set back
-)
 _POSES = {
     'geometry_msgs/msg/PoseStamped': lambda message: message.pose,
     'geometry_msgs/msg/PoseWithCovarianceStamped': lambda message: message.pose.pose,
@@ -89,6 +78,24 @@ class _Index:
     depth_logged: Int[np.ndarray, 'n']
     world_from_camera: Float[np.ndarray, 'n 4 4']
     left_out: list[str]
+    broken: list[str]
+
+
+class _Lost:
+    """Counts messages that are left out, by topic and by what is the matter with them."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], list] = {}
+
+    def add(self, topic: str, what: str, detail: object) -> None:
+        """``detail`` is kept of the first."""
+        self._found.setdefault((topic, what), [0, detail])[0] += 1
+
+    def told(self) -> list[str]:
+        return [
+            f'{count} messages on {topic} {what}, the first: {detail}'
+            for (topic, what), (count, detail) in self._found.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -139,21 +146,29 @@ class Bag:
         """Of the images as they were recorded."""
         return self._index.K
 
+    @property
+    def broken(self) -> list[str]:
+        """What is left out because the bag holds it but it cannot be used; part of the listing too."""
+        return self._index.broken
+
     def listing(self) -> Listing:
         index = self._index
         rows = list(range(len(index.stamps)))
         listing = cut(self.scene, self.scene, index.stamps, self.layout, rows)
-        images = [(f'{self.scene} (images)', self.scene, reason) for reason in index.left_out]
+        images = [
+            (f'{self.scene} (images)', self.scene, reason)
+            for reason in index.left_out + index.broken
+        ]
         return Listing(parts=listing.parts, left_out=images + listing.left_out)
 
     def load(self, part: Part) -> Clip:
         index, rows = self._index, list(part.rows)
-        frames = self._images(self.config.image, index.stamps[rows], index.logged[rows], _colours)
+        frames = self._images(self.config.image, index.stamps[rows], index.logged[rows], colours)
         shape = (len(rows), self.layout.height, self.layout.width)
         depth = np.full(shape, np.nan, np.float32)
         if self.config.depth:
             images = self._images(
-                self.config.depth, index.depth_stamps[rows], index.depth_logged[rows], _metres
+                self.config.depth, index.depth_stamps[rows], index.depth_logged[rows], metres
             )
             depth[:] = images
         cameras = Cameras(
@@ -177,12 +192,12 @@ class Bag:
     @cached_property
     def _index(self) -> _Index:
         """Read through the whole bag once. Raises ValueError that names the topic."""
-        config = self.config
+        config, lost = self.config, _Lost()
         with self._reader() as reader:
-            K, height, width, camera_frame = self._camera(reader)
-            world_frame, times, world_from_base = self._poses(reader, camera_frame)
-            images = self._stamps(reader, config.image, (_IMAGE, _COMPRESSED))
-            depths = self._stamps(reader, config.depth, (_IMAGE,)) if config.depth else images
+            K, height, width, camera_frame = self._camera(reader, lost)
+            world_frame, times, world_from_base, unused = self._poses(reader, camera_frame, lost)
+            images = self._stamps(reader, config.image, lost)
+            depths = self._stamps(reader, config.depth, lost) if config.depth else images
         stamps, nanoseconds, logged = images
         before = np.searchsorted(times, stamps, side='right') - 1
         after = np.minimum(before + (times[before.clip(0)] < stamps), len(times) - 1)
@@ -190,15 +205,16 @@ class Bag:
         posed &= np.maximum(stamps - times[before], times[after] - stamps) <= config.pose_gap
         nearest = _nearest(depths[0], stamps)
         paired = np.abs(depths[0][nearest] - stamps) <= config.tolerance
+        span = f'there are poses from {times[0]:.6f} to {times[-1]:.6f}'
         left_out = []
         for usable, lack in (
-            (posed, f'pose on {config.pose}'),
+            (posed, f'pose on {config.pose}: {span}'),
             (paired, f'depth on {config.depth}'),
         ):
             if not usable.all():
                 left_out.append(f'{(~usable).sum()} of {len(stamps)} images have no {lack}')
         usable = posed & paired
-        base_from_camera = _matrix(config.base_from_camera or _SAME, 'base_from_camera')
+        base_from_camera = matrix(config.base_from_camera or _SAME, 'base_from_camera')
         world_from_base = resample_trajectory(world_from_base, times, stamps[usable])
         return _Index(
             K=K,
@@ -213,23 +229,28 @@ class Bag:
             depth_logged=depths[2][nearest][usable],
             world_from_camera=world_from_base @ base_from_camera,
             left_out=left_out,
+            broken=[*lost.told(), *unused],
         )
 
     @contextmanager
     def _reader(self) -> Iterator:
         """Raises ImportError that names what to install, and ValueError for what is no bag."""
         try:
-            from rosbags.highlevel import AnyReader, AnyReaderError
+            from rosbags.highlevel import AnyReader
             from rosbags.typesys import Stores, get_typestore
         except ImportError as error:
             raise ImportError('reading bags takes rosbags: pip install rosbags') from error
         try:
-            with AnyReader(
-                self._files(), default_typestore=get_typestore(Stores.ROS2_JAZZY)
-            ) as reader:
-                yield reader
-        except (AnyReaderError, OSError, sqlite3.DatabaseError) as error:
+            reader = AnyReader(self._files(), default_typestore=get_typestore(Stores.ROS2_JAZZY))
+            reader.open()
+        except (
+            Exception
+        ) as error:  # its parsers raise whatever broken files make them stumble over
             raise ValueError(f'{self.path} is no bag that can be read: {error}') from error
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def _files(self) -> list[Path]:
         """The bag; of a recorder that was killed, and so wrote no metadata.yaml, its storage files."""
@@ -242,10 +263,11 @@ class Bag:
         reader,
         topic: str,
         types: tuple[str, ...],
+        lost: _Lost,
         start: int | None = None,
         stop: int | None = None,
     ) -> Iterator:
-        """Every message of a topic with the time that it was written at, in nanoseconds."""
+        """Every message of a topic that can be read, with the time that it was written at, in nanoseconds."""
         connections = [c for c in reader.connections if c.topic == topic]
         if not connections:
             there = sorted({f'{c.topic} ({c.msgtype})' for c in reader.connections})
@@ -257,107 +279,124 @@ class Bag:
                 )
         from rosbags.highlevel import AnyReaderError
 
-        for connection, logged, data in reader.messages(connections, start=start, stop=stop):
+        stored = reader.messages(connections, start=start, stop=stop)
+        while True:
+            try:
+                connection, logged, data = next(stored)
+            except StopIteration:
+                return
+            except Exception as error:  # as when it is opened
+                lost.add(topic, 'and all that follow cannot be read', error)
+                return
             try:
                 message = reader.deserialize(data, connection.msgtype)
             except AnyReaderError as error:
-                raise ValueError(
-                    f'{self.path}: {topic}, the message of {logged * 1e-9:.6f} cannot be read: {error}'
-                ) from None
+                lost.add(topic, 'cannot be read', f'{logged * 1e-9:.6f}: {error}')
+                continue
             yield logged, message
 
-    def _camera(self, reader) -> tuple[Float[np.ndarray, '3 3'], int, int, str]:
+    def _camera(self, reader, lost: _Lost) -> tuple[Float[np.ndarray, '3 3'], int, int, str]:
         """K, the image's size and the camera's frame, the same in the whole bag."""
-        found = None
-        for _, message in self._messages(
-            reader, self.config.camera_info, ('sensor_msgs/msg/CameraInfo',)
-        ):
+        found, topic = None, self.config.camera_info
+        for _, message in self._messages(reader, topic, ('sensor_msgs/msg/CameraInfo',), lost):
             try:
                 frame = message.header.frame_id
-                camera = (_K(message).tolist(), message.height, message.width, frame)
+                camera = (intrinsics(message).tolist(), message.height, message.width, frame)
             except ValueError as error:
-                raise ValueError(f'{self.path}: {self.config.camera_info}: {error}') from None
+                raise ValueError(f'{self.path}: {topic}: {error}') from None
             if found is not None and camera != found:
-                raise ValueError(f'{self.path}: {self.config.camera_info} changes within the bag')
+                raise ValueError(f'{self.path}: {topic} changes within the bag')
             found = camera
         if found is None:
-            raise ValueError(f'{self.path}: {self.config.camera_info} has no messages')
+            raise self._nothing(topic, 'messages', lost)
         return np.array(found[0]), int(found[1]), int(found[2]), found[3]
 
     def _poses(
-        self, reader, camera_frame: str
-    ) -> tuple[str, Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4']]:
-        """The frame that the poses are in, their times and world_from_base."""
-        topic, times, matrices, frames = self.config.pose, [], [], set()
+        self, reader, camera_frame: str, lost: _Lost
+    ) -> tuple[str, Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4'], list[str]]:
+        """The frame that the poses are in, their times and world_from_base, and what of a tree was not used."""
+        topic, found, frames = self.config.pose, {}, set()
         connection = next((c for c in reader.connections if c.topic == topic), None)
         if connection is not None and connection.msgtype == _TRANSFORMS:
-            return self.config.world_frame, *self._transforms(reader, camera_frame)
+            return self.config.world_frame, *self._transforms(reader, camera_frame, lost)
         pose_of = _POSES.get(connection.msgtype) if connection else None
-        for _, message in self._messages(reader, topic, tuple(_POSES)):
+        for _, time, message in self._forwards(reader, topic, tuple(_POSES), lost):
             pose = pose_of(message)
             p, q = pose.position, pose.orientation
-            name = f'{self.path}: {topic}, pose {len(times)}'
-            matrices.append(_matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), name))
             moved = getattr(message, 'child_frame_id', '')
             if moved not in ('', camera_frame) and not self.config.base_from_camera:
                 raise ValueError(
                     f'{self.path}: {topic} has the poses of {moved!r}, the camera is {camera_frame!r}: '
                     'base_from_camera must say where it sits'
                 )
-            times.append(_seconds(message))
+            try:
+                sits = matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), f'{time:.6f}')
+            except ValueError as error:
+                lost.add(topic, 'hold no pose', error)
+                continue
+            found.setdefault(time, sits)  # what is sent twice counts once
             frames.add(message.header.frame_id)
-        if not frames:
-            raise ValueError(f'{self.path}: {topic} has no messages')
+        if not found:
+            raise self._nothing(topic, 'poses', lost)
         if len(frames) != 1:
             raise ValueError(f'{self.path}: {topic} has poses in the frames {sorted(frames)}')
-        try:
-            resample_trajectory(np.stack(matrices), np.array(times), np.zeros(0))
-        except ValueError as error:
-            raise ValueError(f'{self.path}: {topic}: {error}') from None
-        return frames.pop(), np.array(times), np.stack(matrices)
+        times = sorted(found)
+        return frames.pop(), np.array(times), np.stack([found[time] for time in times]), []
 
     def _transforms(
-        self, reader, camera_frame: str
-    ) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4']]:
+        self, reader, camera_frame: str, lost: _Lost
+    ) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4'], list[str]]:
         tree, config = Tree(), self.config
         topics = {c.topic for c in reader.connections} & {config.pose, config.transforms_static}
         for topic in sorted(topics):
-            for _, message in self._messages(reader, topic, (_TRANSFORMS,)):
+            static = topic == config.transforms_static
+            for _, message in self._messages(reader, topic, (_TRANSFORMS,), lost):
                 for sent in message.transforms:
                     p, q = sent.transform.translation, sent.transform.rotation
-                    parent, child = sent.header.frame_id, sent.child_frame_id
-                    name = f'{self.path}: {topic}, {child!r} in {parent!r}'
-                    matrix = _matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), name)
+                    parent, child, time = sent.header.frame_id, sent.child_frame_id, seconds(sent)
                     try:
-                        static = topic == config.transforms_static
-                        tree.add(parent, child, _seconds(sent), matrix, static=static)
+                        sits = matrix((p.x, p.y, p.z, q.x, q.y, q.z, q.w), f'{time:.6f}')
                     except ValueError as error:
-                        raise ValueError(f'{self.path}: {topic}: {error}') from None
+                        tree.refuse(parent, child, str(error), static=static)
+                    else:
+                        tree.add(parent, child, time, sits, static=static)
         try:
-            return tree.poses(config.world_frame, camera_frame)
+            times, world_from_camera, broken = tree.poses(config.world_frame, camera_frame)
         except ValueError as error:
-            raise ValueError(f'{self.path}: {config.pose}: {error}') from None
+            told = '; '.join([str(error), *lost.told()])
+            raise ValueError(f'{self.path}: {config.pose}: {told}') from None
+        return times, world_from_camera, [f'{config.pose}: {line}' for line in broken]
 
     def _stamps(
-        self, reader, topic: str, types: tuple[str, ...]
+        self, reader, topic: str, lost: _Lost
     ) -> tuple[Float[np.ndarray, 'n'], Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
-        """Stamps of a topic's messages, increasing, in seconds and exactly, and when they were written."""
+        """Stamps of a topic's images, increasing, in seconds and exactly, and when they were written."""
         found: list[tuple[float, int, int]] = []
-        latest = -math.inf
-        for logged, message in self._messages(reader, topic, types):
-            stamp = _seconds(message)
-            if stamp < latest - _SET_BACK:
-                raise ValueError(
-                    f'{self.path}: time goes backwards on {topic}: {stamp:.6f} comes after '
-                    f'{latest:.6f}, image {len(found)}; replay the part before it as a bag of its own'
-                )
-            latest = max(latest, stamp)
+        for logged, time, message in self._forwards(reader, topic, (_IMAGE, _COMPRESSED), lost):
             exact = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-            found.append((stamp, exact, logged))
+            found.append((time, exact, logged))
         if not found:
-            raise ValueError(f'{self.path}: {topic} has no messages')
+            raise self._nothing(topic, 'messages', lost)
         stamps, exact, logged = zip(*sorted(found))
         return np.array(stamps), np.array(exact, np.int64), np.array(logged, np.int64)
+
+    def _forwards(
+        self, reader, topic: str, types: tuple[str, ...], lost: _Lost
+    ) -> Iterator[tuple[int, float, object]]:
+        """Messages with the time that they were written at and their stamp, until their clock is set back."""
+        latest, back = -math.inf, False
+        for logged, message in self._messages(reader, topic, types, lost):
+            time = seconds(message)
+            back |= time < latest - SET_BACK
+            if back:
+                detail = f'{time:.6f} comes after {latest:.6f}; replay them as a bag of their own'
+                lost.add(topic, 'are left out since time goes backwards', detail)
+                continue
+            latest = max(latest, time)
+            yield logged, time, message
+
+    def _nothing(self, topic: str, what: str, lost: _Lost) -> ValueError:
+        return ValueError('; '.join([f'{self.path}: {topic} has no {what}', *lost.told()]))
 
     def _images(
         self,
@@ -370,8 +409,8 @@ class Bag:
         index, found, wanted = self._index, {}, set(stamps.tolist())
         span = int(logged.min()), int(logged.max()) + 1
         with self._reader() as reader:
-            for _, message in self._messages(reader, topic, (_IMAGE, _COMPRESSED), *span):
-                stamp = _seconds(message)
+            for _, message in self._messages(reader, topic, (_IMAGE, _COMPRESSED), _Lost(), *span):
+                stamp = seconds(message)
                 if stamp not in wanted:
                     continue
                 try:
@@ -383,7 +422,7 @@ class Bag:
                         f'{self.path}: {topic} at {stamp:.6f} has images of {image.shape[0]}x{image.shape[1]}, '
                         f'{self.config.camera_info} of {index.height}x{index.width}'
                     )
-                found[stamp] = fit(image, self.layout, labels=read is _metres)
+                found[stamp] = fit(image, self.layout, labels=read is metres)
         return [found[stamp] for stamp in stamps.tolist()]
 
 
@@ -392,84 +431,3 @@ def _nearest(times: Float[np.ndarray, 'k'], at: Float[np.ndarray, 'n']) -> Int[n
     after = np.searchsorted(times, at).clip(max=len(times) - 1)
     before = (after - 1).clip(min=0)
     return np.where(at - times[before] <= np.abs(times[after] - at), before, after)
-
-
-def _seconds(message) -> float:
-    stamp = message.header.stamp
-    return stamp.sec + stamp.nanosec * 1e-9
-
-
-def _matrix(numbers: tuple[float, ...], name: str) -> Float[np.ndarray, '4 4']:
-    """From x y z and a quaternion x y z w. Raises ValueError, with ``name``."""
-    if len(numbers) != 7 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f'{name}: 7 finite numbers are needed (x y z, quaternion x y z w)')
-    length = math.hypot(*numbers[3:])
-    if abs(length - 1) > 0.01:
-        raise ValueError(f'{name}: the quaternion has length {length:.3g}, not 1')
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat(numbers[3:]).as_matrix()
-    matrix[:3, 3] = numbers[:3]
-    return matrix
-
-
-def _K(message) -> Float[np.ndarray, '3 3']:
-    """Intrinsics of the rectified image: the left of P, or K where there is no P and no distortion.
-
-    Raises ValueError for a camera that is not calibrated or not rectified, and for binning and regions.
-    """
-    region = message.roi
-    whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
-    if max(message.binning_x, message.binning_y) > 1 or not whole:
-        raise ValueError('binning and regions of interest are not taken')
-    if message.p[0]:
-        K = np.array(message.p).reshape(3, 4)[:, :3].copy()
-    elif not any(message.d):
-        K = np.array(message.k).reshape(3, 3)
-    else:
-        raise ValueError('distorted and without P; rectified images are needed')
-    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
-    if not np.isfinite(K).all() or (K != pinhole).any() or K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise ValueError(f'not the intrinsics of a calibrated camera: {K.tolist()}')
-    return K
-
-
-def _colours(message) -> Shaped[np.ndarray, 'h w 3']:
-    """RGB of an image, raw or compressed."""
-    if hasattr(message, 'format'):
-        data = np.asarray(message.data)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-        if image is None:
-            raise ValueError(f'{message.format!r} that cannot be decoded')
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    if message.encoding not in _COLOURS:
-        raise ValueError(f'encoding {message.encoding!r} is not one of {sorted(_COLOURS)}')
-    channels, conversion = _COLOURS[message.encoding]
-    image = _pixels(message, np.dtype('u1'), channels)
-    return image if conversion is None else cv2.cvtColor(image, conversion)
-
-
-def _metres(message) -> Float[np.ndarray, 'h w']:
-    """Depth of a raw image, NaN where there is none."""
-    if getattr(message, 'encoding', None) not in _DEPTHS:
-        kind = getattr(message, 'encoding', 'compressed')
-        raise ValueError(f'depth is {kind!r}, not one of {sorted(_DEPTHS)}')
-    kind, scale = _DEPTHS[message.encoding]
-    order = '>' if message.is_bigendian else '<'
-    depth = _pixels(message, np.dtype(order + kind), 1)[..., 0].astype(np.float32) * scale
-    return np.where(np.isfinite(depth) & (depth > 0), depth, np.nan).astype(np.float32)
-
-
-def _pixels(message, dtype: np.dtype, channels: int) -> Shaped[np.ndarray, 'h w c']:
-    """The image's pixels, without what fills up its rows."""
-    height, width, step = message.height, message.width, message.step
-    row = width * channels * dtype.itemsize
-    data = np.ascontiguousarray(message.data).view(np.uint8)
-    if not height or not width or step < row or len(data) != step * height:
-        raise ValueError(
-            f'{len(data)} bytes in rows of {step} are not {height}x{width} {message.encoding}'
-        )
-    return (
-        np.ascontiguousarray(data.reshape(height, step)[:, :row])
-        .view(dtype)
-        .reshape(height, width, channels)
-    )
