@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-import json
 import os
 from pathlib import Path
 import platform
 from typing import Literal
 
 import torch
+
+from mirage_model.evaluation.results import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,6 @@ def report(figures: list[Figure], out: Path, about: Mapping[str, object]) -> int
         'holds': holds,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=2) + '\n')
+    write_json(out, content)
     print(f'{out}: {"every goal holds" if holds else "a goal is missed"}')
     return 0 if holds else 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from mirage_model.camera import Cameras, resized
 from mirage_model.checkpoint import EMBEDDED
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, load_clip
+from mirage_model.evaluation.results import write_json
 from mirage_model.memory.grid import depth_to_grid
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
@@ -226,7 +226,7 @@ def main() -> None:
         steps=arguments.steps,
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(table, indent=1))
+    write_json(arguments.out, table)
     print(to_markdown(table))
 
 

@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 import json
-import os
 from pathlib import Path
 import random
 import sys
@@ -25,8 +24,8 @@ from mirage_model.data.estimate import complete
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
 from mirage_model.engine import Engine
-from mirage_model.evaluation.metrics import MISSING, mean_with_interval, quality
-from mirage_model.evaluation.replay import claim
+from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
+from mirage_model.evaluation.results import as_json, claim, write_json
 from mirage_model.evaluation.tables import write_tables
 from mirage_model.interface import NOTHING, Imagine, Refused, View
 
@@ -91,7 +90,8 @@ def measure(engine: Engine, clip: Clip) -> dict[str, float | int | str | None]:
         known = [value[name] for value in frames if np.isfinite(value[name])]
         row[name] = float(np.mean(known)) if known else None
     row['covered'] = float(there.covered.mean())
-    row['closed_loop_psnr'], row['closed_loop_ssim'] = closed['psnr_all'], closed['ssim_all']
+    for name, value in closed.items():
+        row[f'closed_loop_{name}'] = value if np.isfinite(value) else None
     return row
 
 
@@ -119,22 +119,20 @@ def evaluate(
                 clip = complete(source.load(parts[name]), engine.model.perception)
                 with torch.no_grad():
                     row = measure(engine, clip)
-                aside = path.with_suffix('.part')
-                aside.write_text(json.dumps(row))
-                os.replace(aside, path)
+                write_json(path, row)
             except (ValueError, Refused) as error:
                 failed[name] = str(error)
                 continue
         rows.append(json.loads(path.read_text()))
     if rows:
         write_tables(out, {'clips': rows})
-    names_of = ('psnr_all', 'psnr_covered', 'psnr_uncovered', 'ssim_all', 'covered')
-    names_of += ('closed_loop_psnr', 'closed_loop_ssim')
+    names_of = (*QUALITY, 'covered', *(f'closed_loop_{name}' for name in QUALITY))
     summary = {
         'protocol': 'RealEstate10K',
         'model': about.model,
         'sha256': about.sha256,
         'clips': len(rows),
+        'failed_clips': len(failed),
         'failed': failed,
         'missing': MISSING,
         'figures': {
@@ -142,7 +140,7 @@ def evaluate(
             for name in names_of
         },
     }
-    (out / 'realestate10k.json').write_text(json.dumps(summary, indent=1) + '\n')
+    write_json(out / 'realestate10k.json', summary)
     return summary
 
 
@@ -184,5 +182,5 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f'realestate10k: {error}', file=sys.stderr)
         return 1
-    print(json.dumps(summary, indent=1))
+    print(as_json(summary))
     return 0 if summary['clips'] else 1

@@ -27,6 +27,7 @@ from mirage_model.data.clip import Clip
 from mirage_model.data.sources import Part
 from mirage_model.evaluation.geometry import FIGURES, geometry
 from mirage_model.evaluation.metrics import quality
+from mirage_model.evaluation.results import as_json
 from mirage_model.evaluation.segments import ReplayConfig, Segment
 from mirage_model.intake import fit_pixels, fit_view
 from mirage_model.interface import (
@@ -60,7 +61,8 @@ class Replayed:
     """A segment imagined with one seed, beside what was recorded.
 
     ``nanoseconds`` are the recorded stamps. ``rows`` hold the figures of every frame; ``seconds`` is what
-    observing and each chunk took, ``refused`` why views could not be read, or were not taken.
+    observing and each chunk took. Of the views before, ``refused`` says why some were not taken, and
+    ``unreadable`` why the bag could not give others.
     """
 
     index: int
@@ -76,6 +78,7 @@ class Replayed:
     seconds: dict[str, float | list[float]]
     refused: tuple[str, ...]
     depth_source: str
+    unreadable: tuple[str, ...] = ()
 
 
 class Walk:
@@ -83,18 +86,19 @@ class Walk:
 
     def __init__(self, engine: Imaginer, bag: Bag):
         self._engine, self._bag = engine, bag
-        self._seen: tuple[int, ...] = ()
-        self._refused: list[str] = []
+        self._forget()
 
-    def to(self, segment: Segment) -> tuple[float, tuple[str, ...]]:
-        """Observe; return the seconds that it took, and why views were left out.
+    def to(self, segment: Segment) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+        """Observe; return the seconds that it took, and why views were refused, or could not be read.
 
         Raises ValueError if the view that imagination must start from is one of those.
         """
         known = len(self._seen)
         if self._seen != segment.observed[:known]:
-            self._seen, self._refused, known = (), [], 0
-        seconds, started = 0.0, bool(known) and len(self._refused) < known
+            self._forget()
+            known = 0
+        lost = len(self._refused) + len(self._unreadable)
+        seconds, started = 0.0, lost < known
         for row in segment.observed[known:]:
             try:
                 (view,) = views(self._bag, [row])
@@ -102,13 +106,19 @@ class Walk:
                 (self._engine.observe if started else self._engine.seed)(view, memory=MEMORY)
                 seconds += time.monotonic() - began
                 started = True
-            except ValueError as error:  # of the bag, or Refused
+            except ValueError as error:  # Refused, or of the bag
                 if row == segment.observed[-1]:
-                    self._seen, self._refused = (), []
+                    self._forget()
                     raise ValueError(f'segment {segment.index} cannot start: {error}') from None
-                self._refused.append(str(error))
+                lost = self._refused if isinstance(error, Refused) else self._unreadable
+                lost.append(str(error))
             self._seen += (row,)
-        return seconds, tuple(self._refused)
+        return seconds, tuple(self._refused), tuple(self._unreadable)
+
+    def _forget(self) -> None:
+        self._seen: tuple[int, ...] = ()
+        self._refused: list[str] = []
+        self._unreadable: list[str] = []
 
 
 def views(bag: Bag, rows: Sequence[int]) -> list[View]:
@@ -130,14 +140,17 @@ def views(bag: Bag, rows: Sequence[int]) -> list[View]:
 def request_for(
     bag: Bag, segment: Segment, about: Description, config: ReplayConfig, seed: int
 ) -> Imagine:
-    """The recorded poses, one a frame of the model's own clock from the start on, the last held as padding."""
+    """The recorded poses, one a frame of the model's own clock from the start on, the last held as padding.
+
+    The first frame's time is one that a message can hold: the node counts on from there.
+    """
     count = -(-len(segment.future) // about.new_frames_per_chunk) * about.new_frames_per_chunk
     rows = list(segment.future) + [segment.future[-1]] * (count - len(segment.future))
-    start = whole_microseconds(float(bag.stamps[segment.observed[-1]]))
+    first = whole_microseconds(float(bag.stamps[segment.observed[-1]])) + 1 / about.frame_rate
     return Imagine(
         request_id=f'segment-{segment.index:05d}-{seed}',
         world_from_camera=bag.world_from_camera[rows],
-        times=start + np.arange(1, count + 1) / about.frame_rate,
+        times=whole_microseconds(first) + np.arange(count) / about.frame_rate,
         memory=MEMORY,
         seed=seed,
         steps=config.steps or None,
@@ -156,7 +169,7 @@ def replay_segment(
     about = engine.describe()
     seen = views(bag, (segment.observed[-1], *segment.future))
     start, *recorded = [fit_pixels(view.image, about.height, about.width) for view in seen]
-    observing, refused = walk.to(segment)
+    observing, refused, unreadable = walk.to(segment)
     try:
         chunks = list(engine.imagine(request_for(bag, segment, about, config, seed)))
     except Refused as error:
@@ -201,6 +214,7 @@ def replay_segment(
         seconds={'observing': observing, 'chunks': [float(chunk.seconds) for chunk in chunks]},
         refused=refused,
         depth_source=chunks[0].depth_source,
+        unreadable=unreadable,
     )
 
 
@@ -258,7 +272,7 @@ def save(path: Path, replayed: Replayed) -> None:
     tensors = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
     rest = {name: value for name, value in values.items() if name not in tensors}
     aside = path.with_suffix('.part')
-    save_file(tensors, aside, metadata={'replayed': json.dumps(rest)})
+    save_file(tensors, aside, metadata={'replayed': as_json(rest, indent=None)})
     os.replace(aside, path)
 
 
@@ -266,26 +280,12 @@ def load(path: Path) -> Replayed:
     with safe_open(path, framework='np') as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         rest = json.loads(file.metadata()['replayed'])
-    rest |= {name: tuple(rest[name]) for name in ('rows', 'refused')}
+    rest |= {name: tuple(rest.get(name, ())) for name in ('refused', 'unreadable')}
+    rest['rows'] = tuple(
+        {name: math.nan if value is None else value for name, value in row.items()}
+        for row in rest['rows']
+    )
     return Replayed(**tensors, **rest)
-
-
-def claim(out: Path, about: dict, name: str = 'segments') -> Path:
-    """The folder of results by that name within ``out``, which is held to what they are ``about``.
-
-    Raises ValueError where it holds other results.
-    """
-    folder, path = out / name, out / 'config.json'
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(about, indent=1) + '\n'
-    if path.exists() and path.read_text() != text:
-        was = json.loads(path.read_text())
-        other = sorted(key for key in {*was, *about} if was.get(key) != json.loads(text).get(key))
-        raise ValueError(
-            f'{out} holds results that differ in {", ".join(other)}: choose another --out, or remove it'
-        )
-    path.write_text(text)
-    return folder
 
 
 def identity(bag: Bag, engine: Imaginer, config: ReplayConfig, *, way: str) -> dict:
@@ -301,7 +301,7 @@ def identity(bag: Bag, engine: Imaginer, config: ReplayConfig, *, way: str) -> d
         'sha256': description.sha256,
         'frame': [description.height, description.width],
         'frame_rate': description.frame_rate,
-        'replay': {k: str(v) if v == float('inf') else v for k, v in settings.items()},
+        'replay': settings,
         'topics': asdict(bag.config),
     }
 

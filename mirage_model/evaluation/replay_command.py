@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
-import json
 import math
 import multiprocessing
 from pathlib import Path
+import shutil
 import sys
 
 import numpy as np
@@ -22,8 +22,10 @@ import yaml
 
 from mirage_model.data.bag import Bag, BagConfig
 from mirage_model.data.sources import Layout
-from mirage_model.evaluation.replay import Imaginer, claim, identity, load, replay
+from mirage_model.evaluation.metrics import QUALITY
+from mirage_model.evaluation.replay import Imaginer, identity, load, replay
 from mirage_model.evaluation.report import write_report
+from mirage_model.evaluation.results import claim, write_json
 from mirage_model.evaluation.results_bag import lanes, write_bag
 from mirage_model.evaluation.segments import ReplayConfig, Segment, segments_of
 from mirage_model.evaluation.tables import frame_rows, horizon_rows, segment_row, write_tables
@@ -142,31 +144,48 @@ def run(
 ) -> Outcome:
     """Replay what ``out`` does not hold yet, then write everything anew from all that it holds.
 
-    With several devices ``engine`` is that of the first. Of a bag that breaks off the part before is
-    replayed, and the break is a failure. Raises ValueError for a bag or an option that
-    cannot be used, and where nothing could be evaluated; what was evaluated is kept.
+    With several devices ``engine`` is that of the first. What a bag cannot give is a failure, the rest is
+    replayed. Raises ValueError for a bag or an option that cannot be used, and where nothing could be
+    evaluated; what was evaluated is kept.
     """
-    path, broken = intact(path, out / 'intact')
-    bag = open_bag(path, bag_config, engine.describe())
-    segments, left_out = segments_of(bag.listing(), bag.stamps, bag.layout.rate, config)
-    about = identity(bag, engine, config, way=way)
-    folder = claim(out, about)
+    whole, damage = intact(path, out / 'intact')
+    failures = [damage] if damage else []
+    try:
+        bag = open_bag(whole, bag_config, engine.describe())
+        failures += bag.broken
+        listing = bag.listing()
+        only_lacking = [entry for entry in listing.left_out if entry[2] not in bag.broken]
+        segments, left_out = segments_of(
+            replace(listing, left_out=only_lacking), bag.stamps, bag.layout.rate, config
+        )
+        about = identity(bag, engine, config, way=way)
+        folder = claim(out, about)
+        failures += _replay_all(engine, bag, segments, config, folder)
+    except ValueError as error:
+        raise ValueError('; '.join([str(error), *failures])) from None
+    finally:
+        shutil.rmtree(out / 'intact', ignore_errors=True)
+    return finish(out, about, world_frame=bag.world_frame, left_out=left_out, failures=failures)
+
+
+def _replay_all(
+    engine: Imaginer, bag: Bag, segments: list[Segment], config: ReplayConfig, folder: Path
+) -> list[str]:
+    """Every device its share; return why segments could not be replayed."""
     shares = [
         list(part) for part in np.array_split(np.array(segments, object), len(config.devices))
     ]
     with _progress(folder, len(segments) * len(config.seeds)) as step:
         others = [
-            (path, bag_config, replace(config, devices=(device,)), share, folder)
+            (bag.path, bag.config, replace(config, devices=(device,)), share, folder)
             for device, share in zip(config.devices[1:], shares[1:])
         ]
-        spawn = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(max(1, len(others)), mp_context=spawn) as pool:
+        forks = multiprocessing.get_context('forkserver')
+        forks.set_forkserver_preload(['mirage_model.engine', __name__])
+        with ProcessPoolExecutor(max(1, len(others)), mp_context=forks) as pool:
             jobs = [pool.submit(_elsewhere, *other) for other in others]
-            failures = [broken] if broken else []
-            failures += replay(engine, bag, shares[0], config, folder, done=step)
-            failures += [failure for job in jobs for failure in job.result()]
-    results = finish(out, about, world_frame=bag.world_frame, left_out=left_out, failures=failures)
-    return Outcome(out=out, results=results, failures=failures, left_out=left_out)
+            failures = replay(engine, bag, shares[0], config, folder, done=step)
+            return failures + [failure for job in jobs for failure in job.result()]
 
 
 def load_engine(config: ReplayConfig) -> Imaginer:
@@ -209,10 +228,14 @@ def finish(
     world_frame: str,
     left_out: Sequence[str],
     failures: Sequence[str],
-) -> int:
-    """Tables, bag, report and summary of all results in ``out``; returns how many there are."""
+) -> Outcome:
+    """Tables, bag, report and summary of all results in ``out``.
+
+    Raises ValueError where there are none.
+    """
     paths = {}
     frames, rows, spans = [], [], []
+    left_out, failures = dict.fromkeys(left_out), dict.fromkeys(failures)
     for path in sorted((out / 'segments').glob('*.safetensors')):
         replayed = load(path)
         row = segment_row(replayed)
@@ -220,6 +243,9 @@ def finish(
         frames += frame_rows(replayed)
         rows.append(row)
         spans.append((int(replayed.nanoseconds[0]), int(replayed.nanoseconds[-1])))
+        left_out |= {f'not observed: {reason}': None for reason in replayed.refused}
+        failures |= {f'not observed: {reason}': None for reason in replayed.unreadable}
+    left_out, failures = list(left_out), list(failures)
     if not rows:
         raise ValueError('nothing could be evaluated: ' + '; '.join([*failures, *left_out]))
     horizons = horizon_rows(frames)
@@ -235,16 +261,16 @@ def finish(
         left_out=left_out,
         failures=failures,
     )
-    names = ('psnr_all', 'psnr_covered', 'psnr_uncovered', 'ssim_all', 'visible', 'held_psnr_all')
+    names = (*QUALITY, 'visible', 'held_psnr_all')
     summary = {
         'segments': len(rows),
         **{name: _mean([row[name] for row in rows]) for name in names},
-        'left_out': list(left_out),
-        'failures': list(failures),
+        'left_out': left_out,
+        'failures': failures,
         **about,
     }
-    (out / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n')
-    return len(rows)
+    write_json(out / 'summary.json', summary)
+    return Outcome(out=out, results=len(rows), failures=failures, left_out=left_out)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -6,14 +6,14 @@ import base64
 from collections.abc import Callable, Sequence
 import html
 import io
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 import numpy as np
 
-from mirage_model.evaluation.metrics import MISSING
+from mirage_model.evaluation.metrics import MISSING, QUALITY
 from mirage_model.evaluation.replay import Replayed
+from mirage_model.evaluation.results import as_json
 from mirage_model.evaluation.tables import Row
 from mirage_model.evaluation.video import at_most, mask_in_colour, mp4, side_by_side
 
@@ -38,17 +38,10 @@ _REGIONS = {
     'covered': ('covered by the memory', '#2a8a50'),
     'uncovered': ('not covered', '#d08a10'),
 }
-_HORIZON = ('horizon_s', 'segments', 'psnr_all', 'psnr_all_low', 'psnr_all_high', 'psnr_covered')
-_HORIZON += (
-    'psnr_uncovered',
-    'ssim_all',
-    'ssim_covered',
-    'ssim_uncovered',
-    'visible',
-    'held_psnr_all',
-)
-_SEGMENT = ('segment', 'seed', 'frames', 'psnr_all', 'psnr_covered', 'psnr_uncovered', 'ssim_all')
-_SEGMENT += ('visible', 'observed', 'held_psnr_all', 'observing_s', 'imagining_s', 'first_chunk_s')
+_HORIZON = ('horizon_s', 'segments', *QUALITY, 'psnr_all_low', 'psnr_all_high', 'visible')
+_HORIZON += ('held_psnr_all',)
+_SEGMENT = ('segment', 'seed', 'frames', *QUALITY, 'visible', 'observed', 'held_psnr_all')
+_SEGMENT += ('observing_s', 'imagining_s', 'first_chunk_s')
 
 
 def write_report(
@@ -91,7 +84,7 @@ def write_report(
         *_list('Left out of the bag', left_out, ''),
         *_list('Not measured', [f'{name}: {reason}' for name, reason in MISSING.items()], ''),
         '<h2>Configuration</h2>',
-        f'<pre>{_safe(json.dumps(about, indent=1))}</pre>',
+        f'<pre>{_safe(as_json(about))}</pre>',
     ]
     path.write_text(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -117,6 +110,8 @@ def _summary(segments: Sequence[Row]) -> str:
         'psnr_uncovered': 'PSNR, not covered',
         'held_psnr_all': 'PSNR of the last seen frame, held',
         'ssim_all': 'SSIM, all pixels',
+        'ssim_covered': 'SSIM, covered',
+        'ssim_uncovered': 'SSIM, not covered',
         'visible': 'share covered',
         'camera_found': 'share of frames whose camera is found',
         'turn_error_deg': 'turned away from the plan, degrees',

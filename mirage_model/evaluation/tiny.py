@@ -25,6 +25,7 @@ from mirage_model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.data.clip import Clip
 from mirage_model.data.labels import labels
 from mirage_model.data.record import maps_of, record_drive
+from mirage_model.evaluation.results import write_json
 from mirage_model.memory import Memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
@@ -220,7 +221,7 @@ def main() -> None:
             picture = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
             picture = (picture.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
             cv2.imwrite(str(done / f'{clip.name}.png'), picture)
-            path.write_text(json.dumps(figures))
+            write_json(path, figures)
         results.append(json.loads(path.read_text()))
     summary = {
         'model': model.config.name,
@@ -230,7 +231,7 @@ def main() -> None:
         'maps': maps_of('test'),
         **summarise(results),
     }
-    (arguments.out / 'tiny.json').write_text(json.dumps(summary, indent=1))
+    write_json(arguments.out / 'tiny.json', summary)
     (arguments.out / 'tiny.md').write_text(to_markdown(summary))
     print(to_markdown(summary))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import json
 import math
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
+from mirage_model.evaluation.results import as_json, claim, write_json
 from mirage_model.evaluation.video import mp4
 from mirage_model.intake import fit_pixels
 from mirage_model.interface import EngineProtocol, Imagine, Refused, View
@@ -168,13 +169,13 @@ def generate(
             'cameras': to_blender(cameras[:: config.frames - 1]).tolist(),
             'cameras_interp': to_blender(cameras).tolist(),
         }
-        (folder / 'camera_data.json').write_text(json.dumps(cameras_told, indent=4))
+        write_json(folder / 'camera_data.json', cameras_told)
     for i, frame in enumerate(frames):
         _write(folder / 'frames' / f'{i:03d}.png', frame)
     (folder / 'videos' / 'output.mp4').write_bytes(
         mp4(frames, frame_rate=engine.describe().frame_rate)
     )
-    (folder / 'image_data.json').write_text(json.dumps(told, indent=4))
+    write_json(folder / 'image_data.json', told)  # the last: it makes the folder complete
     return folder
 
 
@@ -392,8 +393,8 @@ def main(arguments: list[str] | None = None) -> int:
         failed = _generate_all(given) if given.command == 'generate' else {}
         if given.command == 'aggregate':
             result = aggregate(given.out)
-            (given.out / 'worldscore.json').write_text(json.dumps(result, indent=1) + '\n')
-            print(json.dumps(result, indent=1))
+            write_json(given.out / 'worldscore.json', result)
+            print(as_json(result))
     except (ValueError, OSError) as error:
         print(f'worldscore: {error}', file=sys.stderr)
         return 1
@@ -403,6 +404,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _generate_all(given: argparse.Namespace) -> dict[str, str]:
+    """Instances that failed, with the reason. Raises ValueError where ``out`` holds those of another model."""
     from mirage_model.engine import Engine
 
     config = WorldScoreConfig(
@@ -411,6 +413,9 @@ def _generate_all(given: argparse.Namespace) -> dict[str, str]:
         metres_per_unit=given.metres_per_unit,
     )
     engine = Engine.from_folder(given.model, device=given.device, allow_unscaled_depth=True)
+    about = engine.describe()
+    settings = {'model': about.model, 'sha256': about.sha256, 'worldscore': asdict(config)}
+    claim(given.out, settings, '')
     failed = {}
     wanted = [data for path in given.dataset for data in instances(path)]
     for data in tqdm(wanted, unit='instance'):

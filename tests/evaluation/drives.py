@@ -36,7 +36,7 @@ OPTIONS = {
 }
 
 
-def wall_drive(frames: int = 33) -> Clip:
+def wall_drive(frames: int = 33, rate: float = RATE) -> Clip:
     """Sideways along a wall with a pattern, three metres away; what moves out of sight is never seen again."""
     x = np.arange(frames) * 0.1
     columns = np.arange(WIDTH)[None, :] * 3.0 / 50.0 + x[:, None]
@@ -55,7 +55,7 @@ def wall_drive(frames: int = 33) -> Clip:
         cameras=Cameras(
             K=K.expand(frames, 3, 3),
             world_from_camera=torch.from_numpy(world_from_camera),
-            times=1000 + torch.arange(frames, dtype=torch.float64) / RATE,
+            times=1000 + torch.arange(frames, dtype=torch.float64) / rate,
             height=HEIGHT,
             width=WIDTH,
         ),
@@ -66,8 +66,8 @@ def wall_drive(frames: int = 33) -> Clip:
     )
 
 
-def wall_bag(path: Path, frames: int = 33) -> Path:
-    write_sample(path, wall_drive(frames))
+def wall_bag(path: Path, frames: int = 33, rate: float = RATE) -> Path:
+    write_sample(path, wall_drive(frames, rate))
     return path
 
 
@@ -76,8 +76,9 @@ def copy_bag(
     target: Path,
     change: Callable = lambda topic, message: message,
     plugin: StoragePlugin = StoragePlugin.MCAP,
+    spoil: Callable = lambda topic, logged, data: data,
 ) -> Path:
-    """The same bag with its messages changed; those that become None are left out."""
+    """The same bag with its messages changed, and then their bytes; those that become None are left out."""
     with AnyReader([source], default_typestore=STORE) as reader:
         with Writer(target, version=9, storage_plugin=plugin) as writer:
             connections = {}
@@ -88,7 +89,8 @@ def copy_bag(
                     continue
                 if topic not in connections:
                     connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
-                writer.write(connections[topic], logged, STORE.serialize_cdr(message, kind))
+                data = spoil(topic, logged, bytes(STORE.serialize_cdr(message, kind)))
+                writer.write(connections[topic], logged, data)
     return target
 
 

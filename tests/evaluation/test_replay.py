@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 import csv
 from dataclasses import replace
 import io
@@ -9,6 +10,7 @@ import json
 import math
 from pathlib import Path
 import shutil
+import sqlite3
 
 from drives import OPTIONS, STORE, copy_bag, split_bag, wall_bag, wall_drive
 from mcap.reader import make_reader
@@ -20,6 +22,7 @@ import pyarrow.parquet as parquet
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
+from safetensors import safe_open
 
 from mirage_model.engine import Engine
 from mirage_model.evaluation.replay import Walk, load, request_for, views
@@ -240,9 +243,42 @@ def test_what_breaks_on_the_way_keeps_what_could_be_evaluated(recorded, tmp_path
     said = capsys.readouterr()
     assert '/camera/image at 1002.500000' in said.err and '20x64' in said.err
     assert '3 results' in said.out
-    (left_out,) = load(tmp_path / 'out' / 'segments' / '00003-0.safetensors').refused
-    assert 'at 1002.500000 has images of 20x64' in left_out
+    (unread,) = load(tmp_path / 'out' / 'segments' / '00003-0.safetensors').unreadable
+    assert 'at 1002.500000 has images of 20x64' in unread
     assert (tmp_path / 'out' / 'report.html').exists()
+
+
+def test_a_view_that_was_only_to_be_observed_is_told_too(recorded, tmp_path, capsys):
+    """No segment shows it; it is missing from the memory of those after it, at the second start too."""
+
+    def change(topic, message):
+        if topic == '/camera/image' and message.header.stamp == AT:
+            message = replace(message, encoding='nonsense')
+        return message
+
+    copy_bag(recorded / 'drive', tmp_path / 'drive', change)
+    for _ in range(2):
+        assert command(recorded, tmp_path / 'drive', tmp_path / 'out', '--stride', '3') == 1
+        said = capsys.readouterr()
+        assert 'not observed: ' in said.err and "1002.500000: encoding 'nonsense'" in said.err
+        assert '2 results' in said.out
+
+
+def test_one_corrupt_message_does_not_cost_the_rest(recorded, tmp_path, capsys):
+    """It breaks the segment that it lies in, and those around are replayed; the exit status tells."""
+
+    def spoil(topic, logged, data):
+        return data[:40] if topic == '/camera/image' and logged == 1002_500_000_000 else data
+
+    for plugin in (StoragePlugin.MCAP, StoragePlugin.SQLITE3):
+        bag = copy_bag(recorded / 'drive', tmp_path / plugin.name, plugin=plugin, spoil=spoil)
+        out = tmp_path / f'out-{plugin.name}'
+        assert command(recorded, bag, out) == 1
+        said = capsys.readouterr()
+        assert 'failed: 1 messages on /camera/image cannot be read, the first: 1002.5' in said.err
+        assert '3 results' in said.out
+        (failure,) = json.loads((out / 'summary.json').read_text())['failures']
+        assert '/camera/image' in failure
 
 
 @pytest.mark.parametrize(
@@ -305,8 +341,9 @@ def test_of_a_truncated_file_what_is_left_is_replayed(recorded, tmp_path, capsys
     file.write_bytes(whole[: len(whole) * 3 // 4])
     assert command(recorded, tmp_path / 'drive', tmp_path / 'out') == 1
     said = capsys.readouterr()
-    assert f'drive breaks off, the end is missing: {file.name}' in said.err
+    assert f'drive is damaged or breaks off: {file.name}' in said.err
     assert ' on /camera/image' in said.err
+    assert not (tmp_path / 'out' / 'intact').exists()
     assert 0 < len(by_name(tmp_path / 'out')) < 4
     file.write_bytes(whole[:100])
     assert command(recorded, tmp_path / 'drive', tmp_path / 'other') == 1
@@ -325,21 +362,174 @@ def test_of_a_recorder_that_was_killed_all_that_it_wrote_is_read(recorded, tmp_p
     (folder / 'killed_0.mcap').write_bytes(cut)
     for bag in (folder, folder / 'killed_0.mcap'):
         left, why = intact(bag, tmp_path / 'intact')
-        assert 'breaks off, the end is missing: killed_0.mcap' in why
+        assert 'is damaged or breaks off: killed_0.mcap (it breaks off at byte' in why
         alone = len(open_bag(left, bag_config, engine).stamps)
         assert 16 < alone < 33
     for size in (0, 100):
         (folder / 'killed_1.mcap').write_bytes(cut[:size])
         (folder / 'killed_0.mcap').write_bytes(whole)
         left, why = intact(folder, tmp_path / 'intact')
-        assert 'killed_1.mcap' in why and why.endswith('messages found: none')
+        assert 'killed_1.mcap' in why and why.endswith('messages found there: none')
         assert len(open_bag(left, bag_config, engine).stamps) == 33
 
 
-def test_a_truncated_database_is_named(recorded, tmp_path, capsys):
-    bag = copy_bag(recorded / 'drive', tmp_path / 'drive', plugin=StoragePlugin.SQLITE3)
-    assert command(recorded, bag, tmp_path / 'out', '--horizon', '3.9') == 0
+def test_a_bag_that_breaks_off_too_early_says_so(recorded, tmp_path, capsys):
+    bag = shutil.copytree(recorded / 'drive', tmp_path / 'drive')
+    (file,) = bag.glob('*.mcap')
+    whole = in_small_chunks(file)
+    file.write_bytes(whole[: len(whole) // 6])
+    assert command(recorded, bag, tmp_path / 'out') == 1
+    said = capsys.readouterr().err
+    assert 'no segment of 1 s' in said and 'is damaged or breaks off' in said
+
+
+@pytest.mark.parametrize('byte', [0, 0x5A])
+def test_a_damaged_chunk_costs_what_is_in_it(recorded, tmp_path, byte):
+    bag_config, _ = options(recorded)
+    engine = Engine.from_folder(recorded / 'model').describe()
+    bag = shutil.copytree(recorded / 'drive', tmp_path / 'drive')
+    (file,) = bag.glob('*.mcap')
+    whole = bytearray(in_small_chunks(file))
+    middle = len(whole) // 2
+    whole[middle : middle + 64] = bytes([byte]) * 64
+    file.write_bytes(whole)
+    left, why = intact(bag, tmp_path / 'intact')
+    assert 'chunk from 100' in why and ' on /camera/image' in why
+    stamps = open_bag(left, bag_config, engine).stamps
+    assert 25 < len(stamps) < 33 and stamps[0] == 1000.0 and stamps[-1] == 1004.0
+
+
+def test_a_file_that_is_missing_or_metadata_that_is_broken_costs_no_more_than_that(
+    recorded, tmp_path
+):
+    bag_config, _ = options(recorded)
+    engine = Engine.from_folder(recorded / 'model').describe()
+    bag = split_bag(recorded / 'drive', tmp_path / 'split', 1002 * 10**9)
+    told = (bag / 'metadata.yaml').read_text()
+    for broken in ('', told[: len(told) // 2], told[:60], 'rosbag2_bagfile_information: [1'):
+        (bag / 'metadata.yaml').write_text(broken)
+        left, why = intact(bag, tmp_path / 'intact')
+        assert 'metadata.yaml (' in why
+        assert len(open_bag(left, bag_config, engine).stamps) == 33
+    (bag / 'metadata.yaml').write_text(told)
+    (bag / 'part-1.mcap').unlink()
+    left, why = intact(bag, tmp_path / 'intact')
+    assert 'metadata.yaml (part-1.mcap: named but not there' in why
+    assert len(open_bag(left, bag_config, engine).stamps) == 16
+
+
+def in_sqlite(recorded: Path, target: Path, frames: int = 0) -> tuple[Path, Path]:
+    """The drive, or a longer one, with its file."""
+    source = wall_bag(target.with_name('long'), frames) if frames else recorded / 'drive'
+    bag = copy_bag(source, target, plugin=StoragePlugin.SQLITE3)
     (file,) = bag.glob('*.db3')
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert command(recorded, bag, tmp_path / 'other') == 1
-    assert 'drive is no bag that can be read' in capsys.readouterr().err
+    return bag, file
+
+
+def test_of_a_truncated_database_what_is_left_is_replayed(recorded, tmp_path, capsys):
+    bag, file = in_sqlite(recorded, tmp_path / 'drive')
+    assert command(recorded, bag, tmp_path / 'whole', '--horizon', '3.9') == 0
+    whole = file.read_bytes()
+    cut = whole[: len(whole) * 3 // 4]
+    file.write_bytes(cut)
+    capsys.readouterr()
+    assert command(recorded, bag, tmp_path / 'out') == 1
+    said = capsys.readouterr()
+    assert (
+        f'drive is damaged or breaks off: {file.name} (database disk image is malformed)'
+        in said.err
+    )
+    assert ' on /camera/image' in said.err
+    assert 0 < len(by_name(tmp_path / 'out')) < 4
+    assert file.read_bytes() == cut and sorted(p.name for p in bag.iterdir()) == [
+        file.name,
+        'metadata.yaml',
+    ]
+    for size in (0, 5000):
+        file.write_bytes(whole[:size])
+        assert command(recorded, bag, tmp_path / 'other') == 1
+        assert 'drive breaks off before its first message' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('share', [0.1, 0.4, 0.9])
+def test_a_database_is_read_as_far_as_it_goes(recorded, tmp_path, share):
+    """Of a long one too, whose tree of pages has grown over the place where it breaks off."""
+    bag_config, _ = options(recorded)
+    engine = Engine.from_folder(recorded / 'model').describe()
+    bag, file = in_sqlite(recorded, tmp_path / 'drive', 200)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    left, _ = intact(bag, tmp_path / 'intact')
+    assert len(open_bag(left, bag_config, engine).stamps) == pytest.approx(200 * share, abs=6)
+
+
+def test_around_a_damaged_page_of_a_database_all_is_read(recorded, tmp_path):
+    bag_config, _ = options(recorded)
+    engine = Engine.from_folder(recorded / 'model').describe()
+    bag, file = in_sqlite(recorded, tmp_path / 'drive')
+    whole = file.read_bytes()
+    pages = range(20 * 4096, len(whole) - 8 * 4096, 4096)
+    leaves = [at for at in pages if whole[at] == 13]  # of a table; those of an index begin with 10
+    for damaged in (leaves[10:11], [leaves[10], leaves[14]]):
+        spoiled = bytearray(whole)
+        for at in damaged:
+            spoiled[at : at + 4096] = bytes([0x5A]) * 4096
+        file.write_bytes(spoiled)
+        left, why = intact(bag, tmp_path / 'intact')
+        assert file.name in why
+        stamps = open_bag(left, bag_config, engine).stamps
+        assert 33 - 4 * len(damaged) <= len(stamps) < 33
+        assert (stamps[0], stamps[-1]) == (1000.0, 1004.0)
+
+
+def test_what_a_killed_recorder_left_in_its_log_is_read(recorded, tmp_path):
+    """A reader of the database file alone sees nothing of it."""
+    bag_config, _ = options(recorded)
+    engine = Engine.from_folder(recorded / 'model').describe()
+    bag, file = in_sqlite(recorded, tmp_path / 'drive')
+    with closing(sqlite3.connect(file)) as database:
+        database.execute('PRAGMA journal_mode = WAL')
+        database.execute('PRAGMA wal_autocheckpoint = 0')
+        later = 'timestamp > 1002000000000'
+        database.execute(f'CREATE TABLE kept AS SELECT * FROM messages WHERE {later}')
+        database.execute(f'DELETE FROM messages WHERE {later}')
+        database.commit()
+        database.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+        database.execute('INSERT INTO messages SELECT * FROM kept')
+        database.commit()
+        shutil.copytree(bag, tmp_path / 'killed')
+    killed = tmp_path / 'killed'
+    left, why = intact(killed, tmp_path / 'intact')
+    assert f'its end is still in {file.name}-wal' in why
+    assert len(open_bag(killed, bag_config, engine).stamps) == 17
+    assert len(open_bag(left, bag_config, engine).stamps) == 33
+
+
+def test_poses_that_begin_late_leave_out_what_was_before(recorded, tmp_path, capsys):
+    """/tf after 1.2 s, and three segments fit into what is left."""
+
+    def change(topic, message):
+        if topic == '/tf':
+            stamp = message.transforms[0].header.stamp
+            return None if stamp.sec + stamp.nanosec * 1e-9 < 1001.2 else message
+        return message
+
+    bag = copy_bag(recorded / 'drive', tmp_path / 'drive', change)
+    assert command(recorded, bag, tmp_path / 'out', '--stride', '0.875') == 0
+    said = capsys.readouterr()
+    assert '10 of 33 images have no pose on /tf: there are poses from 1001.25' in said.out
+    assert '3 results' in said.out
+
+
+def test_results_are_json_that_every_reader_takes(done):
+    """No NaN, and what is not known is null: at a horizon where all is covered, or nothing."""
+
+    def refuse(name: str):
+        raise AssertionError(f'{name} is no JSON')
+
+    for name in ('summary.json', 'config.json'):
+        content = json.loads((done / name).read_text(), parse_constant=refuse)
+    assert content['replay']['observe'] == 'inf'
+    with safe_open(done / 'segments' / '00000-0.safetensors', framework='np') as file:
+        json.loads(file.metadata()['replayed'], parse_constant=refuse)
+    row = load(done / 'segments' / '00000-0.safetensors').rows[-1]
+    assert math.isnan(row['consistency_db'])

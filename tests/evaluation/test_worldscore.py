@@ -128,6 +128,28 @@ def test_the_layout_is_the_one_that_the_toolkit_reads(written):
     assert not (dynamic / 'camera_data.json').exists()
 
 
+def test_instances_of_another_model_or_setting_are_not_taken_for_its_own(tmp_path, capsys):
+    """Finished ones are left as they are, by the same model and settings alone."""
+    (tmp_path / 'data.json').write_text(json.dumps(dataset(tmp_path)))
+
+    def made(model: str, *more: str) -> int:
+        words = ['--dataset', str(tmp_path / 'data.json'), '--root', str(tmp_path), *more]
+        words += ['--resolution', '96', '64', '--out', str(tmp_path / 'out')]
+        return main(['generate', *words, '--model', str(tmp_path / model)])
+
+    save_small_model(tmp_path / 'one'), save_small_model(tmp_path / 'other', seed=1)
+    assert made('one', '--frames', '9') == 0
+    path = tmp_path / 'out' / 'dynamic' / 'stylized' / 'rigid' / '001' / 'frames' / '005.png'
+    first = path.stat().st_mtime_ns
+    assert made('one', '--frames', '9') == 0
+    for model, frames, differs in (('other', '9', 'sha256'), ('one', '5', 'worldscore')):
+        capsys.readouterr()
+        assert made(model, '--frames', frames) == 1
+        said = capsys.readouterr().err
+        assert f'holds results that differ in {differs}: choose another --out' in said
+    assert path.stat().st_mtime_ns == first
+
+
 def test_what_cannot_be_generated_is_refused(tmp_path):
     (data, _) = dataset(tmp_path)
     engine = Engine.from_folder(save_small_model(tmp_path / 'model'))
