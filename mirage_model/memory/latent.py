@@ -41,9 +41,10 @@ class MemoryConfig(Limits):
     'newest' that wrote there, which follows a world that changes, or the one whose depth was most
     'confident', of equals the newest. An imagined cell enters
     only where its camera is shown nothing, or a cell more than ``finer`` times its size, so that
-    what was imagined once stays as it was; 0 lets all enter. ``capacity`` cells are held at most,
-    those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the rest,
-    furthest from the last camera, in ``folder``; 0 sets no bound.
+    what was imagined once stays as it was until it is seen from closer: an imagined cell as coarse
+    as that, which would hide the new one, is dropped; 0 lets all enter. ``capacity`` cells are held
+    at most, those dropped that ``policy`` names, and ``resident`` of them in the host's memory, the
+    rest, furthest from the last camera, in ``folder``; 0 sets no bound.
     """
 
     channels: int
@@ -182,13 +183,11 @@ class LatentMemory:
                 )
                 for place, rows in gone.items():
                     store.put(place, store.block(place).take(~rows))
-                added = self._insert(store, seen, observed=True)
+                added = self._observe(store, seen)
             else:
                 added = 0
                 for k in range(len(seen.cameras)):
-                    one = seen[k : k + 1]
-                    room = one.keep & self._open_to_imagination(store, one)
-                    added += self._insert(store, replace(one, keep=room), observed=False)
+                    added += self._imagine(store, seen[k : k + 1])
             centre = seen.cameras.world_from_camera[-1, :3, 3].numpy()
             if self.config.capacity:
                 forget(store, self.config.capacity, self.config.policy, centre)
@@ -351,26 +350,47 @@ class LatentMemory:
             self._gpu = GpuReader(device)
         return self._gpu.readout
 
-    def _open_to_imagination(self, store: Store, seen: _Seen) -> Bool[Tensor, 'n h w']:
-        """Where a camera is shown nothing, or too coarse a cell, and hides nothing observed."""
+    def _observe(self, store: Store, seen: _Seen) -> int:
+        """Add what cameras saw."""
+        cells = self._cells(seen, first=store.written, observed=True)
+        store.written += len(cells)
+        camera = seen.keep.nonzero()[:, 0].numpy()
+        return store.insert(cells, camera, voxel=self.config.voxel, prefer=self.config.prefer)
+
+    def _imagine(self, store: Store, seen: _Seen) -> int:
+        """Add what one camera imagined where it is shown nothing, or too coarse a cell, and hides
+        nothing observed; drop the imagined cells that are too coarse and would go on being shown.
+        """
         views, config, depth = Views.of(seen.cameras), self.config, seen.depth
         # the observed surface has holes where it was seen from farther away
         whole = config.rule(footprint=max(3, config.footprint))
         surface = reader.observed_surface(store, views, whole)
-        hides = surface.isfinite() & (depth + depth * config.tolerance < surface)
-        if not config.finer:
-            return ~hides
-        size = depth / _focal(seen.cameras)
-        return ~hides & (reader.shown_size(store, views, config.rule()) > config.finer * size)
-
-    def _insert(self, store: Store, seen: _Seen, *, observed: bool) -> int:
-        cells = self._cells(seen, first=store.written, observed=observed)
+        rank = depth + depth * config.tolerance
+        keep = seen.keep & ~(surface.isfinite() & (rank < surface))
+        shown = None
+        if config.finer:
+            shown = reader.nearest(store, views, config.rule())
+            size = torch.from_numpy(reader.sizes(shown)).view_as(depth)
+            keep &= size > config.finer * (depth / _focal(seen.cameras))
+        cells = self._cells(replace(seen, keep=keep), first=store.written, observed=False)
         store.written += len(cells)
-        # what imagination adds where nothing is shown takes nobody's place
-        displace = observed or not self.config.finer
-        camera = seen.keep.nonzero()[:, 0].numpy()
+        if config.voxel and len(cells):
+            free = ~store.in_observed_voxel(cells.points, config.voxel)
+            cells = cells.take(free)
+            keep = keep.masked_scatter(keep, torch.from_numpy(free))
+        if shown is not None:
+            own = rank.numpy().reshape(1, -1)
+            hidden = reader.imagined(shown) & (reader.ranks(shown) < own)
+            hidden &= keep.numpy().reshape(1, -1)
+            for place, rows in reader.winners(shown, hidden).items():
+                store.put(place, store.block(place).take(~rows))
+        # what is added where nothing is shown takes nobody's place
         return store.insert(
-            cells, camera, voxel=self.config.voxel, prefer=self.config.prefer, displace=displace
+            cells,
+            np.zeros(len(cells), np.int64),
+            voxel=config.voxel,
+            prefer=config.prefer,
+            displace=not config.finer,
         )
 
     def _cells(self, seen: _Seen, *, first: int, observed: bool) -> Cells:

@@ -92,11 +92,13 @@ def in_view(store: Store, views: Views, rule: Rule, *, reach: int) -> InView:
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """The word that wins each cell, or NOTHING, and the row of ``table`` and cell it belongs to."""
+    """The word that wins each cell, or NOTHING, and the row of ``table`` and cell it belongs to;
+    ``places`` of rows."""
 
     best: Int[np.ndarray, 'n cells']
     winner: Int[np.ndarray, 'n cells 2']
     table: Table
+    places: Int[np.ndarray, 'b 2']
 
 
 def nearest(store: Store, views: Views, rule: Rule, *, only_observed: bool = False) -> Nearest:
@@ -123,7 +125,7 @@ def nearest(store: Store, views: Views, rule: Rule, *, only_observed: bool = Fal
 
     _run(scan, len(parts))
     kernels.join(best, winner)
-    return Nearest(best=best[0], winner=winner[0], table=found.table)
+    return Nearest(best=best[0], winner=winner[0], table=found.table, places=found.places)
 
 
 def readout(
@@ -160,19 +162,41 @@ def readout(
     )
 
 
-def shown_size(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
-    """The size in metres of the cells that the views are shown, infinite where there are none."""
-    seen = nearest(store, views, rule)
-    size = np.full(seen.best.shape, np.inf, np.float32)
-    kernels.sizes(seen.best, seen.winner, seen.table.count, seen.table.address, size)
-    return torch.from_numpy(size).view(len(views.focal), views.height, views.width)
+def sizes(shown: Nearest) -> Float32[np.ndarray, 'n cells']:
+    """The size in metres of the cells that are shown, infinite where there are none."""
+    size = np.full(shown.best.shape, np.inf, np.float32)
+    kernels.sizes(shown.best, shown.winner, shown.table.count, shown.table.address, size)
+    return size
+
+
+def ranks(shown: Nearest) -> Float32[np.ndarray, 'n cells']:
+    """The depth with which the cells that are shown compete, infinite where there are none."""
+    rank = (shown.best >> 32).astype(np.int32).view(np.float32)
+    return np.where(shown.best == kernels.NOTHING, np.float32(np.inf), rank)
+
+
+def imagined(shown: Nearest) -> Bool[np.ndarray, 'n cells']:
+    """Whether what is shown was imagined."""
+    return (shown.best != kernels.NOTHING) & ((shown.best & int(kernels.IMAGINED)) != 0)
+
+
+def winners(
+    shown: Nearest, where: Bool[np.ndarray, 'n cells']
+) -> dict[Place, Bool[np.ndarray, 'm']]:
+    """Which cells of which blocks are shown somewhere of ``where``."""
+    result = {}
+    won = shown.winner[where]
+    for row in np.unique(won[:, 0]).tolist():
+        rows = np.zeros(shown.table.count[row], np.bool_)
+        rows[won[won[:, 0] == row, 1]] = True
+        region, slot = shown.places[row].tolist()
+        result[region, slot] = rows
+    return result
 
 
 def observed_surface(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
     """The depth with which observed cells compete, infinite where there are none."""
-    best = nearest(store, views, rule, only_observed=True).best
-    depth = (best >> 32).astype(np.int32).view(np.float32)
-    depth = np.where(best == kernels.NOTHING, np.float32(np.inf), depth)
+    depth = ranks(nearest(store, views, rule, only_observed=True))
     return torch.from_numpy(depth).view(len(views.focal), views.height, views.width)
 
 

@@ -29,7 +29,8 @@ class RgbCloud:
 
     An observation first removes the points that it sees through, and takes the place of those in
     its voxels; an imagined pixel enters only where its camera is shown nothing, or an imagined
-    point more than ``finer`` times its size. A readout renders frames with a z-buffer and encodes
+    point more than ``finer`` times its size, which is dropped after the write if it lies before
+    the new one. A readout renders frames with a z-buffer and encodes
     each alone. A cell is visible where at least half of its pixels are covered, observed where
     sensors saw at least half; depth, age and depth ratio are those of the pixel of median depth,
     and the offset is zero, since colours were moved pixel by pixel.
@@ -80,13 +81,14 @@ class RgbCloud:
         take = on_a_surface(pixels.depth) & (pixels.depth < self.config.far)
         if observed:
             self._see_through(pixels, cameras)
-        added = 0
+        added, gone = 0, np.zeros(len(self), np.bool_)
         for k in range(len(cameras)):
             camera, seen = cameras[k : k + 1], pixels.depth[k : k + 1]
             focal = float(camera.K[0, 0, 0] * camera.K[0, 1, 1]) ** 0.5
             kept = take[k]
             if not observed:
-                kept = kept & self._open_to_imagination(camera, seen / focal)[0]
+                room, hiding = self._open_to_imagination(camera, seen, focal)
+                kept = kept & room[0]
             position = unproject(torch.where(kept, seen, 1.0), camera)[0, kept]
             points = torch.cat([position, (seen[0, kept] / focal)[:, None]], dim=1)
             colours = (pixels.frames[k].clamp(0, 1) * 255).round().byte().movedim(0, -1)[kept]
@@ -95,8 +97,14 @@ class RgbCloud:
             )
             # only an observation can take a voxel twice
             added += len(np.unique(rows[entered])) if observed else int(entered.sum())
+            if not observed:
+                dropped = hiding[0, kept.numpy()][entered]
+                gone = np.pad(gone, (0, len(self) - len(gone)))
+                gone[dropped[dropped >= 0]] = True
             self._times.append(float(camera.times[0]))
             self._focal.append(focal)
+        if gone.any():
+            self._cloud.remove(gone)
         return added
 
     @torch.no_grad()
@@ -168,14 +176,18 @@ class RgbCloud:
             cloud.remove(gone.numpy())
 
     def _open_to_imagination(
-        self, camera: Cameras, size: Float[Tensor, '1 H W']
-    ) -> Bool[Tensor, '1 H W']:
-        """Where a camera is shown nothing, or what was imagined too coarsely."""
+        self, camera: Cameras, seen: Float[Tensor, '1 H W'], focal: float
+    ) -> tuple[Bool[Tensor, '1 H W'], Int[np.ndarray, '1 H W']]:
+        """Where a camera is shown nothing, or what was imagined too coarsely; and the too coarse
+        points before what it has ``seen``, or -1.
+        """
         if not len(self):
-            return torch.ones_like(size, dtype=torch.bool)
-        row, _ = self._cloud.nearest(Views.of(camera), self._rule)
-        coarse = self._cloud.points[row, 3] > self.config.finer * size.numpy()
-        return torch.from_numpy((row < 0) | (coarse & ~self._cloud.observed(row)))
+            return torch.ones_like(seen, dtype=torch.bool), np.full(seen.shape, -1)
+        row, depth = self._cloud.nearest(Views.of(camera), self._rule)
+        coarse = self._cloud.points[row, 3] > self.config.finer * (seen / focal).numpy()
+        coarse &= (row >= 0) & ~self._cloud.observed(row)
+        hiding = np.where(coarse & (depth < seen.numpy()), row, -1)
+        return torch.from_numpy((row < 0) | coarse), hiding
 
 
 def _in_cells(values: Tensor, stride: int) -> Tensor:

@@ -300,13 +300,9 @@ class Store:
 
         With ``voxel`` > 0 a voxel holds the cells of one camera, each whole: of the last that wrote
         into it, or of the one with the most confident cell there, of equals the last; what was
-        observed goes before what was imagined. An imagined cell is refused whose point lies in the
-        voxel of an observed cell, of whatever size. Without ``displace`` the cells that were there
-        stay beside the new ones. With ``voxel`` 0 every cell enters and stays.
+        observed goes before what was imagined. Without ``displace`` the cells that were there stay
+        beside the new ones. With ``voxel`` 0 every cell enters and stays.
         """
-        if voxel and len(cells) and not cells.observed[0]:
-            room = ~self.in_observed_voxel(cells.points, voxel)
-            cells, camera = cells.take(room), camera[room]
         if len(cells) == 0:
             return 0
         block, local = locate(cells.points, level_of(cells.points[3]), voxel or 1.0)

@@ -89,6 +89,22 @@ def seen_through(points: Points, depth, views: Views, rule: Rule):
     return torch.from_numpy(gone)
 
 
+def voxel_of(cell, voxel, level=None):
+    """The voxel that a cell lies in: its level and place, in the grid of its own size or of another."""
+    if level is None:
+        level = min(max(math.floor(math.log2(cell['size'])), -12), 20)
+    edge = voxel * 2.0**level
+    return (level, *(math.floor(value / edge) for value in cell['position']))
+
+
+def in_observed_voxel(cell, held, voxel):
+    return any(
+        other['observed']
+        and voxel_of(other, voxel) == voxel_of(cell, voxel, voxel_of(other, voxel)[0])
+        for other in held
+    )
+
+
 def merge(held, new, voxel, *, prefer='newest', displace=True):
     """What a memory holds after a write of one origin; cells are dicts, in the order of writing.
 
@@ -96,18 +112,10 @@ def merge(held, new, voxel, *, prefer='newest', displace=True):
     write) and whatever else.
     """
 
-    def key(cell, level=None):
-        if level is None:
-            level = min(max(math.floor(math.log2(cell['size'])), -12), 20)
-        edge = voxel * 2.0**level
-        return (level, *(math.floor(value / edge) for value in cell['position']))
+    def key(cell):
+        return voxel_of(cell, voxel)
 
-    def refused(cell):
-        return not cell['observed'] and any(
-            other['observed'] and key(other) == key(cell, key(other)[0]) for other in held
-        )
-
-    new = [cell for cell in new if not refused(cell)]
+    new = [cell for cell in new if cell['observed'] or not in_observed_voxel(cell, held, voxel)]
     entered = []
     for cell in new:
         same = [other for other in new if key(other) == key(cell)]
@@ -144,7 +152,8 @@ class LoopMemory:
             return
         for k in range(len(cameras)):
             one = slice(k, k + 1)
-            room = keep[one] & self.open_to_imagination(depth[one], cameras[one])
+            room, too_coarse = self.open_to_imagination(keep[one], depth[one], cameras[one])
+            self.held = [cell for at, cell in enumerate(self.held) if at not in too_coarse]
             parts = (latents[one], depth[one], cameras[one], room, confidence[one])
             self.add(*parts, observed=False)
 
@@ -174,22 +183,33 @@ class LoopMemory:
             self.held, new, self.config.voxel, prefer=self.config.prefer, displace=displace
         )
 
-    def open_to_imagination(self, depth, cameras):
+    def open_to_imagination(self, keep, depth, cameras):
+        """Where imagined cells may enter, and which of those that are held must make room."""
         config, views = self.config, Views.of(cameras)
         seen = self.points(only_observed=True)
         _, surface = nearest(seen, views, config.rule(footprint=max(3, config.footprint)))
-        shown, _ = nearest(self.points(), views, config.rule())
+        shown, rank = nearest(self.points(), views, config.rule())
+        position = unproject(torch.where(keep, depth, 1.0), cameras)
+        too_coarse = set()
         room = torch.zeros_like(depth, dtype=torch.bool)
         for place in np.ndindex(*depth.shape):
             d = np.float32(depth[place])
             with np.errstate(all='ignore'):
-                hides = d + d * np.float32(config.tolerance) < surface[place].numpy()
+                own = d + d * np.float32(config.tolerance)
+                hides = own < surface[place].numpy()
                 size = np.float32(config.finer) * (d / focal_of(cameras, place[0]))
             winner = shown[place]
             coarse = math.inf if winner < 0 else self.held[winner]['size']
             finer = not config.finer or coarse > size
-            room[place] = bool(not (hides and surface[place] < math.inf) and finer)
-        return room
+            room[place] = bool(not (hides and surface[place] < math.inf) and finer and keep[place])
+            new = {'position': position[place].numpy()}
+            if config.voxel and room[place]:
+                room[place] = not in_observed_voxel(new, self.held, config.voxel)
+            if not room[place] or winner < 0 or not config.finer:
+                continue
+            if not self.held[winner]['observed'] and rank[place].numpy() < own:
+                too_coarse.add(int(winner))
+        return room, too_coarse
 
     def points(self, *, only_observed=False):
         held = [cell for cell in self.held if cell['observed'] or not only_observed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mirage_model.evaluation.efficiency_large import Setting, memory_laps
 from mirage_model.evaluation.growth import Walk, coming_back, corridor_drive, main, ways, written
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
@@ -53,6 +54,17 @@ def test_a_forward_drive_at_full_size_stays_small():
     assert drive.seed_cells == 44 * 80 and 0.83 < drive.covered < 0.87
     assert drive.nbytes / drive.cells <= 128
     assert drive.nbytes - drive.seed_nbytes <= 2.6 * 2**20
+
+
+@pytest.mark.parametrize('name', ['latent', 'rgb_cloud'])
+def test_a_long_drive_of_imagination_adds_only_what_is_new_or_finer(name):
+    """What was imagined from far ahead is too coarse from close by: if it stayed it would be shown,
+    and something finer written beside it, from every place that is passed."""
+    setting = Setting(height=176, width=320, step=0.05)
+    cells = [lap['cells'] for lap in memory_laps(setting, name, 12)]
+    stride = 1 if name == 'rgb_cloud' else setting.vae['scale_factor_spatial']
+    seen = setting.new_frames // 4 * (setting.height // stride) * (setting.width // stride)
+    assert (cells[-1] - cells[-4]) / 3 < 0.2 * seen
 
 
 def test_the_command_reports_what_holds(tmp_path, capsys):
