@@ -273,6 +273,7 @@ def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
     assert '| latent | 2 (1 to 3) |' in page and page.count('About.') == 2
     assert '2e+03 | at least 1000: holds' in page and '64 | at least 55: holds' in page
     assert page.count('holds') == 2  # nothing was expected of what was run whole
+    assert page.count('| held with what finds it | 64 |') == 2
     assert (tmp_path / 'efficiency-s.png').read_bytes().startswith(b'\x89PNG')
     with (tmp_path / 'efficiency-t.csv').open() as file:
         read = list(csv.DictReader(file))
