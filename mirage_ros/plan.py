@@ -14,6 +14,9 @@ from mirage_ros.convert import Planned, matrix_from_numbers
 from mirage_ros.settings import Settings
 from mirage_ros.transforms import Transforms
 
+ROUNDED = 2e-6
+"""Seconds by which a stamp may be off: it holds whole microseconds, and a float of today's date quarters of one."""
+
 
 class Frames:
     """Where the camera is, by parameters and transforms. Raises ValueError that names both frames and the times."""
@@ -111,8 +114,8 @@ def frames_along(
     if len(times) == 0:
         raise ValueError('the path is empty')
     first = 1 if starts_at_seed else 0
-    # stamps are rounded to microseconds: a path of exactly n frames must give n
-    last = math.floor((times[-1] - times[0]) * engine.frame_rate + 1e-4)
+    # a path of exactly n frames must give n
+    last = math.floor((times[-1] - times[0] + ROUNDED) * engine.frame_rate + 1e-4)
     wanted = last - first + 1
     if wanted < 1:
         raise ValueError(
@@ -124,8 +127,11 @@ def frames_along(
         )
     padded = -(-wanted // engine.new_frames_per_chunk) * engine.new_frames_per_chunk
     at = times[0] + np.arange(first, first + padded) / engine.frame_rate
+    # a pose that was sent for a frame is that frame's, though its stamp was rounded
+    near = times[np.searchsorted(times, at - ROUNDED).clip(max=len(times) - 1)]
+    asked = np.where(np.abs(near - at) <= ROUNDED, near, at)
     return FramePlan(
-        world_from_camera=resample_trajectory(world_from_camera, times, at),
+        world_from_camera=resample_trajectory(world_from_camera, times, asked),
         times=at,
         wanted=wanted,
     )

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-import json
 from pathlib import Path
+import shutil
 import signal
 import sys
 
 from mirage_model.checkpoint import EMBEDDED, describe
 from mirage_model.evaluation.replay_command import add_options, configure, run, say
+from mirage_model.evaluation.results import as_json, write_json
 from mirage_model.evaluation.segments import ReplayConfig
+from mirage_model.evaluation.truncated import intact
 from mirage_ros.demo import quiet_network, running_node
 
 OBSERVING = {
@@ -87,11 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
             try:
                 if free:
-                    found = play(bag, bag_config, config, about, pace=pace, node=node)
+                    whole, damage = intact(bag, out / 'intact')
+                    found = play(whole, bag_config, config, about, pace=pace, node=node)
+                    shutil.rmtree(out / 'intact', ignore_errors=True)
                     out.mkdir(parents=True, exist_ok=True)
-                    (out / 'free_running.json').write_text(json.dumps(found, indent=1) + '\n')
-                    print(json.dumps(found, indent=1))
-                    return 0
+                    write_json(out / 'free_running.json', found)
+                    print(as_json(found))
+                    if damage:
+                        print(f'failed: {damage}', file=sys.stderr)
+                    return 1 if damage else 0
                 depth = bool(bag_config.depth)
                 engine = NodeEngine(about, depth=depth, alive=lambda: node.poll() is None)
                 try:

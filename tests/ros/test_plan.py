@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from instant_engine import InstantEngine
 import numpy as np
 import pytest
 
-from mirage_ros.convert import matrix_from_numbers
+from mirage_ros.convert import matrix_from_numbers, seconds, stamp
 from mirage_ros.plan import Frames, frames_along
 from mirage_ros.settings import Settings
 from mirage_ros.transforms import Tree, transform_message
@@ -34,6 +36,20 @@ def test_a_path_of_n_frames_gives_n(n, starts_at_seed):
     np.testing.assert_allclose(plan.times, times[0] + (first + np.arange(len(plan.times))) / 8)
     held = np.minimum(plan.times - times[0], n / 8)
     np.testing.assert_allclose(plan.world_from_camera[:, 0, 3], held, atol=1e-6)
+
+
+@given(st.sampled_from([24.0, 30.0, 29.97, 50.0]), st.floats(1e9, 1.9e9), st.integers(2, 40))
+def test_poses_that_were_sent_for_frames_are_those_of_the_frames(rate, start, count):
+    """Though their stamps are rounded to whole microseconds."""
+    sent = np.array([seconds(stamp(start + k / rate)) for k in range(count)])
+    world_from_camera = np.tile(np.eye(4), (count, 1, 1))
+    world_from_camera[:, 0, 3] = np.arange(count) ** 2
+    engine = replace(ENGINE, frame_rate=rate)
+    plan = frames_along(
+        world_from_camera, sent, starts_at_seed=False, engine=engine, max_frames=100
+    )
+    assert plan.wanted == count
+    np.testing.assert_array_equal(plan.world_from_camera[:count], world_from_camera)
 
 
 def test_too_short_too_long_and_empty():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 from pathlib import Path
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tests' / 'evaluation'))
-from drives import OPTIONS, wall_bag  # noqa: E402
+from drives import OPTIONS, copy_bag, wall_bag  # noqa: E402
 from models import save_small_model  # noqa: E402
 
 from mirage_model.evaluation import replay_command, same_figures  # noqa: E402
@@ -49,6 +50,29 @@ def test_in_lockstep_the_figures_are_those_of_the_file(recorded, capsys):
     lost.unlink()
     assert same_figures.main([str(recorded / 'file'), str(recorded / 'node')]) == 1
     assert '00002-0.safetensors is in one of them alone' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('rate', [24.0, 30.0])
+def test_they_are_too_where_a_period_is_no_whole_number_of_microseconds(tmp_path, capsys, rate):
+    """Stamps of messages hold microseconds here; those of the images hold nanoseconds besides."""
+
+    def later(topic, message):
+        if topic == '/camera/image':
+            stamp = message.header.stamp
+            stamp = replace(stamp, nanosec=stamp.nanosec + 333)
+            message = replace(message, header=replace(message.header, stamp=stamp))
+        return message
+
+    source = wall_bag(tmp_path / 'exact', 42, rate)
+    copy_bag(source, tmp_path / 'drive', later)
+    settings = save_small_model(tmp_path / 'model') / 'model.json'
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), 'frame_rate': rate}))
+    more = ('--horizon', '0.6', '--stride', '0.6', '--observe-every', '0.2')
+    assert replay_command.main(words(tmp_path, tmp_path / 'file', *more)) == 0
+    run = through_the_node(tmp_path, tmp_path / 'node', *more)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert same_figures.main([str(tmp_path / 'file'), str(tmp_path / 'node')]) == 0
+    assert 'are equal: 2 segments' in capsys.readouterr().out
 
 
 def test_running_free_says_what_drops(recorded, tmp_path):
