@@ -86,9 +86,16 @@ def plot(path: Path, results: Results) -> None:
             (line,) = axes.plot(lengths, [statistics.median(v) for v in runs], label=memory)
             low, high = [min(v) for v in runs], [max(v) for v in runs]
             axes.fill_between(lengths, low, high, color=line.get_color(), alpha=0.2)
-        axes.set(yscale='log', title=name, xlabel='chunks')
+        axes.set(title=name, xlabel='chunks')
+        if name.startswith('end to end'):
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale('log')
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3, which='both')
-    axes.legend(fontsize=8)
+        if axes.get_subplotspec().is_first_row():
+            handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc='outside lower center', ncols=len(results.memories))
     how = 'composed of single timings, no denoiser' if results.composed else 'run whole'
     figure.suptitle(f'{results.size}, {how}; {results.machine["processor"]}')
     figure.savefig(path, dpi=120)
