@@ -23,6 +23,7 @@ from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, load_clip
 from mirage_model.data.labels import labels
 from mirage_model.data.latents import load_latents
+from mirage_model.evaluation.results import write_json
 from mirage_model.evaluation.tiny import imagine, psnr
 from mirage_model.memory import Readout
 from mirage_model.memory.create import create_memory
@@ -298,7 +299,7 @@ def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> 
             results.setdefault(name, []).append(figures)
             summary = summarise(results)
             written = {'config': described, 'variants': summary}
-            (out / 'ablations.json').write_text(json.dumps(written, indent=1))
+            write_json(out / 'ablations.json', written)
             (out / 'ablations.md').write_text(to_markdown(summary))
     return summary
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mirage_model.camera import Cameras
+from mirage_model.evaluation.results import as_json, write_json
 from mirage_model.perception.embedded import Network, NetworkConfig, Prediction, save_network
 from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
 from mirage_model.training.perception_scores import evaluate
@@ -309,8 +310,8 @@ def main() -> None:
     trainer = train(config, clips, folders['out'])
     save_network(folders['out'] / 'network', trainer.average)
     scores = evaluate(trainer.average, sorted(folders['validation'].glob('*.safetensors')))
-    (folders['out'] / 'validation.json').write_text(json.dumps(scores, indent=2) + '\n')
-    print(json.dumps(scores, indent=2))
+    write_json(folders['out'] / 'validation.json', scores)
+    print(as_json(scores))
 
 
 if __name__ == '__main__':
