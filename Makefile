@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test eval-tiny replay-sample bench-memory bench-growth bench-score bench-efficiency bench-node soak lint format clean
+.PHONY: help setup demo test eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node soak lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -37,6 +37,9 @@ bench-memory: setup  ## how fast the memory is, against its goals; writes out/be
 bench-score: setup  ## how fast and how right the coarse coverage of candidates is; writes out/bench/score.json
 	.venv/bin/python -m mirage_model.evaluation.bench_score
 
+bench-half: setup  ## what half the resolution of candidates costs and gives, on validation maps; writes out/bench/half.json
+	.venv/bin/python -m mirage_model.evaluation.bench_half
+
 bench-growth: setup  ## how much the memory grows, against its goals; writes out/bench/growth.json
 	.venv/bin/python -m mirage_model.evaluation.growth
 
@@ -44,7 +47,7 @@ soak: setup  ## 2,000 writes and reads under a cap, then three clients and a rob
 	.venv/bin/python -m mirage_model.evaluation.soak
 	.venv/bin/python -m mirage_ros.soak
 
-bench-node: setup  ## what the node itself costs a frame of 704x1280; writes out/bench/node.json
+bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score, its first request and its tenth; writes out/bench/node.json
 	.venv/bin/python tests/ros/bench_node.py
 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/efficiency.md

@@ -12,6 +12,7 @@ from std_msgs.msg import Header
 from mirage_model.interface import Chunk
 from mirage_ros import convert
 from mirage_ros.host import Host
+from mirage_ros.pictures import Compression
 from mirage_ros.settings import reliability
 from mirage_ros.worker import Outcome
 
@@ -41,16 +42,21 @@ class Answers:
             if self._path.get_subscription_count():
                 self._path.publish(self._path_of(chunk))
 
-    def message(self, chunk: Chunk, camera_frame: str) -> ImaginedChunk:
-        """Raise ValueError where it would be larger than max_message_bytes."""
+    def message(
+        self, chunk: Chunk, camera_frame: str, *, compression: Compression | None = None
+    ) -> ImaginedChunk:
+        """Compressed as the settings say unless ``compression`` does. Raise ValueError where it would be larger than
+        max_message_bytes.
+        """
         settings = self._settings
         return convert.message_from_chunk(
             chunk,
             world_frame=settings.world_frame,
             frame_id=settings.imagined_prefix + camera_frame,
             sha256=self._node.engine.sha256,
-            compression=convert.chosen_compression(
-                settings.compression, chunk, raw_bytes=settings.raw_bytes
+            compression=compression
+            or convert.chosen_compression(
+                settings.compression, convert.raw_bytes_of(chunk), raw_bytes=settings.largest_raw
             ),
             quality=settings.jpeg_quality,
             max_bytes=settings.max_message_bytes,
@@ -69,10 +75,12 @@ class Answers:
                 f"request '{outcome.request_id}' done: {outcome.frames} frames in {outcome.seconds:.1f} s, "
                 f'visible {outcome.visible_mean:.0%}, observed {outcome.observed_mean:.0%}'
             )
-        elif outcome.status in ('refused', 'failed'):
-            logger.error(f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}")
-        else:
-            logger.warning(f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}")
+            return
+        text = f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}"
+        if outcome.status in ('refused', 'failed'):
+            self._node.complain(text)
+        elif line := self._node.refusals.line(text):
+            logger.warning(line)
 
     def _publish_frames(self, chunk: Chunk, camera_frame: str) -> None:
         height, width = chunk.visibility.shape[1:]

@@ -10,16 +10,20 @@ from mirage.action import ImagineCandidates
 from mirage.msg import ImaginedCandidate
 from rclpy.action.server import ServerGoalHandle
 
-from mirage_model.interface import Candidate, Candidates, Trajectory
+from mirage_model.interface import Candidate, Candidates, Refused, Trajectory
 from mirage_ros import convert
 from mirage_ros.answers import Answers
 from mirage_ros.goals import Goals, message_of, serve
 from mirage_ros.host import Host
-from mirage_ros.pictures import rgb_from_image, size_of
+from mirage_ros.pictures import Compression, rgb_from_image, size_of
+from mirage_ros.plan import FramePlan
 from mirage_ros.starts import own_seed, start
 from mirage_ros.worker import Job, Outcome
 
 RESOLUTIONS = {ImagineCandidates.Goal.FULL: 'full', ImagineCandidates.Goal.HALF: 'half'}
+PACKED = {'none': 1, 'png': 2, 'jpeg': 16}
+"""How many times smaller pictures are taken to become, before they are there."""
+FEWER = 'ask for fewer frames, for the last ones alone or for half the resolution, or allow more'
 
 
 class CandidateGoals:
@@ -56,7 +60,8 @@ class CandidateGoals:
             for trajectory in goal.trajectories
         ]
         seed = own_seed(goal.seed_image, goal.seed_depth, paths[0])
-        begin = start(node, paths, request_id=request_id, seed=seed)
+        begin = start(node, paths, request_id=request_id, seed=seed, memory=goal.memory)
+        compression = self._compression(goal, begin.plans)
         request = Candidates(
             request_id=request_id,
             trajectories=tuple(
@@ -66,7 +71,7 @@ class CandidateGoals:
             seeds=_seeds(goal.seeds, count),
             memory=begin.memory,
             steps=goal.steps or None,
-            batch=min(goal.batch or settings.batch, count),
+            batch=min(goal.batch or settings.batch, count, self._fit(goal, begin.plans)),
             resolution=RESOLUTIONS[goal.resolution],
             goal=self._goal_image(goal),
         )
@@ -77,7 +82,7 @@ class CandidateGoals:
             for index, path in enumerate(paths)
         ]
         self._predicted[request_id] = predicted
-        done = 0
+        done = size = 0
 
         def feedback() -> None:
             handle.publish_feedback(
@@ -89,11 +94,19 @@ class CandidateGoals:
             )
 
         def on_candidate(candidate: Candidate) -> None:
-            nonlocal done
+            nonlocal done, size
             message = results[candidate.index]
-            message.chunks = [
-                self._answers.message(chunk, begin.camera_frame) for chunk in candidate.chunks
+            chunks = [
+                self._answers.message(chunk, begin.camera_frame, compression=compression)
+                for chunk in candidate.chunks
             ]
+            size += sum(map(convert.picture_bytes, chunks))
+            if size > settings.max_message_bytes:
+                raise Refused(
+                    f'{done} of {count} candidates fill the result: max_message_bytes, '
+                    f'{settings.max_message_bytes}: {FEWER}'
+                )
+            message.chunks = chunks
             message.complete, message.goal_distance = candidate.complete, candidate.goal_distance
             done += 1
             for chunk in candidate.chunks:
@@ -109,9 +122,39 @@ class CandidateGoals:
             on_end=on_end,
             client=paths[0].client,
             kind='goal',
+            replaces=goal.replace_older,
             due=accepted + goal.deadline if goal.deadline else None,
             last_frame_only=goal.last_frame_only,
         )
+
+    def _frame_bytes(self, goal: ImagineCandidates.Goal) -> int:
+        """Of a frame and its mask."""
+        about = self._node.engine
+        nbytes = about.height * about.width * 4
+        return nbytes // 4 if goal.resolution == goal.HALF else nbytes
+
+    def _compression(
+        self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]
+    ) -> Compression:
+        """Of the pictures of a result. Raise ValueError where they could not fit into a message."""
+        settings = self._node.settings
+        frames = len(plans) if goal.last_frame_only else sum(plan.wanted for plan in plans)
+        nbytes = frames * self._frame_bytes(goal)
+        chosen = convert.chosen_compression(
+            settings.compression, nbytes, raw_bytes=settings.largest_raw
+        )
+        packed = nbytes / PACKED[chosen]
+        if packed > settings.max_message_bytes:
+            raise ValueError(
+                f'{len(plans)} candidates of {frames} frames in all take about {packed / 2**20:.1f} MiB ({chosen}), '
+                f'max_message_bytes allows {settings.max_message_bytes / 2**20:.1f}: {FEWER}'
+            )
+        return chosen
+
+    def _fit(self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]) -> int:
+        """Candidates whose frames may lie in memory at once: those of the largest result, or one."""
+        longest = max(len(plan.times) for plan in plans) * self._frame_bytes(goal)
+        return max(1, PACKED['jpeg'] * self._node.settings.max_message_bytes // longest)
 
     def _goal_image(self, goal: ImagineCandidates.Goal):
         if not goal.goal_image:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-import math
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Pose, Transform
@@ -19,9 +18,10 @@ from jaxtyping import Float, Float64
 from mirage.msg import ImaginedChunk, PlannedTrajectory
 from nav_msgs.msg import Path
 import numpy as np
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
-from transforms3d.quaternions import mat2quat, quat2mat
+from transforms3d.quaternions import mat2quat
 
 from mirage_model.interface import Chunk, View
 from mirage_ros.pictures import (
@@ -66,22 +66,31 @@ def _has_stamp(time: float) -> bool:
 
 def matrix_from_pose(pose: Pose, *, name: str = 'pose') -> Float64[np.ndarray, '4 4']:
     """Raise ValueError, with ``name``, for NaN, beyond `FURTHEST`, and for quaternions not of unit length (within 1%)."""
-    position = [pose.position.x, pose.position.y, pose.position.z]
-    # transforms3d puts w first
-    quaternion = [pose.orientation.w, pose.orientation.x, pose.orientation.y, pose.orientation.z]
-    if not all(map(math.isfinite, position + quaternion)):
-        raise ValueError(f'{name}: position {position} or orientation {quaternion} is not finite')
-    if max(map(abs, position)) > FURTHEST:
-        raise ValueError(
-            f'{name}: position {position} is further than {FURTHEST / 1000:g} km from the origin of its frame'
-        )
-    length = math.hypot(*quaternion)
-    if abs(length - 1) > 0.01:
-        raise ValueError(f'{name}: the quaternion has length {length:.3g}, not 1')
-    matrix = np.eye(4)
-    matrix[:3, :3] = quat2mat(quaternion)
-    matrix[:3, 3] = position
-    return matrix
+    return _matrices([pose], [name])[0]
+
+
+def _matrices(poses: Sequence[Pose], names: Sequence[str]) -> Float64[np.ndarray, 'n 4 4']:
+    positions = np.array([(p.x, p.y, p.z) for p in (pose.position for pose in poses)])
+    quaternions = np.array([(o.x, o.y, o.z, o.w) for o in (pose.orientation for pose in poses)])
+    finite = np.isfinite(positions).all(axis=1) & np.isfinite(quaternions).all(axis=1)
+    with np.errstate(over='ignore', invalid='ignore'):
+        lengths = np.linalg.norm(quaternions, axis=1)
+        near = (np.abs(positions) <= FURTHEST).all(axis=1)
+        good = finite & near & (np.abs(lengths - 1) <= 0.01)
+    if not good.all():
+        i = int(good.argmin())
+        position, quaternion = positions[i].tolist(), quaternions[i].tolist()
+        if not finite[i]:
+            what = f'position {position} or orientation {quaternion} is not finite'
+        elif not near[i]:
+            what = f'position {position} is further than {FURTHEST / 1000:g} km from the origin of its frame'
+        else:
+            what = f'the quaternion has length {lengths[i]:.3g}, not 1'
+        raise ValueError(f'{names[i]}: {what}')
+    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
+    matrices[:, :3, :3] = Rotation.from_quat(quaternions).as_matrix()
+    matrices[:, :3, 3] = positions
+    return matrices
 
 
 def matrix_from_transform(
@@ -100,7 +109,7 @@ def matrices_from_poses(
     """Raise ValueError for no poses at all, and for a bad one, by its index."""
     if not poses:
         raise ValueError(f'{name}: empty')
-    return np.stack([matrix_from_pose(pose, name=f'{name}[{i}]') for i, pose in enumerate(poses)])
+    return _matrices(poses, [f'{name}[{i}]' for i in range(len(poses))])
 
 
 def pose_from_matrix(matrix: Float[np.ndarray, '4 4']) -> Pose:
@@ -332,12 +341,28 @@ def camera_info_message(
     )
 
 
-def chosen_compression(wanted: str, chunk: Chunk, *, raw_bytes: int) -> Compression:
-    """What 'auto' stands for: jpeg where the chunk would be larger than ``raw_bytes``."""
+def raw_bytes_of(chunk: Chunk) -> int:
+    """Of its pictures."""
+    arrays = [chunk.frames, chunk.visibility, chunk.memory_frames]
+    return sum(a.nbytes for a in arrays if a is not None)
+
+
+def chosen_compression(wanted: str, nbytes: int, *, raw_bytes: int) -> Compression:
+    """What 'auto' stands for: jpeg where pictures of ``nbytes`` are larger than ``raw_bytes``."""
     if wanted != 'auto':
         return wanted
-    arrays = [chunk.frames, chunk.visibility, chunk.memory_frames]
-    return 'jpeg' if sum(a.nbytes for a in arrays if a is not None) > raw_bytes else 'none'
+    return 'jpeg' if nbytes > raw_bytes else 'none'
+
+
+def picture_bytes(message: ImaginedChunk) -> int:
+    """Of all its pictures, as they are sent."""
+    arrays = (message.frames, message.visibility, message.memory_frames)
+    packed = (
+        message.frames_compressed,
+        message.visibility_compressed,
+        message.memory_frames_compressed,
+    )
+    return sum(len(image.data) for images in (*arrays, *packed) for image in images)
 
 
 def message_from_chunk(
@@ -375,7 +400,6 @@ def message_from_chunk(
         seed=chunk.seed,
         seconds=float(chunk.seconds),
     )
-    size = 0
     for name, arrays, encoding in (
         ('frames', chunk.frames, 'rgb8'),
         ('visibility', chunk.visibility, 'mono8'),
@@ -394,7 +418,7 @@ def message_from_chunk(
                 )
             )
             setattr(message, f'{name}_compressed', images)
-        size += sum(len(image.data) for image in images)
+    size = picture_bytes(message)
     if size > max_bytes:
         raise ValueError(
             f'chunk {chunk.index} of {n} frames of {height}x{width} takes {size / 2**20:.1f} MiB ({compression}), '

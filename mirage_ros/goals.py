@@ -60,7 +60,7 @@ def serve(
         if goals.take():
             return GoalResponse.ACCEPT
         node.figures.count('requests dropped')
-        node.get_logger().error(f'goal of {name} dropped: {goals.most} goals are being served')
+        node.complain(f'goal of {name} dropped: {goals.most} goals are being served')
         return GoalResponse.REJECT
 
     def on_execute(handle: ServerGoalHandle) -> Any:

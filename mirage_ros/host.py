@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+import threading
 import traceback
+from typing import Any
 
 from rclpy.node import Node
+from rclpy.subscription import Subscription
+from rclpy.time_source import CLOCK_TOPIC
 
 from mirage_model.interface import Description
+from mirage_ros.convert import seconds, stamp
 from mirage_ros.figures import Figures
 from mirage_ros.plan import Frames
+from mirage_ros.refusals import Refusals
 from mirage_ros.seeds import SeedBuffer
 from mirage_ros.settings import declare
 from mirage_ros.transforms import listen
@@ -20,10 +27,21 @@ DRIVEN = 'driven'
 """The memory of what was driven through."""
 
 
-class Host(Node):
-    """``memories`` are those that requests may start from, each with the frame id of its camera, empty where it was loaded.
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Of a memory: the frame id of its camera, empty where that is not known, and whether it is ``loaded``.
 
-    ``when_forgotten`` is called with the name of a memory that is no more.
+    What was loaded, and copies of it, lie in the map as it was saved: no jump of odometry moves them. What a sensor
+    saw since hangs on odometry.
+    """
+
+    camera_frame: str
+    loaded: bool = False
+
+
+class Host(Node):
+    """``memories`` are those that requests may start from, by name. ``when_forgotten`` is called with the name of one
+    that is no more.
     """
 
     def __init__(self) -> None:
@@ -31,15 +49,38 @@ class Host(Node):
         self._about: Description | None = None
         self._worker: Worker | None = None
         self.settings = settings = declare(self)
-        self.memories: dict[str, str] = {}
+        self.memories: dict[str, Known] = {}
+        self._promised: list[str] = []
+        self._room = threading.Lock()
         self.when_forgotten: list[Callable[[str], None]] = []
         self.figures = Figures()
+        self.refusals = Refusals(self.figures)
         self.frames = Frames(settings, listen(self, settings, self._refused))
         self.seeds = SeedBuffer(
             use_depth=settings.use_depth,
             tolerance=settings.stamp_tolerance,
             max_pixels=settings.max_pixels,
         )
+
+    def create_subscription(
+        self,
+        msg_type: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        *arguments: Any,
+        **keywords: Any,
+    ) -> Subscription:
+        """As rclpy's, and what the callback raises is refused. So is a simulated time that no stamp holds: whatever
+        rclpy stamps by it would end the executor.
+        """
+
+        def refusing(message: Any) -> None:
+            with self.refusing(topic.removeprefix('/')):
+                if topic == CLOCK_TOPIC:
+                    stamp(seconds(message.clock))
+                callback(message)
+
+        return super().create_subscription(msg_type, topic, refusing, *arguments, **keywords)
 
     @property
     def worker(self) -> Worker:
@@ -66,15 +107,21 @@ class Host(Node):
 
     def camera_of(self, memory: str) -> str:
         """The frame id of the camera that a memory was seen by; that of the newest camera_info where it was loaded."""
-        return self.memories[memory] or self.seeds.camera_frame
+        return self.memories[memory].camera_frame or self.seeds.camera_frame
 
-    def check_room(self, memory: str) -> None:
-        """Raise ValueError where one memory more would be too many."""
-        others = {*self.memories, memory} - {DRIVEN}
-        if len(others) > self.settings.max_memories:
-            raise ValueError(
-                f"memory '{memory}' would be one more than max_memories, {self.settings.max_memories}"
-            )
+    def promise_room(self, memory: str) -> None:
+        """Keep room for a memory that is to be made, until `end_promise`. Raise ValueError where it would be one too many."""
+        with self._room:
+            others = {*self.memories, *self._promised, memory} - {DRIVEN}
+            if len(others) > self.settings.max_memories:
+                raise ValueError(
+                    f"memory '{memory}' would be one more than max_memories, {self.settings.max_memories}"
+                )
+            self._promised.append(memory)
+
+    def end_promise(self, memory: str) -> None:
+        with self._room:
+            self._promised.remove(memory)
 
     def forget(self, memory: str) -> None:
         self.memories.pop(memory, None)
@@ -91,10 +138,17 @@ class Host(Node):
             yield
         except ValueError as error:
             self._refused(what, error)
-        except Exception:
+        except Exception as error:
             self.figures.count('messages failed')
-            self.get_logger().error(f'{what} failed: {traceback.format_exc()}')
+            self.complain(
+                f'{what} failed: {type(error).__name__}: {error}', traceback.format_exc()
+            )
+
+    def complain(self, text: str, details: str = '') -> None:
+        """Count and log an error by its reason, as `Refusals` does."""
+        if line := self.refusals.line(text):
+            self.get_logger().error(f'{line}\n{details}' if details else line)
 
     def _refused(self, what: str, error: ValueError) -> None:
         self.figures.count('messages refused')
-        self.get_logger().error(f'{what} refused: {error}')
+        self.complain(f'{what} refused: {error}')

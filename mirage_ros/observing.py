@@ -13,11 +13,11 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from mirage_model.interface import EngineProtocol, Trajectory
+from mirage_model.interface import Candidates, EngineProtocol, Imagine, Trajectory
 from mirage_model.keyframes import KeyframeConfig, Keyframes, motion
 from mirage_ros import convert
 from mirage_ros.convert import seconds
-from mirage_ros.host import DRIVEN, Host
+from mirage_ros.host import DRIVEN, Host, Known
 from mirage_ros.seeds import AnyImage
 from mirage_ros.settings import reliability
 
@@ -53,9 +53,9 @@ class Observer:
         kind = Image if raw else CompressedImage
         image, depth = ('image', 'depth') if raw else ('image/compressed', 'depth/compressedDepth')
         node.create_subscription(kind, image, self._on_image, qos)
-        node.create_subscription(CameraInfo, 'camera_info', self._on_camera_info, qos)
+        node.create_subscription(CameraInfo, 'camera_info', node.seeds.add_camera_info, qos)
         if settings.use_depth:
-            node.create_subscription(kind, depth, self._on_depth, qos)
+            node.create_subscription(kind, depth, node.seeds.add_depth, qos)
         group = MutuallyExclusiveCallbackGroup()
         node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
         node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
@@ -67,18 +67,9 @@ class Observer:
             self._keyframes.reset()
 
     def _on_image(self, message: AnyImage) -> None:
-        with self._node.refusing('image'):
-            self._node.seeds.add_image(message)
-            with self._counting:
-                self._came += 1
-
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        with self._node.refusing('camera_info'):
-            self._node.seeds.add_camera_info(message)
-
-    def _on_depth(self, message: AnyImage) -> None:
-        with self._node.refusing('depth'):
-            self._node.seeds.add_depth(message)
+        self._node.seeds.add_image(message)
+        with self._counting:
+            self._came += 1
 
     def _pause(self, request: Any, response: Any) -> Any:
         self._paused = True
@@ -148,7 +139,7 @@ class Observer:
                     max_pixels=node.settings.max_pixels,
                 )
                 (engine.observe if begun else engine.seed)(view, memory=DRIVEN)
-            node.memories[DRIVEN] = camera_frame
+            node.memories[DRIVEN] = Known(camera_frame=camera_frame)
             self._keyframes.taken(world_from_camera, time)
             node.figures.count('images observed')
 
@@ -163,27 +154,46 @@ class Observer:
         """What joins world and odometry has jumped: all that was seen before lies elsewhere now."""
         node, settings = self._node, self._node.settings
         world_from_odom = node.frames.world_from_odom(time)
+        if world_from_odom is None:
+            return
         before, self._world_from_odom = self._world_from_odom, world_from_odom
-        if before is None or world_from_odom is None or DRIVEN not in node.memories:
+        if before is None:
             return
         new_from_old = world_from_odom @ np.linalg.inv(before)
         # as the camera feels it, which may be far from the origins of both frames
         moved, turned = motion(np.linalg.inv(world_from_camera) @ new_from_old @ world_from_camera)
         if moved <= settings.jump_distance and turned <= settings.jump_angle:
             return
-        done = {'reanchor': 're-anchored', 'reset': 'reset', 'ignore': 'left as it is'}
-        node.get_logger().warning(
-            f"'{settings.odom_frame}' jumped in '{settings.world_frame}' by {moved:.2f} m and {turned:.3f} rad: "
-            f'the memory is {done[settings.on_jump]}'
-        )
         node.figures.count('jumps')
-        if settings.on_jump == 'reanchor':
-            node.worker.call(
-                lambda engine: engine.reanchor(new_from_old, memory=DRIVEN)
-            ).add_done_callback(self._done)
-            self._keyframes.reanchor(new_from_old)
-        elif settings.on_jump == 'reset':
-            node.worker.call(lambda engine: engine.drop(memory=DRIVEN)).add_done_callback(
-                self._done
+        jump = f"'{settings.odom_frame}' jumped in '{settings.world_frame}' by {moved:.2f} m and {turned:.3f} rad"
+        node.worker.call(lambda engine: self._move(engine, new_from_old, jump)).add_done_callback(
+            self._done
+        )
+
+    def _move(
+        self, engine: EngineProtocol, new_from_old: Float64[np.ndarray, '4 4'], jump: str
+    ) -> None:
+        """In the worker's thread: what is observed or imagined next finds every memory where it belongs."""
+        node, on_jump = self._node, self._node.settings.on_jump
+        hang = sorted(name for name, known in node.memories.items() if not known.loaded)
+        lie = sorted(name for name, known in node.memories.items() if known.loaded)
+        if on_jump != 'ignore':
+            node.worker.interrupt(
+                lambda request: _keeps(request) and request.memory not in lie,
+                f'{jump} while it ran: what it would have kept lies elsewhere now',
             )
-            node.forget(DRIVEN)
+        for name in hang:
+            if on_jump == 'reanchor':
+                engine.reanchor(new_from_old, memory=name)
+            elif on_jump == 'reset':
+                engine.drop(memory=name)
+                node.forget(name)
+        if on_jump == 'reanchor':
+            self._keyframes.reanchor(new_from_old)
+        done = {'reanchor': 're-anchored', 'reset': 'reset', 'ignore': 'left as they are'}[on_jump]
+        loaded = f'; loaded, so left: {", ".join(lie)}' if lie else ''
+        node.get_logger().warning(f'{jump}: {done}: {", ".join(hang) or "no memory"}{loaded}')
+
+
+def _keeps(request: Imagine | Candidates) -> bool:
+    return isinstance(request, Imagine) and request.keep_in is not None

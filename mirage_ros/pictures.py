@@ -42,8 +42,12 @@ COLOUR_BYTES = {
     'bayer_grbg8': 1,
 }
 DEPTH_BYTES = {'32FC1': 4, '16UC1': 2}
+COMPRESSED_DEPTHS = {
+    f'{encoding}; compressedDepth{png}' for encoding in DEPTH_BYTES for png in (' png', '')
+}
+"""What the compressedDepth transport calls its PNG; older versions do not say that it is one."""
 COMPRESSED_DEPTH_HEADER = 12
-"""Bytes that the compressedDepth transport puts before its PNG."""
+"""Bytes before the PNG: how it is stored, and two float32."""
 
 
 # what a camera sends
@@ -67,14 +71,25 @@ def rgb_from_image(message: Image | CompressedImage) -> UInt8[np.ndarray, 'h w 3
 def depth_from_image(message: Image | CompressedImage) -> Float32[np.ndarray, 'h w']:
     """Metres; zero, negative and NaN stay what they are, the engine takes them as invalid."""
     if isinstance(message, CompressedImage):
-        data = np.frombuffer(message.data, np.uint8)[COMPRESSED_DEPTH_HEADER:]
-        depth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-        if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
-            raise ValueError(f"depth: '{message.format}' does not hold a PNG of 16UC1")
-        return depth * np.float32(0.001)
+        return _decompressed_depth(message)
     message = _checked(message, DEPTH_BYTES, 'depth')
     depth = np.asarray(image_array(message, message.encoding))
     return depth * np.float32(0.001) if message.encoding == '16UC1' else depth.astype(np.float32)
+
+
+def _decompressed_depth(message: CompressedImage) -> Float32[np.ndarray, 'h w']:
+    """16UC1 is millimetres; of 32FC1 the PNG holds a / depth + b, a and b being in the header, and 0 where there is none."""
+    data = np.frombuffer(message.data, np.uint8)
+    header, data = data[:COMPRESSED_DEPTH_HEADER], data[COMPRESSED_DEPTH_HEADER:]
+    stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
+        raise ValueError(f"depth: '{message.format}' does not hold a PNG of 16 bits")
+    if message.format.startswith('16UC1'):
+        return stored * np.float32(0.001)
+    a, b = header[4:].view('<f4')
+    with np.errstate(all='ignore'):  # depths that are not finite or not positive count as none
+        depth = a / (stored.astype(np.float32) - b)
+    return np.where(stored == 0, np.float32(np.nan), depth)
 
 
 def size_of(message: Image | CompressedImage, name: str, *, max_pixels: int) -> tuple[int, int]:
@@ -85,9 +100,9 @@ def size_of(message: Image | CompressedImage, name: str, *, max_pixels: int) -> 
         return message.height, message.width
     data = bytes(message.data)
     if name == 'depth':
-        if '16UC1' not in message.format or 'compressedDepth' not in message.format:
+        if message.format not in COMPRESSED_DEPTHS:
             raise ValueError(
-                f"depth: format '{message.format}' is not '16UC1; compressedDepth png'"
+                f"depth: format '{message.format}' is not one of {sorted(COMPRESSED_DEPTHS)}"
             )
         data = data[COMPRESSED_DEPTH_HEADER:]
     try:

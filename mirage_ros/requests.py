@@ -17,7 +17,7 @@ from mirage_ros import convert
 from mirage_ros.answers import Answers
 from mirage_ros.convert import Planned
 from mirage_ros.goals import Goals, message_of, serve
-from mirage_ros.host import DRIVEN, Host
+from mirage_ros.host import DRIVEN, Host, Known
 from mirage_ros.starts import Start, check_name, own_seed, start
 from mirage_ros.worker import Job, Outcome
 
@@ -102,10 +102,10 @@ class Requests:
         seed = own_seed(goal.seed_image, goal.seed_depth, planned)
         begin = start(node, [planned], request_id=request_id, seed=seed, memory=goal.memory)
         keep_in = check_name(goal.keep_in, 'keep_in') if goal.keep_in else None
-        if keep_in is not None:
-            node.check_room(keep_in)
         if keep_in == DRIVEN != begin.memory:
             raise ValueError(f"keep_in '{DRIVEN}' would replace what was driven through")
+        if keep_in is not None:
+            node.promise_room(keep_in)
 
         def on_chunk(chunk: Chunk) -> None:
             self._answers.publish(chunk, begin.camera_frame)
@@ -123,7 +123,12 @@ class Requests:
         def on_done(outcome: Outcome) -> None:
             # the one that it started from is known, or was forgotten meanwhile
             if keep_in not in (None, begin.memory) and outcome.status == 'done':
-                node.memories[keep_in] = begin.camera_frame
+                origin = node.memories.get(begin.memory)
+                node.memories[keep_in] = Known(
+                    camera_frame=begin.camera_frame, loaded=origin is not None and origin.loaded
+                )
+            if keep_in is not None:
+                node.end_promise(keep_in)
             on_end(outcome)
 
         return Job(

@@ -16,7 +16,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from mirage_model.interface import Candidates, EngineProtocol, Imagine, Trajectory
 from mirage_ros import convert
 from mirage_ros.candidates import RESOLUTIONS
-from mirage_ros.host import DRIVEN, Host
+from mirage_ros.host import DRIVEN, Host, Known
 from mirage_ros.starts import camera_path, check_name
 
 
@@ -48,10 +48,10 @@ class Services:
                     if isinstance(error, OSError)
                     else str(error)
                 )
-                self._node.get_logger().error(f'{name} refused: {response.message}')
+                self._node.complain(f'{name} refused: {response.message}')
             except Exception as error:
                 response.message = f'{type(error).__name__}: {error}'
-                self._node.get_logger().error(f'{name} failed: {traceback.format_exc()}')
+                self._node.complain(f'{name} failed: {response.message}', traceback.format_exc())
             self._node.figures.count(f'{name} {"done" if response.success else "refused"}')
             return response
 
@@ -138,16 +138,19 @@ class Services:
     def _load(self, request: MemoryFile.Request, response: MemoryFile.Response) -> None:
         node, path = self._node, self._file(request.file)
         memory = check_name(request.memory or DRIVEN, 'memory')
-        node.check_room(memory)
         if not path.is_file():
             raise ValueError(f'{path} does not exist')
 
         def task(engine: EngineProtocol) -> None:
             """All in the worker's thread: what is observed next goes to this memory."""
             engine.load(path, memory=memory)
-            node.memories[memory] = ''
+            node.memories[memory] = Known(camera_frame='', loaded=True)
 
-        node.worker.call(task).result()
+        node.promise_room(memory)
+        try:
+            node.worker.call(task).result()
+        finally:
+            node.end_promise(memory)
         node.get_logger().info(f"memory '{memory}' loaded from {path}")
 
     def _reset(self, request: ResetMemory.Request, response: ResetMemory.Response) -> None:

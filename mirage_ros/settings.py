@@ -195,16 +195,16 @@ class Settings:
     )
     compression: str = setting(
         'auto',
-        'Of the pictures in a chunk. auto: jpeg above raw_bytes.',
+        'Of the pictures in a chunk, or in all the result of a goal with candidates. auto: jpeg above raw_bytes.',
         among=('auto', 'none', 'jpeg', 'png'),
     )
     raw_bytes: int = setting(
-        8 * 2**20, 'Largest chunk that auto sends raw, bytes.', low=0, high=2**30
+        8 * 2**20, 'Largest chunk or result that auto sends raw, bytes.', low=0, high=2**30
     )
     jpeg_quality: int = setting(90, 'Of jpeg, percent.', low=1, high=100)
     max_message_bytes: int = setting(
         32 * 2**20,
-        'Largest chunk that is published; one above it ends its request.',
+        'Largest chunk that is published, and largest result of a goal with candidates; one above it ends its request.',
         low=2**16,
         high=2**30,
     )
@@ -275,6 +275,11 @@ class Settings:
                 raise ValueError(f'{name} must not be empty')
         if len(self.base_from_camera) not in (0, 7):
             raise ValueError(f'base_from_camera needs 7 numbers, got {len(self.base_from_camera)}')
+
+    @property
+    def largest_raw(self) -> int:
+        """Bytes of pictures that the compression auto sends as they are."""
+        return min(self.raw_bytes, self.max_message_bytes)
 
 
 def declare(node: Node) -> Settings:

@@ -24,6 +24,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
+from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from mirage_model.camera import resample_trajectory
@@ -43,6 +44,7 @@ except ImportError:
 
 MAX_FRAMES = 4096
 """Frames of a tree; beyond them new ones are refused."""
+BACK = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
 LIVE = QoSProfile(depth=100)
 LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -109,17 +111,10 @@ class Tree:
         self._edges: dict[str, _Edge] = {}
         self._changed = threading.Condition()
         if clock is not None:
-            back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
-            self._jumps = clock.create_jump_callback(back, post_callback=self._set_back)
+            self._jumps = clock.create_jump_callback(BACK, post_callback=self._set_back)
 
     def add(self, transform: TransformStamped, *, static: bool) -> None:
-        parent, child = transform.header.frame_id, transform.child_frame_id
-        parent, child = parent.removeprefix('/'), child.removeprefix('/')
-        if not parent or not child or parent == child:
-            raise ValueError(f"a transform from '{child}' to '{parent}'")
-        matrix = matrix_from_transform(
-            transform.transform, name=f"transform of '{child}' in '{parent}'"
-        )
+        parent, child, matrix = checked(transform)
         with self._changed:
             edge = self._edges.get(child)
             if edge is None and len(self._edges) >= MAX_FRAMES:
@@ -189,21 +184,34 @@ class Tree:
 
 
 class Tf2:
-    """tf2_ros behind the same two verbs."""
+    """The buffer of tf2_ros behind the same two verbs."""
 
-    def __init__(self, node: Node, *, keep: float, listen: bool):
+    def __init__(self, *, keep: float, clock: Clock):
+        """As `Tree`: the buffer's own clock is not the node's."""
         self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=keep))
-        if listen:
-            self._listener = tf2_ros.TransformListener(self._buffer, node)
+        self._jumps = clock.create_jump_callback(BACK, post_callback=self._set_back)
 
     def add(self, transform: TransformStamped, *, static: bool) -> None:
+        checked(transform)
+        # to the microsecond, as times that are asked for: a nanosecond later would be the future
+        header = Header(
+            frame_id=transform.header.frame_id, stamp=stamp(seconds(transform.header.stamp))
+        )
+        stamped = TransformStamped(
+            header=header,
+            child_frame_id=transform.child_frame_id,
+            transform=transform.transform,
+        )
         put = self._buffer.set_transform_static if static else self._buffer.set_transform
-        put(transform, 'mirage')
+        put(stamped, 'mirage')
+
+    def _set_back(self, jump: object) -> None:
+        self._buffer.clear()  # static ones stay
 
     def lookup(
         self, target: str, source: str, time: float | None, *, wait: float = 0.0
     ) -> Float64[np.ndarray, '4 4']:
-        at = Time(nanoseconds=0 if time is None else round(time * 1e9))
+        at = Time() if time is None else Time.from_msg(stamp(time))
         try:
             found = self._buffer.lookup_transform(target, source, at, Duration(seconds=wait))
         except tf2_ros.TransformException as error:
@@ -214,6 +222,16 @@ class Tf2:
         return matrix_from_transform(found.transform, name=f"transform of '{source}'")
 
 
+def checked(transform: TransformStamped) -> tuple[str, str, Float64[np.ndarray, '4 4']]:
+    """Parent, child and parent_from_child. Raise ValueError for a transform that is none."""
+    parent = transform.header.frame_id.removeprefix('/')
+    child = transform.child_frame_id.removeprefix('/')
+    if not parent or not child or parent == child:
+        raise ValueError(f"a transform from '{child}' to '{parent}'")
+    name = f"transform of '{child}' in '{parent}'"
+    return parent, child, matrix_from_transform(transform.transform, name=name)
+
+
 def listen(
     node: Node, settings: Settings, on_bad: Callable[[str, ValueError], None]
 ) -> Transforms:
@@ -222,11 +240,8 @@ def listen(
     ``on_bad`` is called with the name of a topic and the error for every message that is refused.
     """
     keep = settings.tf_seconds
-    known: Transforms
-    if tf2_ros is None:
-        known = Tree(keep=keep, clock=node.get_clock())
-    else:
-        known = Tf2(node, keep=keep, listen=settings.use_tf)
+    kind = Tree if tf2_ros is None else Tf2
+    known: Transforms = kind(keep=keep, clock=node.get_clock())
     group = MutuallyExclusiveCallbackGroup()  # others wait for what comes in here
     posed: set[str] = set()
     """Frames told by odometry or poses: TF may join them to another parent, and each would forget the other's."""
@@ -244,7 +259,7 @@ def listen(
             [t for t in message.transforms if t.child_frame_id.removeprefix('/') not in posed],
         )
 
-    if settings.use_tf and tf2_ros is None:
+    if settings.use_tf:
         node.create_subscription(TFMessage, '/tf', on_tf, LIVE, callback_group=group)
         node.create_subscription(
             TFMessage,

@@ -105,6 +105,7 @@ class Worker:
         self._turn = 0.0
         self._next_turn: dict[str, float] = {}
         self._closed = ''
+        self._failed_last = ''
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name='mirage-worker')
         self._thread.start()
@@ -163,6 +164,12 @@ class Worker:
                 return
             self._waiting.remove(entry)
         self._end(entry, 'cancelled', reason)
+
+    def interrupt(self, which: Callable[[Imagine | Candidates], bool], reason: str) -> None:
+        """Cancel the request that runs where ``which`` says so."""
+        with self._changed:
+            if self._running and which(self._running.job.request):
+                self._running.cancel_reason = reason
 
     def call(self, task: Callable[[EngineProtocol], T]) -> Future[T]:
         """Run something short on the engine, soon: between two denoising steps of the job that runs."""
@@ -243,8 +250,13 @@ class Worker:
         except Refused as error:
             return 'refused', str(error)
         except Exception as error:
-            logger.exception('request %s failed', request_id)
-            return 'failed', f'{type(error).__name__}: {error}'
+            reason = f'{type(error).__name__}: {error}'
+            if (
+                reason != self._failed_last
+            ):  # a traceback once, however often it is asked for again
+                logger.exception('request %s failed', request_id)
+            self._failed_last = reason
+            return 'failed', reason
         if entry.incomplete:
             return 'cancelled', f'{entry.incomplete} candidates are incomplete at the deadline'
         return 'done', ''

@@ -131,6 +131,13 @@ def test_the_benchmark_reports_time_and_error(tmp_path, capsys):
     out = tmp_path / 'score.json'
     bench_score.main(['--cells', '20000', '--rooms', '4', '--repeats', '1', '--out', str(out)])
     content = json.loads(out.read_text())
-    assert content['cells'] >= 20000 and len(content['figures']) == 5
-    assert [figure['goal'] for figure in content['figures']] == [100.0, None, None, 3.0, 3.0]
+    assert content['cells'] >= 20000 and len(content['figures']) == 6
+    assert [figure['goal'] for figure in content['figures']] == [
+        100.0,
+        100.0,
+        None,
+        None,
+        3.0,
+        3.0,
+    ]
     assert 'candidates of 20 poses' in capsys.readouterr().out

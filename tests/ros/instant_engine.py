@@ -165,18 +165,20 @@ class InstantEngine:
         threshold: float = 0.5,
         coarse: bool = False,
     ) -> list[Score]:
-        """All is observed, a second ago."""
-        self._memory(memory)
+        """All is observed, as many seconds ago as the memory's view lies metres ahead of the first pose along x."""
+        view = self._memory(memory)
+        x = view.world_from_camera[0, 3]
+        ages = [float(x - path.world_from_camera[0, 0, 3]) for path in trajectories]
         return [
             Score(
                 visible=np.ones(len(path.times)),
                 observed=np.ones(len(path.times)),
-                age=np.ones(len(path.times)),
-                mean_age=1.0,
+                age=np.full(len(path.times), age),
+                mean_age=age,
                 visible_ends=0 if threshold > 1 else None,
                 observed_ends=0 if threshold > 1 else None,
             )
-            for path in trajectories
+            for path, age in zip(trajectories, ages)
         ]
 
     def warm(self) -> None:

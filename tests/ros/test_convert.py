@@ -323,10 +323,11 @@ def test_message_has_a_cap():
 
 def test_auto_compresses_large_chunks_only():
     chunk = smooth_chunk(memory=False)
-    size = chunk.frames.nbytes + chunk.visibility.nbytes
-    assert convert.chosen_compression('auto', chunk, raw_bytes=size) == 'none'
-    assert convert.chosen_compression('auto', chunk, raw_bytes=size - 1) == 'jpeg'
-    assert convert.chosen_compression('png', chunk, raw_bytes=0) == 'png'
+    size = convert.raw_bytes_of(chunk)
+    assert size == chunk.frames.nbytes + chunk.visibility.nbytes
+    assert convert.chosen_compression('auto', size, raw_bytes=size) == 'none'
+    assert convert.chosen_compression('auto', size, raw_bytes=size - 1) == 'jpeg'
+    assert convert.chosen_compression('png', size, raw_bytes=0) == 'png'
 
 
 def test_compressed_data_that_is_no_image():

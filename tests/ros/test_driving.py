@@ -99,6 +99,8 @@ def robot(ros, folder, tmp_path_factory):
         memory_folder=f"'{folder}'",
         max_memories=2,
         max_candidates=3,
+        max_message_bytes=3 * 2**20,
+        instant={'step_seconds': 0.0005},
     )
     with Client() as client:
         robot = Robot(client, node)
@@ -201,13 +203,18 @@ def test_candidates(robot):
     assert [len(c.chunks[0].times) for c in result.candidates] == [1, 1, 1]
 
     long = ImagineCandidates.Goal(trajectories=[in_odom(511)], steps=1000, last_frame_only=True)
+    replaced = Goal(robot.client, long, action)
+    long.replace_older = True
     running = Goal(robot.client, long, action)
+    status, result = replaced.result()
+    assert status == GoalStatus.STATUS_ABORTED and 'replaced by the newer' in result.message
     waits = ImagineCandidates.Goal(trajectories=goal.trajectories, deadline=1e-6)
     status, result = Goal(robot.client, waits, action).result()
     assert status == GoalStatus.STATUS_ABORTED and 'deadline' in result.message
     assert [c.request_id for c in result.candidates] == ['20', '16', '3']
     assert not any(c.complete or c.chunks for c in result.candidates)
-    running.result()
+    running.cancel()
+    assert running.result()[0] == GoalStatus.STATUS_CANCELED
 
     for change, why in (
         ({'trajectories': []}, '0 candidates'),
@@ -215,12 +222,35 @@ def test_candidates(robot):
         ({'seeds': [1, 2]}, '2 seeds for 3 candidates'),
         ({'resolution': 7}, 'resolution 7'),
         ({'deadline': float('nan')}, 'deadline'),
+        ({'memory': 'none'}, "no memory 'none'"),
+        (
+            {'trajectories': [in_odom(511)] * 3},
+            '3 candidates of 1536 frames in all take about 5.6 MiB (jpeg), max_message_bytes allows 3.0',
+        ),
     ):
         bad = ImagineCandidates.Goal(trajectories=goal.trajectories)
         for name, value in change.items():
             setattr(bad, name, value)
         status, result = Goal(robot.client, bad, action).result()
         assert status == GoalStatus.STATUS_ABORTED and why in result.message, result.message
+
+
+def test_a_result_that_packs_worse_than_expected_is_cut_with_the_reason(robot):
+    """Noise takes more than a sixteenth of its raw bytes."""
+    action = ActionClient(robot.client.node, ImagineCandidates, 'imagine_candidates')
+    robot.client.until(action.server_is_ready)
+    image, camera_info, depth = seed_messages(stamp=robot.stamp)
+    noise = np.random.default_rng(0).integers(0, 150, len(image.data), dtype=np.uint8)
+    image.data = array('B', noise.tobytes())
+    goal = ImagineCandidates.Goal(
+        trajectories=[in_odom(149) for _ in range(3)], seed_image=[image], seed_depth=[depth]
+    )
+    goal.trajectories[0].camera_info = [camera_info]
+    status, result = Goal(robot.client, goal, action).result()
+    assert status == GoalStatus.STATUS_ABORTED
+    assert '1 of 3 candidates fill the result: max_message_bytes' in result.message
+    assert [len(c.chunks) for c in result.candidates] == [10, 0, 0]
+    assert [c.complete for c in result.candidates] == [True, False, False]
 
 
 def test_prediction(robot):
@@ -238,12 +268,19 @@ def test_imagined_cells_are_kept_by_name_only_when_asked(robot):
     assert robot.client.goal(keep).result()[0] == GoalStatus.STATUS_SUCCEEDED
     again = Imagine.Goal(trajectory=in_odom(), memory='a_branch')
     assert robot.client.goal(again).result()[0] == GoalStatus.STATUS_SUCCEEDED
+    long = [Imagine.Goal(trajectory=in_odom(511), steps=1000, keep_in=name) for name in 'bc']
+    waits = [robot.client.goal(goal) for goal in long]
     for goal, why in (
+        # of the two that there is room for one is there and one is being made
+        (waits[1], "memory 'c' would be one more than max_memories, 2"),
         (Imagine.Goal(trajectory=in_odom(), memory='none'), "no memory 'none'"),
         (Imagine.Goal(trajectory=in_odom(), keep_in='../x'), "keep_in '../x' is not a name"),
     ):
-        status, result = robot.client.goal(goal).result()
+        sent = goal if isinstance(goal, Goal) else robot.client.goal(goal)
+        status, result = sent.result()
         assert status == GoalStatus.STATUS_ABORTED and why in result.message
+    waits[0].cancel()
+    assert waits[0].result()[0] == GoalStatus.STATUS_CANCELED
     forgotten = robot.client.call(
         ResetMemory, 'reset_memory', ResetMemory.Request(memory='a_branch')
     )
@@ -297,13 +334,35 @@ def test_save_forget_and_load_inside_one_folder(robot, folder):
     assert 'max_memories, 2' in file('load_memory', 'drive.npz', 'three').message
 
 
-def test_a_loop_closure_moves_the_memory(robot):
+def away(robot, memory: str) -> float:
+    """Metres along x from the map's origin to the camera of a memory, as the instant engine scores it."""
+    request = ScoreTrajectories.Request(trajectories=[trajectory(2)], memory=memory)
+    response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
+    assert response.success, response.message
+    return response.scores[0].mean_age
+
+
+def test_a_loop_closure_moves_what_hangs_on_odometry(robot):
+    """The memory of the drive and the copies of it that were kept, but none that was loaded."""
+    client = robot.client
+    client.call(ResetMemory, 'reset_memory', ResetMemory.Request(memory='two'))
     robot.drive_to(4.0)
+    keep = Imagine.Goal(trajectory=in_odom(), keep_in='branch')
+    assert client.goal(keep).result()[0] == GoalStatus.STATUS_SUCCEEDED
+    keep = Imagine.Goal(trajectory=in_odom(511), keep_in='branch', steps=1000)
+    running = client.goal(keep)
+    before = {name: away(robot, name) for name in ('', 'branch', 'one')}
     robot.drive_to(4.0, odom_at=11.5)
-    robot.node.wait_for(
-        "'odom' jumped in 'map' by 1.50 m and 0.000 rad: the memory is re-anchored"
-    )
+    jump = "'odom' jumped in 'map' by 1.50 m and 0.000 rad"
+    robot.node.wait_for(f'{jump}: re-anchored: branch, driven; loaded, so left: one')
     assert int(robot.figures()['jumps']) == 1
+    status, result = running.result()
+    assert status == GoalStatus.STATUS_ABORTED
+    assert result.message.startswith(f'cancelled: {jump} while it ran'), result.message
+    after = {name: away(robot, name) for name in before}
+    for name in ('', 'branch'):
+        assert after[name] == pytest.approx(before[name] + 1.5, abs=1e-5)
+    assert after['one'] == before['one']
 
 
 def test_bad_transforms_and_images_are_refused_and_counted(robot):

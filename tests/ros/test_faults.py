@@ -58,8 +58,8 @@ def test_faults_and_a_killed_node(client, start_faulty, tmp_path):
         return client.call(MemoryFile, service, MemoryFile.Request(file=name))
 
     drive(1, UNSEEN)
-    node.wait_for('observation failed: Traceback')
-    node.wait_for('RuntimeError: the depth estimator failed')
+    node.wait_for('observation failed: RuntimeError: the depth estimator failed')
+    node.wait_for('Traceback')
     drive(2, 70)
     client.until(lambda: file('save_memory', 'good').success)
     status, result = imagine(seed=OUT_OF_MEMORY)

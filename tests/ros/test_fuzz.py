@@ -8,17 +8,22 @@ import re
 from typing import Any
 
 from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
+import cv2
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from graph import check_permitted
 from mirage.action import Imagine, ImagineCandidates
 from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectories
 from nav_msgs.msg import Odometry, Path
 import numpy as np
 from processes import Goal, seed_messages, trajectory
-import pytest
 from rclpy.action import ActionClient
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.transforms import transform_message
+from mirage_ros.transforms import LATCHED, transform_message
 
 FLOATS = (0.0, -1.0, 1e-30, 1e30, float('nan'), float('inf'), -float('inf'))
 WORDS = ('', 'map', 'mars', '../x', 'rgb8', '16UC1', '32FC1', 'bayer_rggb8', 'x' * 1000, 'é\n')
@@ -72,24 +77,68 @@ def good(rng: random.Random) -> dict[str, Any]:
         'trajectory': trajectory(16),
         'path': path,
         'odometry': Odometry(header=pose.header, child_frame_id='base_link'),
+        'pose': pose,
         '/tf': TFMessage(transforms=[transform_message('map', 'odom', np.eye(4), 1.0)]),
+        '/tf_static': TFMessage(transforms=[transform_message('base', 'arm', np.eye(4), 0.0)]),
+        '/clock': Clock(clock=image.header.stamp),
+        'image/compressed': packed(image.header, np.zeros((96, 160, 3), np.uint8), 'png'),
+        'depth/compressedDepth': packed(
+            image.header, np.full((96, 160), 3000, np.uint16), '16UC1; compressedDepth png', 12
+        ),
     }
 
 
-@pytest.mark.parametrize('seed', [0])
-def test_fuzzed_messages_then_a_good_one(client, start_node, seed):
-    rng = random.Random(seed)
+def packed(header: Any, picture: np.ndarray, format: str, before: int = 0) -> CompressedImage:
+    data = array('B', bytes(before) + cv2.imencode('.png', picture)[1].tobytes())
+    return CompressedImage(header=header, format=format, data=data)
+
+
+RAW, COMPRESSED = ('image', 'depth'), ('image/compressed', 'depth/compressedDepth')
+
+
+def connect(client, *unheard: str) -> None:
+    """Publishers of all inputs but some, to a node that hears them, and has the permissions for what it does."""
+    for name, message in good(random.Random(0)).items():
+        if name == '/tf_static':
+            client.publishers[name] = client.node.create_publisher(TFMessage, name, LATCHED)
+        elif name not in client.publishers and name not in unheard:
+            client.publisher(name, type(message))
+    client.connect(*unheard)
+    check_permitted(client.node)
+
+
+def send_fuzzed(client, rng: random.Random, *unheard: str) -> None:
+    for _ in range(40):
+        for name, message in good(rng).items():
+            if name not in unheard:
+                for _ in range(rng.randrange(1, 4)):
+                    mutate(message, rng)
+                client.send(name, message)
+
+
+def good_goal_succeeds(client) -> None:
+    image, camera_info, depth = seed_messages()
+    goal = Imagine.Goal(seed_image=[image], seed_depth=[depth], trajectory=trajectory(16))
+    goal.trajectory.camera_info = [camera_info]
+    goal.trajectory.seed_pose = [goal.trajectory.poses[0]]
+    status, result = client.goal(goal).result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+
+
+CAMERA_IS_THE_BASE = '[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
+
+
+def test_fuzzed_messages_then_a_good_one(client, start_node):
+    rng = random.Random(0)
     node = start_node(
         pose_source='odometry',
         observe_rate=50.0,
         tf_wait=0.0,
-        base_from_camera='[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
+        base_from_camera=CAMERA_IS_THE_BASE,
         start_from_driven=False,
     )
-    for name, message in good(rng).items():
-        if name not in client.publishers:
-            client.publisher(name, type(message))
-    client.connect()
+    unheard = ('pose', '/clock', *COMPRESSED)
+    connect(client, *unheard)
     candidates = ActionClient(client.node, ImagineCandidates, 'imagine_candidates')
     client.until(candidates.server_is_ready)
     services = {
@@ -99,11 +148,7 @@ def test_fuzzed_messages_then_a_good_one(client, start_node, seed):
         'load_memory': (MemoryFile, {'file': 'a'}),
         'reset_memory': (ResetMemory, {'memory': 'a'}),
     }
-    for _ in range(40):
-        for name, message in good(rng).items():
-            for _ in range(rng.randrange(1, 4)):
-                mutate(message, rng)
-            client.send(name, message)
+    send_fuzzed(client, rng, *unheard)
     image, camera_info, depth = seed_messages()
     for _ in range(15):
         goal = Imagine.Goal(seed_image=[image], seed_depth=[depth], trajectory=trajectory(16))
@@ -119,11 +164,45 @@ def test_fuzzed_messages_then_a_good_one(client, start_node, seed):
             response = client.call(kind, name, request)
             assert response.success or response.message
         image, camera_info, depth = seed_messages()
-    image, camera_info, depth = seed_messages()
-    goal = Imagine.Goal(seed_image=[image], seed_depth=[depth], trajectory=trajectory(16))
-    goal.trajectory.camera_info = [camera_info]
-    goal.trajectory.seed_pose = [goal.trajectory.poses[0]]
-    status, result = client.goal(goal).result()
-    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
+    good_goal_succeeds(client)
+    said = node.says()
+    assert 'refused' in said and 'Traceback' not in said, said
+
+
+def test_fuzzed_compressed_messages_in_simulated_time_then_good_ones(client, start_node):
+    """The clock is fuzzed too; what the node does at times of its own it does by the clock afterwards."""
+    rng = random.Random(0)
+    node = start_node(
+        pose_source='pose',
+        image_transport='compressed',
+        use_sim_time=True,
+        tf_wait=0.0,
+        base_from_camera=CAMERA_IS_THE_BASE,
+        start_from_driven=False,
+    )
+    unheard = ('odometry', *RAW)
+    client.receive('/diagnostics', DiagnosticArray)
+    connect(client, *unheard)
+    send_fuzzed(client, rng, *unheard)
+    good_goal_succeeds(client)
+    second = 5000
+
+    def observed_by_the_clock() -> bool:
+        nonlocal second
+        second += 1
+        messages = good(rng)
+        messages['pose'].header.frame_id = 'map'
+        for name in ('camera_info', 'pose', *COMPRESSED):
+            messages[name].header.stamp = Time(sec=second)
+            client.send(name, messages[name])
+        client.send('/clock', Clock(clock=Time(sec=second)))
+        told = [
+            message.header.stamp.sec > 5000
+            and any(value.key == 'images observed' for value in message.status[0].values)
+            for message in client.received['/diagnostics']
+        ]
+        return any(told)
+
+    client.until(observed_by_the_clock, seconds=30.0)
     said = node.says()
     assert 'refused' in said and 'Traceback' not in said, said

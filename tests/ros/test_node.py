@@ -329,7 +329,7 @@ def test_newest_trajectory_wins(client, start_node):
     node = start_node(instant={'step_seconds': 0.1})
     client.connect()
     client.send_seed()
-    goal = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='goal'), steps=40))
+    goal = client.goal(Imagine.Goal(trajectory=trajectory(16, request_id='goal'), steps=20))
     time.sleep(1.0)  # until the worker has taken it: a goal and a topic keep no order between them
     for name in ('a', 'b', 'c'):
         client.send('trajectory', trajectory(16, request_id=name))
@@ -381,8 +381,8 @@ def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
     node.close()
     node.destroy_node()
     said = ''.join(capfd.readouterr())
-    assert '[ERROR]' in said and 'a message failed: Traceback' in said
-    assert 'OverflowError: cannot convert float infinity to integer' in said
+    assert '[ERROR]' in said and 'Traceback' in said
+    assert 'a message failed: OverflowError: cannot convert float infinity to integer' in said
 
 
 def test_a_node_whose_executor_ends_by_itself_ends_with_an_error():

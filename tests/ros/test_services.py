@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mirage_model.interface import View
-from mirage_ros.host import DRIVEN
+from mirage_ros.host import DRIVEN, Known
 from mirage_ros.node import MirageNode
 from mirage_ros.services import Services
 
@@ -56,7 +56,7 @@ def test_what_is_observed_next_finds_the_memory_that_was_loaded_or_forgotten(nod
     (services,) = (part for part in node._parts if isinstance(part, Services))
     view = seed_view()
     node.worker.call(lambda engine: engine.seed(view, memory=DRIVEN)).result()
-    node.memories[DRIVEN] = 'camera'
+    node.memories[DRIVEN] = Known(camera_frame='camera')
     file = MemoryFile.Request(file='drive')
     services._save(file, MemoryFile.Response())
     forget = lambda: services._reset(ResetMemory.Request(), ResetMemory.Response())  # noqa: E731

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 import math
 import threading
+from types import SimpleNamespace
 
 from geometry_msgs.msg import PoseStamped
 import numpy as np
@@ -15,7 +17,8 @@ from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.convert import pose_from_matrix, stamp
+from mirage_ros import transforms
+from mirage_ros.convert import pose_from_matrix, seconds, stamp
 from mirage_ros.settings import Settings
 from mirage_ros.transforms import MAX_FRAMES, Tree, listen, transform_message
 
@@ -127,10 +130,80 @@ def test_a_loop_and_a_flood_of_frames_are_survived():
         tree.add(transform_message('map', 'one more', turn(0), 0.0), static=True)
 
 
-def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros):
+class TransformException(Exception):
+    """As that of tf2_ros."""
+
+
+class Buffer:
+    """As that of tf2_ros, of frames that have one parent for good: the time is in nanoseconds, the future is not known."""
+
+    def __init__(self, cache_time):
+        self.cache_time = cache_time
+        self._kept: dict[tuple[str, bool], list] = {}
+
+    def set_transform(self, transform, authority: str) -> None:
+        self._keep(transform, static=False)
+
+    def set_transform_static(self, transform, authority: str) -> None:
+        self._keep(transform, static=True)
+
+    def _keep(self, transform, *, static: bool) -> None:
+        self._kept.setdefault((transform.child_frame_id, static), []).append(deepcopy(transform))
+
+    def clear(self) -> None:
+        self._kept = {key: kept for key, kept in self._kept.items() if key[1]}
+
+    def lookup_transform(self, target_frame: str, source_frame: str, time: Time, timeout=None):
+        tree = Tree()
+        newest = None
+        for (_, static), kept in self._kept.items():
+            for transform in kept:
+                tree.add(transform, static=static)
+            if not static:
+                newest = Time.from_msg(kept[-1].header.stamp).nanoseconds
+        if newest is not None and time.nanoseconds > newest:
+            raise TransformException('would require extrapolation into the future')
+        try:
+            at = seconds(time.to_msg()) if time.nanoseconds else None
+            matrix = tree.lookup(target_frame, source_frame, at)
+        except ValueError as error:
+            raise TransformException(str(error)) from None
+        return transform_message(target_frame, source_frame, matrix, 0.0)
+
+
+@pytest.fixture(params=['tree', 'tf2'])
+def known_to(request, monkeypatch):
+    """Both ways to know frames; tf2_ros by what is documented of its buffer, as it is not there."""
+    if request.param == 'tf2':
+        there = SimpleNamespace(Buffer=Buffer, TransformException=TransformException)
+        monkeypatch.setattr(transforms, 'tf2_ros', there)
+    return lambda *arguments: listen(
+        *arguments, on_bad=lambda topic, error: pytest.fail(f'{topic}: {error}')
+    )
+
+
+def test_a_transform_is_known_at_its_own_time_to_the_nanosecond(ros, known_to):
+    node = Node('listens')
+    known = known_to(node, Settings())
+    for nanosec in (123_456_789, 499_999_999, 987_654_321):
+        message = transform_message('map', 'base', turn(0.0, 3.0), 0.0)
+        message.header.stamp.sec, message.header.stamp.nanosec = 1_700_000_000, nanosec
+        known.add(message, static=False)
+        found = known.lookup('map', 'base', seconds(message.header.stamp))
+        np.testing.assert_allclose(found, turn(0.0, 3.0), atol=1e-6)
+    np.testing.assert_allclose(known.lookup('map', 'base', None), turn(0.0, 3.0), atol=1e-6)
+    message.transform.rotation.w = math.nan
+    with pytest.raises(ValueError, match="transform of 'base' in 'map'"):
+        known.add(message, static=False)
+    with pytest.raises(ValueError, match="'map' and 'base' at 1700000002.000"):
+        known.lookup('map', 'base', 1_700_000_002.0)
+    node.destroy_node()
+
+
+def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros, known_to):
     """A localiser says where base_link is in the map, while TF has it below odom."""
     node = Node('listens')
-    known = listen(node, Settings(pose_source='pose'), on_bad=lambda *bad: pytest.fail(str(bad)))
+    known = known_to(node, Settings(pose_source='pose'))
     hear = {one.topic_name: one.callback for one in node.subscriptions}
     for time in (10.0, 11.0):
         tf = TFMessage(
@@ -150,16 +223,18 @@ def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros
     node.destroy_node()
 
 
-def test_simulated_time_that_is_set_back_begins_anew(ros):
+def test_simulated_time_that_is_set_back_begins_anew(ros, known_to):
     """By less than transforms are kept: those of the run before must not answer."""
     node = Node('listens', parameter_overrides=[Parameter('use_sim_time', value=True)])
-    known = listen(node, Settings(), on_bad=lambda *bad: pytest.fail(str(bad)))
+    known = known_to(node, Settings())
     known.add(transform_message('base_link', 'camera', turn(0.0, 2.0), 0.0), static=True)
     for time, x in ((100.0, 7.0), (95.0, 1.0)):
         node.get_clock().set_ros_time_override(Time(seconds=time, clock_type=ClockType.ROS_TIME))
         known.add(transform_message('map', 'base_link', turn(0.0, x), time), static=False)
         at = known.lookup('map', 'camera', time)
         np.testing.assert_allclose(at, turn(0.0, x) @ turn(0.0, 2.0), atol=1e-9)
-    with pytest.raises(ValueError, match='known from 95.000 to 95.000'):
+    with pytest.raises(
+        ValueError, match="'map' and 'camera' at 100.000|known from 95.000 to 95.000"
+    ):
         known.lookup('map', 'camera', 100.0)
     node.destroy_node()

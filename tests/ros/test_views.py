@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
@@ -10,6 +11,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from mirage_model.interface import Points
+from mirage_ros.viewer import log_points
 from mirage_ros.views import IMAGINED_ONLY, OBSERVED_THERE, UNKNOWN, cloud_message, grid_message
 
 HEADER = Header(frame_id='map')
@@ -71,3 +73,17 @@ def test_grid_of_a_ring_that_is_wider_than_the_grid():
     ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * 150
     grid = grid_message(ring, np.ones(100, bool), HEADER, resolution=0.1, most=64)
     assert OBSERVED_THERE in grid.data
+
+
+def test_the_viewer_shows_points_where_and_as_they_are():
+    logged = {}
+    recording = SimpleNamespace(set_time=lambda *a, **k: None, log=logged.__setitem__)
+    points = Points(
+        positions=np.array([[1.5, -2.0, 0.25], [3.0, 4.0, 5.0]], np.float32),
+        colours=np.array([[255, 128, 1], [2, 3, 4]], np.uint8),
+        observed=np.array([True, False]),
+    )
+    log_points(recording, cloud_message(points, HEADER))
+    shown = logged['world/memory']
+    assert shown.positions.as_arrow_array().to_pylist() == points.positions.tolist()
+    assert shown.colors.as_arrow_array().to_pylist() == [0xFF8001FF, 0x020304FF]

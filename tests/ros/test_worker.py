@@ -186,6 +186,7 @@ def test_full_queue_and_doubles_are_dropped(engine):
 
 def test_errors_end_their_job_alone(requests, caplog):
     requests.submit('breaks', value=13)
+    requests.submit('breaks again', value=13)
     requests.submit('unscaled', depth=False)
 
     def too_large(chunk):
@@ -196,6 +197,7 @@ def test_errors_end_their_job_alone(requests, caplog):
     assert requests.outcome('breaks').status == 'failed'
     assert requests.outcome('unscaled').status == 'refused'
     assert requests.outcome('unpublished').reason == 'ValueError: the chunk is too large'
+    assert caplog.text.count('Traceback') == 2  # that of one kind once
     assert 'request breaks failed' in caplog.text
 
 
@@ -293,6 +295,17 @@ def test_calls_are_answered_between_two_steps(requests):
     requests.worker.close()
     with pytest.raises(ValueError, match='shutting down'):
         requests.worker.call(lambda engine: None).result()
+
+
+def test_the_running_request_is_interrupted_where_it_is_meant(requests):
+    requests.submit('meant', steps=1000)
+    requests.submit('waits')
+    time.sleep(0.1)
+    for name in ('waits', 'meant'):
+        requests.worker.interrupt(lambda request: request.request_id == name, f'{name} is over')
+    outcome = requests.outcome('meant')
+    assert (outcome.status, outcome.reason) == ('cancelled', 'meant is over')
+    assert requests.outcome('waits').status == 'done'
 
 
 def candidates(requests: Requests, name: str, *, steps: int, **how) -> Job:
