@@ -89,6 +89,7 @@ def serve(
         goal_callback=on_goal,
         cancel_callback=lambda goal: CancelResponse.ACCEPT,
         callback_group=ReentrantCallbackGroup(),
+        result_timeout=round(node.settings.result_seconds),
     )
 
 

@@ -150,6 +150,12 @@ class Settings:
     max_goals: int = setting(
         12, 'Goals of the actions that are served or wait, of all clients.', low=1, high=128
     )
+    result_seconds: float = setting(
+        30.0,
+        'The result of a goal, and the goal, are kept so long for clients that ask late, seconds.',
+        low=1.0,
+        high=900.0,
+    )
     max_poses: int = setting(10_000, 'Poses in a trajectory.', low=1, high=1_000_000)
     max_candidates: int = setting(64, 'Candidates of one request.', low=1, high=4096)
     batch: int = setting(

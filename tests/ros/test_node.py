@@ -103,8 +103,8 @@ def test_path_of_the_base(client, start_node):
 
 
 def test_action(client, start_node):
-    """An image of the goal's own, steps and seed; feedback for every chunk, and a result."""
-    start_node()
+    """An image of the goal's own, steps and seed; feedback for every chunk, and a result, which is not kept for ever."""
+    start_node(result_seconds=1.0)
     client.connect()
     image, camera_info, depth = seed_messages(value=90, frame_id='other_camera')
     goal = Imagine.Goal(seed=5, memory_frames=True, seed_image=[image], seed_depth=[depth])
@@ -124,6 +124,7 @@ def test_action(client, start_node):
     assert last.header.frame_id == 'imagined/other_camera'
     client.until(lambda: len(client.chunks) == 2)
     assert len(client.chunks[0].memory_frames) == 16
+    client.until(lambda: sent.result()[0] == GoalStatus.STATUS_UNKNOWN, seconds=10)
 
 
 def test_seed_pose_is_given(client, start_node):
