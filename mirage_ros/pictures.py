@@ -14,6 +14,12 @@ import PIL.Image
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from mirage_model.compressed_depth import (
+    COMPRESSED_DEPTH_HEADER,
+    COMPRESSED_DEPTHS,
+    decompressed_depth,
+)
+
 try:
     from cv_bridge import CvBridge
 
@@ -42,12 +48,6 @@ COLOUR_BYTES = {
     'bayer_grbg8': 1,
 }
 DEPTH_BYTES = {'32FC1': 4, '16UC1': 2}
-COMPRESSED_DEPTHS = {
-    f'{encoding}; compressedDepth{png}' for encoding in DEPTH_BYTES for png in (' png', '')
-}
-"""What the compressedDepth transport calls its PNG; older versions do not say that it is one."""
-COMPRESSED_DEPTH_HEADER = 12
-"""Bytes before the PNG: how it is stored, and two float32."""
 
 
 # what a camera sends
@@ -71,25 +71,10 @@ def rgb_from_image(message: Image | CompressedImage) -> UInt8[np.ndarray, 'h w 3
 def depth_from_image(message: Image | CompressedImage) -> Float32[np.ndarray, 'h w']:
     """Metres; zero, negative and NaN stay what they are, the engine takes them as invalid."""
     if isinstance(message, CompressedImage):
-        return _decompressed_depth(message)
+        return decompressed_depth(message.format, message.data)
     message = _checked(message, DEPTH_BYTES, 'depth')
     depth = np.asarray(image_array(message, message.encoding))
     return depth * np.float32(0.001) if message.encoding == '16UC1' else depth.astype(np.float32)
-
-
-def _decompressed_depth(message: CompressedImage) -> Float32[np.ndarray, 'h w']:
-    """16UC1 is millimetres; of 32FC1 the PNG holds a / depth + b, a and b being in the header, and 0 where there is none."""
-    data = np.frombuffer(message.data, np.uint8)
-    header, data = data[:COMPRESSED_DEPTH_HEADER], data[COMPRESSED_DEPTH_HEADER:]
-    stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
-        raise ValueError(f"depth: '{message.format}' does not hold a PNG of 16 bits")
-    if message.format.startswith('16UC1'):
-        return stored * np.float32(0.001)
-    a, b = header[4:].view('<f4')
-    with np.errstate(all='ignore'):  # depths that are not finite or not positive count as none
-        depth = a / (stored.astype(np.float32) - b)
-    return np.where(stored == 0, np.float32(np.nan), depth)
 
 
 def size_of(message: Image | CompressedImage, name: str, *, max_pixels: int) -> tuple[int, int]:

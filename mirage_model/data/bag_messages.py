@@ -9,6 +9,8 @@ from jaxtyping import Float, Shaped
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from mirage_model.compressed_depth import decompressed_depth
+
 _COLOURS = {
     'rgb8': (3, None),
     'bgr8': (3, cv2.COLOR_BGR2RGB),
@@ -17,10 +19,6 @@ _COLOURS = {
     'mono8': (1, cv2.COLOR_GRAY2RGB),
 }
 _DEPTHS = {'16UC1': ('u2', 0.001), '32FC1': ('f4', 1.0)}
-_COMPRESSED_DEPTHS = {f'{kind}; compressedDepth{png}' for kind in _DEPTHS for png in (' png', '')}
-"""What the compressedDepth transport calls its PNG; older versions do not say that it is one."""
-_COMPRESSED_DEPTH_HEADER = 12
-"""Bytes before the PNG: how it is stored, and two float32."""
 
 
 def seconds(message) -> float:
@@ -84,7 +82,7 @@ def colours(message) -> Shaped[np.ndarray, 'h w 3']:
 def metres(message) -> Float[np.ndarray, 'h w']:
     """Depth of an image, raw or of the compressedDepth transport, NaN where there is none."""
     if hasattr(message, 'format'):
-        depth = _decompressed_depth(message)
+        depth = decompressed_depth(message.format, np.asarray(message.data, np.uint8))
     elif message.encoding not in _DEPTHS:
         raise ValueError(f'depth is {message.encoding!r}, not one of {sorted(_DEPTHS)}')
     else:
@@ -92,23 +90,6 @@ def metres(message) -> Float[np.ndarray, 'h w']:
         order = '>' if message.is_bigendian else '<'
         depth = _pixels(message, np.dtype(order + kind), 1)[..., 0].astype(np.float32) * scale
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.nan).astype(np.float32)
-
-
-def _decompressed_depth(message) -> Float[np.ndarray, 'h w']:
-    """16UC1 is millimetres; of 32FC1 the PNG holds a / depth + b, a and b being in the header, and 0 for none."""
-    if message.format not in _COMPRESSED_DEPTHS:
-        raise ValueError(f'depth is {message.format!r}, not one of {sorted(_COMPRESSED_DEPTHS)}')
-    data = np.asarray(message.data, np.uint8)
-    header, data = data[:_COMPRESSED_DEPTH_HEADER], data[_COMPRESSED_DEPTH_HEADER:]
-    stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
-        raise ValueError(f'{message.format!r} that holds no PNG of 16 bits')
-    if message.format.startswith('16UC1'):
-        return stored * np.float32(0.001)
-    a, b = header[4:].copy().view('<f4')
-    with np.errstate(all='ignore'):
-        depth = a / (stored.astype(np.float32) - b)
-    return np.where(stored == 0, np.float32(np.nan), depth)
 
 
 def _pixels(message, dtype: np.dtype, channels: int) -> Shaped[np.ndarray, 'h w c']:

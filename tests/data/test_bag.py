@@ -367,7 +367,7 @@ def test_compressed_depth(tmp_path):
         np.testing.assert_allclose(depth[:, 1:], 2.5, rtol=1e-6)
     topics['/depth'] = [sent(100 + i / 10, stored, 'png') for i in range(8)]
     bag = Bag(write(tmp_path / 'other', topics), CONFIG, layout)
-    with pytest.raises(ValueError, match="/depth at 100.0*: depth is 'png', not one of"):
+    with pytest.raises(ValueError, match="/depth at 100.0*: depth: format 'png' is not one of"):
         bag.load(bag.listing().parts[0])
 
 
