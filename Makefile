@@ -17,7 +17,7 @@ demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes ou
 test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 	@scripts/setup.sh numpy1
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
-	scripts/beside.sh out/test-numpy1.log .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
+	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
 		-- .venv/bin/python -m pytest tests/ros
 
 eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, an hour or more; writes out/eval/

@@ -22,9 +22,9 @@ from mirage_model.answers import (
     memory_frames,
     score_of,
 )
-from mirage_model.camera import Cameras, check_cameras, check_rigid, concatenate
+from mirage_model.camera import Cameras, check_cameras, check_rigid
 from mirage_model.checkpoint import EMBEDDED, Model, described, load_model
-from mirage_model.intake import cameras_along, fit_image, fit_view
+from mirage_model.intake import cameras_along, cameras_along_all, fit_image, fit_view
 from mirage_model.interface import (
     Cancelled,
     Candidate,
@@ -261,19 +261,19 @@ class Engine:
         coarse: bool = False,
     ) -> list[Score]:
         place = self._place(memory)
-        paths = [
-            on_grid(
-                cameras_along(place.camera, path.world_from_camera, path.times), self.model
-            ).to(place.frame.device)
-            for path in trajectories
-        ]
-        if not paths:
+        if not trajectories:
             return []
-        if not coarse:
-            every = [Coverage.of(place.memory.readout(path, latents=False)) for path in paths]
+        cameras = on_grid(cameras_along_all(place.camera, trajectories), self.model)
+        cameras, lengths = (
+            cameras.to(place.frame.device),
+            [len(path.times) for path in trajectories],
+        )
+        if coarse:
+            every = self._latent(place, 'scored coarsely').coverage(cameras).split(lengths)
         else:
-            latent = self._latent(place, 'scored coarsely')
-            every = latent.coverage(concatenate(paths)).split([len(path) for path in paths])
+            ends = np.cumsum(lengths).tolist()
+            paths = [cameras[end - n : end] for n, end in zip(lengths, ends)]
+            every = [Coverage.of(place.memory.readout(path, latents=False)) for path in paths]
         return [score_of(coverage, threshold) for coverage in every]
 
     def reanchor(self, new_from_old: np.ndarray, *, memory: str = 'default') -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirage_model.camera import Cameras, check_cameras, resized
-from mirage_model.interface import Refused, View
+from mirage_model.camera import Cameras, check_cameras, concatenate, resized
+from mirage_model.interface import Refused, Trajectory, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +78,32 @@ def fit_pixels(
 
 def cameras_along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:
     """Cameras of a path on the CPU, each with the K and the size of ``like``. Raises Refused."""
+    return checked(_along(like, world_from_camera, times))
+
+
+def cameras_along_all(like: Cameras, paths: Sequence[Trajectory]) -> Cameras:
+    """As `cameras_along`, of several paths one after the other; checked at once, where each alone takes as long as all."""
+    parts = [_along(like, path.world_from_camera, path.times) for path in paths]
+    for number, part in enumerate(parts):
+        if not len(part):
+            raise Refused(f'path {number} is empty')
+    try:
+        return check_cameras(concatenate(parts))
+    except ValueError as error:
+        raise Refused(f'of all paths, one after the other, {error}') from None
+
+
+def _along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:
     poses = np.asarray(world_from_camera, dtype=np.float32)
     times = np.asarray(times, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or times.shape != poses.shape[:1]:
         raise Refused(f'need poses (n, 4, 4) and times (n,), got {poses.shape} and {times.shape}')
-    return checked(
-        Cameras(
-            K=like.K.cpu().expand(len(poses), 3, 3),
-            world_from_camera=torch.from_numpy(poses),
-            times=torch.from_numpy(times),
-            height=like.height,
-            width=like.width,
-        )
+    return Cameras(
+        K=like.K.cpu().expand(len(poses), 3, 3),
+        world_from_camera=torch.from_numpy(poses),
+        times=torch.from_numpy(times),
+        height=like.height,
+        width=like.width,
     )
 
 

@@ -78,7 +78,7 @@ class Answers:
             return
         text = f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}"
         if outcome.status in ('refused', 'failed'):
-            self._node.complain(text)
+            self._node.complain(text, outcome.details)
         elif line := self._node.refusals.line(text):
             logger.warning(line)
 

@@ -24,6 +24,7 @@ from std_msgs.msg import Header
 from transforms3d.quaternions import mat2quat
 
 from mirage_model.interface import Chunk, View
+from mirage_model.sensor_messages import intrinsics
 from mirage_ros.pictures import (
     Compression,
     array_from_compressed,
@@ -248,31 +249,11 @@ def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
 
 
 def K_from_camera_info(message: CameraInfo) -> Float64[np.ndarray, '3 3']:
-    """Intrinsics of the rectified image: the left of P, or K where there is no P and no distortion.
-
-    Raise ValueError for a camera that is not calibrated or not rectified, and for binning and regions of interest.
-    """
-    if message.height == 0 or message.width == 0:
-        raise ValueError(f'camera_info: image size {message.height}x{message.width}')
-    region = message.roi
-    whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
-    if (
-        max(message.binning_x, message.binning_y) > 1
-        or not whole
-        or region.x_offset
-        or region.y_offset
-    ):
-        raise ValueError('camera_info: binning and regions of interest are not taken')
-    if message.p[0]:
-        K = np.array(message.p).reshape(3, 4)[:, :3].copy()
-    elif not any(message.d):
-        K = np.array(message.k).reshape(3, 3)
-    else:
-        raise ValueError('camera_info: distorted and without P; a rectified image is needed')
-    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
-    if not np.isfinite(K).all() or (K != pinhole).any() or K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise ValueError(f'camera_info: not the intrinsics of a calibrated camera: {K.tolist()}')
-    return K
+    """As `intrinsics`, its ValueError with the message's name."""
+    try:
+        return intrinsics(message)
+    except ValueError as error:
+        raise ValueError(f'camera_info: {error}') from None
 
 
 def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:

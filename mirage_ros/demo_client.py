@@ -20,7 +20,6 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
-from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -29,11 +28,10 @@ from mirage_model.evaluation.video import mask_in_colour, mp4
 from mirage_model.intake import fit_pixels
 from mirage_model.interface import Chunk
 from mirage_ros import convert, film
+from mirage_ros.asking import Question
 
 CAMERA_FRAME = 'robot_camera_optical'
 WORLD_FRAME = 'map'
-_AGAIN = 5.0
-"""Seconds after which the node's state is asked for again."""
 LEAD_SECONDS = 5.0
 """The plan starts this far in the future."""
 
@@ -65,8 +63,7 @@ class Robot(Node):
             'trajectory': self.create_publisher(PlannedTrajectory, 'trajectory', qos),
         }
         self._state = self.create_client(GetState, 'mirage/get_state')
-        self._told: Future | None = None
-        self._ask_again = 0.0
+        self._asked = Question(self._state, GetState.Request())
         self.create_subscription(ImaginedChunk, 'imagined/chunk', self.chunks.append, qos)
         self.create_timer(0.2, self._send_camera)
 
@@ -76,17 +73,11 @@ class Robot(Node):
 
     def _active(self) -> bool:
         """Whether the node has said so, loaded and ready to be asked."""
-        if self._told is None or (not self._told.done() and time.monotonic() > self._ask_again):
-            # a service that has not found its client's end of the answers yet drops its answer
-            if self._state.service_is_ready():
-                self._told = self._state.call_async(GetState.Request())
-                self._ask_again = time.monotonic() + _AGAIN
+        told = self._asked.answer()
+        if told is None:
             return False
-        if not self._told.done():
-            return False
-        state = self._told.result().current_state.id
-        self._told = None
-        return state == State.PRIMARY_STATE_ACTIVE
+        self._asked = Question(self._state, GetState.Request())
+        return told.current_state.id == State.PRIMARY_STATE_ACTIVE
 
     def _send_camera(self) -> None:
         clip = self._clip

@@ -104,9 +104,12 @@ def _outcome(
     except ValueError as error:
         return None, Outcome(request_id=request_id, status='refused', reason=str(error))
     except Exception as error:
-        node.get_logger().error(traceback.format_exc())
-        reason = f'{type(error).__name__}: {error}'
-        return None, Outcome(request_id=request_id, status='failed', reason=reason)
+        return None, Outcome(
+            request_id=request_id,
+            status='failed',
+            reason=f'{type(error).__name__}: {error}',
+            details=traceback.format_exc(),
+        )
     worker.submit(job)
     while True:
         try:

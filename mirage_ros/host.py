@@ -146,8 +146,8 @@ class Host(Node):
 
     def complain(self, text: str, details: str = '') -> None:
         """Count and log an error by its reason, as `Refusals` does."""
-        if line := self.refusals.line(text):
-            self.get_logger().error(f'{line}\n{details}' if details else line)
+        if line := self.refusals.line(text, details):
+            self.get_logger().error(line)
 
     def _refused(self, what: str, error: ValueError) -> None:
         self.figures.count('messages refused')

@@ -14,7 +14,7 @@ import PIL.Image
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from mirage_model.compressed_depth import (
+from mirage_model.sensor_messages import (
     COMPRESSED_DEPTH_HEADER,
     COMPRESSED_DEPTHS,
     decompressed_depth,

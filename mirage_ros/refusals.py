@@ -41,12 +41,16 @@ class Refusals:
         self._lock = threading.Lock()
         self._allowances: dict[str, _Allowance] = {}
 
-    def line(self, text: str) -> str | None:
-        """Count what the text is about; return what to log of it, or None where enough was said of its like."""
+    def line(self, text: str, details: str = '') -> str | None:
+        """Count what the text is about; return what to log of it, or None where enough was said of its like.
+
+        The details come once, with the first of its like.
+        """
         now, reason = self._clock(), reason_of(text)
         with self._lock:
             if reason not in self._allowances and len(self._allowances) >= REASONS:
                 reason = OTHERS
+            details = '' if reason in self._allowances else details
             allowed = self._allowances.setdefault(reason, _Allowance(BURST, now))
             allowed.lines = min(BURST, allowed.lines + (now - allowed.at) / PERIOD)
             allowed.at = now
@@ -57,4 +61,6 @@ class Refusals:
         self._figures.count(reason)
         if not say:
             return None
-        return f'{text} ({unsaid} more like it were not logged)' if unsaid else text
+        if unsaid:
+            return f'{text} ({unsaid} more like it were not logged)'
+        return f'{text}\n{details}' if details else text

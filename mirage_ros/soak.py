@@ -40,6 +40,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from mirage_ros import convert
+from mirage_ros.asking import Question
 from mirage_ros.demo import quiet_network
 from mirage_ros.pictures import image_message
 
@@ -47,8 +48,6 @@ HEIGHT, WIDTH = 96, 160
 FOCAL = 80.0
 PATIENCE = 120.0
 """Seconds after which a request counts as lost."""
-AGAIN = 5.0
-"""Seconds after which the operator asks again."""
 GROWTH = 1.1
 """Of the node's resident bytes after the first quarter; more is no flat memory."""
 KINDS = ('goal', 'score', 'candidates', 'cancelled', 'late', 'huge', 'malformed')
@@ -301,25 +300,11 @@ class Soak:
         return result
 
     def call(self, kind: type, name: str, request: Any) -> Any:
-        """Ask, and again after `AGAIN`: what is asked here may be asked twice.
-
-        A service that has not found its client's end of the answers yet drops its answer.
-        """
-        client = self._clients.get(name)
-        if client is None:
-            client = self._clients[name] = self._operator.create_client(kind, name)
-        self.until(client.service_is_ready, PATIENCE, f'{name} is not there')
-        asked: list[Any] = []
-        next_time = 0.0
-
-        def answered() -> Any:
-            nonlocal next_time
-            if time.monotonic() > next_time:
-                asked.append(client.call_async(request))
-                next_time = time.monotonic() + AGAIN
-            return next((future for future in asked if future.done()), None)
-
-        return self.until(answered, PATIENCE, f'{name} does not answer').result()
+        """What is asked here may be asked twice."""
+        if name not in self._clients:
+            self._clients[name] = self._operator.create_client(kind, name)
+        question = Question(self._clients[name], request)
+        return self.until(question.answer, PATIENCE, f'{name} does not answer')
 
     def connect(self) -> None:
         self.until(

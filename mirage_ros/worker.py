@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import logging
 import threading
 import time
+import traceback
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -40,11 +41,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended; means are over the frames that were handed out, NaN where there were none."""
+    """How a job ended; means are over the frames that were handed out, NaN where there were none.
+
+    ``details`` are the traceback of what failed.
+    """
 
     request_id: str
     status: Status
     reason: str = ''
+    details: str = ''
     chunks: int = 0
     frames: int = 0
     visible_mean: float = float('nan')
@@ -86,6 +91,7 @@ class _Entry:
     observed: list[np.ndarray] = field(default_factory=list)
     depth_source: str = ''
     incomplete: int = 0
+    details: str = ''
 
 
 class Worker:
@@ -105,7 +111,6 @@ class Worker:
         self._turn = 0.0
         self._next_turn: dict[str, float] = {}
         self._closed = ''
-        self._failed_last = ''
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name='mirage-worker')
         self._thread.start()
@@ -242,7 +247,6 @@ class Worker:
                 future.set_exception(error)
 
     def _ended(self, entry: _Entry) -> tuple[Status, str]:
-        request_id = entry.job.request.request_id
         try:
             self._serve(entry)
         except Cancelled:
@@ -250,13 +254,8 @@ class Worker:
         except Refused as error:
             return 'refused', str(error)
         except Exception as error:
-            reason = f'{type(error).__name__}: {error}'
-            if (
-                reason != self._failed_last
-            ):  # a traceback once, however often it is asked for again
-                logger.exception('request %s failed', request_id)
-            self._failed_last = reason
-            return 'failed', reason
+            entry.details = traceback.format_exc()
+            return 'failed', f'{type(error).__name__}: {error}'
         if entry.incomplete:
             return 'cancelled', f'{entry.incomplete} candidates are incomplete at the deadline'
         return 'done', ''
@@ -314,6 +313,7 @@ class Worker:
             request_id=entry.job.request.request_id,
             status=status,
             reason=reason,
+            details=entry.details,
             chunks=len(entry.visible),
             frames=len(visible),
             visible_mean=float(visible.mean()) if len(visible) else float('nan'),

@@ -7,7 +7,7 @@ work=()
 while [ "$1" != -- ]; do work+=("$1"); shift; done
 shift
 mkdir -p "$(dirname "$log")"
-OMP_NUM_THREADS=1 nice -n 19 setsid "${work[@]}" > "$log" 2>&1 &
+nice -n 19 setsid "${work[@]}" > "$log" 2>&1 &
 beside=$!
 trap 'kill -INT -- -$beside 2>/dev/null; wait; exit 130' INT TERM
 "$@"; code=$?

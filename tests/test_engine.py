@@ -188,6 +188,28 @@ def test_score_agrees_with_the_masks_of_the_first_chunk(engine):
     assert np.isnan(score.age).all()
 
 
+@pytest.mark.parametrize('coarse', [False, True])
+def test_paths_are_scored_together_as_each_alone(engine, coarse):
+    engine.seed(view())
+    path = request()
+    paths = [
+        Trajectory(world_from_camera=path.world_from_camera[:n], times=path.times[:n])
+        for n in (3, 1, 5)
+    ]
+    for path, score in zip(paths, engine.score(paths, coarse=coarse), strict=True):
+        (alone,) = engine.score([path], coarse=coarse)
+        for name in ('visible', 'observed', 'age'):
+            np.testing.assert_array_equal(getattr(score, name), getattr(alone, name))
+    nothing = Trajectory(world_from_camera=np.zeros((0, 4, 4)), times=np.zeros(0))
+    with pytest.raises(Refused, match='path 1 is empty'):
+        engine.score([paths[0], nothing], coarse=coarse)
+    bent = Trajectory(world_from_camera=np.full((1, 4, 4), np.nan), times=np.array([101.0]))
+    with pytest.raises(
+        Refused, match='of all paths, one after the other, camera 3: transform has'
+    ):
+        engine.score([paths[0], bent], coarse=coarse)
+
+
 def test_the_same_view_at_twice_the_size_and_another_aspect_covers_the_same(engine):
     """Cropping and scaling keep K right: the memory lies where it lay."""
     engine.seed(view())

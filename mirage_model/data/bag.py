@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from mirage_model.camera import Cameras, check_cameras, resample_trajectory
-from mirage_model.data.bag_messages import colours, intrinsics, matrix, metres, seconds
+from mirage_model.data.bag_messages import colours, matrix, metres, seconds
 from mirage_model.data.clip import Clip
 from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
 from mirage_model.data.transforms import SET_BACK, Tree
+from mirage_model.sensor_messages import intrinsics
 
 _SAME = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 _IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'

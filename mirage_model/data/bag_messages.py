@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from mirage_model.compressed_depth import decompressed_depth
+from mirage_model.sensor_messages import decompressed_depth
 
 _COLOURS = {
     'rgb8': (3, None),
@@ -37,27 +37,6 @@ def matrix(numbers: tuple[float, ...], name: str) -> Float[np.ndarray, '4 4']:
     a_from_b[:3, :3] = Rotation.from_quat(numbers[3:]).as_matrix()
     a_from_b[:3, 3] = numbers[:3]
     return a_from_b
-
-
-def intrinsics(message) -> Float[np.ndarray, '3 3']:
-    """Intrinsics of the rectified image: the left of P, or K where there is no P and no distortion.
-
-    Raises ValueError for a camera that is not calibrated or not rectified, and for binning and regions.
-    """
-    region = message.roi
-    whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
-    if max(message.binning_x, message.binning_y) > 1 or not whole:
-        raise ValueError('binning and regions of interest are not taken')
-    if message.p[0]:
-        K = np.array(message.p).reshape(3, 4)[:, :3].copy()
-    elif not any(message.d):
-        K = np.array(message.k).reshape(3, 3)
-    else:
-        raise ValueError('distorted and without P; rectified images are needed')
-    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
-    if not np.isfinite(K).all() or (K != pinhole).any() or K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise ValueError(f'not the intrinsics of a calibrated camera: {K.tolist()}')
-    return K
 
 
 def colours(message) -> Shaped[np.ndarray, 'h w 3']:

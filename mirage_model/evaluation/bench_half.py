@@ -22,9 +22,8 @@ from mirage_model.data.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine import Engine
 from mirage_model.evaluation.figures import Figure, report
+from mirage_model.evaluation.tiny import KINDS, psnr
 from mirage_model.interface import Candidates, Trajectory, View
-
-KINDS = ('turn', 'forward', 'out_and_back')
 
 
 def drive(index: int, frames: int) -> Clip:
@@ -69,10 +68,6 @@ def halved(frames: Float[Tensor, 'n 3 h w']) -> Float[Tensor, 'n 3 h2 w2']:
     return F.interpolate(frames, scale_factor=0.5, mode='area')
 
 
-def decibels(frames: Float[Tensor, 'n 3 h w'], truth: Float[Tensor, 'n 3 h w']) -> float:
-    return float(-10 * torch.log10((frames - truth).square().mean()))
-
-
 def measure(drives: int, frames: int) -> list[Figure]:
     engine = Engine.from_folder()
     engine.warm()
@@ -90,11 +85,11 @@ def measure(drives: int, frames: int) -> list[Figure]:
         enlarged = F.interpolate(made['half'], truth.shape[-2:], mode='bilinear')
         still = as_batch(clip.frames[:1]).expand_as(truth)
         for name, value in (
-            ('full size, against the true frames', decibels(made['full'], truth)),
-            ('half size enlarged, against the true frames', decibels(enlarged, truth)),
-            ('full size, both halved', decibels(halved(made['full']), halved(truth))),
-            ('half size, against the true frames halved', decibels(made['half'], halved(truth))),
-            ('the first frame repeated, both halved', decibels(halved(still), halved(truth))),
+            ('full size, against the true frames', psnr(made['full'], truth)),
+            ('half size enlarged, against the true frames', psnr(enlarged, truth)),
+            ('full size, both halved', psnr(halved(made['full']), halved(truth))),
+            ('half size, against the true frames halved', psnr(made['half'], halved(truth))),
+            ('the first frame repeated, both halved', psnr(halved(still), halved(truth))),
         ):
             rows.setdefault(name, []).append(value)
     print(file=sys.stderr)

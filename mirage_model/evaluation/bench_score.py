@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 import sys
+import tempfile
 from time import perf_counter
 
 from jaxtyping import Float
@@ -21,7 +22,16 @@ from torch import Tensor
 from mirage_model.camera import Cameras, concatenate, resized
 from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.engine import Engine
-from mirage_model.evaluation.bench_memory import CHUNK, HEIGHT, ROOM, WIDTH, camera, chunks, median
+from mirage_model.evaluation.bench_memory import (
+    CHANNELS,
+    CHUNK,
+    HEIGHT,
+    ROOM,
+    WIDTH,
+    camera,
+    chunks,
+    median,
+)
 from mirage_model.evaluation.figures import Figure, report
 from mirage_model.interface import Trajectory
 from mirage_model.memory.coverage import Coverage
@@ -29,7 +39,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.place import Place
 
 CANDIDATES, POSES = 64, 20
-CONFIG = MemoryConfig(channels=1)
+CONFIG = MemoryConfig(channels=CHANNELS)
 ROOMS = 64
 IMAGINED = 4
 """Of so many chunks that are written one is imagined."""
@@ -38,7 +48,7 @@ IMAGINED = 4
 def building(cells: int, rooms: int) -> LatentMemory:
     """A memory of so many cells, each room seen from here and there."""
     memory = LatentMemory(CONFIG)
-    latents = torch.zeros(CHUNK, 1, HEIGHT, WIDTH)
+    latents = torch.zeros(CHUNK, CHANNELS, HEIGHT, WIDTH)
     for index, (cameras, depth) in enumerate(chunks(rooms)):
         keep, observed = torch.ones_like(depth, dtype=torch.bool), bool(index % IMAGINED)
         memory.write(latents, depth, cameras, keep=keep, observed=observed)
@@ -77,12 +87,16 @@ def through_engine(memory: LatentMemory, paths: list[Cameras], repeats: int) -> 
     model = load_model(EMBEDDED)
     engine, like = Engine(model), paths[0][:1]
     size = model.config.height, model.config.width
-    engine._places['building'] = Place(
+    place = Place(
         memory=memory,
         frame=torch.zeros(1, 3, *size),
         camera=resized(like, *size),
         depth_source='sensor',
     )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'building.safetensors'
+        place.save(file)
+        engine.load(file, memory='building')
     asked = [
         Trajectory(
             world_from_camera=path.world_from_camera.double().numpy(), times=path.times.numpy()

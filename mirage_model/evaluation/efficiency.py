@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 import json
-import os
 from pathlib import Path
 
 from mirage_model.checkpoint import EMBEDDED, load_model
@@ -20,6 +19,7 @@ from mirage_model.evaluation.efficiency_large import Setting, composed, timings
 from mirage_model.evaluation.efficiency_report import Results, expectations, table, write_page
 from mirage_model.evaluation.efficiency_rows import Row, machine
 from mirage_model.evaluation.efficiency_tiny import run_whole
+from mirage_model.evaluation.results import write_json
 from mirage_model.evaluation.tiny import trajectory
 
 TRAJECTORY = 5
@@ -33,9 +33,7 @@ def once(path: Path, work: Callable[[], object]) -> object:
         print(f'{path.stem}: now', flush=True)
         measured = {'machine': machine(), 'value': work()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix('.part')
-        aside.write_text(json.dumps(measured))
-        os.replace(aside, path)
+        write_json(path, measured)
     return json.loads(path.read_text())
 
 

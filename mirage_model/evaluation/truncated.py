@@ -243,7 +243,10 @@ def _save_sqlite(source: Path, target: Path, found: Counter[str]) -> None:
 
 
 def _scanned(file: Path) -> Iterator[tuple[int, int, int, bytes]]:
-    """Messages of the leaves that a file still has, though no page leads to them: https://sqlite.org/fileformat2.html."""
+    """Messages of the leaves that a file still has, though no page leads to them: https://sqlite.org/fileformat2.html.
+
+    The recovery that SQLite has is in none of its Python packages.
+    """
     with file.open('rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         size = int.from_bytes(data[16:18], 'big')
         size = 65536 if size == 1 else size

@@ -16,6 +16,7 @@ import yaml
 
 from mirage_model.camera import Cameras
 from mirage_model.data.clip import Clip
+from mirage_model.evaluation.replay_command import configure, main
 from mirage_model.evaluation.sample_bag import write_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -124,3 +125,19 @@ def split_bag(source: Path, target: Path, at: int) -> Path:
     first['files'] += second['files']
     (target / 'metadata.yaml').write_text(yaml.safe_dump(parts[0]))
     return target
+
+
+def options(recorded: Path, **changed):
+    return configure(None, {**OPTIONS, 'model_folder': str(recorded / 'model'), **changed})
+
+
+def by_name(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((path / 'segments').iterdir())}
+
+
+def command(recorded: Path, bag: Path, out: Path, *more: str) -> int:
+    words = [str(bag), '--out', str(out), '--model-folder', str(recorded / 'model'), *more]
+    for name, value in OPTIONS.items():
+        if f'--{name.replace("_", "-")}' not in more:
+            words += [f'--{name.replace("_", "-")}', str(value)]
+    return main(words)

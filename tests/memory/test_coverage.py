@@ -107,7 +107,7 @@ def test_what_was_counted_before_a_write_is_followed_and_not_counted_anew(buildi
     grid = memory._estimator._grid
     for view, depth in (next(bench_memory.chunks(9)) for _ in range(2)):
         keep = torch.ones_like(depth, dtype=torch.bool)
-        latents = torch.zeros(9, 1, *depth.shape[1:])
+        latents = torch.zeros(9, bench_score.CHANNELS, *depth.shape[1:])
         memory.write(latents, 0.7 * depth, view, keep=keep, observed=True)
         memory.coverage(cameras)
         assert memory._estimator._grid is grid

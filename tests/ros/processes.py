@@ -26,6 +26,8 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from mirage_ros.asking import Question
+
 INSTANT = [sys.executable, str(Path(__file__).with_name('instant_engine.py'))]
 """The node with the instant engine, as a program."""
 
@@ -174,11 +176,13 @@ class Client:
     def chunks(self) -> list[ImaginedChunk]:
         return self.received['imagined/chunk']
 
-    def until(self, done: Callable[[], Any], seconds: float = 120.0) -> None:
+    def until(self, done: Callable[[], Any], seconds: float = 120.0) -> Any:
+        """What ``done`` returns, once it is true."""
         deadline = time.monotonic() + seconds
-        while not done():
+        while not (result := done()):
             assert time.monotonic() < deadline, 'it did not happen in time'
             self._executor.spin_once(timeout_sec=0.05)
+        return result
 
     def spin(self, seconds: float) -> None:
         self._executor.spin_once(timeout_sec=seconds)
@@ -213,22 +217,11 @@ class Client:
         return Goal(self, goal)
 
     def call(self, kind: type, name: str, request: Any = None) -> Any:
-        """A service's response. It is asked again where its answer was lost: a service that has not found its
-        client's end of the answers yet drops its answer.
-        """
+        """A service's response."""
         if name not in self._services:
             self._services[name] = self.node.create_client(kind, name)
-        service = self._services[name]
-        asked: list[Any] = []
-
-        def answered() -> bool:
-            if service.service_is_ready() and time.monotonic() > began + 10 * len(asked):
-                asked.append(service.call_async(request or kind.Request()))
-            return any(future.done() for future in asked)
-
-        began = time.monotonic()
-        self.until(answered)
-        return next(future for future in asked if future.done()).result()
+        question = Question(self._services[name], request or kind.Request())
+        return self.until(question.answer)
 
 
 class Goal:

@@ -43,6 +43,14 @@ def test_a_flood_is_counted_and_not_logged():
     assert figures.counts == {'image refused: # bytes': 1004, 'depth refused: # bytes': 1}
 
 
+def test_details_are_said_once():
+    refusals = Refusals(Figures(), clock=lambda: 0.0)
+    assert (
+        refusals.line("goal 'a' failed: boom", 'Traceback') == "goal 'a' failed: boom\nTraceback"
+    )
+    assert refusals.line("goal 'b' failed: boom", 'Traceback') == "goal 'b' failed: boom"
+
+
 def test_reasons_that_are_new_every_time_take_no_memory_and_no_more_lines():
     figures = Figures()
     refusals = Refusals(figures, clock=lambda: 0.0)

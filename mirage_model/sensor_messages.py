@@ -1,11 +1,11 @@
-"""Depth as the compressedDepth transport of ROS sends it: a header, and a PNG of 16 bits."""
+"""What sensors' messages of ROS say, whatever library has read them: intrinsics, and depth as compressedDepth sends it."""
 
 from __future__ import annotations
 
 from array import array
 
 import cv2
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
 COMPRESSED_DEPTHS = {
@@ -37,3 +37,27 @@ def decompressed_depth(
     with np.errstate(all='ignore'):
         depth = a / (stored.astype(np.float32) - b)
     return np.where(stored == 0, np.float32(np.nan), depth)
+
+
+def intrinsics(message) -> Float[np.ndarray, '3 3']:
+    """Intrinsics of the rectified image: the left of P, or K where there is no P and no distortion.
+
+    Raises ValueError for a camera that is not calibrated or not rectified, and for binning and regions of interest.
+    """
+    if message.height == 0 or message.width == 0:
+        raise ValueError(f'image size {message.height}x{message.width}')
+    region = message.roi
+    whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
+    whole &= (region.x_offset, region.y_offset) == (0, 0)
+    if max(message.binning_x, message.binning_y) > 1 or not whole:
+        raise ValueError('binning and regions of interest are not taken')
+    if message.p[0]:
+        K = np.array(message.p).reshape(3, 4)[:, :3].copy()
+    elif not any(message.d):
+        K = np.array(message.k).reshape(3, 3)
+    else:
+        raise ValueError('distorted and without P; rectified images are needed')
+    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
+    if not np.isfinite(K).all() or (K != pinhole).any() or K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise ValueError(f'not the intrinsics of a calibrated camera: {K.tolist()}')
+    return K
