@@ -200,7 +200,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert main(arguments, SMALL) == 0
     printed = capsys.readouterr().out
     assert 'latent-0: now' not in printed and 'rgb_cloud-0: now' in printed
-    assert '| rgb_cloud |' in printed and 'RGB cloud / latent, 2 chunks' in printed
+    assert '| rgb_cloud |' in printed and '| RGB cloud / latent | chunk 1 | chunk 2 |' in printed
     with pytest.raises(SystemExit):
         main([*arguments, '--only', 'nothing'], SMALL)
     changed = tmp_path / 'small-2' / 'latent-0.json'
@@ -271,9 +271,10 @@ def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
     write_page(tmp_path, [results, replace(results, size='t', composed=False)])
     page = (tmp_path / 'efficiency.md').read_text()
     assert '| latent | 2 (1 to 3) |' in page and page.count('About.') == 2
-    assert '2e+03 | at least 1000: holds' in page and '64 | at least 55: holds' in page
+    assert '| read | 2,000 | 2,000 | at least 1,000: holds |' in page
+    assert '| held | 64 | 64 | at least 55: holds |' in page
     assert page.count('holds') == 2  # nothing was expected of what was run whole
-    assert page.count('| held with what finds it | 64 |') == 2
+    assert page.count('| held with what finds it | 64 | 64 |') == 2
     assert (tmp_path / 'efficiency-s.png').read_bytes().startswith(b'\x89PNG')
     with (tmp_path / 'efficiency-t.csv').open() as file:
         read = list(csv.DictReader(file))
