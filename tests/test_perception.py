@@ -22,12 +22,14 @@ from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.alignment import AlignmentConfig, align
 from mirage_model.perception.embedded import (
     EmbeddedPerception,
+    KnownDepth,
     Network,
     NetworkConfig,
     load_network,
     save_network,
 )
 from mirage_model.perception.refine import RefineConfig, refine
+from mirage_model.training.context import over_pixels
 
 HEIGHT, WIDTH = 96, 160
 TINY = NetworkConfig(widths=(4, 8, 8, 8))
@@ -87,6 +89,30 @@ class TestNetwork:
             plain, scaled = network(frames, cameras), network(frames, longer)
         torch.testing.assert_close(scaled.log_depth, plain.log_depth + math.log(2))
         assert not torch.allclose(changed.log_depth, base.log_depth + math.log(2))
+
+    def test_sees_what_the_memory_knows_in_cells_of_any_size(self):
+        torch.manual_seed(0)
+        network = Network(TINY).eval()
+        frames, cameras = torch.rand(2, 3, HEIGHT, WIDTH), standing(2)
+        depth = torch.rand(2, 12, 20) * 5 + 1
+        depth[:, :, :10] = torch.nan
+        observed = torch.rand(2, 12, 20) > 0.5
+        fine = {
+            'depth': over_pixels(depth, frames[:, 0]),
+            'observed': over_pixels(observed, frames[:, 0]),
+        }
+        nothing = KnownDepth(
+            depth=torch.full((2, 1, 1), torch.nan), observed=torch.zeros(2, 1, 1, dtype=torch.bool)
+        )
+        with torch.inference_mode():
+            known = network(frames, cameras, KnownDepth(depth=depth, observed=observed))
+            by_pixel = network(frames, cameras, KnownDepth(**fine))
+            alone, empty = network(frames, cameras), network(frames, cameras, nothing)
+            unseen = network(frames, cameras, KnownDepth(depth=depth, observed=~observed))
+        assert torch.equal(known.log_depth, by_pixel.log_depth)
+        assert torch.equal(alone.log_depth, empty.log_depth)
+        assert not torch.allclose(known.log_depth, alone.log_depth)
+        assert not torch.allclose(known.log_depth, unseen.log_depth)
 
     def test_refuses_sizes_that_do_not_fit(self):
         cameras = resized(standing(1), 90, 160)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
@@ -70,11 +72,23 @@ def save_clip(path: Path, clip: Clip) -> None:
     os.replace(aside, path)
 
 
-def load_clip(path: Path) -> Clip:
-    """Read a clip. Raises ValueError that names the file and the tensor it lacks."""
+def _frames(tensor, at: Sequence[int] | None) -> Tensor:
+    if at is None:
+        return tensor[:]
+    return torch.stack([tensor[int(index)] for index in at])
+
+
+def clip_length(path: Path) -> int:
+    """The count of a clip's frames, read without them."""
+    with safe_open(path, framework='pt') as file:
+        return file.get_slice('frames').get_shape()[0]
+
+
+def load_clip(path: Path, *, at: Sequence[int] | None = None) -> Clip:
+    """Read a clip, or only the frames ``at``. Raises ValueError that names the file and the tensor it lacks."""
     try:
         with safe_open(path, framework='pt') as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: _frames(file.get_slice(name), at) for name in file.keys()}
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f'{path} is damaged or no safetensors file: {error}') from None

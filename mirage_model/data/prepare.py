@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 import hashlib
 import json
-import multiprocessing
 import os
 from pathlib import Path
 import re
 import signal
 
-import torch
 from tqdm import tqdm
 
 from mirage_model.checkpoint import EMBEDDED, load_perception
@@ -41,6 +38,7 @@ from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part, RecordedClips, Source
 from mirage_model.data.splits import NAMES, SPLITS, read_splits, split_of
 from mirage_model.perception import Perception
+from mirage_model.workers import in_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
                     jobs.append((config, source, part, split))
         total = len(named)
         bar = tqdm(total=total, initial=total - len(jobs), unit='clip')
-        for split, shard in _run(jobs, workers):
+        for split, shard in in_workers(prepare_clip, jobs, workers=workers):
             journals[split].add(shard)
             bar.update()
         bar.close()
@@ -138,27 +136,6 @@ def prepare_clip(
         frames=chunks * (config.chunk_frames - 1) + 1,
         keep=round(float(tensors['keep'].float().mean()), 4),
     )
-
-
-def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, Shard]]:
-    """Results as they come: here, or from processes of their own."""
-    if workers < 2:
-        yield from (prepare_clip(*job) for job in jobs)
-        return
-    forks = multiprocessing.get_context('forkserver')
-    forks.set_forkserver_preload([__spec__.name])  # imported once, for every worker
-    pool = ProcessPoolExecutor(workers, mp_context=forks, initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(prepare_clip, *job) for job in jobs]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """The first process alone is interrupted, and lets the others finish their clip."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
 import json
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
 from mirage_model.remember import keep_mask, pixels_of
 from mirage_model.rollout import rollout
+from mirage_model.workers import in_workers
 
 KINDS = ('turn', 'forward', 'out_and_back')
 BINS = tuple(range(0, 100, 10))
@@ -201,28 +203,50 @@ def to_markdown(summary: dict) -> str:
     return '\n'.join(rows) + '\n'
 
 
+@cache
+def _model(folder: Path) -> Model:
+    return load_model(folder)
+
+
+def evaluate_trajectory(folder: Path, index: int, frames: int, done: Path) -> None:
+    """Measure one trajectory, and write its figures and pictures."""
+    clip = trajectory(index, frames)
+    with torch.no_grad():
+        figures, rows = measure(_model(folder), clip, index)
+    picture = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+    picture = (picture.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
+    cv2.imwrite(str(done / f'{clip.name}.png'), picture)
+    write_json(_figures_path(done, index), figures)
+
+
+def _figures_path(done: Path, index: int) -> Path:
+    return done / f'{index:03d}.json'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', type=Path, default=EMBEDDED)
     parser.add_argument('--trajectories', type=int, default=64)
     parser.add_argument('--frames', type=int, default=129, help='16 k + 1, the seed counted')
     parser.add_argument('--out', type=Path, default=Path('out/eval'))
+    parser.add_argument('--workers', type=int, default=2, help='processes of one thread each')
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     done = arguments.out / f'tiny-{model.sha256[:12]}-{arguments.frames}'
     done.mkdir(parents=True, exist_ok=True)
-    results = []
-    for index in tqdm(range(arguments.trajectories), unit='trajectory'):
-        path = done / f'{index:03d}.json'
-        if not path.exists():
-            clip = trajectory(index, arguments.frames)
-            with torch.no_grad():
-                figures, rows = measure(model, clip, index)
-            picture = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
-            picture = (picture.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
-            cv2.imwrite(str(done / f'{clip.name}.png'), picture)
-            write_json(path, figures)
-        results.append(json.loads(path.read_text()))
+    jobs = [
+        (arguments.model, index, arguments.frames, done)
+        for index in range(arguments.trajectories)
+        if not _figures_path(done, index).exists()
+    ]
+    finished = arguments.trajectories - len(jobs)
+    with tqdm(total=arguments.trajectories, initial=finished, unit='trajectory') as bar:
+        for _ in in_workers(evaluate_trajectory, jobs, workers=arguments.workers):
+            bar.update()
+    results = [
+        json.loads(_figures_path(done, index).read_text())
+        for index in range(arguments.trajectories)
+    ]
     summary = {
         'model': model.config.name,
         'sha256': model.sha256,

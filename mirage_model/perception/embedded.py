@@ -1,4 +1,6 @@
-"""The embedded perception network: a frame in; depth, confidence, sky and moving things out."""
+"""The embedded perception network: a frame and what the memory knows of its depth in; depth, confidence,
+sky and moving things out.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import math
 import os
 from pathlib import Path
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
@@ -50,15 +52,34 @@ class Prediction:
     moving_logit: Float[Tensor, 'n h w']
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownDepth:
+    """What a memory knows of frames, at cells of any size: metres, NaN where it knows nothing.
+
+    ``observed`` says where a sensor saw it.
+    """
+
+    depth: Float[Tensor, 'n h w']
+    observed: Bool[Tensor, 'n h w']
+
+    @classmethod
+    def of(cls, readout: Readout) -> KnownDepth:
+        depth = readout.depth.masked_fill(~readout.visible, torch.nan)
+        return cls(depth=depth, observed=readout.observed)
+
+
 class Network(nn.Module):
-    """A small U-Net over colours and ray directions; it works at half the frame's size inside."""
+    """A small U-Net over colours, ray directions and the depth that a memory knows.
+
+    It works at half the frame's size inside.
+    """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
         widths = config.widths
         fine, coarse = widths[:-1], widths[1:]
-        self.stem = _convolution(5 * 4, widths[0])
+        self.stem = _convolution(5 * 4 + 3, widths[0])
         self.down = nn.ModuleList(_convolution(a, b, stride=2) for a, b in zip(fine, coarse))
         self.encode = nn.ModuleList(
             nn.Sequential(_Overview(width), _Residual(width)) for width in coarse
@@ -68,10 +89,22 @@ class Network(nn.Module):
         self.decode = nn.ModuleList(_Residual(width) for width in widths[2:-1])
         self.head = nn.Conv2d(widths[0], 4 * 4, 3, padding=1)
 
-    def forward(self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras) -> Prediction:
+    def forward(
+        self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, known: KnownDepth | None = None
+    ) -> Prediction:
+        """Without ``known`` as with one that knows nothing."""
+        focal = (cameras.K[:, 0, 0] * cameras.K[:, 1, 1]).sqrt()[:, None, None]
+        log_scale = (focal / self.config.canonical_focal).log() + 1.5
         slopes = directions(cameras)[..., :2].movedim(-1, 1)
-        x = torch.cat([2 * frames - 1, slopes], dim=1)
-        x = self.stem(F.pixel_unshuffle(x, 2))
+        x = F.pixel_unshuffle(torch.cat([2 * frames - 1, slopes], dim=1), 2)
+        if known is None:
+            remembered = x.new_zeros(len(x), 3, *x.shape[2:])
+        else:
+            visible = known.depth.isfinite()
+            log_depth = torch.where(visible, known.depth, 1.0).log() - log_scale
+            remembered = torch.stack([log_depth * visible, visible, known.observed], dim=1)
+            remembered = F.interpolate(remembered, x.shape[2:], mode='nearest-exact')
+        x = self.stem(torch.cat([x, remembered], dim=1))
         skips = [x]
         for down, encode in zip(self.down, self.encode):
             x = encode(down(x))
@@ -82,9 +115,8 @@ class Network(nn.Module):
             if level >= 2:
                 x = self.decode[level - 2](x)
         log_depth, log_spread, sky, moving = F.pixel_shuffle(self.head(x).float(), 2).unbind(dim=1)
-        focal = (cameras.K[:, 0, 0] * cameras.K[:, 1, 1]).sqrt()[:, None, None]
         return Prediction(
-            log_depth=log_depth + (focal / self.config.canonical_focal).log() + 1.5,
+            log_depth=log_depth + log_scale,
             log_spread=log_spread.clamp(-6.0, 2.0),
             sky_logit=sky,
             moving_logit=moving,
@@ -150,7 +182,8 @@ class EmbeddedPerception:
         height, width = frames.shape[-2:]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f'frames must be multiples of {STRIDE} in size, got {height}x{width}')
-        prediction = self.network(frames, cameras)
+        known = None if readout is None else KnownDepth.of(readout)
+        prediction = self.network(frames, cameras, known)
         config = self.network.config
         sky = prediction.sky_logit.sigmoid() > config.sky_threshold
         estimate = Estimate(

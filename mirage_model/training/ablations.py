@@ -32,7 +32,7 @@ from mirage_model.perception import Estimate
 from mirage_model.remember import keep_mask
 from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.context import ContextConfig, over_pixels
-from mirage_model.training.model import WorldModel, WorldModelConfig, build
+from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build
 from mirage_model.training.trainer import (
     TrainerConfig,
     checkpoints,
@@ -87,7 +87,7 @@ class AblationConfig:
     batch: int = 4
     precision: str = 'no'
     clips: int = 8
-    sampler_steps: int = 8
+    sampler_steps: int = 4
     learning_rate: float = 1e-3
 
 
@@ -218,7 +218,12 @@ def run_variant(
             **variant.world_model,
         )
         model = build(model_config, seed=seed)
-        load_parameters(model, start)
+        if (
+            index == 0
+        ):  # the side branch begins as it was made, whatever the checkpoint's has learned
+            load_parameters(model, start, words=TRAINED['backbone'])
+        else:
+            load_parameters(model, start)
         objective = WorldModelObjective(model, model_config, data.latents, data.clips, data.codec)
         trainer = TrainerConfig(
             steps=steps,

@@ -18,19 +18,46 @@ from pathlib import Path
 import shutil
 
 from jaxtyping import Bool, Float
-from safetensors import safe_open
+import numpy as np
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mirage_model.camera import Cameras
+from mirage_model.camera import concatenate, resized
+from mirage_model.data.clip import Clip, clip_length, load_clip
+from mirage_model.data.labels import labels
 from mirage_model.evaluation.results import as_json, write_json
-from mirage_model.perception.embedded import Network, NetworkConfig, Prediction, save_network
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.perception.embedded import (
+    KnownDepth,
+    Network,
+    NetworkConfig,
+    Prediction,
+    load_network,
+    save_network,
+)
+from mirage_model.remember import keep_mask
+from mirage_model.training.context import ContextConfig, Stills, over_pixels, write
 from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
 from mirage_model.training.perception_scores import evaluate
 from mirage_model.training.trainer import make_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RememberedConfig:
+    """The memory that a frame is met with: nothing in the share ``empty``, else up to ``max_frames``
+    others of its clip, at most ``reach`` frames away. Some are observed, the rest imagined, and as far
+    off in depth as the ``noise`` of either says. ``cell`` is in pixels, ``footprint`` in cells.
+    """
+
+    empty: float = 0.3
+    max_frames: int = 3
+    reach: int = 40
+    cell: int = 8
+    footprint: int = 3
+    noise: ContextConfig = ContextConfig(depth_frame=0.15, depth_cell=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +87,7 @@ class TrainConfig:
     moving_pixel: float = 3.0
     network: NetworkConfig = NetworkConfig()
     augment: AugmentConfig = AugmentConfig()
+    remembered: RememberedConfig = RememberedConfig()
 
 
 def losses(prediction: Prediction, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
@@ -113,44 +141,78 @@ def _dice_error(
     return 1 - (2 * both + 1) / (either + 1)
 
 
-def read_batch(paths: list[Path], indices: list[int]) -> Batch:
-    """One frame of each clip file, read by itself."""
-    parts: dict[str, list[Tensor]] = {}
+def read_batch(
+    paths: list[Path], indices: list[int], config: RememberedConfig, rng: np.random.Generator
+) -> Batch:
+    """One frame of each clip file, with what a memory of a few others of the clip knows of it."""
+    clips = []
     for path, index in zip(paths, indices):
-        with safe_open(path, framework='pt') as file:
-            for name in ('frames', 'depth', 'sky', 'moving', 'K', 'world_from_camera', 'times'):
-                parts.setdefault(name, []).append(file.get_slice(name)[index])
-    tensors = {name: torch.stack(values) for name, values in parts.items()}
-    frames = tensors['frames'].movedim(-1, 1).float() / 255
-    cameras = Cameras(
-        K=tensors['K'],
-        world_from_camera=tensors['world_from_camera'],
-        times=tensors['times'],
-        height=frames.shape[2],
-        width=frames.shape[3],
-    )
+        count = 0 if rng.random() < config.empty else int(rng.integers(1, config.max_frames + 1))
+        others = index + rng.integers(-config.reach, config.reach + 1, size=count)
+        clips.append(
+            load_clip(path, at=[index, *np.clip(others, 0, clip_length(path) - 1).tolist()])
+        )
+    first = [clip.cameras[:1] for clip in clips]
     return Batch(
-        frames=frames,
-        cameras=cameras,
-        depth=tensors['depth'],
-        sky=tensors['sky'],
-        moving=tensors['moving'],
+        frames=torch.cat([clip.frames[:1] for clip in clips]).movedim(-1, 1).float() / 255,
+        cameras=concatenate(first),
+        depth=torch.cat([clip.depth[:1] for clip in clips]),
+        sky=torch.cat([clip.sky[:1] for clip in clips]),
+        moving=torch.cat([clip.moving[:1] for clip in clips]),
+        known=_remembered(clips, config, rng),
         names=tuple(f'{path.stem}:{index}' for path, index in zip(paths, indices)),
     )
+
+
+def _remembered(
+    clips: list[Clip], config: RememberedConfig, rng: np.random.Generator
+) -> KnownDepth:
+    """What a memory of all frames but the first of each clip knows of the first, pixel by pixel."""
+    depths, observed = [], []
+    for clip in clips:
+        height, width = clip.depth.shape[1] // config.cell, clip.depth.shape[2] // config.cell
+        cameras = resized(clip.cameras, height, width)
+        memory = LatentMemory(MemoryConfig(channels=1, footprint=config.footprint))
+        if len(clip.frames) > 1:
+            depth, keep = keep_mask(labels(clip, slice(1, None)), height=height, width=width)
+            stills = Stills(
+                latents=torch.zeros(len(depth), 1, height, width),
+                depth=depth,
+                keep=keep,
+                cameras=cameras[1:],
+            )
+            seen = int(rng.integers(len(stills) + 1))
+            for part, by_sensor in ((stills[:seen], True), (stills[seen:], False)):
+                if len(part):
+                    write(memory, part, observed=by_sensor, rng=rng, config=config.noise)
+        known = KnownDepth.of(memory.readout(cameras[:1], latents=False))
+        depths.append(over_pixels(known.depth, clip.depth[:1]))
+        observed.append(over_pixels(known.observed, clip.depth[:1]))
+    return KnownDepth(depth=torch.cat(depths), observed=torch.cat(observed))
 
 
 class Trainer:
     """The state of a run and its verbs: step, save, restore."""
 
-    def __init__(self, config: TrainConfig, clips: list[Path]):
-        """Raises ValueError if there are no clips."""
+    def __init__(self, config: TrainConfig, clips: list[Path], *, start: Path | None = None):
+        """``start`` is the folder of a network whose weights are gone on from.
+
+        Raises ValueError if there are no clips, or the network has other widths.
+        """
         if not clips:
             raise ValueError('no clips to train on')
         self.config = config
         self.clips = clips
-        self.lengths = [_length(path) for path in clips]
+        self.lengths = [clip_length(path) for path in clips]
         torch.manual_seed(config.seed)
         self.network = Network(config.network).to(memory_format=torch.channels_last)
+        if start is not None:
+            begun = load_network(start)
+            if begun.config.widths != config.network.widths:
+                raise ValueError(
+                    f'{start} has widths {begun.config.widths}, not {config.network.widths}'
+                )
+            self.network.load_state_dict(begun.state_dict())
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config.learning_rate, config.weight_decay)
         self.step_number = 0
@@ -164,14 +226,16 @@ class Trainer:
         clips = torch.randint(len(self.clips), (self.config.batch,), generator=generator).tolist()
         places = torch.rand(self.config.batch, generator=generator).tolist()
         indices = [int(place * self.lengths[clip]) for clip, place in zip(clips, places)]
-        batch = read_batch([self.clips[clip] for clip in clips], indices)
+        rng = np.random.default_rng([self.config.seed, self.step_number])
+        paths = [self.clips[clip] for clip in clips]
+        batch = read_batch(paths, indices, self.config.remembered, rng)
         batch = augment(batch, self.config.augment, generator)
 
         for group in self.optimizer.param_groups:
             group['lr'] = self._learning_rate()
         self.network.train()
         with torch.autocast('cpu', torch.bfloat16, enabled=self.config.bfloat16):
-            prediction = self.network(batch.frames, batch.cameras)
+            prediction = self.network(batch.frames, batch.cameras, batch.known)
         terms = losses(prediction, batch, self.config)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
@@ -239,15 +303,20 @@ class Trainer:
 
 
 def train(
-    config: TrainConfig, clips: list[Path], out: Path, *, stop_at: int | None = None
+    config: TrainConfig,
+    clips: list[Path],
+    out: Path,
+    *,
+    start: Path | None = None,
+    stop_at: int | None = None,
 ) -> Trainer:
     """Train to the end, or to step ``stop_at``, from the last checkpoint in ``out`` if there is
-    one.
+    one, else from the network ``start``, if that is given.
 
     Raises ValueError if ``out`` holds a run of another configuration or of other clips.
     """
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, clips)
+    trainer = Trainer(config, clips, start=start)
     description = json.dumps(
         {'config': asdict(config), 'clips': [p.name for p in clips]}, indent=2
     )
@@ -277,11 +346,6 @@ def train(
     return trainer
 
 
-def _length(path: Path) -> int:
-    with safe_open(path, framework='pt') as file:
-        return file.get_slice('frames').get_shape()[0]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -289,6 +353,9 @@ def main() -> None:
     parser.add_argument('--clips', type=Path, required=True, help='folder of clips to train on')
     parser.add_argument('--validation', type=Path, required=True, help='folder of held-out clips')
     parser.add_argument('--out', type=Path, required=True, help='folder of the run')
+    parser.add_argument(
+        '--from', dest='start', type=Path, help='folder of a network to go on from'
+    )
     for field in fields(TrainConfig):
         if isinstance(field.default, (int, float)):
             parser.add_argument(
@@ -298,6 +365,7 @@ def main() -> None:
             )
     given = vars(parser.parse_args())
     folders = {name: given.pop(name) for name in ('clips', 'validation', 'out')}
+    start = given.pop('start')
     config = TrainConfig(**given)
     # A run keeps to the clips it began with, though others may have been recorded since.
     run_path = folders['out'] / 'run.json'
@@ -307,7 +375,7 @@ def main() -> None:
         if names is None
         else [folders['clips'] / name for name in names]
     )
-    trainer = train(config, clips, folders['out'])
+    trainer = train(config, clips, folders['out'], start=start)
     save_network(folders['out'] / 'network', trainer.average)
     scores = evaluate(trainer.average, sorted(folders['validation'].glob('*.safetensors')))
     write_json(folders['out'] / 'validation.json', scores)

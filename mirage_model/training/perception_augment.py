@@ -12,17 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
+from mirage_model.perception.embedded import KnownDepth
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Single frames in 0..1 with their labels. ``names`` says where each comes from."""
+    """Single frames in 0..1 with their labels. ``names`` says where each comes from.
+
+    ``known`` is what a memory knows, pixel by pixel.
+    """
 
     frames: Float[Tensor, 'n 3 h w']
     cameras: Cameras
     depth: Float[Tensor, 'n h w']
     sky: Bool[Tensor, 'n h w']
     moving: Bool[Tensor, 'n h w']
+    known: KnownDepth
     names: tuple[str, ...]
 
 
@@ -37,7 +42,7 @@ class AugmentConfig:
 
     zoom: float = 1.6
     colour: float = 0.25
-    blur: float = 1.2
+    blur: float = 2.0
     noise: float = 0.05
     blotches: float = 0.04
 
@@ -73,6 +78,9 @@ def _flip(batch: Batch, generator: torch.Generator) -> Batch:
         depth=mirrored(batch.depth),
         sky=mirrored(batch.sky),
         moving=mirrored(batch.moving),
+        known=KnownDepth(
+            depth=mirrored(batch.known.depth), observed=mirrored(batch.known.observed)
+        ),
     )
 
 
@@ -93,7 +101,9 @@ def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Ba
         ],
         dim=-1,
     )
-    labels = torch.stack([batch.depth, batch.sky.float(), batch.moving.float()], dim=1)
+    known = batch.known
+    maps = (batch.depth, batch.sky, batch.moving, known.depth, known.observed)
+    labels = torch.stack([values.float() for values in maps], dim=1)
     labels = F.grid_sample(labels, grid, mode='nearest', align_corners=False)
     K = batch.cameras.K.clone()
     K[:, 0, 2] = (K[:, 0, 2] + 0.5 - left) * zoom - 0.5
@@ -109,6 +119,7 @@ def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Ba
         depth=labels[:, 0],
         sky=labels[:, 1] > 0.5,
         moving=labels[:, 2] > 0.5,
+        known=KnownDepth(depth=labels[:, 3], observed=labels[:, 4] > 0.5),
     )
 
 

@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirage_model.data.clip import load_clip
+from mirage_model.camera import resized
+from mirage_model.data.clip import Clip, load_clip
+from mirage_model.data.labels import labels
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.perception import Estimate
 from mirage_model.perception.embedded import EmbeddedPerception, Network
+from mirage_model.remember import keep_mask
 
 _TOLERANCE = 1.25
 
 
 def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str, float | int]:
-    """Scores of every ``every``-th frame of the clips, no memory at hand.
+    """Scores of every ``every``-th frame of the clips, no memory at hand; names with ``_seeded`` are those
+    of the same frames with a memory of the clip's first and its true depth.
 
     Depth is scored where it is known and neither the truth nor the estimate says sky or the truth
     says moving: ``depth_abs_rel`` is the mean of |estimate / truth - 1|, ``depth_delta1`` the
@@ -27,20 +33,23 @@ def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str
     if not clips:
         raise ValueError('no clips to evaluate on')
     perception = EmbeddedPerception(network)
-    counts = torch.stack(
-        [_count(perception, path, every) for path in tqdm(clips, desc='validation')]
-    )
-    result: dict[str, float | int] = {'clips': len(clips), 'frames': int(counts[:, _FRAMES].sum())}
-    result['depth_pixels'] = int(counts[:, _PIXELS].sum())
-    result['sky_pixels'] = int(counts[:, _SKY_TRUE].sum())
-    result['moving_pixels'] = int(counts[:, _MOVING_TRUE].sum())
-    for name, value in _scores(counts).items():
-        others = torch.stack(
-            [_scores(torch.cat([counts[:i], counts[i + 1 :]]))[name] for i in range(len(clips))]
-        )
-        spread = (len(clips) - 1) / len(clips) * (others - others.mean()).square().sum()
-        result[name] = float(value)
-        result[f'{name}_se'] = float(spread.sqrt())
+    pairs = [_count(perception, path, every) for path in tqdm(clips, desc='validation')]
+    alone, seeded = (torch.stack(counts) for counts in zip(*pairs))
+    result: dict[str, float | int] = {'clips': len(clips), 'frames': int(alone[:, _FRAMES].sum())}
+    result['depth_pixels'] = int(alone[:, _PIXELS].sum())
+    result['sky_pixels'] = int(alone[:, _SKY_TRUE].sum())
+    result['moving_pixels'] = int(alone[:, _MOVING_TRUE].sum())
+    for counts, suffix in ((alone, ''), (seeded, '_seeded')):
+        for name, value in _scores(counts).items():
+            others = torch.stack(
+                [
+                    _scores(torch.cat([counts[:i], counts[i + 1 :]]))[name]
+                    for i in range(len(clips))
+                ]
+            )
+            spread = (len(clips) - 1) / len(clips) * (others - others.mean()).square().sum()
+            result[f'{name}{suffix}'] = float(value)
+            result[f'{name}{suffix}_se'] = float(spread.sqrt())
     return result
 
 
@@ -58,6 +67,8 @@ def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str
     _MOVING_EITHER,
 ) = range(11)
 _BINS = 11
+_CELL = 8
+"""Pixels of a cell of the memory."""
 
 
 def _scores(counts: Tensor) -> dict[str, Tensor]:
@@ -76,14 +87,27 @@ def _scores(counts: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _count(perception: EmbeddedPerception, path: Path, every: int) -> Tensor:
+def _count(perception: EmbeddedPerception, path: Path, every: int) -> tuple[Tensor, Tensor]:
+    """The sums of one clip, without a memory and with one of its first frame."""
+    clip = load_clip(path)
+    cameras = clip.cameras[slice(None, None, every)]
+    frames = clip.frames[::every].movedim(-1, 1).float() / 255
+    grid = resized(clip.cameras, *(size // _CELL for size in clip.depth.shape[1:]))
+    depth, keep = keep_mask(labels(clip, slice(0, 1)), height=grid.height, width=grid.width)
+    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
+    memory.write(torch.zeros_like(depth)[:, None], depth, grid[:1], keep=keep, observed=True)
+    readout = memory.readout(grid[slice(None, None, every)], latents=False)
+    return (
+        _sums(perception.estimate(frames, cameras), clip, every),
+        _sums(perception.estimate(frames, cameras, readout), clip, every),
+    )
+
+
+def _sums(estimate: Estimate, clip: Clip, every: int) -> Tensor:
     """Sums over the pixels of one clip: the scores' numerators, and per bin of confidence the
     number of pixels, the sum of confidence and the number within the tolerance.
     """
-    clip = load_clip(path)
-    frames = clip.frames[::every].movedim(-1, 1).float() / 255
     truth, sky, moving = clip.depth[::every], clip.sky[::every], clip.moving[::every]
-    estimate = perception.estimate(frames, clip.cameras[slice(None, None, every)])
     known = torch.isfinite(truth) & (truth > 0) & ~sky & ~moving & torch.isfinite(estimate.depth)
     ratio = torch.where(known, estimate.depth / truth, torch.nan)
     scaled = ratio / ratio.flatten(1).nanmedian(dim=1).values[:, None, None]
@@ -95,7 +119,7 @@ def _count(perception: EmbeddedPerception, path: Path, every: int) -> Tensor:
         for values in (torch.ones_like(confidence), confidence, within)
     ]
     sums = [
-        torch.tensor(len(frames)),
+        torch.tensor(len(truth)),
         known.sum(),
         (ratio - 1).abs()[known].sum(),
         (scaled - 1).abs()[known].sum(),

@@ -333,14 +333,25 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in run.glob('checkpoint-*') if p.suffix != '.part')
 
 
-def load_parameters(module: nn.Module, checkpoint: Path) -> None:
-    """Copy a checkpoint's parameters into a module. Raises ValueError that names what does not fit."""
-    own = dict(module.named_parameters())
+def load_parameters(
+    module: nn.Module, checkpoint: Path, *, words: tuple[str, ...] = ('',)
+) -> None:
+    """Copy a checkpoint's parameters into a module, those alone that have one of the words in their names.
+
+    Raises ValueError that names what does not fit.
+    """
+
+    def meant(name: str) -> bool:
+        return any(word in name for word in words)
+
+    own = {name: value for name, value in module.named_parameters() if meant(name)}
     stored = load_file(checkpoint / 'parameters.safetensors')
     missing = sorted(own.keys() - stored.keys())
     if missing:
         raise ValueError(f'{checkpoint} lacks {len(missing)} parameters, {missing[0]} among them')
     for name, value in stored.items():
+        if not meant(name):
+            continue
         if name not in own or own[name].shape != value.shape:
             raise ValueError(f'{checkpoint}: {name} {tuple(value.shape)} does not fit the model')
         own[name].data.copy_(value)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,11 @@ from mirage_model.perception.embedded import (
     Network,
     NetworkConfig,
     load_network,
+    save_network,
 )
+from mirage_model.training.context import ContextConfig
 from mirage_model.training.perception import TrainConfig, Trainer, losses, main, read_batch, train
-from mirage_model.training.perception_augment import AugmentConfig, augment
+from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
 from mirage_model.training.perception_scores import evaluate
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 5
@@ -73,8 +76,12 @@ def clips(tmp_path: Path) -> list[Path]:
     return sorted(folder.glob('*.safetensors'))
 
 
+def batch_of(clips: list[Path], indices: list[int], seed: int = 0) -> Batch:
+    return read_batch(clips, indices, CONFIG.remembered, np.random.default_rng(seed))
+
+
 def test_a_batch_is_the_frames_of_the_clips(clips: list[Path]):
-    batch = read_batch([clips[2], clips[0]], [1, 4])
+    batch = batch_of([clips[2], clips[0]], [1, 4])
     clip = load_clip(clips[0])
     torch.testing.assert_close(batch.frames[1], clip.frames[4].movedim(-1, 0) / 255)
     torch.testing.assert_close(batch.depth[1], clip.depth[4], equal_nan=True)
@@ -84,7 +91,7 @@ def test_a_batch_is_the_frames_of_the_clips(clips: list[Path]):
 
 def test_augmented_cameras_fit_the_augmented_frames(clips: list[Path]):
     """Colours and depth are functions of the direction of looking, before and after."""
-    batch = read_batch([clips[0]] * 12, [0] * 12)
+    batch = batch_of([clips[0]] * 12, [0] * 12)
     changed = augment(batch, PLAIN, torch.Generator().manual_seed(1))
     assert len(changed.cameras.K[:, 0, 0].unique()) > 4
     assert (changed.cameras.K[:, 0, 2] != batch.cameras.K[:, 0, 2]).sum() > 6
@@ -97,10 +104,45 @@ def test_augmented_cameras_fit_the_augmented_frames(clips: list[Path]):
     assert error[still & ~near_moving].max() < 0.02
     known = torch.isfinite(changed.depth) & (changed.depth < 8)
     assert (changed.depth[known] * y[known] - 1).abs().max() < 0.25
+    # a memory is told by cell: half a cell of 8 pixels to either side, at up to 1.6 times the size
+    remembered = torch.isfinite(changed.known.depth) & (changed.known.depth < 3)
+    assert (
+        remembered.any() and not changed.known.observed[~torch.isfinite(changed.known.depth)].any()
+    )
+    off = (changed.known.depth[remembered] * y[remembered] - 1).abs()
+    assert off.median() < 0.25
+
+
+def test_what_a_memory_knows_is_what_the_other_frames_saw(clips: list[Path]):
+    """A camera that stands still: one cell's depth is that of the same cell of any other frame."""
+    exact = replace(ContextConfig(), depth_frame=0.0, depth_cell=0.0, position=0.0, rotation=0.0)
+    config = replace(CONFIG.remembered, empty=0.0, cell=4, footprint=1, noise=exact)
+    batch = read_batch(clips * 4, [2] * 12, config, np.random.default_rng(0))
+    known = torch.isfinite(batch.known.depth)
+    assert batch.known.observed.any() and (known & ~batch.known.observed).any()
+    rows = torch.arange(HEIGHT) // 4 * 4 + 1.5
+    slope = (rows - 15) / 26
+    expected = (1 / slope)[:, None].expand_as(batch.depth)
+    ratio = (batch.known.depth / expected)[known]
+    assert (ratio - 1).abs().median() < 0.02
+    empty = replace(config, empty=1.0)
+    nothing = read_batch(clips, [0, 1, 2], empty, np.random.default_rng(0)).known
+    assert nothing.depth.isnan().all() and not nothing.observed.any()
+
+
+def test_training_goes_on_from_a_network(clips: list[Path], tmp_path: Path):
+    first = train(replace(CONFIG, steps=2), clips, tmp_path / 'first')
+    save_network(tmp_path / 'network', first.average, dtype=torch.float32)
+    second = Trainer(CONFIG, clips, start=tmp_path / 'network')
+    for name, value in first.average.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value), name
+    wider = replace(CONFIG, network=NetworkConfig(widths=(8, 8, 8, 8)))
+    with pytest.raises(ValueError, match='widths'):
+        Trainer(wider, clips, start=tmp_path / 'network')
 
 
 def test_augmentation_is_repeatable_and_keeps_frames_in_range(clips: list[Path]):
-    batch = read_batch(clips, [0, 1, 2])
+    batch = batch_of(clips, [0, 1, 2])
     first = augment(batch, AugmentConfig(), torch.Generator().manual_seed(3))
     second = augment(batch, AugmentConfig(), torch.Generator().manual_seed(3))
     assert torch.equal(first.frames, second.frames)
@@ -109,9 +151,9 @@ def test_augmentation_is_repeatable_and_keeps_frames_in_range(clips: list[Path])
 
 
 def test_pixels_of_unknown_depth_pull_at_nothing(clips: list[Path]):
-    batch = read_batch(clips, [0, 1, 2])
+    batch = batch_of(clips, [0, 1, 2])
     torch.manual_seed(0)
-    prediction = Network(CONFIG.network)(batch.frames, batch.cameras)
+    prediction = Network(CONFIG.network)(batch.frames, batch.cameras, batch.known)
     prediction.log_depth.retain_grad()
     terms = losses(prediction, batch, CONFIG)
     torch.stack(list(terms.values())).sum().backward()
@@ -122,8 +164,8 @@ def test_pixels_of_unknown_depth_pull_at_nothing(clips: list[Path]):
 
 
 def test_perfect_depth_has_no_depth_loss(clips: list[Path]):
-    batch = read_batch(clips, [0, 1, 2])
-    prediction = Network(CONFIG.network)(batch.frames, batch.cameras)
+    batch = batch_of(clips, [0, 1, 2])
+    prediction = Network(CONFIG.network)(batch.frames, batch.cameras, batch.known)
     exact = replace(prediction, log_depth=batch.depth.nan_to_num(1.0).log())
     terms = losses(exact, batch, CONFIG)
     assert terms['depth'] == 0 and terms['gradient'] == 0
