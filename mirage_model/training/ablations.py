@@ -218,12 +218,9 @@ def run_variant(
             **variant.world_model,
         )
         model = build(model_config, seed=seed)
-        if (
-            index == 0
-        ):  # the side branch begins as it was made, whatever the checkpoint's has learned
-            load_parameters(model, start, words=TRAINED['backbone'])
-        else:
-            load_parameters(model, start)
+        # the first stage's side branch begins as it was made, whatever the checkpoint's has learned
+        words = TRAINED['backbone'] if index == 0 else ('',)
+        load_parameters(model, start, words=words)
         objective = WorldModelObjective(model, model_config, data.latents, data.clips, data.codec)
         trainer = TrainerConfig(
             steps=steps,
