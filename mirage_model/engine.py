@@ -263,11 +263,9 @@ class Engine:
         place = self._place(memory)
         if not trajectories:
             return []
+        lengths = [len(path.times) for path in trajectories]
         cameras = on_grid(cameras_along_all(place.camera, trajectories), self.model)
-        cameras, lengths = (
-            cameras.to(place.frame.device),
-            [len(path.times) for path in trajectories],
-        )
+        cameras = cameras.to(place.frame.device)
         if coarse:
             every = self._latent(place, 'scored coarsely').coverage(cameras).split(lengths)
         else:

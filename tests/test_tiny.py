@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_model.camera import Cameras, resized
+from mirage_model.camera import Cameras
 from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.data.clip import Clip
-from mirage_model.data.labels import labels
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine import Engine
 from mirage_model.interface import Imagine, View
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
-from mirage_model.remember import keep_mask
 from mirage_model.rollout import rollout
+from mirage_model.training.context import readout_of_the_first
 from mirage_model.worlds.doom import world_from_optical
 
 
@@ -81,13 +79,8 @@ def test_imagined_frames_are_nearer_to_the_truth_than_the_seed_repeated(clip):
 
 
 def test_depth_is_nearer_to_the_truth_where_the_memory_knows_some(model, clip):
-    stride = model.codec.spatial_stride
-    grid = resized(clip.cameras, clip.cameras.height // stride, clip.cameras.width // stride)
-    depth, keep = keep_mask(labels(clip, slice(0, 1)), height=grid.height, width=grid.width)
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=model.config.footprint))
-    memory.write(torch.zeros_like(depth)[:, None], depth, grid[:1], keep=keep, observed=True)
-    frames = clip.frames[8:].permute(0, 3, 1, 2).float() / 255
-    cameras, readout = clip.cameras[8:], memory.readout(grid[8:], latents=False)
+    frames, cameras = clip.frames[8:].permute(0, 3, 1, 2).float() / 255, clip.cameras[8:]
+    readout = readout_of_the_first(clip, cell=model.codec.spatial_stride)[8:]
 
     def error(depth: torch.Tensor) -> float:
         return float((depth / clip.depth[8:] - 1).abs().nanmean())

@@ -75,7 +75,7 @@ def save_clip(path: Path, clip: Clip) -> None:
 def _frames(tensor, at: Sequence[int] | None) -> Tensor:
     if at is None:
         return tensor[:]
-    return torch.stack([tensor[int(index)] for index in at])
+    return torch.stack([tensor[index] for index in at])
 
 
 def clip_length(path: Path) -> int:

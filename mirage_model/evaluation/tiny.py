@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('out/eval'))
     parser.add_argument('--workers', type=int, default=2, help='processes of one thread each')
     arguments = parser.parse_args()
-    model = load_model(arguments.model)
+    model = _model(arguments.model)
     done = arguments.out / f'tiny-{model.sha256[:12]}-{arguments.frames}'
     done.mkdir(parents=True, exist_ok=True)
     jobs = [

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirage_model.camera import Cameras, resized
+from mirage_model.camera import Cameras
 from mirage_model.checkpoint import Model, ModelConfig
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, load_clip
@@ -27,11 +27,10 @@ from mirage_model.evaluation.results import write_json
 from mirage_model.evaluation.tiny import imagine, psnr
 from mirage_model.memory import Readout
 from mirage_model.memory.create import create_memory
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.memory.latent import MemoryConfig
 from mirage_model.perception import Estimate
-from mirage_model.remember import keep_mask
 from mirage_model.sampler import tiny_scheduler
-from mirage_model.training.context import ContextConfig, over_pixels
+from mirage_model.training.context import ContextConfig, over_pixels, readout_of_the_first
 from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build
 from mirage_model.training.trainer import (
     TrainerConfig,
@@ -124,16 +123,8 @@ def as_seen(clip: Clip, config: WorldModelConfig, codec: Codec, *, seed: int) ->
 
 def seen_from_the_start(clip: Clip, codec: Codec) -> Bool[Tensor, 'n H W']:
     """Pixels of all frames but the first whose cell shows what the first frame saw, by the exact labels."""
-    grid = (
-        clip.cameras.height // codec.spatial_stride,
-        clip.cameras.width // codec.spatial_stride,
-    )
-    depth, keep = keep_mask(labels(clip, slice(0, 1)), height=grid[0], width=grid[1])
-    cameras = resized(clip.cameras, *grid)
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
-    memory.write(torch.zeros(1, 1, *grid), depth, cameras[:1], keep=keep, observed=True)
-    visible = memory.readout(cameras[1:], latents=False).visible
-    return over_pixels(visible, clip.depth[1:])
+    readout = readout_of_the_first(clip, cell=codec.spatial_stride)
+    return over_pixels(readout.visible[1:], clip.depth[1:])
 
 
 @torch.no_grad()

@@ -10,8 +10,12 @@ from scipy.spatial.transform import Rotation
 import torch
 from torch import Tensor
 
-from mirage_model.camera import Cameras
-from mirage_model.memory import Memory, Pixels
+from mirage_model.camera import Cameras, resized
+from mirage_model.data.clip import Clip
+from mirage_model.data.labels import labels
+from mirage_model.memory import Memory, Pixels, Readout
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.remember import keep_mask
 
 KINDS = ('empty', 'seed_only', 'rollout', 'visits')
 
@@ -117,6 +121,19 @@ def fill(
         chosen = sorted(int(i) for i in rng.choice(len(stills), size=count, replace=False))
         write(memory, stills[chosen], observed=True, rng=rng, config=config)
     return kind
+
+
+def readout_of_the_first(clip: Clip, *, cell: int) -> Readout:
+    """What a memory of a clip's first frame, and of its labels, shows all frames' cameras; without latents.
+
+    ``cell`` is in pixels.
+    """
+    height, width = (side // cell for side in clip.depth.shape[1:])
+    cameras = resized(clip.cameras, height, width)
+    depth, keep = keep_mask(labels(clip, slice(0, 1)), height=height, width=width)
+    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
+    memory.write(torch.zeros(1, 1, height, width), depth, cameras[:1], keep=keep, observed=True)
+    return memory.readout(cameras, latents=False)
 
 
 def write(

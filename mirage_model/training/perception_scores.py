@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirage_model.camera import resized
 from mirage_model.data.clip import Clip, load_clip
-from mirage_model.data.labels import labels
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception import Estimate
 from mirage_model.perception.embedded import EmbeddedPerception, Network
-from mirage_model.remember import keep_mask
+from mirage_model.training.context import readout_of_the_first
 
 _TOLERANCE = 1.25
 
@@ -92,11 +89,7 @@ def _count(perception: EmbeddedPerception, path: Path, every: int) -> tuple[Tens
     clip = load_clip(path)
     cameras = clip.cameras[slice(None, None, every)]
     frames = clip.frames[::every].movedim(-1, 1).float() / 255
-    grid = resized(clip.cameras, *(size // _CELL for size in clip.depth.shape[1:]))
-    depth, keep = keep_mask(labels(clip, slice(0, 1)), height=grid.height, width=grid.width)
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
-    memory.write(torch.zeros_like(depth)[:, None], depth, grid[:1], keep=keep, observed=True)
-    readout = memory.readout(grid[slice(None, None, every)], latents=False)
+    readout = readout_of_the_first(clip, cell=_CELL)[::every]
     return (
         _sums(perception.estimate(frames, cameras), clip, every),
         _sums(perception.estimate(frames, cameras, readout), clip, every),

@@ -20,7 +20,7 @@ from mirage_model.evaluation.replay_command import configure, main
 from mirage_model.evaluation.sample_bag import write_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from models import save_small_model  # noqa: E402, F401
+from models import save_small_model  # noqa: E402
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 RATE = 8.0
@@ -65,6 +65,13 @@ def wall_drive(frames: int = 33, rate: float = RATE) -> Clip:
         moving=torch.zeros(shape, dtype=torch.bool),
         scene='wall',
     )
+
+
+def record(folder: Path) -> Path:
+    """Put a bag and a model into a folder."""
+    wall_bag(folder / 'drive')
+    save_small_model(folder / 'model')
+    return folder
 
 
 def wall_bag(path: Path, frames: int = 33, rate: float = RATE) -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tests' / 'evaluation'))
-from drives import OPTIONS, copy_bag, wall_bag  # noqa: E402
+from drives import OPTIONS, copy_bag, record, wall_bag  # noqa: E402
 from models import save_small_model  # noqa: E402
 
 from mirage_model.evaluation import replay_command, same_figures  # noqa: E402
@@ -20,10 +20,7 @@ from mirage_model.evaluation import replay_command, same_figures  # noqa: E402
 
 @pytest.fixture(scope='module')
 def recorded(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp('replay')
-    wall_bag(folder / 'drive')
-    save_small_model(folder / 'model')
-    return folder
+    return record(tmp_path_factory.mktemp('replay'))
 
 
 def words(recorded: Path, out: Path, *more: str) -> list[str]:
