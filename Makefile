@@ -20,7 +20,7 @@ test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
 		-- .venv/bin/python -m pytest tests/ros
 
-eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, an hour or more; writes out/eval/
+eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, forty minutes or more; writes out/eval/
 	.venv/bin/python -m mirage_model.evaluation.tiny
 
 REPLAY = out/replay/sample --config config/replay_sample.yaml

@@ -104,7 +104,7 @@ def fit_colours(codec: Codec, height: int, width: int) -> Float[Tensor, 'terms 3
     for cells in (1, 2, 4, 8, 16):
         noise = torch.rand(8, 3, cells, cells, generator=generator)
         frames += F.interpolate(noise, (height, width), mode='bilinear') / 5
-    frames = ((frames - 0.5) * 2.5 + 0.5).clamp(0, 1).to(codec.vae.device)
+    frames = ((frames - 0.5) * 2.5 + 0.5).clamp(0, 1).to(codec.device)
     latents = codec.encode_stills(frames)
     colours = F.adaptive_avg_pool2d(frames, latents.shape[2:]).movedim(1, -1).reshape(-1, 3)
     inputs = _with_one(latents.movedim(1, -1).flatten(0, 2).cpu())

@@ -98,6 +98,8 @@ def check_cameras(cameras: Cameras) -> Cameras:
 
 def check_rigid(transforms: Float[Tensor, '*batch 4 4'], *, tolerance: float = 1e-3) -> None:
     """Raise ValueError, naming the first bad index, unless every matrix is a rotation and a translation."""
+    if transforms.shape[-2:] != (4, 4):
+        raise ValueError(f'transforms must be 4x4, got {tuple(transforms.shape)}')
     flat = transforms.reshape(-1, 4, 4).double()
     _raise_first(
         ~torch.isfinite(flat).flatten(1).all(dim=1), flat, 'transform has NaN or infinite entries'

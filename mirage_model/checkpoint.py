@@ -59,6 +59,10 @@ class ModelConfig:
     memory: str = 'latent'
 
     def __post_init__(self) -> None:
+        for name in ('height', 'width', 'chunk_frames', 'steps', 'footprint'):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f'{name} must be a whole number, got {value!r}')
         for name in ('height', 'width', 'frame_rate', 'steps', 'footprint'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
@@ -110,11 +114,11 @@ def load_model(
         if path.suffix in _UNPICKLED:
             raise ValueError(f'{path} may hold a pickle and is refused: convert it to safetensors')
     config = _read_config(folder / 'model.json')
-    codec = Codec(load_pretrained(AutoencoderKLWan, folder / 'vae', torch.float32).to(device))
+    codec = Codec.from_folder(folder / 'vae', device=device)
     wan = load_pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
     _check_sizes(config, codec, wan)
     side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
-    if (folder / 'side_branch' / 'adapter.safetensors').exists():
+    if any((folder / 'side_branch').glob('adapter.*')):
         load_adapter(folder / 'side_branch', wan)
     backbone = Backbone(wan, side_branch).to(device).eval().requires_grad_(False)
     text_path = folder / 'text' / 'embedding.safetensors'
@@ -244,7 +248,12 @@ def _load_scheduler(path: Path) -> Scheduler:
         raise ValueError(
             f'{path}: the scheduler must be one of {sorted(SCHEDULERS)}, got {name!r}'
         )
-    return SCHEDULERS[name].from_config(config)
+    try:
+        scheduler = SCHEDULERS[name].from_config(config)
+        SCHEDULERS[name].from_config(config).set_timesteps(2)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f'{path} is no configuration of {name}: {error}') from None
+    return scheduler
 
 
 def _sha256(folder: Path) -> str:

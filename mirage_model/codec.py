@@ -72,7 +72,7 @@ def load_pretrained(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f'{folder} cannot be loaded: {error}') from error
     wrong = {
         key: info[key]
@@ -104,6 +104,13 @@ class Codec:
         """Load a VAE folder in diffusers' layout. Raises ValueError as `load_pretrained` does."""
         vae = load_pretrained(AutoencoderKLWan, folder, dtype)
         return cls(vae.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    def to(self, device: torch.device | str) -> None:
+        self.vae.to(device)
 
     @classmethod
     def untrained(cls, arguments: dict, *, device: str = 'cpu') -> Codec:

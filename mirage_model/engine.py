@@ -169,7 +169,8 @@ class Engine:
         return place.depth_source
 
     def observe(self, view: View, *, memory: str = 'default') -> DepthSource:
-        place = self._write(view, self._ready(memory).memory)
+        before = self._ready(memory)
+        place = self._write(view, before.memory, before.depth_source)
         self._places[memory] = place
         return place.depth_source
 
@@ -313,7 +314,10 @@ class Engine:
 
     def load(self, path: Path, *, memory: str = 'default') -> None:
         """Read what `save` wrote. A file that is refused leaves the memory of that name as it was."""
-        self._places[memory] = load_place(path, self.model, self._limits)
+        place = load_place(path, self.model, self._limits)
+        if place.depth_source == 'perception_unscaled' and not self._allow_unscaled_depth:
+            raise Refused(f'{path}: its metres are a guess: seed anew, or allow unscaled depth')
+        self._places[memory] = place
 
     def drop(self, *, memory: str = 'default') -> None:
         """Forget a memory; dropping one that does not exist is no error."""
@@ -334,7 +338,7 @@ class Engine:
 
     def _move(self, device: torch.device) -> None:
         model = self.model
-        model.codec.vae.to(device)
+        model.codec.to(device)
         model.backbone.to(device)
         model.perception.to(device)
         self.model = replace(model, text=model.text.to(device))
@@ -345,7 +349,8 @@ class Engine:
             raise Refused(f'a memory of the kind {self.model.config.memory!r} cannot be {verb}')
         return place.memory
 
-    def _write(self, view: View, memory: Memory) -> Place:
+    def _write(self, view: View, memory: Memory, before: DepthSource | None = None) -> Place:
+        """``before`` is where the memory's depth came from: metres that were guessed once stay a guess."""
         fitted = fit_view(view, self.model.config.height, self.model.config.width)
         frame, camera = fitted.frame.to(self.model.device), fitted.camera.to(self.model.device)
         on_cells = on_grid(camera, self.model)
@@ -362,6 +367,8 @@ class Engine:
                 moving=seen.moving,
                 scaled=torch.ones_like(seen.scaled),
             )
+        if before == 'perception_unscaled':
+            source = before
         if source == 'perception_unscaled' and not self._allow_unscaled_depth:
             raise Refused(
                 'the view has no depth and its metres would be a guess: send depth, or allow unscaled depth'

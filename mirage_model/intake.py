@@ -36,13 +36,14 @@ def fit_view(view: View, height: int, width: int) -> Fitted:
     K = np.array(view.K, dtype=np.float64)
     if K.shape != (3, 3):
         raise Refused(f'K must be 3x3, got {K.shape}')
+    pose = np.asarray(view.world_from_camera, dtype=np.float32)
+    if pose.shape != (4, 4):
+        raise Refused(f'world_from_camera must be 4x4, got {pose.shape}')
     K[:2, 2] -= left, top
     cropped = checked(
         Cameras(
             K=torch.from_numpy(K).float()[None],
-            world_from_camera=torch.from_numpy(
-                np.asarray(view.world_from_camera, dtype=np.float32)
-            )[None],
+            world_from_camera=torch.from_numpy(pose)[None],
             times=torch.tensor([view.time], dtype=torch.float64),
             height=crop_height,
             width=crop_width,

@@ -14,7 +14,6 @@ from mirage_model.checkpoint import Model
 from mirage_model.intake import checked
 from mirage_model.interface import DepthSource, Refused
 from mirage_model.memory import Memory
-from mirage_model.memory.file import attached
 from mirage_model.memory.latent import LatentMemory
 from mirage_model.memory.limits import Limits
 from mirage_model.rollout import Branch
@@ -58,8 +57,7 @@ def load_place(path: Path, model: Model, limits: Limits) -> Place:
     if config.memory != 'latent':
         raise Refused(f'{path}: the model {config.name} has {config.memory!r} for its memory')
     try:
-        loaded = LatentMemory.load(path, limits)
-        view = attached(path)
+        loaded, view = LatentMemory.load_attached(path, limits)
         camera = Cameras(
             K=view['K'],
             world_from_camera=view['world_from_camera'],

@@ -59,6 +59,8 @@ def sample_chunk(
     # the scheduler keeps its state in itself: a copy of its own for every chunk
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=context.device)
+    # of many steps the first two may round to one timestep, by which the scheduler would look for its place
+    scheduler.set_begin_index(0)
     for timestep in scheduler.timesteps:
         if cancelled():
             raise Cancelled

@@ -6,9 +6,11 @@ Needed for models that were trained with text, such as Wan2.2; mirage-tiny's one
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
@@ -44,15 +46,32 @@ def main() -> None:
     parser.add_argument('--model', required=True, type=Path, help='model folder to write into')
     arguments = parser.parse_args()
     path = arguments.model / 'text' / 'embedding.safetensors'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        with safe_open(path, framework='pt') as file:
-            if (file.metadata() or {}).get('prompt') == arguments.prompt:
-                print(f'{path} holds this prompt already')
-                return
+    about = {'prompt': arguments.prompt, 'encoder': arguments.encoder.resolve().name}
+    if _metadata(path) == about:
+        print(f'{path} holds this prompt already')
+        return
     embedding = embed(arguments.encoder, arguments.prompt).contiguous()
-    save_file({'embedding': embedding}, path, metadata={'prompt': arguments.prompt})
+    transformer = arguments.model / 'transformer' / 'config.json'
+    if transformer.is_file():
+        wanted = json.loads(transformer.read_text())['text_dim']
+        if embedding.shape[1] != wanted:
+            parser.error(
+                f'the encoder gives {embedding.shape[1]} numbers a word, {arguments.model} takes {wanted}'
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix('.part')
+    save_file({'embedding': embedding}, aside, metadata=about)
+    os.replace(aside, path)
     print(f'wrote {path}')
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What the embedding at ``path`` is of; nothing for one that is not there or is cut short."""
+    try:
+        with safe_open(path, framework='pt') as file:
+            return file.metadata() or {}
+    except (FileNotFoundError, SafetensorError):
+        return {}
 
 
 if __name__ == '__main__':

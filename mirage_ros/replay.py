@@ -16,9 +16,9 @@ import sys
 
 from mirage_model.checkpoint import EMBEDDED, describe
 from mirage_model.evaluation.replay_command import add_options, configure, run, say
-from mirage_model.evaluation.results import as_json, write_json
 from mirage_model.evaluation.segments import ReplayConfig
 from mirage_model.evaluation.truncated import intact
+from mirage_model.results import as_json, write_json
 from mirage_ros.demo import quiet_network, running_node
 
 OBSERVING = {

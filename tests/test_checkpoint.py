@@ -110,6 +110,27 @@ def test_an_unknown_scheduler_is_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ('name', 'changes'),
+    [
+        ('vae/config.json', {'dim_mult': 3}),
+        ('transformer/config.json', {'num_layers': 'six'}),
+        ('scheduler/scheduler_config.json', {'flow_shift': 'a'}),
+    ],
+)
+def test_a_damaged_configuration_is_named(folder, name, changes):
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=name.split('/')[0]):
+        load_model(folder)
+
+
+def test_half_an_adapter_is_named(folder):
+    (folder / 'side_branch' / 'adapter.json').write_text('{"rank": 4}')
+    with pytest.raises(ValueError, match=r'adapter\.safetensors'):
+        load_model(folder)
+
+
 def test_no_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match='nowhere'):
         load_model(tmp_path / 'nowhere')
@@ -117,7 +138,15 @@ def test_no_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     'changes',
-    [{'chunk_frames': 1}, {'chunk_frames': 8}, {'footprint': 2}, {'height': 40}, {'steps': 0}],
+    [
+        {'chunk_frames': 1},
+        {'chunk_frames': 8},
+        {'chunk_frames': 5.0},
+        {'footprint': 2},
+        {'height': 40},
+        {'steps': 0},
+        {'steps': 2.5},
+    ],
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(folder, changes):

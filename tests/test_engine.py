@@ -118,6 +118,21 @@ def test_depth_that_is_a_guess_is_refused_unless_allowed(engine, folder):
     assert allowed.seed(view(depth=None)) == 'perception_unscaled'
 
 
+def test_metres_that_were_guessed_once_stay_a_guess_until_a_new_seed(engine, folder, tmp_path):
+    allowed = Engine.from_folder(folder, allow_unscaled_depth=True)
+    allowed.seed(view(depth=None))
+    assert allowed.observe(view(depth=None)) == 'perception_unscaled'
+    assert allowed.observe(view()) == 'perception_unscaled'
+    assert next(allowed.imagine(request())).depth_source == 'perception_unscaled'
+    allowed.save(tmp_path / 'guess.safetensors')
+    engine.seed(view())
+    with pytest.raises(Refused, match='guess.safetensors: its metres are a guess'):
+        engine.load(tmp_path / 'guess.safetensors')
+    assert engine.observe(view()) == 'sensor'
+    assert allowed.seed(view()) == 'sensor'
+    assert allowed.observe(view()) == 'sensor'
+
+
 def test_a_refused_seed_leaves_the_old_one(engine):
     engine.seed(view())
     frames = next(engine.imagine(request())).frames
@@ -127,6 +142,8 @@ def test_a_refused_seed_leaves_the_old_one(engine):
 
 
 BAD_VIEWS = {
+    'a pose of three rows': {'world_from_camera': np.eye(4, dtype=np.float32)[:3]},
+    'two poses': {'world_from_camera': np.stack([np.eye(4, dtype=np.float32)] * 2)},
     'grey image': {'image': np.zeros((HEIGHT, WIDTH), dtype=np.uint8)},
     'float image': {'image': np.zeros((HEIGHT, WIDTH, 3), dtype=np.float32)},
     'empty image': {'image': np.zeros((0, 0, 3), dtype=np.uint8)},

@@ -47,3 +47,15 @@ def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path, monke
     assert load_file(tmp_path / 'text' / 'embedding.safetensors')['embedding'].shape == (512, 8)
     main()
     assert 'holds this prompt already' in capsys.readouterr().out
+    path = tmp_path / 'text' / 'embedding.safetensors'
+    path.write_bytes(path.read_bytes()[:-20])
+    main()
+    assert load_file(path)['embedding'].shape == (512, 8), 'what was cut short is made again'
+    whole = path.read_bytes()
+    (tmp_path / 'transformer').mkdir()
+    (tmp_path / 'transformer' / 'config.json').write_text('{"text_dim": 32}')
+    monkeypatch.setattr(sys, 'argv', ['text', *words[:2], '--prompt', 'a hall', *words[4:]])
+    with pytest.raises(SystemExit):
+        main()
+    assert 'the encoder gives 8 numbers a word' in capsys.readouterr().err
+    assert path.read_bytes() == whole

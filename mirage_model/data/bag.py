@@ -101,7 +101,7 @@ class _Lost:
 
 @dataclass(frozen=True)
 class Bag:
-    """One bag: its folder, or its one file. It is one scene, by that name."""
+    """One bag: its folder, or its one file. It is one scene, by that name without .mcap or .db3."""
 
     path: Path
     config: BagConfig
@@ -109,7 +109,8 @@ class Bag:
 
     @property
     def scene(self) -> str:
-        return self.path.resolve().name
+        path = self.path.resolve()
+        return path.stem if path.suffix in ('.mcap', '.db3') else path.name
 
     @cached_property
     def recorded(self) -> Bag:
@@ -164,14 +165,15 @@ class Bag:
 
     def load(self, part: Part) -> Clip:
         index, rows = self._index, list(part.rows)
-        frames = self._images(self.config.image, index.stamps[rows], index.logged[rows], colours)
         shape = (len(rows), self.layout.height, self.layout.width)
         depth = np.full(shape, np.nan, np.float32)
-        if self.config.depth:
-            images = self._images(
-                self.config.depth, index.depth_stamps[rows], index.depth_logged[rows], metres
+        with self._reader() as reader:
+            frames = self._images(
+                reader, self.config.image, index.stamps[rows], index.logged[rows], colours
             )
-            depth[:] = images
+            if self.config.depth:
+                stamps, logged = index.depth_stamps[rows], index.depth_logged[rows]
+                depth[:] = self._images(reader, self.config.depth, stamps, logged, metres)
         cameras = Cameras(
             K=torch.from_numpy(np.tile(index.K, (len(rows), 1, 1))).float(),
             world_from_camera=torch.from_numpy(index.world_from_camera[rows]).float(),
@@ -401,6 +403,7 @@ class Bag:
 
     def _images(
         self,
+        reader,
         topic: str,
         stamps: Float[np.ndarray, 'n'],
         logged: Int[np.ndarray, 'n'],
@@ -409,21 +412,20 @@ class Bag:
         """The images with these stamps by ``read``, fitted, in this order."""
         index, found, wanted = self._index, {}, set(stamps.tolist())
         span = int(logged.min()), int(logged.max()) + 1
-        with self._reader() as reader:
-            for _, message in self._messages(reader, topic, (_IMAGE, _COMPRESSED), _Lost(), *span):
-                stamp = seconds(message)
-                if stamp not in wanted:
-                    continue
-                try:
-                    image = read(message)
-                except ValueError as error:
-                    raise ValueError(f'{self.path}: {topic} at {stamp:.6f}: {error}') from None
-                if image.shape[:2] != (index.height, index.width):
-                    raise ValueError(
-                        f'{self.path}: {topic} at {stamp:.6f} has images of {image.shape[0]}x{image.shape[1]}, '
-                        f'{self.config.camera_info} of {index.height}x{index.width}'
-                    )
-                found[stamp] = fit(image, self.layout, labels=read is metres)
+        for _, message in self._messages(reader, topic, (_IMAGE, _COMPRESSED), _Lost(), *span):
+            stamp = seconds(message)
+            if stamp not in wanted:
+                continue
+            try:
+                image = read(message)
+            except ValueError as error:
+                raise ValueError(f'{self.path}: {topic} at {stamp:.6f}: {error}') from None
+            if image.shape[:2] != (index.height, index.width):
+                raise ValueError(
+                    f'{self.path}: {topic} at {stamp:.6f} has images of {image.shape[0]}x{image.shape[1]}, '
+                    f'{self.config.camera_info} of {index.height}x{index.width}'
+                )
+            found[stamp] = fit(image, self.layout, labels=read is metres)
         return [found[stamp] for stamp in stamps.tolist()]
 
 

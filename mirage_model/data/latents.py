@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,8 @@ from mirage_model.data.labels import labels
 from mirage_model.remember import keep_mask
 
 INDEX = 'index.jsonl'
+PREPARED = 'prepared.json'
+"""What the clips of a folder were prepared with."""
 
 
 def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Tensor]:
@@ -39,7 +42,7 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
         raise ValueError(f'{clip.name}: {len(clip.frames)} frames are fewer than {chunk_frames}')
     if (clip.cameras.K != clip.cameras.K[0]).any():
         raise ValueError(f'{clip.name}: the intrinsics change within the clip')
-    device = codec.vae.device
+    device = codec.device
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     video = [frames[j * new : j * new + chunk_frames] for j in range(chunks)]
     at = slice(0, chunks * new + 1, stride)
@@ -166,9 +169,14 @@ class Journal:
         self._file = path.open('ab')
         self._file.truncate(whole)
 
-    def done(self) -> set[str]:
-        """Names of clips whose shard is there, or that were left out."""
-        shards = [s for s in self._index.shards if self._index.path(s).is_file()]
+    def done(self, clips: Path | None = None) -> set[str]:
+        """Names of clips whose shard is there, their clip too where ``clips`` keeps them, or that were left out."""
+        folders = [self._index.folder, *([] if clips is None else [clips])]
+        shards = [
+            shard
+            for shard in self._index.shards
+            if all((folder / f'{shard.name}.safetensors').is_file() for folder in folders)
+        ]
         return {shard.name for shard in (*shards, *self._index.left_out)}
 
     def add(self, shard: Shard) -> None:
@@ -178,3 +186,31 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def identity(latents: Path, codec: Path) -> dict[str, str]:
+    """What a training's samples follow from: the indices of prepared clips, and the codec that encoded them.
+
+    Raises ValueError where they were encoded by another, or were not prepared.
+    """
+    found, prepared = fingerprint(codec), latents / PREPARED
+    indices = [latents / split / INDEX for split in ('train', 'validation')]
+    for path in (prepared, *indices):
+        if not path.is_file():
+            raise ValueError(f'{path} is missing: prepare the clips first')
+    if json.loads(prepared.read_text())['codec'] != found:
+        raise ValueError(f'{latents} was encoded by another codec than {codec}')
+    digest = hashlib.sha256(b''.join(path.read_bytes() for path in indices))
+    return {'latents': digest.hexdigest(), 'codec': found}
+
+
+def fingerprint(folder: Path) -> str:
+    """Over the weights and the configuration in a folder. Raises ValueError if it has none."""
+    paths = [p for p in sorted(folder.rglob('*')) if p.suffix in ('.safetensors', '.json')]
+    if not paths:
+        raise ValueError(f'no weights in {folder}')
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open('rb') as file:
+            digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 import hashlib
 import json
-import os
 from pathlib import Path
 import re
 import signal
@@ -28,9 +27,11 @@ from mirage_model.data.bag import Bag, BagConfig
 from mirage_model.data.clip import save_clip, why_left_out
 from mirage_model.data.estimate import complete
 from mirage_model.data.latents import (
+    PREPARED,
     Journal,
     Shard,
     encode_clip,
+    fingerprint,
     read_index,
     save_latents,
 )
@@ -38,6 +39,7 @@ from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part, RecordedClips, Source
 from mirage_model.data.splits import NAMES, SPLITS, read_splits, split_of
 from mirage_model.perception import Perception
+from mirage_model.results import differing, write_json
 from mirage_model.workers import in_workers
 
 
@@ -61,8 +63,8 @@ class PrepareConfig:
     def identity(self) -> dict:
         """What must stay the same for clips to lie in one folder."""
         return {
-            'codec': _sha256(self.codec),
-            'perception': _sha256(self.model / 'perception'),
+            'codec': fingerprint(self.codec),
+            'perception': fingerprint(self.model / 'perception'),
             'layout': asdict(self.layout),
             'chunk_frames': self.chunk_frames,
             'splits': hashlib.sha256(self.splits.read_bytes()).hexdigest(),
@@ -75,12 +77,17 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
     Raises ValueError if the folder was prepared otherwise, if two clips have one name, or if nothing is there.
     """
     splits = read_splits(config.splits)
-    _check_identity(config)
+    identity = config.identity()
+    _check_identity(config.out, identity)
+    if config.clips_out is not None:
+        kept = {name: identity[name] for name in ('perception', 'layout', 'splits')}
+        _check_identity(config.clips_out, kept)
     listings = [source.listing() for source in sources]
     named = Counter(part.name for listing in listings for part in listing.parts)
     twice = sorted(name for name, count in named.items() if count > 1)
     if twice:
         raise ValueError(f'two clips have the name {twice[0]!r}')
+    scenes = {part.scene.casefold() for listing in listings for part in listing.parts}
     unusable = [entry for listing in listings for entry in listing.left_out]
     with ExitStack() as stack:
         journals = {}
@@ -89,7 +96,10 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
             stack.callback(journals[split].close)
             if config.clips_out is not None:
                 (config.clips_out / split).mkdir(parents=True, exist_ok=True)
-        done = {split: journal.done() for split, journal in journals.items()}
+        done = {
+            split: journal.done(config.clips_out and config.clips_out / split)
+            for split, journal in journals.items()
+        }
         jobs = []
         for source, listing in zip(sources, listings):
             for part in listing.parts:
@@ -102,7 +112,7 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
             journals[split].add(shard)
             bar.update()
         bar.close()
-    report = _report(config, unusable, splits)
+    report = _report(config, unusable, splits, scenes)
     if not any(report[split]['clips'] for split in NAMES):
         reasons = ', '.join(sorted({entry['reason'] for entry in report['left_out']})[:3])
         raise ValueError(f'no clip could be prepared: {reasons}')
@@ -148,35 +158,23 @@ def _perception(folder: Path, device: str) -> Perception:
     return load_perception(folder, device=device)[1]
 
 
-def _sha256(folder: Path) -> str:
-    """Over the weights and the configuration in a folder. Raises ValueError if it has none."""
-    paths = [p for p in sorted(folder.rglob('*')) if p.suffix in ('.safetensors', '.json')]
-    if not paths:
-        raise ValueError(f'no weights in {folder}')
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
-    return digest.hexdigest()
-
-
-def _check_identity(config: PrepareConfig) -> None:
+def _check_identity(folder: Path, now: dict) -> None:
     """Raises ValueError where the folder holds clips that were prepared otherwise."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    path, now = config.out / 'prepared.json', config.identity()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PREPARED
     if path.is_file():
-        before = json.loads(path.read_text())
-        other = [key for key in now if before.get(key) != now[key]]
-        if other:
+        if other := differing(json.loads(path.read_text()), now):
             raise ValueError(
-                f'{config.out} was prepared with another {" and another ".join(other)}: '
+                f'{folder} was prepared with another {" and another ".join(other)}: '
                 'take another folder, or the same as before'
             )
         return
-    _write(path, now)
+    write_json(path, now)
 
 
-def _report(config: PrepareConfig, unusable: list[tuple[str, str, str]], splits: dict) -> dict:
+def _report(
+    config: PrepareConfig, unusable: list[tuple[str, str, str]], splits: dict, scenes: set[str]
+) -> dict:
     """What every split holds, and what was left out and why; written to report.json."""
     report: dict = {}
     left_out = []
@@ -192,19 +190,19 @@ def _report(config: PrepareConfig, unusable: list[tuple[str, str, str]], splits:
         left_out += [(s.name, s.scene, split, s.left_out) for s in index.left_out]
     left_out += [(name, scene, split_of(scene, splits), why) for name, scene, why in unusable]
     keys = ('name', 'scene', 'split', 'reason')
+    held_out = [
+        name for parts in splits.values() for split in NAMES[1:] for name in parts.get(split, [])
+    ]
+    # of the worlds that this file is shipped with nobody has all
+    wanted = [] if config.splits == SPLITS else held_out
+    report['not_found'] = sorted(name for name in wanted if name.casefold() not in scenes)
     report['left_out'] = [dict(zip(keys, entry)) for entry in sorted(left_out)]
-    _write(config.out / 'report.json', report)
+    write_json(config.out / 'report.json', report)
     return report
 
 
 def _mean(values: list[float]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
-
-
-def _write(path: Path, content: dict) -> None:
-    aside = path.with_suffix('.part')
-    aside.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(aside, path)
 
 
 def summary(report: dict) -> str:
@@ -221,6 +219,8 @@ def summary(report: dict) -> str:
                 else f'; {part["keep"]:.0%} of the cells may be remembered'
             )
         )
+    if report['not_found']:
+        lines.append(f'held out, but of no clip: {", ".join(report["not_found"])}')
     reasons = Counter(re.sub(r'\d+(\.\d+)?', 'N', entry['reason']) for entry in report['left_out'])
     lines.append(f'left out: {sum(reasons.values())}')
     lines += [f'  {count} x {reason}' for reason, count in reasons.most_common(12)]

@@ -1,7 +1,8 @@
 """Record clips of simulated drives: ``python -m mirage_model.data.record --world doom --split train --out DIR``.
 
 Clip i of a split is always the same: its map, drive and movers follow from i alone. Clips that exist are
-skipped, so an interrupted recording goes on where it stopped. Both worlds may be recorded into one folder.
+skipped, so an interrupted recording goes on where it stopped. Both worlds may be recorded into one folder,
+which holds clips of one length, rate and size.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 import json
 import multiprocessing
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from mirage_model.data.clip import Clip, save_clip, why_left_out
 from mirage_model.data.splits import NAMES, maps_of
+from mirage_model.results import claim
 from mirage_model.worlds import doom
 from mirage_model.worlds.doom import DoomWorld
 from mirage_model.worlds.rooms import NAME, RoomWorld
@@ -103,8 +105,10 @@ def main() -> None:
         width=arguments.width,
         rate=arguments.rate,
     )
-    out = arguments.out / arguments.split
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out = claim(arguments.out, asdict(config), name=arguments.split)
+    except ValueError as error:
+        parser.error(str(error))
     left_out = []
     # the game library keeps global state: every worker is a fresh process
     spawn = multiprocessing.get_context('spawn')

@@ -26,10 +26,10 @@ def read_splits(path: Path = SPLITS) -> dict[str, dict[str, list[str]]]:
             if not isinstance(scenes, list) or not all(isinstance(s, str) for s in scenes):
                 raise ValueError(f'{path}: {world}.{split} must be a list of names')
             for scene in scenes:
-                place = f'{world}.{split}'
-                if scene in owner:
-                    raise ValueError(f'{path}: {scene!r} is in {owner[scene]} and in {place}')
-                owner[scene] = place
+                place, name = f'{world}.{split}', scene.casefold()
+                if name in owner:
+                    raise ValueError(f'{path}: {scene!r} is in {owner[name]} and in {place}')
+                owner[name] = place
     return splits
 
 
@@ -44,9 +44,9 @@ def maps_of(split: str, world: str = 'doom') -> list[str]:
 
 
 def split_of(scene: str, splits: dict[str, dict[str, list[str]]]) -> str:
-    """The split that names a scene; a scene that none names is for training."""
+    """The split that names a scene, in whatever case; a scene that none names is for training."""
     for parts in splits.values():
         for split, scenes in parts.items():
-            if scene in scenes:
+            if scene.casefold() in (name.casefold() for name in scenes):
                 return split
     return 'train'

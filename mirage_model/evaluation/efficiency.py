@@ -19,8 +19,8 @@ from mirage_model.evaluation.efficiency_large import Setting, composed, timings
 from mirage_model.evaluation.efficiency_report import Results, expectations, table, write_page
 from mirage_model.evaluation.efficiency_rows import Row, machine
 from mirage_model.evaluation.efficiency_tiny import run_whole
-from mirage_model.evaluation.results import write_json
 from mirage_model.evaluation.tiny import trajectory
+from mirage_model.results import write_json
 
 TRAJECTORY = 5
 """Of the manifest of `tiny`: out and back, which moves in every chunk, where a drive forward ends at a

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from mirage_model.evaluation.results import write_json
+from mirage_model.results import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from mirage_model.camera import Cameras, resized
 from mirage_model.checkpoint import EMBEDDED
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, load_clip
-from mirage_model.evaluation.results import write_json
 from mirage_model.memory.grid import depth_to_grid
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.results import write_json
 
 GAPS = (4, 8, 16)
 LEARNED = {

@@ -25,9 +25,9 @@ from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
 from mirage_model.engine import Engine
 from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
-from mirage_model.evaluation.results import as_json, claim, write_json
 from mirage_model.evaluation.tables import write_tables
 from mirage_model.interface import NOTHING, Imagine, Refused, View
+from mirage_model.results import as_json, claim, write_json
 
 MANIFEST = 100
 """Clips of the published protocol."""

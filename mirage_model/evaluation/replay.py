@@ -27,7 +27,6 @@ from mirage_model.data.clip import Clip
 from mirage_model.data.sources import Part
 from mirage_model.evaluation.geometry import FIGURES, geometry
 from mirage_model.evaluation.metrics import quality
-from mirage_model.evaluation.results import as_json
 from mirage_model.evaluation.segments import ReplayConfig, Segment
 from mirage_model.intake import fit_pixels, fit_view
 from mirage_model.interface import (
@@ -39,6 +38,7 @@ from mirage_model.interface import (
     Refused,
     View,
 )
+from mirage_model.results import as_json
 
 MEMORY = 'replay'
 

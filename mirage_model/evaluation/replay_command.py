@@ -25,12 +25,12 @@ from mirage_model.data.sources import Layout
 from mirage_model.evaluation.metrics import QUALITY
 from mirage_model.evaluation.replay import Imaginer, identity, load, replay
 from mirage_model.evaluation.report import write_report
-from mirage_model.evaluation.results import claim, write_json
 from mirage_model.evaluation.results_bag import lanes, write_bag
 from mirage_model.evaluation.segments import ReplayConfig, Segment, segments_of
 from mirage_model.evaluation.tables import frame_rows, horizon_rows, segment_row, write_tables
 from mirage_model.evaluation.truncated import intact
 from mirage_model.interface import Description
+from mirage_model.results import claim, write_json
 
 HELP = {
     'image': 'topic of rectified images, raw or compressed',

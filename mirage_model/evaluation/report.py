@@ -13,16 +13,16 @@ import numpy as np
 
 from mirage_model.evaluation.metrics import MISSING, QUALITY
 from mirage_model.evaluation.replay import Replayed
-from mirage_model.evaluation.results import as_json
 from mirage_model.evaluation.tables import Row
 from mirage_model.evaluation.video import at_most, mask_in_colour, mp4, side_by_side
+from mirage_model.results import as_json
 
 _STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem; max-width: 60rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-svg, video { width: 100%; height: auto; display: block }
+svg, video { width: 100%; height: auto; display: block } video { image-rendering: pixelated }
 figure { margin: 1rem 0; min-width: 0 } figcaption { font-size: .9rem; color: #555 }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
@@ -174,7 +174,8 @@ def _svg(figure: Figure, title: str) -> str:
 def _film(name: str, row: Row, replayed: Replayed, about: dict) -> str:
     pictures = replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility)
     frames = side_by_side(*(at_most(each, _WIDEST) for each in pictures))
-    scale = max(1, 320 // replayed.frames.shape[2])
+    # the codec halves the resolution of colour; the browser enlarges the rest
+    scale = 2 if replayed.frames.shape[2] <= 160 else 1
     data = base64.b64encode(mp4(frames, frame_rate=about['frame_rate'], scale=scale)).decode()
     caption = (
         f'{name}: segment {row["segment"]}, seed {row["seed"]}, PSNR {shown(row["psnr_all"])} dB, '

@@ -9,8 +9,9 @@ trajectories are kept, so that an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
+import hashlib
 import json
 from pathlib import Path
 
@@ -26,16 +27,17 @@ from mirage_model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.data.clip import Clip
 from mirage_model.data.labels import labels
 from mirage_model.data.record import maps_of, record_drive
-from mirage_model.evaluation.results import write_json
 from mirage_model.memory import Memory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.none import NoMemory
 from mirage_model.remember import keep_mask, pixels_of
+from mirage_model.results import as_json, write_json
 from mirage_model.rollout import rollout
 from mirage_model.workers import in_workers
 
 KINDS = ('turn', 'forward', 'out_and_back')
-BINS = tuple(range(0, 100, 10))
+BINS = 10
+"""Of coverage, each of them ten points wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,19 @@ def gradient_energy(frames: Tensor) -> float:
     return float(horizontal + vertical)
 
 
+def colour_ratios(frames: Tensor, truth: Tensor) -> Float[Tensor, '3']:
+    """Mean red, green and blue against the true ones."""
+    return frames.mean(dim=(0, 2, 3)) / truth.mean(dim=(0, 2, 3))
+
+
+def by_coverage(imagined: Imagined, truth: Float[Tensor, 'n 3 H W'], chunk: slice) -> list[float]:
+    """PSNR of the frames of a chunk by how much of them the memory covered, NaN for a bin that is empty."""
+    share = imagined.covered[chunk].float().mean(dim=(1, 2))
+    bins = (share * BINS).long().clamp(max=BINS - 1)
+    frames, truth = imagined.frames[chunk], truth[chunk]
+    return [psnr(frames[bins == number], truth[bins == number]) for number in range(BINS)]
+
+
 def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
     """Every figure of one trajectory, and rows of pictures: true, imagined, empty memory, codec."""
     channels = model.codec.channels
@@ -142,17 +157,20 @@ def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
             codec[:new], truth[:new], imagined.covered[:new]
         ),
         'gradient_energy_ratio': gradient_energy(imagined.frames) / gradient_energy(codec),
-        'mean_colour_ratio': float(imagined.frames.mean() / truth.mean()),
-        'contrast_ratio': float(imagined.frames.std() / truth.std()),
+        'mean_colour_ratio': (colour := colour_ratios(imagined.frames, truth)).tolist(),
+        'mean_colour_error': float((colour - 1).abs().mean()),
+        'contrast_ratio': (contrast := float(imagined.frames.std() / truth.std())),
+        'contrast_error': abs(contrast - 1),
         'chunk_psnr_db': [psnr(imagined.frames[s], truth[s]) for s in chunks],
     }
-    share = imagined.covered.float().mean(dim=(1, 2)) * 100
-    figures['coverage_bins_psnr_db'] = [
-        psnr(imagined.frames[inside], truth[inside])
-        if (inside := (share >= low) & (share < low + 10.001)).any()
-        else float('nan')
-        for low in BINS
-    ]
+    figures['coverage_bins_psnr_db'] = by_coverage(imagined, truth, slice(None))
+    if len(chunks) > 2:
+        second, last = (by_coverage(imagined, truth, chunk) for chunk in (chunks[1], chunks[-1]))
+        fall = np.array(last) - np.array(second)
+        fall = fall[~np.isnan(fall)]
+        figures['second_chunk_bins_psnr_db'] = second
+        figures['last_chunk_bins_psnr_db'] = last
+        figures['last_over_second_chunk_db'] = float(fall.mean()) if len(fall) else float('nan')
     if 'out_and_back' in clip.name:
         figures['closed_loop_psnr_db'] = psnr(imagined.frames[-1:], frames[:1])
         figures['closed_loop_empty_psnr_db'] = psnr(empty.frames[-1:], frames[:1])
@@ -200,6 +218,10 @@ def to_markdown(summary: dict) -> str:
     for key, value in summary.items():
         if isinstance(value, float) and f'{key}_se' in summary:
             rows.append(f'| {key} | {value:.3f} | {summary[key + "_se"]:.3f} |')
+        elif f'{key}_se' in summary:
+            for number, cells in enumerate(zip(value, summary[f'{key}_se'], strict=True)):
+                if not np.isnan(cells[0]):
+                    rows.append(f'| {key}[{number}] | {cells[0]:.3f} | {cells[1]:.3f} |')
     return '\n'.join(rows) + '\n'
 
 
@@ -219,6 +241,12 @@ def evaluate_trajectory(folder: Path, index: int, frames: int, done: Path) -> No
     write_json(_figures_path(done, index), figures)
 
 
+def _identity(model: Model) -> str:
+    """Twelve digits that differ for other weights and for other settings."""
+    parts = [model.sha256, asdict(model.config), dict(model.scheduler.config)]
+    return hashlib.sha256(as_json(parts).encode()).hexdigest()[:12]
+
+
 def _figures_path(done: Path, index: int) -> Path:
     return done / f'{index:03d}.json'
 
@@ -232,7 +260,7 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=2, help='processes of one thread each')
     arguments = parser.parse_args()
     model = _model(arguments.model)
-    done = arguments.out / f'tiny-{model.sha256[:12]}-{arguments.frames}'
+    done = arguments.out / f'tiny-{_identity(model)}-{arguments.frames}'
     done.mkdir(parents=True, exist_ok=True)
     jobs = [
         (arguments.model, index, arguments.frames, done)

@@ -22,10 +22,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
-from mirage_model.evaluation.results import as_json, claim, write_json
 from mirage_model.evaluation.video import mp4
 from mirage_model.intake import fit_pixels
 from mirage_model.interface import EngineProtocol, Imagine, Refused, View
+from mirage_model.results import as_json, claim, write_json
 
 BLENDER_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
 """Blender's cameras look along -z with y up."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from threading import get_ident
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
@@ -55,29 +56,25 @@ def save(
         aside.unlink(missing_ok=True)
 
 
-def attached(path: Path) -> dict[str, Tensor]:
-    """The tensors that were saved along with a memory. Raises ValueError as `load` does."""
-    try:
-        with safe_open(path, framework='pt') as file:
-            names = [name for name in file.keys() if name.startswith(_ATTACHED)]
-            return {name.removeprefix(_ATTACHED): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f'{path}: not a whole safetensors file: {error}') from error
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object], dict[str, Tensor]]:
+    """The cells, what was said about them, and the tensors that travelled along.
 
-
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The cells and what was said about them.
-
+    The file is opened once: safetensors opens a path twice, and another may have been put in its place between.
     Raises ValueError, naming the file, for one that is truncated or no memory, of another version,
     or has missing tensors, wrong types or shapes, or values that no memory holds.
     """
     try:
-        with safe_open(path, framework='pt') as file:
-            metadata = file.metadata() or {}
-            names = [name for name in file.keys() if not name.startswith(_ATTACHED)]
-            cells = {name: file.get_tensor(name) for name in names}
+        content = path.read_bytes()
+        cells = load_tensors(content)
     except (OSError, SafetensorError) as error:
         raise ValueError(f'{path}: not a whole safetensors file: {error}') from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+    metadata = header.get('__metadata__', {})
+    attached = {
+        name.removeprefix(_ATTACHED): cells.pop(name)
+        for name in list(cells)
+        if name.startswith(_ATTACHED)
+    }
     if metadata.get('format') != FORMAT:
         raise ValueError(f'{path}: not a latent memory')
     if metadata.get('version') != str(VERSION):
@@ -103,6 +100,6 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     if count and (serial.min() < 0 or len(np.unique(serial)) != count):
         raise ValueError(f'{path}: serial numbers are not unique')
     try:
-        return cells, json.loads(metadata['about'])
+        return cells, json.loads(metadata['about']), attached
     except (KeyError, ValueError) as error:
         raise ValueError(f'{path}: its description is damaged: {error}') from error

@@ -256,7 +256,7 @@ class LatentMemory:
     def save(self, path: Path, *, attached: Mapping[str, Tensor] | None = None) -> None:
         """Write one safetensors file; a file that is there is replaced whole or not at all.
 
-        ``attached`` tensors travel along; `file.attached` reads them.
+        ``attached`` tensors travel along; `load_attached` reads them.
         """
         store, origin = self._store, self._origin
         cells = store.cells() or no_cells(self.config.channels, _BITS[self.config.dtype])
@@ -279,7 +279,14 @@ class LatentMemory:
 
         Raises ValueError, naming the file, for a damaged one.
         """
-        tensors, about = file.load(path)
+        return cls.load_attached(path, limits)[0]
+
+    @classmethod
+    def load_attached(
+        cls, path: Path, limits: Limits | None = None
+    ) -> tuple[LatentMemory, dict[str, Tensor]]:
+        """As `load`, with the tensors that were saved along with the memory."""
+        tensors, about, attached = file.load(path)
         try:
             given = {} if limits is None else asdict(limits)
             memory = cls(MemoryConfig(**{**about['config'], **given}))
@@ -308,7 +315,7 @@ class LatentMemory:
             forget(memory._store, config.capacity, config.policy, last)
         if config.resident:
             page_out(memory._store, config.resident, Path(config.folder), last)
-        return memory
+        return memory, attached
 
     def _latents(self, cells: Cells) -> Float[Tensor, 'm c']:
         latents = torch.from_numpy(cells.latents)

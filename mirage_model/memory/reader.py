@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 
 from jaxtyping import Bool, Float, Float32, Float64, Int
@@ -204,13 +204,17 @@ def seen_through(
     store: Store, views: Views, depth: Float[Tensor, 'n h w'], rule: Rule
 ) -> dict[Place, Bool[np.ndarray, 'm']]:
     """`zbuffer.seen_through` for the blocks in view; only those with a cell to remove."""
-    found = in_view(store, views, rule, reach=0)
+    surface = surface_of(depth, rule).numpy()
+    # no further than what was seen, and as far as that: also beyond what is read
+    farthest = float(surface.max(initial=0.0))
+    if farthest <= rule.near:
+        return {}
+    found = in_view(store, views, replace(rule, far=farthest), reach=0)
     blocks, count = np.unique(found.rows), found.table.count
     stops = np.cumsum(count[blocks])
     start_of = np.zeros(len(count), np.int64)
     start_of[blocks] = stops - count[blocks]
     gone = np.zeros(int(count[blocks].sum()), np.bool_)
-    surface = surface_of(depth, rule).numpy()
     parts = _shares(found.cells)
 
     def scan(part: int) -> None:

@@ -22,13 +22,13 @@ from mirage_model.checkpoint import Model, ModelConfig
 from mirage_model.codec import Codec
 from mirage_model.data.clip import Clip, load_clip
 from mirage_model.data.labels import labels
-from mirage_model.data.latents import load_latents
-from mirage_model.evaluation.results import write_json
+from mirage_model.data.latents import fingerprint, identity, load_latents
 from mirage_model.evaluation.tiny import imagine, psnr
 from mirage_model.memory import Readout
 from mirage_model.memory.create import create_memory
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.perception import Estimate
+from mirage_model.results import differing, write_json
 from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.context import ContextConfig, over_pixels, readout_of_the_first
 from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build
@@ -181,12 +181,16 @@ def _shortened(clip: Clip, count: int) -> Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Folders with train/ and validation/ of latents and clips, the codec, and the backbone's checkpoint."""
+    """Folders with train/ and validation/ of latents and clips, the codec, and the backbone's checkpoint.
+
+    ``identity`` says what samples follow from, as `mirage_model.data.latents.identity` does.
+    """
 
     latents: Path
     clips: Path
     codec: Codec
     backbone: Path
+    identity: dict[str, str]
 
 
 def run_variant(
@@ -282,7 +286,7 @@ def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> 
     Raises ValueError where ``out`` holds ablations of another configuration.
     """
     out.mkdir(parents=True, exist_ok=True)
-    described = {**asdict(config), 'backbone': data.backbone.name}
+    described = {**asdict(config), **data.identity, 'backbone': fingerprint(data.backbone)}
     _check_same(out / 'config.json', described)
     results: dict[str, list[dict[str, float]]] = {}
     for seed in range(config.seeds):
@@ -300,11 +304,8 @@ def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> 
 def _check_same(path: Path, described: dict) -> None:
     """More seeds may be added to what was begun; nothing else may differ."""
     begun = json.loads(path.read_text()) if path.exists() else described
-    differing = [name for name in described if name != 'seeds' and begun[name] != described[name]]
-    if differing:
-        raise ValueError(
-            f'{path}: begun with another {", ".join(differing)}; choose another folder'
-        )
+    if other := differing(begun, {**described, 'seeds': begun.get('seeds')}):
+        raise ValueError(f'{path}: begun with another {", ".join(other)}; choose another folder')
     path.write_text(json.dumps(described, indent=1))
 
 
@@ -337,6 +338,7 @@ def main() -> None:
         clips=arguments.clips,
         codec=Codec.from_folder(arguments.codec, device=str(processes().device)),
         backbone=arguments.start,
+        identity=identity(arguments.latents, arguments.codec),
     )
     print(to_markdown(run_all(arguments.only or list(VARIANTS), config, data, arguments.out)))
 

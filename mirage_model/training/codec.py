@@ -185,7 +185,7 @@ class CodecObjective:
         frames = 17 if self.config.frames > 1 else 1
         psnr, ratio, apart, pictures = [], [], [], []
         for path in self.validation_paths:
-            x = _clip(path, frames).to(codec.vae.device)
+            x = _clip(path, frames).to(codec.device)
             latents = codec.encode(x)
             y = codec.decode(latents).clamp(0, 1).cpu()
             if frames > 1:
@@ -231,7 +231,7 @@ def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
     codec = Codec(vae)
     moments = []
     for path in paths:
-        x = _clip(path)
+        x = _clip(path).to(vae.device)
         moments.append(vae.encode(x.movedim(2, 1) * 2 - 1).latent_dist.mode())
     latents = torch.cat(moments).movedim(1, 0).flatten(1)
     vae.register_to_config(
@@ -254,17 +254,17 @@ def balance(vae: AutoencoderKLWan, paths: list[Path]) -> None:
     normalise(vae, paths)
     codec = Codec(vae)
     generator = torch.Generator().manual_seed(0)
-    latents = torch.cat([codec.encode(_clip(path)) for path in paths])
+    latents = torch.cat([codec.encode(_clip(path).to(vae.device)) for path in paths]).cpu()
     cells = latents.movedim(1, -1).flatten(0, -2)
     energy, directions = torch.linalg.eigh(torch.cov(cells.T))
     deviation = energy.clamp(min=1e-8).sqrt()
     shown = latents[:3]
-    frames = codec.decode(shown)
+    frames = codec.decode(shown.to(vae.device))
     effect = []
     for one, along in zip(deviation, directions.T, strict=True):
         step = 0.1 * torch.randn(shown[:, :1].shape, generator=generator)
-        moved = codec.decode(shown + one * step * along.view(-1, 1, 1, 1))
-        effect.append(10 * (moved - frames).square().mean().sqrt())
+        moved = codec.decode((shown + one * step * along.view(-1, 1, 1, 1)).to(vae.device))
+        effect.append(10 * (moved - frames).square().mean().sqrt().cpu())
     turn = torch.linalg.qr(torch.randn(len(effect), len(effect), generator=generator)).Q
     wanted = torch.stack(effect).clamp(min=1e-8) ** BALANCE
     spread = turn * (wanted / deviation) @ directions.T  # of normalised latents
@@ -278,8 +278,9 @@ def fold(vae: AutoencoderKLWan, change: Tensor) -> None:
     mean = torch.tensor(vae.config.latents_mean)
     std = torch.tensor(vae.config.latents_std)
     channels = len(mean)
-    to_new = change / std
-    to_old = torch.linalg.inv(change.double()).float() * std[:, None]
+    to_new = (change / std).to(vae.device)
+    to_old = (torch.linalg.inv(change.double()).float() * std[:, None]).to(vae.device)
+    mean = mean.to(vae.device)
     encoded, decoded = vae.quant_conv, vae.post_quant_conv
     shape = (-1, channels, 1, 1, 1)
     rows = encoded.weight[:channels].flatten(1)

@@ -31,6 +31,9 @@ SOURCES = {
 }
 """What differs from the defaults at each size."""
 
+PARTS = ('world_model', 'trainer', 'backbone', 'data', 'commit')
+"""Of a run folder's file; the first two configure a run."""
+
 
 def configure(
     source: str,
@@ -46,11 +49,12 @@ def configure(
     Raises ValueError naming the source and the field that is not known or not allowed.
     """
     given = {} if source in SOURCES else _read(Path(source))
-    size = source if source in SOURCES else given.get('world_model', {}).get('size', 'tiny')
+    own, how = given.get('world_model', {}), given.get('trainer', {})
+    size = source if source in SOURCES else own.get('size', 'tiny')
     if size not in SOURCES:
         raise ValueError(f'{source}: size must be one of {sorted(SOURCES)}, got {size!r}')
-    model = _merged(SOURCES[size].get('world_model', {}), given.get('world_model', {}))
-    trainer = _merged(SOURCES[size].get('trainer', {}), given.get('trainer', {}))
+    model = {**SOURCES[size].get('world_model', {}), **own}
+    trainer = {**SOURCES[size].get('trainer', {}), **how}
     model |= {k: v for k, v in {'stage': stage, 'batch': batch}.items() if v is not None}
     trainer |= {k: v for k, v in {'steps': steps, 'precision': precision}.items() if v is not None}
     try:
@@ -61,14 +65,10 @@ def configure(
         raise ValueError(f'{source}: {error}') from None
 
 
-def _merged(defaults: dict, given: object) -> dict:
-    if not isinstance(given, dict):
-        raise ValueError(f'expected a JSON object, got {given!r}')
-    return {**defaults, **given}
-
-
-def _checked(cls, values: dict):
+def _checked(cls, values: object):
     """The dataclass of these values. Raises ValueError for an unknown field or a value of another type."""
+    if not isinstance(values, dict):
+        raise ValueError(f'{cls.__name__} must be a JSON object, got {values!r}')
     known = {field.name: field for field in fields(cls)}
     checked = {}
     for name, value in values.items():
@@ -94,4 +94,9 @@ def _read(path: Path) -> dict:
         raise ValueError(f'{path} is no JSON: {error}') from None
     if not isinstance(given, dict):
         raise ValueError(f'{path} holds no JSON object')
+    for name, value in given.items():
+        if name not in PARTS:
+            raise ValueError(f'{path}: no part {name!r}, there are {", ".join(PARTS)}')
+        if name in ('world_model', 'trainer') and not isinstance(value, dict):
+            raise ValueError(f'{path}: {name} must be a JSON object, got {value!r}')
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+import math
 
 from jaxtyping import Bool, Float, Shaped
 import numpy as np
@@ -53,11 +54,15 @@ class ContextConfig:
     def __post_init__(self) -> None:
         if abs(sum(getattr(self, kind) for kind in KINDS) - 1) > 1e-6:
             raise ValueError(f'the shares of {", ".join(KINDS)} must add up to 1')
-        if not 0 <= self.imagined <= 1 or self.imagined_steps < 1:
-            raise ValueError(
-                'imagined must be a share in 0..1 and imagined_steps 1 at least, '
-                f'got {self.imagined} and {self.imagined_steps}'
-            )
+        for name in (*KINDS, 'drop', 'imagined'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} must be a share in 0..1, got {getattr(self, name)}')
+        for name in ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'sensor'):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f'{name} must be a deviation, got {getattr(self, name)}')
+        for name in ('max_visits', 'imagined_steps'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 
     def imagined_now(self, step: int, batch: int) -> int:
         """How many samples of this step's batch start from what the model imagined.

@@ -1,41 +1,84 @@
 """Make a model folder of trained parts: ``python -m mirage_model.training.export --help``.
 
-Weights are stored in half precision: what is shipped is what the tests and figures run on.
+Sizes, footprint, memory and shift are those that the run was trained with. mirage-tiny is stored in half
+precision: what is shipped is what the tests and figures run on. The large model is stored in bfloat16, its
+VAE as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+import shutil
 
 from diffusers import AutoencoderKLWan
+from jaxtyping import Float
 from safetensors.torch import load_file
 import torch
+from torch import Tensor
 
 from mirage_model.adapters import add_adapter, remove_adapter, save_adapter
-from mirage_model.checkpoint import ModelConfig, save_model
+from mirage_model.checkpoint import PERCEPTIONS, ModelConfig, save_model
 from mirage_model.codec import load_pretrained
 from mirage_model.perception.embedded import load_network, save_network
 from mirage_model.sampler import tiny_scheduler
-from mirage_model.training.model import build_tiny
+from mirage_model.training.configuration import configure
+from mirage_model.training.model import build
 from mirage_model.training.trainer import load_parameters
 
-TINY_CONFIG = ModelConfig(
-    name='mirage-tiny',
-    height=96,
-    width=160,
-    chunk_frames=17,
-    frame_rate=8.0,
-    steps=4,
-    footprint=3,
-)
+SETTINGS = {
+    'tiny': ModelConfig(
+        name='mirage-tiny',
+        height=96,
+        width=160,
+        chunk_frames=17,
+        frame_rate=8.0,
+        steps=4,
+        footprint=3,
+    ),
+    'wan22_5b': ModelConfig(
+        name='wan22-5b',
+        height=704,
+        width=1280,
+        chunk_frames=33,
+        frame_rate=24.0,
+        steps=20,
+        footprint=3,
+    ),
+}
+"""Of a model of each size, where nothing else is said."""
 
 
-def export_tiny(out: Path, *, world_model: Path, vae: Path, perception: Path) -> None:
-    """Write mirage-tiny from a training checkpoint, a VAE folder and a perception folder."""
+def export(
+    out: Path,
+    *,
+    world_model: Path,
+    vae: Path,
+    perception: Path,
+    text: Float[Tensor, 'words dim'] | None = None,
+    settings: dict[str, object] | None = None,
+) -> None:
+    """Write a model folder from a checkpoint in its run folder, a VAE folder and a perception folder.
+
+    ``text`` is the embedding of the prompt that it was trained with, where it did not learn its own;
+    ``settings`` are fields of `ModelConfig` that differ from `SETTINGS`. Raises ValueError naming what is
+    missing or does not fit.
+    """
+    trained, _ = configure(str(world_model.parent / 'config.json'))
+    config = replace(
+        SETTINGS[trained.size],
+        footprint=trained.footprint,
+        memory=trained.memory,
+        **(settings or {}),
+    )
+    tiny = trained.size == 'tiny'
+    dtype = torch.float16 if tiny else torch.bfloat16
     stored = load_file(world_model / 'parameters.safetensors')
+    if text is None and 'text' not in stored:
+        raise ValueError(f'{world_model} learned no text: give the one that it was trained with')
     ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
-    model = build_tiny()
+    model = build(trained, text=text)
     if ranks:
         add_adapter(model.backbone.wan, rank=ranks[0])
     load_parameters(model, world_model)
@@ -43,34 +86,49 @@ def export_tiny(out: Path, *, world_model: Path, vae: Path, perception: Path) ->
         save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])
         remove_adapter(model.backbone.wan)
     codec = load_pretrained(AutoencoderKLWan, vae, torch.float32)
-    codec.register_to_config(_name_or_path=TINY_CONFIG.name)  # not the folder it came from
+    codec.register_to_config(_name_or_path=config.name)  # not the folder it came from
+    scheduler = tiny_scheduler()
     save_model(
         out,
-        config=TINY_CONFIG,
-        vae=codec.half(),
-        backbone=model.backbone.half(),
-        scheduler=tiny_scheduler(),
-        text=model.text.detach().half(),
+        config=config,
+        vae=codec.half() if tiny else codec,
+        backbone=model.backbone.to(dtype),
+        scheduler=type(scheduler).from_config(scheduler.config, flow_shift=trained.shift),
+        text=model.text.detach().to(dtype),
     )
-    save_network(out / 'perception', load_network(perception))
+    if config.perception == 'embedded':
+        save_network(out / 'perception', load_network(perception))
+    else:
+        shutil.copytree(perception, out / 'perception', dirs_exist_ok=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--world-model', required=True, type=Path, help='checkpoint folder')
+    parser.add_argument('--world-model', required=True, type=Path, help='checkpoint in its run')
     parser.add_argument('--vae', required=True, type=Path)
-    parser.add_argument('--perception', required=True, type=Path)
+    parser.add_argument('--perception', required=True, type=Path, help='folder')
     parser.add_argument('--out', required=True, type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument('--text', type=Path, help='embedding.safetensors that it was trained with')
+    given = parser.add_argument_group('what differs from the settings of its size')
+    given.add_argument('--name')
+    for name in ('height', 'width', 'chunk-frames', 'steps'):
+        given.add_argument(f'--{name}', type=int)
+    given.add_argument('--frame-rate', type=float)
+    given.add_argument('--perception-name', dest='kind', choices=tuple(PERCEPTIONS))
+    arguments = vars(parser.parse_args())
+    folders = {name: arguments.pop(name) for name in ('world_model', 'vae', 'perception')}
+    out, text = arguments.pop('out'), arguments.pop('text')
+    settings = {'perception': arguments.pop('kind'), **arguments}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if text is not None:
+        text = load_file(text)['embedding'].float()
     with torch.no_grad():
-        export_tiny(
-            arguments.out,
-            world_model=arguments.world_model,
-            vae=arguments.vae,
-            perception=arguments.perception,
-        )
-    size = sum(path.stat().st_size for path in arguments.out.rglob('*') if path.is_file())
-    print(f'wrote {arguments.out}: {size / 1e6:.1f} MB')
+        try:
+            export(out, text=text, settings=settings, **folders)
+        except ValueError as error:
+            parser.error(str(error))
+    size = sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
+    print(f'wrote {out}: {size / 1e6:.1f} MB')
 
 
 if __name__ == '__main__':

@@ -54,6 +54,9 @@ class WorldModelConfig:
                 raise ValueError(
                     f'{name} must be one of {sorted(allowed)}, got {getattr(self, name)!r}'
                 )
+        for name in ('batch', 'footprint', 'lora_rank', 'validation_clips', 'sampler_steps'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 
 
 class WorldModel(nn.Module):
@@ -102,10 +105,6 @@ def build(
             f'the text is {tuple(text.shape)}, the backbone takes (words, {wan.config.text_dim})'
         )
     return WorldModel(model, text, learn_text=False)
-
-
-def build_tiny(seed: int = 0) -> WorldModel:
-    return build(WorldModelConfig(), seed=seed)
 
 
 def begin_stage(model: WorldModel, config: WorldModelConfig) -> None:

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from mirage_model.camera import concatenate, resized
 from mirage_model.data.clip import Clip, clip_length, load_clip
 from mirage_model.data.labels import labels
-from mirage_model.evaluation.results import as_json, write_json
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception.embedded import (
     KnownDepth,
@@ -39,6 +38,7 @@ from mirage_model.perception.embedded import (
     save_network,
 )
 from mirage_model.remember import keep_mask
+from mirage_model.results import as_json, write_json
 from mirage_model.training.context import ContextConfig, Stills, over_pixels, write
 from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
 from mirage_model.training.perception_scores import evaluate
@@ -243,6 +243,10 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f'norm of the gradient is {norm} at step {self.step_number}: {batch.names}'
+            )
         self.optimizer.step()
         self._follow()
         self.step_number += 1
@@ -357,12 +361,11 @@ def main() -> None:
         '--from', dest='start', type=Path, help='folder of a network to go on from'
     )
     for field in fields(TrainConfig):
-        if isinstance(field.default, (int, float)):
-            parser.add_argument(
-                f'--{field.name.replace("_", "-")}',
-                type=type(field.default),
-                default=field.default,
-            )
+        name, default = f'--{field.name.replace("_", "-")}', field.default
+        if isinstance(default, bool):
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=default)
+        elif isinstance(default, (int, float)):
+            parser.add_argument(name, type=type(default), default=default)
     given = vars(parser.parse_args())
     folders = {name: given.pop(name) for name in ('clips', 'validation', 'out')}
     start = given.pop('start')

@@ -31,6 +31,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mirage_model.results import as_json, differing
+
+MAY_CHANGE = ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'fsdp')
+"""Fields of `TrainerConfig` in which a run may differ from what it began with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
@@ -51,6 +56,15 @@ class TrainerConfig:
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that mean nothing."""
+        for name in ('steps', 'accumulate', 'log_every', 'validate_every', 'checkpoint_every'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        for name in ('learning_rate', 'clip_norm'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +112,20 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
 def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: dict) -> None:
     """Train to the last step, from the newest checkpoint of the run folder if there is one.
 
-    Raises DivergedError on every process alike, and ValueError where the checkpoint does not fit.
+    Raises DivergedError on every process alike, and ValueError where the checkpoint does not fit or the run
+    began with another configuration; only the number of steps, how often it says and saves, and sharding may change.
     """
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
     optimizer = make_optimizer(objective.module, config.learning_rate, config.weight_decay)
     module, optimizer = accelerator.prepare(objective.module, optimizer)
     done = _resume(run, objective.module, optimizer)
+    described = {'trainer': asdict(config), **full_config}
+    if done.step:
+        _check_same(run / 'config.json', described)
+    accelerator.wait_for_everyone()
     if main:
-        _describe(run, config, full_config, done.step)
+        _describe(run, described, done.step)
     accelerator.wait_for_everyone()
     with _writer(run, done.step) if main else nullcontext() as writer:
         _train(accelerator, objective, module, optimizer, config, run, done, writer)
@@ -228,17 +247,19 @@ def _update(
     """One step of the optimiser, and its logs: means over its batches and over all processes."""
     trained = [p for p in objective.module.parameters() if p.requires_grad]
     sums: dict[str, float] = {}
+    names: list[str] = []
     for micro in range(config.accumulate):
         rng = np.random.default_rng((config.seed, step, micro, accelerator.process_index))
         generator = torch.Generator(accelerator.device).manual_seed(int(rng.integers(2**62)))
         with accelerator.accumulate(module):
             # accelerate casts inside the prepared module alone: geometry stays in float32
             result = objective.step(module, rng, generator, step)
+            names += result.names
             _check(accelerator, 'loss', result.loss.detach(), result.names, step)
             accelerator.backward(result.loss)
             if accelerator.sync_gradients:
                 norm = whole(accelerator.clip_grad_norm_(trained, config.clip_norm))
-                _check(accelerator, 'norm of the gradient', norm, result.names, step)
+                _check(accelerator, 'norm of the gradient', norm, names, step)
             optimizer.step()
             optimizer.zero_grad()
         for name, value in (*result.logs.items(), ('loss', float(result.loss.detach()))):
@@ -267,15 +288,36 @@ def _record(run: Path, writer: SummaryWriter, step: int, figures: dict[str, floa
     for name, value in figures.items():
         writer.add_scalar(f'validation/{name}', value, step)
     with (run / 'validation.jsonl').open('a') as file:
-        file.write(json.dumps({'step': step, **figures}) + '\n')
+        file.write(as_json({'step': step, **figures}, indent=None) + '\n')
     tqdm.write(f'step {step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
 
 
-def _describe(run: Path, config: TrainerConfig, full_config: dict, step: int) -> None:
+def _check_same(path: Path, described: dict) -> None:
+    was, now = json.loads(path.read_text()), json.loads(json.dumps(described, default=str))
+    other = sorted(_differing(was, now) - {'commit'} - {f'trainer.{name}' for name in MAY_CHANGE})
+    if other:
+        raise ValueError(
+            f'{path} began with another {", ".join(other)}; start in another run folder'
+        )
+
+
+def _differing(was: dict, now: dict) -> set[str]:
+    """Names of fields, those of inner objects behind a dot."""
+    names = set()
+    for name in differing(was, now):
+        one, other = was.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names |= {f'{name}.{inner}' for inner in _differing(one, other)}
+        else:
+            names.add(name)
+    return names
+
+
+def _describe(run: Path, described: dict, step: int) -> None:
     """Write what is run, and forget validations of steps that will be done again."""
     run.mkdir(parents=True, exist_ok=True)
-    described = {'trainer': asdict(config), **full_config, 'commit': _commit()}
-    (run / 'config.json').write_text(json.dumps(described, indent=1, default=str))
+    content = {**described, 'commit': _commit()}
+    (run / 'config.json').write_text(json.dumps(content, indent=1, default=str))
     path = run / 'validation.jsonl'
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)

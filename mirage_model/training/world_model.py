@@ -25,7 +25,7 @@ from mirage_model.camera import Cameras, rays
 from mirage_model.codec import Codec
 from mirage_model.data.clip import load_clip
 from mirage_model.data.labels import labels
-from mirage_model.data.latents import load_latents, read_index
+from mirage_model.data.latents import identity, load_latents, read_index
 from mirage_model.memory import Memory, Pixels
 from mirage_model.memory.create import create_memory
 from mirage_model.memory.latent import MemoryConfig
@@ -83,6 +83,12 @@ class WorldModelObjective:
         chosen = validation.shards[: config.validation_clips]
         self.validation = [validation.path(shard) for shard in chosen]
         self.clips = clips
+        for path in self.validation:
+            if not (clips / 'validation' / path.name).is_file():
+                raise ValueError(
+                    f'{clips / "validation" / path.name} is missing: give the folder of the clips '
+                    'that the latents were made of'
+                )
         begin_stage(model, config)
 
     def step(
@@ -119,7 +125,7 @@ class WorldModelObjective:
         psnr, pictures = {'memory': [], 'empty': [], 'repeat_seed': [], 'codec': []}, []
         for path in self.validation:
             video, stills = self._read(path)
-            first = video[0].to(self.codec.vae.device)
+            first = video[0].to(self.codec.device)
             frames = load_clip(self.clips / 'validation' / path.name).frames
             frames = frames.permute(0, 3, 1, 2).float() / 255
             stride = self.codec.temporal_stride
@@ -233,7 +239,7 @@ class WorldModelObjective:
             own = scene.stills[(scene.chunk - 1) * new + 1 : scene.chunk * new + 1]
             own = replace(own, latents=own.latents + (made - true)[:, 1:].movedim(1, 0))
             if own.pixels is not None:
-                frames = self.codec.decode_stills(own.latents.to(self.codec.vae.device))
+                frames = self.codec.decode_stills(own.latents.to(self.codec.device))
                 pixels = Pixels(frames=frames.clamp(0, 1).cpu(), depth=own.pixels.depth)
                 own = replace(own, pixels=pixels)
             if scene.kind != 'empty':
@@ -329,12 +335,17 @@ def main() -> None:
             if part is not None:
                 part.compile(dynamic=False)
     codec = Codec.from_folder(arguments.codec, device=str(processes().device))
+    data = identity(arguments.latents, arguments.codec)
     objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
     fit(
         objective,
         trainer,
         arguments.run,
-        full_config={'world_model': asdict(config), 'backbone': dict(model.backbone.wan.config)},
+        full_config={
+            'world_model': asdict(config),
+            'backbone': dict(model.backbone.wan.config),
+            'data': data,
+        },
     )
     if processes().is_main_process:
         print(f'last checkpoint: {checkpoints(arguments.run)[-1]}')

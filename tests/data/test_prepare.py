@@ -152,6 +152,24 @@ def test_clips_prepared_otherwise_do_not_share_a_folder(prepared, model, clips, 
             prepare(config_of(prepared[0], model, splits, **changes), source)
 
 
+def test_clips_are_kept_later_too_and_never_in_two_splits(tmp_path, model, clips, splits):
+    source = [RecordedClips(folder=clips, layout=LAYOUT)]
+    first = config_of(tmp_path / 'out', model, splits)
+    report = prepare(first, source)
+    kept = tmp_path / 'clips'
+    assert prepare(replace(first, clips_out=kept), source) == report
+    found = sorted(path.relative_to(kept) for path in kept.rglob('*.safetensors'))
+    assert found == sorted(Path(name) for name in shards(tmp_path / 'out'))
+    other = tmp_path / 'splits.json'
+    other.write_text('{"places": {"test": ["Hall", "celler"]}}')
+    again = config_of(tmp_path / 'again', model, other, clips_out=kept)
+    with pytest.raises(ValueError, match=f'{kept} was prepared with another splits'):
+        prepare(again, source)
+    report = prepare(replace(again, clips_out=None), source)
+    assert report['test']['clips'] == 2 and report['not_found'] == ['celler']
+    assert 'held out, but of no clip: celler' in summary(report)
+
+
 def test_nothing_at_all_and_two_of_one_name_are_refused(tmp_path, model, clips, splits):
     source = RecordedClips(folder=clips, layout=LAYOUT)
     with pytest.raises(ValueError, match="two clips have the name '0-hall'"):

@@ -35,6 +35,7 @@ def test_a_scene_belongs_where_it_is_named_or_to_training():
     assert split_of('MAP03', splits) == 'test' and split_of('MAP08', splits) == 'validation'
     assert split_of('room-0000', splits) == 'validation' and split_of('MAP01', splits) == 'train'
     assert split_of('my-flat', splits) == 'train'
+    assert split_of('map03', splits) == 'test'
 
 
 def test_unknown_names_are_refused():
@@ -53,6 +54,7 @@ def test_unknown_names_are_refused():
         ('{"video": {"test": "abc"}}', 'video.test must be a list of names'),
         ('{"video": {"test": ["a"], "validation": ["a"]}}', "'a' is in video.test and in"),
         ('{"v": {"test": ["a"]}, "w": {"train": ["a"]}}', "'a' is in v.test and in w.train"),
+        ('{"v": {"test": ["a"]}, "w": {"train": ["A"]}}', "'A' is in v.test and in w.train"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, content, message):

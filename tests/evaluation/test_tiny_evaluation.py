@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+import shutil
 import sys
 
 from models import CHUNK_FRAMES, save_small_model
 import pytest
+import torch
 
 from mirage_model.evaluation import tiny
 
@@ -19,14 +21,35 @@ FIGURES = (
 ).split()
 
 
+def test_frames_are_told_apart_by_how_much_was_covered():
+    truth = torch.zeros(4, 3, 10, 10)
+    covered = torch.zeros(4, 10, 10, dtype=torch.bool)
+    covered[1, :3], covered[2], covered[3] = True, True, True
+    frames = torch.stack([torch.full((3, 10, 10), error) for error in (1.0, 0.1, 0.1, 0.01)])
+    imagined = tiny.Imagined(frames=frames, covered=covered)
+    found = tiny.by_coverage(imagined, truth, slice(None))
+    assert found[0] == pytest.approx(0) and found[3] == pytest.approx(20)
+    assert found[9] == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2), abs=1e-4)
+    assert all(math.isnan(found[number]) for number in (1, 2, 4, 5, 6, 7, 8))
+    assert tiny.by_coverage(imagined, truth, slice(3, 4))[9] == pytest.approx(40, abs=1e-4)
+
+
+def test_red_in_the_place_of_blue_is_another_mean_colour():
+    truth = torch.rand(2, 3, 4, 4) * torch.tensor([0.9, 0.5, 0.3]).view(3, 1, 1)
+    assert tiny.colour_ratios(truth, truth).tolist() == [1, 1, 1]
+    red, green, blue = tiny.colour_ratios(truth.flip(1), truth).tolist()
+    assert red < 0.6 and green == 1 and blue > 1.6
+
+
 def test_it_is_measured_pictured_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model, out = save_small_model(tmp_path / 'model'), tmp_path / 'out'
-    given = f'tiny --model {model} --out {out} --frames {CHUNK_FRAMES} --workers 1 --trajectories'
+    given = f'tiny --out {out} --frames {CHUNK_FRAMES} --workers 1'
 
-    def run(count: int) -> dict:
-        monkeypatch.setattr(sys, 'argv', [*given.split(), str(count)])
+    def run(count: int, model: Path = model) -> dict:
+        words = ['--trajectories', str(count), '--model', str(model)]
+        monkeypatch.setattr(sys, 'argv', [*given.split(), *words])
         tiny.main()
         return json.loads((out / 'tiny.json').read_text())
 
@@ -47,3 +70,8 @@ def test_it_is_measured_pictured_and_gone_on_with(
     assert len(summary['chunk_psnr_db']) == 1 and len(summary['coverage_bins_psnr_db']) == 10
     assert summary['closed_loop_psnr_db_se'] is None, 'of one trajectory the error is not known'
     assert (out / 'tiny.md').read_text() in capsys.readouterr().out
+    other = shutil.copytree(model, tmp_path / 'other') / 'model.json'
+    settings = json.loads(other.read_text())
+    other.write_text(json.dumps({**settings, 'steps': settings['steps'] + 1}))
+    run(1, other.parent)
+    assert len(list(out.glob('tiny-*'))) == 2, 'other settings are measured anew'

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+import itertools
 import json
 import math
+import os
+from threading import Event
 
 import pytest
 from safetensors import safe_open
@@ -77,6 +80,33 @@ def test_two_threads_may_save_to_one_file(tmp_path):
         for saved in [pool.submit(save, memory) for memory in memories]:
             saved.result()
     assert [found.name for found in tmp_path.iterdir()] == ['place.safetensors']
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(tmp_path):
+    path, memories = tmp_path / 'place.safetensors', [filled(), filled(voxel=0.0)]
+    for number, memory in enumerate(memories):
+        value = torch.full((100 + number,), float(len(memory)))
+        memory.save(tmp_path / str(number), attached={'size': value})
+    contents = [(tmp_path / str(number)).read_bytes() for number in range(2)]
+    path.write_bytes(contents[0])
+    ended = Event()
+
+    def replace_it() -> None:
+        for turn in itertools.count():
+            if ended.is_set():
+                return
+            (tmp_path / 'aside').write_bytes(contents[turn % 2])
+            os.replace(tmp_path / 'aside', path)
+
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace_it)
+        try:
+            for _ in range(300):
+                memory, attached = LatentMemory.load_attached(path)
+                assert len(memory) == attached['size'][0]
+        finally:
+            ended.set()
+        replacing.result()
 
 
 def test_an_empty_memory_can_be_saved(tmp_path):

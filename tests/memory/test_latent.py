@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import gc
 import math
 import shutil
@@ -211,6 +212,25 @@ def test_what_is_farther_than_any_camera_looks_is_left_out():
     depth[0, 0] = torch.tensor([1e6, 1e12, 3e38, 999_999.0, 4, 4])
     assert memory.write(picture(), depth, at(0, 0, 0), keep=everywhere(), observed=True) == 21
     assert memory.readout(at(0, 0, 0)).visible[0, 0].tolist() == [False] * 3 + [True] * 3
+
+
+def test_what_is_seen_through_goes_also_where_nothing_is_read():
+    config = replace(CONFIG, far=3.0)
+    memory, loops = LatentMemory(config), oracle.LoopMemory(config)
+    held = []
+    for depth, observed in ((3.5, False), (8.0, True)):
+        write = {
+            'latents': picture(),
+            'depth': wall(depth),
+            'cameras': at(0, 0, 0),
+            'keep': everywhere(),
+            'observed': observed,
+        }
+        memory.write(**write)
+        loops.write(**write, confidence=torch.ones_like(write['depth']))
+        held.append(len(memory))
+        assert len(memory) == len(loops.held)
+    assert held[1] < 2 * held[0]
 
 
 @pytest.mark.parametrize('wrong', [math.nan, -0.1, 1.1, math.inf])

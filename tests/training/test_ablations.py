@@ -108,6 +108,7 @@ def data(tmp_path, small_sizes) -> Data:
         clips=root / 'clips',
         codec=Codec(small_vae()),
         backbone=checkpoints(tmp_path / 'backbone')[-1],
+        identity={'latents': 'a', 'codec': 'b'},
     )
 
 
@@ -140,3 +141,6 @@ def test_ablations_are_trained_alike_judged_and_resumed(data, tmp_path):
     assert (out / 'full' / 'seed-0' / 'figures.json').stat().st_mtime_ns == before
     with pytest.raises(ValueError, match='another steps'):
         run_all(names, replace(CONFIG, steps=6), data, out)
+    with pytest.raises(ValueError, match='another backbone'):
+        other = replace(data, backbone=checkpoints(out / 'full' / 'seed-0' / 'adapter')[-1])
+        run_all(names, CONFIG, other, out)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 from models import small_vae
 import pytest
 from safetensors.torch import save_file
@@ -8,26 +10,33 @@ import torch
 from mirage_model.adapters import add_adapter
 from mirage_model.checkpoint import load_model
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
-from mirage_model.training.export import TINY_CONFIG, export_tiny
-from mirage_model.training.model import build_tiny
+from mirage_model.training.export import SETTINGS, export
+from mirage_model.training.model import SIDE_BRANCHES, SIZES, WorldModelConfig, build
 
 
-def export(trained, tmp_path):
-    """Save a model as a checkpoint, export that, and give its parameters and what is loaded again."""
-    checkpoint = tmp_path / 'checkpoint-0000001'
+def checkpoint_in(run, **configuration):
+    """An empty checkpoint of a run that was trained with this configuration."""
+    checkpoint = run / 'checkpoint-0000001'
     checkpoint.mkdir()
+    (run / 'config.json').write_text(json.dumps({'world_model': configuration}))
+    return checkpoint
+
+
+def exported(trained, tmp_path, text=None, settings=None, **configuration):
+    """Save a model as a checkpoint, export that, and give its parameters and what is loaded again."""
+    checkpoint = checkpoint_in(tmp_path, **configuration)
     parameters = {name: p.detach().contiguous() for name, p in trained.named_parameters()}
     save_file(parameters, checkpoint / 'parameters.safetensors')
     small_vae().save_pretrained(tmp_path / 'vae')
     save_network(tmp_path / 'perception', Network(NetworkConfig(widths=(8, 8, 8, 8))))
     parts = {'vae': tmp_path / 'vae', 'perception': tmp_path / 'perception'}
-    export_tiny(tmp_path / 'model', world_model=checkpoint, **parts)
+    export(tmp_path / 'model', world_model=checkpoint, text=text, settings=settings, **parts)
     return parameters, load_model(tmp_path / 'model')
 
 
 def test_trained_parts_become_a_model_folder(tmp_path):
-    parameters, loaded = export(build_tiny(seed=3), tmp_path)
-    assert loaded.config == TINY_CONFIG
+    parameters, loaded = exported(build(WorldModelConfig(), seed=3), tmp_path)
+    assert loaded.config == SETTINGS['tiny']
     texts = [path.read_text() for path in (tmp_path / 'model').rglob('*.json')]
     assert not any(str(tmp_path) in text for text in texts)
     for name, parameter in loaded.backbone.named_parameters():
@@ -36,9 +45,9 @@ def test_trained_parts_become_a_model_folder(tmp_path):
 
 
 def test_an_adapter_stays_an_adapter(tmp_path):
-    trained = build_tiny(seed=3)
+    trained = build(WorldModelConfig(), seed=3)
     add_adapter(trained.backbone.wan, rank=4)
-    parameters, loaded = export(trained, tmp_path)
+    parameters, loaded = exported(trained, tmp_path)
     assert any('lora_A' in name for name in parameters)
     for name, parameter in loaded.backbone.named_parameters():
         stored = parameters[f'backbone.{name}']
@@ -47,13 +56,39 @@ def test_an_adapter_stays_an_adapter(tmp_path):
 
 def test_a_checkpoint_of_a_part_is_refused(tmp_path):
     """Never a random backbone in place of the one that is missing."""
-    checkpoint = tmp_path / 'checkpoint-0000001'
-    checkpoint.mkdir()
+    checkpoint = checkpoint_in(tmp_path)
     side = {
         name: p.detach().contiguous()
-        for name, p in build_tiny().named_parameters()
+        for name, p in build(WorldModelConfig()).named_parameters()
         if 'side_branch' in name
     }
     save_file(side, checkpoint / 'parameters.safetensors')
+    parts = {'world_model': checkpoint, 'vae': tmp_path, 'perception': tmp_path}
+    with pytest.raises(ValueError, match='learned no text'):
+        export(tmp_path / 'm', **parts)
     with pytest.raises(ValueError, match='lacks'):
-        export_tiny(tmp_path / 'm', world_model=checkpoint, vae=tmp_path, perception=tmp_path)
+        export(tmp_path / 'm', text=torch.zeros(2, 32), **parts)
+
+
+def test_it_runs_as_it_was_trained(tmp_path):
+    trained = {'shift': 5.0, 'footprint': 1, 'memory': 'rgb_cloud'}
+    settings = {'name': 'of-my-site', 'frame_rate': 4.0, 'height': 64}
+    _, loaded = exported(build(WorldModelConfig()), tmp_path, settings=settings, **trained)
+    assert loaded.scheduler.config.flow_shift == 5.0
+    assert (loaded.config.footprint, loaded.config.memory) == (1, 'rgb_cloud')
+    assert (loaded.config.name, loaded.config.frame_rate) == ('of-my-site', 4.0)
+    assert (loaded.config.height, loaded.config.width) == (64, 160)
+
+
+def test_the_large_model_becomes_a_folder_too(tmp_path, small_sizes, monkeypatch):
+    """Small sizes by its name: with the text of its prompt, in bfloat16."""
+    monkeypatch.setitem(SIZES, 'wan22_5b', SIZES['tiny'])
+    monkeypatch.setitem(SIDE_BRANCHES, 'wan22_5b', SIDE_BRANCHES['tiny'])
+    text = torch.randn(5, SIZES['tiny']['text_dim'])
+    trained = build(WorldModelConfig(size='wan22_5b'), seed=3, text=text)
+    sizes = {'height': 32, 'width': 48, 'chunk_frames': 17}
+    parameters, loaded = exported(trained, tmp_path, text, sizes, size='wan22_5b')
+    assert loaded.config.name == 'wan22-5b' and loaded.config.steps == 20
+    assert torch.equal(loaded.text, text.bfloat16().float())
+    for name, parameter in loaded.backbone.named_parameters():
+        assert torch.equal(parameter, parameters[f'backbone.{name}'].bfloat16().float()), name

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from small_data import clip_of, save_data
 import torch
 
+from mirage_model.data.latents import PREPARED, fingerprint, identity
 from mirage_model.training.configuration import SOURCES, STEPS, configure
 from mirage_model.training.context import ContextConfig
 from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build
@@ -78,7 +79,14 @@ def test_configurations_from_a_file(tmp_path):
         ({'world_model': {'size': 'huge'}}, 'size must be one of'),
         ({'world_model': {'batch': True}}, 'batch must be int'),
         ({'trainer': {'steps': 0.5}}, 'steps must be int'),
-        ({'trainer': [1]}, 'expected a JSON object'),
+        ({'trainer': [1]}, 'trainer must be a JSON object'),
+        ({'world_model': []}, 'world_model must be a JSON object'),
+        ({'world_model': {'context': 3}}, 'ContextConfig must be a JSON object'),
+        ({'worldmodel': {}}, "no part 'worldmodel', there are world_model, trainer"),
+        ({'world_model': {'batch': 0}}, 'batch must be at least 1'),
+        ({'world_model': {'context': {'drop': 3.0}}}, 'drop must be a share'),
+        ({'world_model': {'context': {'empty': -0.1, 'rollout': 0.55}}}, 'empty must be a share'),
+        ({'world_model': {'context': {'depth_cell': -1}}}, 'depth_cell must be a deviation'),
         ([], 'no JSON object'),
     ],
 )
@@ -114,6 +122,15 @@ def test_the_command_trains_stage_after_stage(tmp_path, monkeypatch, small_sizes
         tmp_path / 'vae',
     ]
     given = ['--backbone', tmp_path / 'transformer', '--text', tmp_path / 'text.safetensors']
+    with pytest.raises(ValueError, match='prepared.json is missing: prepare the clips first'):
+        run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none')
+    prepared = data / 'latents' / PREPARED
+    prepared.write_text(json.dumps({'codec': 'of another'}))
+    with pytest.raises(ValueError, match='was encoded by another codec'):
+        run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none')
+    prepared.write_text(json.dumps({'codec': fingerprint(tmp_path / 'vae')}))
+    with pytest.raises(ValueError, match='a.safetensors is missing: give the folder of the clips'):
+        run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none', '--clips', tmp_path)
     start = []
     for stage in ('side_branch', 'adapter'):
         run = tmp_path / stage
@@ -122,6 +139,7 @@ def test_the_command_trains_stage_after_stage(tmp_path, monkeypatch, small_sizes
         )
         start = ['--from', checkpoints(run)[-1]]
     described = json.loads((run / 'config.json').read_text())
+    assert described['data'] == identity(data / 'latents', tmp_path / 'vae')
     assert described['backbone']['num_layers'] == 3 and described['commit']
     # what a run folder says can be given again
     config, trainer = configure(str(run / 'config.json'))

@@ -254,8 +254,10 @@ def test_the_command_leaves_weights_and_scores(
 ):
     folder, out = str(clips[0].parent), tmp_path / 'run'
     arguments = ['--clips', folder, '--validation', folder, '--out', str(out)]
-    monkeypatch.setattr(sys, 'argv', ['perception', *arguments, '--steps', '2', '--batch', '2'])
+    words = ['--steps', '2', '--batch', '2', '--no-bfloat16']
+    monkeypatch.setattr(sys, 'argv', ['perception', *arguments, *words])
     main()
+    assert json.loads((out / 'run.json').read_text())['config']['bfloat16'] is False
     assert load_network(out / 'network').config == NetworkConfig()
     scores = json.loads((out / 'validation.json').read_text())
     assert {'depth_abs_rel', 'sky_iou', 'mover_iou', 'mover_iou_se', 'frames'} <= scores.keys()

@@ -110,6 +110,45 @@ def test_what_is_not_finite_stops_the_run_with_step_and_clips(tmp_path, bad):
     assert all(torch.isfinite(value).all() for value in parameters_of(tmp_path).values())
 
 
+def test_of_several_batches_of_a_step_all_clips_are_named(tmp_path):
+    objective = Regression(fail_at=5, bad='gradient')
+    step, batches = objective.step, []
+
+    def named(*arguments):
+        batches.append(f'batch-{len(batches)}')
+        return replace(step(*arguments), names=batches[-1:])
+
+    objective.step = named
+    with pytest.raises(DivergedError, match='batch-10.*batch-11'):
+        fit(objective, replace(CONFIG, accumulate=2), tmp_path, full_config={})
+
+
+def test_another_configuration_does_not_resume(tmp_path):
+    given = {'codec': {'crop': 64}}
+    fit(Regression(), CONFIG, tmp_path, full_config=given)
+    begun = (tmp_path / 'config.json').read_text()
+    for config, described, name in (
+        (replace(CONFIG, seed=1), given, 'trainer.seed'),
+        (CONFIG, {'codec': {'crop': 32}}, 'codec.crop'),
+        (CONFIG, {}, 'codec'),
+    ):
+        with pytest.raises(ValueError, match=f'began with another {name}; start in another'):
+            fit(Regression(), config, tmp_path, full_config=described)
+    assert (tmp_path / 'config.json').read_text() == begun
+    longer = replace(CONFIG, steps=14, validate_every=7, checkpoint_every=7, log_every=7)
+    fit(Regression(), longer, tmp_path, full_config=given)
+    assert checkpoints(tmp_path)[-1].name == 'checkpoint-0000014'
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('steps', 0), ('accumulate', 0), ('log_every', -1), ('learning_rate', float('nan'))],
+)
+def test_numbers_that_mean_nothing_are_refused(field, value):
+    with pytest.raises(ValueError, match=f'{field} must be'):
+        replace(CONFIG, **{field: value})
+
+
 def test_another_model_does_not_resume(tmp_path):
     fit(Regression(), CONFIG, tmp_path, full_config={})
     other = Regression()

@@ -28,14 +28,17 @@ def claim(out: Path, about: dict, name: str = 'segments') -> Path:
     folder, path = out / name, out / 'config.json'
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        was, now = json.loads(path.read_text()), json.loads(as_json(about))
-        other = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
-        if other:
+        if other := differing(json.loads(path.read_text()), json.loads(as_json(about))):
             raise ValueError(
                 f'{out} holds results that differ in {", ".join(other)}: choose another --out, or remove it'
             )
     write_json(path, about)
     return folder
+
+
+def differing(was: dict, now: dict) -> list[str]:
+    """Names under which two descriptions hold another value, or only one of them holds any."""
+    return sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
 
 
 def _plain(content: object) -> object:

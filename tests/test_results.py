@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mirage_model.evaluation.figures import Figure, report
-from mirage_model.evaluation.results import as_json, claim, write_json
+from mirage_model.results import as_json, claim, write_json
 
 
 def test_what_is_not_known_is_null():
