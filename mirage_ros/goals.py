@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 import queue
 import threading
 import time
@@ -21,14 +23,33 @@ CANCEL_POLL = 0.02  # seconds
 
 
 class Goals:
-    """How many may be served or wait at once, over all actions of the node."""
+    """How many may be served or wait at once, over all actions of the node, and in which order they came.
+
+    Each is made into a job in a thread of its own, so that a newer one may overtake an older one there.
+    """
 
     def __init__(self, most: int):
         self.most = most
         self._left = threading.Semaphore(most)
+        self._lock = threading.Lock()
+        self._count = 0
+        self._accepted: deque[tuple[int, Any]] = deque(maxlen=most)
 
-    def take(self) -> bool:
-        return self._left.acquire(blocking=False)
+    def take(self, goal: Any) -> bool:
+        if not self._left.acquire(blocking=False):
+            return False
+        with self._lock:
+            self._count += 1
+            self._accepted.append((self._count, goal))
+        return True
+
+    def order(self, goal: Any) -> int:
+        """The how-manieth goal this very message was; asked once."""
+        with self._lock:
+            (order,) = (n for n, other in self._accepted if other is goal)
+            others = [pair for pair in self._accepted if pair[1] is not goal]
+            self._accepted = deque(others, maxlen=self.most)
+        return order
 
     def give_back(self) -> None:
         self._left.release()
@@ -57,7 +78,7 @@ def serve(
     """
 
     def on_goal(goal: Any) -> GoalResponse:
-        if goals.take():
+        if goals.take(goal):
             return GoalResponse.ACCEPT
         node.figures.count('requests dropped')
         node.complain(f'goal of {name} dropped: {goals.most} goals are being served')
@@ -69,7 +90,8 @@ def serve(
             request_id = (
                 asked_id(handle.request) or f'goal-{bytes(handle.goal_id.uuid).hex()[:12]}'
             )
-            made, outcome = _outcome(node, handle, request_id, job)
+            order = goals.order(handle.request)
+            made, outcome = _outcome(node, handle, request_id, order, job)
             answers.log(outcome)
             if outcome.status == 'done':
                 handle.succeed()
@@ -94,13 +116,13 @@ def serve(
 
 
 def _outcome(
-    node: Host, handle: ServerGoalHandle, request_id: str, make: Callable
+    node: Host, handle: ServerGoalHandle, request_id: str, order: int, make: Callable
 ) -> tuple[Job | None, Outcome]:
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     try:
         worker = node.worker
         with node.figures.timing('convert'):
-            job = make(handle, request_id, outcomes.put)
+            job = replace(make(handle, request_id, outcomes.put), order=order)
     except ValueError as error:
         return None, Outcome(request_id=request_id, status='refused', reason=str(error))
     except Exception as error:
