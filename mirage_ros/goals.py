@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import queue
 import threading
 import time
@@ -20,36 +19,44 @@ from mirage_ros.host import Host
 from mirage_ros.worker import Job, Outcome
 
 CANCEL_POLL = 0.02  # seconds
+TURN = 1.0  # seconds
 
 
 class Goals:
-    """How many may be served or wait at once, over all actions of the node, and in which order they came.
-
-    Each is made into a job in a thread of its own, so that a newer one may overtake an older one there.
-    """
+    """How many may be served or wait at once, over all actions of the node, and in which order they came."""
 
     def __init__(self, most: int):
         self.most = most
         self._left = threading.Semaphore(most)
-        self._lock = threading.Lock()
-        self._count = 0
-        self._accepted: deque[tuple[int, Any]] = deque(maxlen=most)
+        self._turn = threading.Condition()
+        self._accepted: list[Any] = []
 
     def take(self, goal: Any) -> bool:
-        if not self._left.acquire(blocking=False):
-            return False
-        with self._lock:
-            self._count += 1
-            self._accepted.append((self._count, goal))
-        return True
+        """Whether there is room for a goal, this very message, which then has its turn after those before it."""
+        room = self._left.acquire(blocking=False)
+        if room:
+            with self._turn:
+                self._accepted.append(goal)
+        return room
 
-    def order(self, goal: Any) -> int:
-        """The how-manieth goal this very message was; asked once."""
-        with self._lock:
-            (order,) = (n for n, other in self._accepted if other is goal)
-            others = [pair for pair in self._accepted if pair[1] is not goal]
-            self._accepted = deque(others, maxlen=self.most)
-        return order
+    @contextmanager
+    def turn(self, goal: Any) -> Iterator[None]:
+        """Wait until the goals before have had their turn: each has a thread of its own, and may be overtaken there.
+
+        One whose client went away before the goal was answered never has it, and is not waited for long.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: self._before(goal) <= 0, timeout=TURN)
+        try:
+            yield
+        finally:
+            with self._turn:
+                del self._accepted[: self._before(goal) + 1]
+                self._turn.notify_all()
+
+    def _before(self, goal: Any) -> int:
+        """How many goals wait before one: minus one where it was waited for too long."""
+        return next((i for i, other in enumerate(self._accepted) if other is goal), -1)
 
     def give_back(self) -> None:
         self._left.release()
@@ -90,8 +97,7 @@ def serve(
             request_id = (
                 asked_id(handle.request) or f'goal-{bytes(handle.goal_id.uuid).hex()[:12]}'
             )
-            order = goals.order(handle.request)
-            made, outcome = _outcome(node, handle, request_id, order, job)
+            made, outcome = _outcome(node, goals, handle, request_id, job)
             answers.log(outcome)
             if outcome.status == 'done':
                 handle.succeed()
@@ -116,13 +122,15 @@ def serve(
 
 
 def _outcome(
-    node: Host, handle: ServerGoalHandle, request_id: str, order: int, make: Callable
+    node: Host, goals: Goals, handle: ServerGoalHandle, request_id: str, make: Callable
 ) -> tuple[Job | None, Outcome]:
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     try:
-        worker = node.worker
-        with node.figures.timing('convert'):
-            job = replace(make(handle, request_id, outcomes.put), order=order)
+        with goals.turn(handle.request):
+            worker = node.worker
+            with node.figures.timing('convert'):
+                job = make(handle, request_id, outcomes.put)
+            worker.submit(job)
     except ValueError as error:
         return None, Outcome(request_id=request_id, status='refused', reason=str(error))
     except Exception as error:
@@ -132,7 +140,6 @@ def _outcome(
             reason=f'{type(error).__name__}: {error}',
             details=traceback.format_exc(),
         )
-    worker.submit(job)
     while True:
         try:
             return job, outcomes.get(timeout=CANCEL_POLL)

@@ -64,8 +64,7 @@ class Job:
 
     Of the frames along each path the first ``wanted`` are handed to ``on_answer``, the rest is padding: a chunk at a
     time, or a candidate at a time of `Candidates`. ``on_end`` is called once, whatever happens, from the worker's thread
-    or from the one that submits. A job that ``replaces`` ends the older ones of the same client and kind, and an older
-    one that is submitted after it is dropped: where ``order`` is equal, the older was submitted first. A memory
+    or from the one that submits. A job that ``replaces`` ends the older ones of the same client and kind. A memory
     that starts with the job's view is dropped when the job ends. At ``due``, by the monotonic clock, `Candidates` are
     answered with what exists.
     """
@@ -78,7 +77,6 @@ class Job:
     client: str = ''
     kind: str = 'topic'
     replaces: bool = False
-    order: int = 0
     last_frame_only: bool = False
     due: float | None = None
 
@@ -139,14 +137,8 @@ class Worker:
             running = self._running
             served = [*stay, running] if running and not _gives_way(running, job) else stay
             own = sum(other.job.client == job.client for other in stay)
-            newer = next(
-                (o.job for o in served if o.job.order > job.order and _gives_way(entry, o.job)),
-                None,
-            )
             if self._closed:
                 reason = self._closed
-            elif newer is not None:
-                reason = _replaced_by(newer)
             elif any(other.job.request.request_id == request_id for other in served):
                 reason = f"a request '{request_id}' is already being served"
             elif own >= self._queue_size or len(stay) >= CLIENTS * self._queue_size:
@@ -339,7 +331,7 @@ class Worker:
 
 def _gives_way(entry: _Entry, job: Job) -> bool:
     same = (entry.job.client, entry.job.kind) == (job.client, job.kind)
-    return job.replaces and same and entry.job.order <= job.order
+    return job.replaces and same
 
 
 def _replaced_by(job: Job) -> str:

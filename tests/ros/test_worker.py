@@ -157,15 +157,6 @@ def test_a_newer_job_replaces_those_of_its_own_name(requests):
     ]
 
 
-def test_a_job_that_was_overtaken_is_replaced_all_the_same(requests):
-    for name, order, replaceable in (('newer', 2, True), ('older', 1, True), ('newest', 3, False)):
-        how = {'steps': 1000, 'order': order, 'replaceable': replaceable}
-        requests.worker.submit(replace(requests.job(name, **how), kind='goal'))
-    outcome = requests.outcome('older')
-    assert (outcome.status, outcome.reason) == ('dropped', "replaced by the newer request 'newer'")
-    assert not requests.outcomes.keys() - {'older'}
-
-
 def test_a_newer_job_replaces_the_running_one_of_its_own_name(requests):
     requests.submit('again', steps=1000, replaceable=True)
     time.sleep(0.1)
