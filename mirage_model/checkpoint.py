@@ -108,34 +108,25 @@ def load_model(
     Raises ValueError that names the file that is missing, pickled, cut short or of the wrong shape.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f'no model folder at {folder}')
-    for path in sorted(folder.rglob('*')):
-        if path.suffix in _UNPICKLED:
-            raise ValueError(f'{path} may hold a pickle and is refused: convert it to safetensors')
-    config = _read_config(folder / 'model.json')
+    config = _read_folder(folder)
     codec = Codec.from_folder(folder / 'vae', device=device)
-    wan = load_pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
-    _check_sizes(config, codec, wan)
-    side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
-    if any((folder / 'side_branch').glob('adapter.*')):
-        load_adapter(folder / 'side_branch', wan)
-    backbone = Backbone(wan, side_branch).to(device).eval().requires_grad_(False)
-    text_path = folder / 'text' / 'embedding.safetensors'
-    text = _tensors(text_path).get('embedding')
-    if text is None or text.ndim != 2 or text.shape[1] != wan.config.text_dim:
-        raise ValueError(
-            f'{text_path} must hold `embedding` of shape (words, {wan.config.text_dim})'
-        )
+    backbone, text = _load_backbone(folder, dtype)
+    _check_sizes(config, codec, backbone.wan)
     return Model(
         config=config,
         codec=codec,
-        backbone=backbone,
+        backbone=backbone.to(device).eval().requires_grad_(False),
         scheduler=_load_scheduler(folder / 'scheduler' / 'scheduler_config.json'),
         text=text.to(device, dtype),
         perception=_load_perception(config.perception, folder / 'perception', device),
         sha256=_sha256(folder),
     )
+
+
+def load_backbone(folder: Path) -> tuple[Backbone, Float[Tensor, 'words dim']]:
+    """Backbone and text of a model folder, in float32. Raises ValueError as `load_model` does."""
+    _read_folder(folder)
+    return _load_backbone(folder, torch.float32)
 
 
 def describe(folder: Path = EMBEDDED) -> Description:
@@ -188,6 +179,29 @@ def save_model(
     )
     (folder / 'text').mkdir(exist_ok=True)
     save_file({'embedding': text.contiguous()}, folder / 'text' / 'embedding.safetensors')
+
+
+def _read_folder(folder: Path) -> ModelConfig:
+    if not folder.is_dir():
+        raise ValueError(f'no model folder at {folder}')
+    for path in sorted(folder.rglob('*')):
+        if path.suffix in _UNPICKLED:
+            raise ValueError(f'{path} may hold a pickle and is refused: convert it to safetensors')
+    return _read_config(folder / 'model.json')
+
+
+def _load_backbone(folder: Path, dtype: torch.dtype) -> tuple[Backbone, Tensor]:
+    wan = load_pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
+    side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
+    if any((folder / 'side_branch').glob('adapter.*')):
+        load_adapter(folder / 'side_branch', wan)
+    text_path = folder / 'text' / 'embedding.safetensors'
+    text = _tensors(text_path).get('embedding')
+    if text is None or text.ndim != 2 or text.shape[1] != wan.config.text_dim:
+        raise ValueError(
+            f'{text_path} must hold `embedding` of shape (words, {wan.config.text_dim})'
+        )
+    return Backbone(wan, side_branch), text
 
 
 def _read_config(path: Path) -> ModelConfig:

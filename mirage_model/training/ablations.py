@@ -31,12 +31,11 @@ from mirage_model.perception import Estimate
 from mirage_model.results import differing, write_json
 from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.context import ContextConfig, over_pixels, readout_of_the_first
-from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build
+from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build, start_from
 from mirage_model.training.trainer import (
     TrainerConfig,
     checkpoints,
     fit,
-    load_parameters,
     processes,
 )
 from mirage_model.training.world_model import WorldModelObjective
@@ -215,7 +214,7 @@ def run_variant(
         model = build(model_config, seed=seed)
         # the first stage's side branch begins as it was made, whatever the checkpoint's has learned
         words = TRAINED['backbone'] if index == 0 else ('',)
-        load_parameters(model, start, words=words)
+        start_from(model, start, words=words)
         objective = WorldModelObjective(model, model_config, data.latents, data.clips, data.codec)
         trainer = TrainerConfig(
             steps=steps,
@@ -316,7 +315,11 @@ def main() -> None:
     parser.add_argument('--clips', required=True, type=Path)
     parser.add_argument('--codec', required=True, type=Path)
     parser.add_argument(
-        '--from', dest='start', required=True, type=Path, help='checkpoint of stage backbone'
+        '--from',
+        dest='start',
+        required=True,
+        type=Path,
+        help='checkpoint of stage backbone, or model folder',
     )
     parser.add_argument('--out', required=True, type=Path)
     parser.add_argument('--only', choices=tuple(VARIANTS), action='append', help='default: all')

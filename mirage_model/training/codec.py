@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from mirage_model.codec import Codec, use_still_aware_convolutions
+from mirage_model.codec import Codec, load_pretrained, use_still_aware_convolutions
 from mirage_model.training.trainer import (
     StepResult,
     TrainerConfig,
@@ -306,14 +306,24 @@ def main() -> None:
     parser.add_argument('--run', required=True, type=Path)
     parser.add_argument('--stage', choices=tuple(STAGES), action='append', help='default: all')
     parser.add_argument('--steps', type=int, help='instead of the stage’s own count')
-    parser.add_argument('--from', dest='start', type=Path, help='checkpoint folder to start from')
+    parser.add_argument(
+        '--from', dest='start', type=Path, help='checkpoint, or VAE folder, to start from'
+    )
     parser.add_argument(
         '--compile', action='store_true', help='a minute or more first, then faster steps'
     )
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    vae = use_still_aware_convolutions(AutoencoderKLWan(**TINY_VAE))
-    start = arguments.start
+    start, vae = arguments.start, AutoencoderKLWan(**TINY_VAE)
+    if start is not None and not (start / 'parameters.safetensors').is_file():
+        try:
+            start, vae = None, load_pretrained(AutoencoderKLWan, start, torch.float32)
+        except ValueError as error:
+            parser.error(str(error))
+        vae.train().requires_grad_(True)
+    use_still_aware_convolutions(vae)
+    # all but the statistics of the latents, which follow from the weights
+    about = {k: vae.config[k] for k in TINY_VAE if not k.startswith('latents_')}
     paths = sorted((arguments.clips / 'train').glob('*.safetensors'))[::16]
     for name in arguments.stage or STAGES:
         config, trainer = STAGES[name]
@@ -332,7 +342,7 @@ def main() -> None:
         if arguments.compile:
             objective.module.compile()
         run = arguments.run / name
-        fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': TINY_VAE})
+        fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': about})
         start = checkpoints(run)[-1]
     load_parameters(objective.module, start)
     balance(vae, paths)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from mirage_model.adapters import add_adapter
 from mirage_model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
+from mirage_model.checkpoint import load_backbone
 from mirage_model.codec import load_pretrained
 from mirage_model.memory.create import MEMORIES
 from mirage_model.side_branch import SideBranch
 from mirage_model.training.context import ContextConfig
+from mirage_model.training.trainer import copy_parameters, load_parameters
 
 SIZES = {'tiny': TINY, 'wan22_5b': WAN22_5B}
 
@@ -105,6 +107,21 @@ def build(
             f'the text is {tuple(text.shape)}, the backbone takes (words, {wan.config.text_dim})'
         )
     return WorldModel(model, text, learn_text=False)
+
+
+def start_from(model: WorldModel, folder: Path, *, words: tuple[str, ...] = ('',)) -> None:
+    """Copy the weights of a checkpoint, or of a model folder: those alone that have one of the words in their names.
+
+    Raises ValueError that names what does not fit.
+    """
+    if not (folder / 'model.json').is_file():
+        load_parameters(model, folder, words=words)
+        return
+    backbone, text = load_backbone(folder)
+    stored = {f'backbone.{name}': value for name, value in backbone.named_parameters()}
+    if 'text' in dict(model.named_parameters()):
+        stored['text'] = text
+    copy_parameters(model, stored, folder, words=words)
 
 
 def begin_stage(model: WorldModel, config: WorldModelConfig) -> None:

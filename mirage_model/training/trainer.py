@@ -382,20 +382,29 @@ def load_parameters(
 
     Raises ValueError that names what does not fit.
     """
+    path = checkpoint / 'parameters.safetensors'
+    if not path.is_file():
+        raise ValueError(f'{path} is missing')
+    copy_parameters(module, load_file(path), checkpoint, words=words)
+
+
+def copy_parameters(
+    module: nn.Module, stored: dict[str, Tensor], folder: Path, *, words: tuple[str, ...] = ('',)
+) -> None:
+    """Copy what ``folder`` holds into a module, as `load_parameters` does."""
 
     def meant(name: str) -> bool:
         return any(word in name for word in words)
 
     own = {name: value for name, value in module.named_parameters() if meant(name)}
-    stored = load_file(checkpoint / 'parameters.safetensors')
     missing = sorted(own.keys() - stored.keys())
     if missing:
-        raise ValueError(f'{checkpoint} lacks {len(missing)} parameters, {missing[0]} among them')
+        raise ValueError(f'{folder} lacks {len(missing)} parameters, {missing[0]} among them')
     for name, value in stored.items():
         if not meant(name):
             continue
         if name not in own or own[name].shape != value.shape:
-            raise ValueError(f'{checkpoint}: {name} {tuple(value.shape)} does not fit the model')
+            raise ValueError(f'{folder}: {name} {tuple(value.shape)} does not fit the model')
         own[name].data.copy_(value)
 
 

@@ -41,8 +41,9 @@ from mirage_model.training.model import (
     WorldModelConfig,
     begin_stage,
     build,
+    start_from,
 )
-from mirage_model.training.trainer import StepResult, checkpoints, fit, load_parameters, processes
+from mirage_model.training.trainer import StepResult, checkpoints, fit, processes
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """As `WorldModel.forward`."""
@@ -306,7 +307,9 @@ def main() -> None:
     parser.add_argument('--stage', choices=tuple(TRAINED))
     parser.add_argument('--steps', type=int)
     parser.add_argument('--batch', type=int)
-    parser.add_argument('--from', dest='start', type=Path, help='checkpoint folder to start from')
+    parser.add_argument(
+        '--from', dest='start', type=Path, help='checkpoint, or model folder, to start from'
+    )
     parser.add_argument('--precision', choices=('no', 'bf16'))
     parser.add_argument('--compile', action='store_true', help='a minute first, then faster steps')
     arguments = parser.parse_args()
@@ -328,7 +331,10 @@ def main() -> None:
     text = None if arguments.text is None else load_file(arguments.text)['embedding'].float()
     model = build(config, seed=trainer.seed, backbone=arguments.backbone, text=text)
     if arguments.start is not None:
-        load_parameters(model, arguments.start)
+        try:
+            start_from(model, arguments.start)
+        except ValueError as error:
+            parser.error(str(error))
     if arguments.compile:
         side_branch = model.backbone.side_branch
         for part in (*model.backbone.wan.blocks, *side_branch.blocks, side_branch.head):

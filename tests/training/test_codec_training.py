@@ -11,14 +11,16 @@ import torch
 from mirage_model.codec import Codec
 from mirage_model.data.clip import save_clip
 from mirage_model.training.codec import (
+    STAGES,
     CodecConfig,
     CodecObjective,
     balance,
     fold,
+    main,
     misalignment,
     normalise,
 )
-from mirage_model.training.trainer import make_optimizer
+from mirage_model.training.trainer import TrainerConfig, make_optimizer
 
 CONFIG = CodecConfig(frames=9, batch=2, crop=32, validation_clips=1)
 
@@ -136,3 +138,25 @@ def test_balanced_latents_have_directions_of_like_deviation(clips):
     torch.testing.assert_close(cells.std(dim=0), torch.ones(4), atol=0.02, rtol=0.02)
     deviations = torch.linalg.eigvalsh(torch.cov(cells.T)).sqrt()
     assert deviations.max() / deviations.min() < 30
+
+
+def test_the_command_goes_on_from_a_vae_folder(tmp_path, clips, monkeypatch, capsys):
+    """Of whatever sizes: after a step of next to nothing it shows what it showed before."""
+    small_vae().save_pretrained(tmp_path / 'given')
+    config = replace(CONFIG, crop=16, alignment=0.2)
+    trainer = TrainerConfig(steps=1, learning_rate=1e-6)
+    monkeypatch.setitem(STAGES, 'aligned', (config, trainer))
+
+    def run(start):
+        command = ['codec', '--clips', clips, '--run', tmp_path / 'run', '--from', start]
+        monkeypatch.setattr('sys.argv', [*map(str, command), '--stage', 'aligned'])
+        main()
+
+    run(tmp_path / 'given')
+    before, after = (Codec.from_folder(tmp_path / name) for name in ('given', 'run/vae'))
+    frames = clip_of('a', 0, frames=17).frames.permute(0, 3, 1, 2)[None] / 255
+    shown = [codec.decode(codec.encode(frames)) for codec in (before, after)]
+    torch.testing.assert_close(*shown, atol=1e-3, rtol=1e-2)
+    with pytest.raises(SystemExit):
+        run(tmp_path / 'nothing')
+    assert 'nothing/config.json is missing' in ' '.join(capsys.readouterr().err.split())

@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 from small_data import clip_of, save_data
 import torch
 
+from mirage_model.adapters import add_adapter
+from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.data.latents import PREPARED, fingerprint, identity
 from mirage_model.training.configuration import SOURCES, STEPS, configure
 from mirage_model.training.context import ContextConfig
-from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build
+from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build, start_from
 from mirage_model.training.trainer import TrainerConfig, checkpoints
 from mirage_model.training.world_model import main
 
@@ -32,6 +34,28 @@ def test_a_backbone_of_diffusers_is_loaded_and_a_given_text_is_not_trained(tmp_p
     assert all(parameter.requires_grad for parameter in model.parameters())
     learned = build(config)
     assert learned.text.requires_grad and learned.text.shape == (1, 8)
+
+
+def test_a_model_folder_can_be_gone_on_from(tmp_path):
+    """The shipped one: what is not in the repository, its checkpoints, is not needed."""
+    shipped = load_model()
+    model = build(WorldModelConfig(), seed=3)
+    side_branch = {k: v.clone() for k, v in model.backbone.side_branch.named_parameters()}
+    start_from(model, EMBEDDED, words=TRAINED['backbone'])
+    assert torch.equal(model.text, shipped.text)
+    for name, value in model.backbone.side_branch.named_parameters():
+        assert torch.equal(value, side_branch[name])
+    start_from(model, EMBEDDED)
+    own = dict(model.backbone.named_parameters())
+    assert all(torch.equal(own[name], v) for name, v in shipped.backbone.named_parameters())
+    given = build(WorldModelConfig(), text=torch.zeros(2, shipped.text.shape[1]))
+    start_from(given, EMBEDDED)
+    assert not given.text.any()
+    add_adapter(model.backbone.wan, rank=4)
+    with pytest.raises(ValueError, match=r'weights/mirage-tiny lacks \d+ parameters'):
+        start_from(model, EMBEDDED)
+    with pytest.raises(ValueError, match=r'parameters\.safetensors is missing'):
+        start_from(model, tmp_path)
 
 
 def test_what_does_not_fit_is_refused(tmp_path, small_sizes):
