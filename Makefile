@@ -14,10 +14,11 @@ setup:  ## environment in .venv and ROS interfaces; nothing to do when they are 
 demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes out/demo/
 	@.venv/bin/mirage_demo --out out/demo
 
+# shapes are checked in the first run; the second runs the code as it is where Mirage is used
 test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 	@scripts/setup.sh numpy1
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
-	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
+	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
 		-- .venv/bin/python -m pytest tests/ros
 
 eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, forty minutes or more; writes out/eval/
