@@ -1,4 +1,5 @@
-"""Train a small codec from scratch: stills first, then clips, then latents of clips close to those of stills.
+"""Train a small codec from scratch: stills first, then clips, then latents of clips close to those of stills, then
+stills that bear being moved.
 
 ``python -m mirage_model.training.codec --clips DIR --run DIR`` runs all stages and writes the VAE folder.
 """
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.codec import Codec, load_pretrained, use_still_aware_convolutions
+from mirage_model.data.clip import load_clip
+from mirage_model.training.moved import Mover, Pairs
 from mirage_model.training.trainer import (
     StepResult,
     TrainerConfig,
@@ -59,6 +62,9 @@ class CodecConfig:
     that pictures stayed blurred for thousands of steps. ``alignment`` is the weight of the square between
     a clip's latents and those of each latent frame's last frame encoded alone, as `misalignment` says:
     the memory holds stills, and what of a clip's latents no still tells, a world model has to guess.
+
+    ``pairs`` of frames are encoded whole, and what a memory of the first shows the second's camera is moved by a `Mover`: it
+    is to be the second's latents, in parts of their variance by the weight ``moved``, and to be decoded to the second.
     """
 
     frames: int = 1
@@ -68,6 +74,8 @@ class CodecConfig:
     scale: float = 1e-4
     chroma: float = 0.5
     alignment: float = 0.0
+    pairs: int = 0
+    moved: float = 0.2
     validation_clips: int = 12
 
 
@@ -81,18 +89,29 @@ STAGES = {
         CodecConfig(frames=9, batch=4, alignment=0.2),
         TrainerConfig(steps=700, learning_rate=1.5e-3, warmup_steps=50, validate_every=350),
     ),
+    'moved': (
+        CodecConfig(frames=9, batch=3, alignment=0.2, pairs=6),
+        TrainerConfig(steps=1500, learning_rate=1e-3, warmup_steps=40, validate_every=500),
+    ),
 }
 
 
 class _Reconstruct(nn.Module):
-    """Frames again, latents, and the latents of every latent frame's last frame encoded alone, if wanted."""
+    """Frames again, latents, and the latents of every latent frame's last frame encoded alone, if wanted.
 
-    def __init__(self, vae: AutoencoderKLWan, *, alone: bool):
+    With a mover, of pairs: latents of both, those of the first moved, and frames of these and of both.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, *, alone: bool, moved: bool):
         super().__init__()
         self.vae = vae
         self.alone = alone
+        if moved:
+            self.mover = Mover(vae.config.z_dim)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, noise: Tensor, pairs: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...] | None]:
         latents = self.vae.encode(x).latent_dist.mean
         alone = None
         if self.alone:
@@ -100,7 +119,18 @@ class _Reconstruct(nn.Module):
             b, k = last.shape[0], last.shape[2]
             stills = self.vae.encode(last.transpose(1, 2).flatten(0, 1)[:, :, None])
             alone = stills.latent_dist.mean[:, :, 0].unflatten(0, (b, k)).transpose(1, 2)
-        return self.vae.decode(latents + noise).sample, latents, alone
+        moved = None if pairs is None else self._moved(*pairs)
+        return self.vae.decode(latents + noise).sample, latents, alone, moved
+
+    def _moved(
+        self, both: Tensor, cell: Tensor, offset: Tensor, depth_ratio: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        latents = self.vae.encode(both[:, :, None]).latent_dist.mean[:, :, 0]
+        first, second = latents.chunk(2)
+        moved = self.mover(first, cell, offset, depth_ratio)
+        seen = torch.where((cell >= 0)[:, None], moved, second)
+        frames = self.vae.decode((torch.cat([seen, latents]) + noise)[:, :, None]).sample
+        return latents, moved, frames[:, :, 0]
 
 
 def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
@@ -110,15 +140,19 @@ def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
     No linear map of the latents changes it. In parts of each channel's variance a codec could make it small
     by putting nearly all variance into a few directions that align well anyway.
     """
-    cells = latents.movedim(1, -1).flatten(0, -2)
+    error = (latents - alone)[:, :, 1:].movedim(1, -1).flatten(0, -2)
+    return _in_parts_of_variance(error, latents.movedim(1, -1).flatten(0, -2))
+
+
+def _in_parts_of_variance(error: Tensor, cells: Tensor) -> Tensor:
+    """Mean square of (n, c) along each principal direction of (m, c), in parts of the variance there."""
     covariance = torch.cov(cells.T)
     variance = covariance.diagonal()
     covariance = covariance + torch.diag(RIDGE * variance.mean().expand_as(variance))
-    error = (latents - alone)[:, :, 1:].movedim(1, -1).flatten(0, -2)
     whitened = torch.linalg.solve_triangular(
         torch.linalg.cholesky(covariance), error.T, upper=False
     )
-    return whitened.square().mean()
+    return whitened.square().sum() / max(1, whitened.numel())
 
 
 def chroma(frames: Tensor) -> Tensor:
@@ -130,7 +164,7 @@ class CodecObjective:
     """L1 and L2 on frames, L1 on their chroma, through slightly noisy latents of bounded scale."""
 
     def __init__(self, vae: AutoencoderKLWan, config: CodecConfig, clips: Path, validation: Path):
-        self.module = _Reconstruct(vae, alone=config.alignment > 0)
+        self.module = _Reconstruct(vae, alone=config.alignment > 0, moved=config.pairs > 0)
         self.config = config
         self.paths = sorted(clips.glob('*.safetensors'))
         self.validation_paths = sorted(validation.glob('*.safetensors'))[: config.validation_clips]
@@ -149,23 +183,64 @@ class CodecObjective:
         stride = vae.config.scale_factor_spatial
         shape = (len(x), vae.config.z_dim, k, x.shape[3] // stride, x.shape[4] // stride)
         noise = torch.randn(shape, generator=generator, device=device)
-        y, latents, alone = module(x, self.config.noise * noise)
-        reconstruction = (y - x).abs().mean() + (y - x).square().mean()
+        pairs = self._pairs(rng, generator)
+        y, latents, alone, moved = module(x, self.config.noise * noise, pairs)
         y, x = y.movedim(1, 2), x.movedim(1, 2)
-        colour = (chroma(y) - chroma(x)).abs().mean()
         psnr = -10 * torch.log10(((y - x).detach() / 2).square().mean())
         logs = {'psnr_db': psnr.item(), 'latent_std': latents.detach().std().item()}
-        loss = reconstruction + self.config.chroma * colour
-        loss = loss + self.config.scale * latents.square().mean()
+        loss = self._apart(y, x) + self.config.scale * latents.square().mean()
         if alone is not None:
             apart = misalignment(latents, alone)
             logs['misalignment'] = apart.item()
             loss = loss + self.config.alignment * apart
-        return StepResult(
-            loss=loss,
-            logs=logs,
-            names=[self.paths[i].stem for i in chosen],
-        )
+        names = [self.paths[i].stem for i in chosen]
+        if moved is not None:
+            added, moved_logs = self._moved(pairs[0], pairs[1], *moved)
+            loss, logs = loss + added, {**logs, **moved_logs}
+        return StepResult(loss=loss, logs=logs, names=names)
+
+    def _apart(self, y: Tensor, x: Tensor, where: Tensor | None = None) -> Tensor:
+        """L1 and L2 between frames (..., 3, H, W) in -1..1, and L1 of chroma, over the pixels where (..., 1, H, W) is one."""
+        where = torch.ones_like(y[..., :1, :, :]) if where is None else where
+        weight = where / where.mean().clamp(min=RIDGE)
+        error, colour = y - x, chroma(y) - chroma(x)
+        on_frames = (error.abs() + error.square()) * weight
+        return on_frames.mean() + self.config.chroma * (colour.abs() * weight).mean()
+
+    def _pairs(
+        self, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Tensor, ...] | None:
+        """Frames of pairs, both halves, what is shown of the first, and noise; nothing where none are trained on."""
+        if not self.config.pairs:
+            return None
+        chosen = rng.integers(len(self.paths), size=self.config.pairs)
+        clips = [load_clip(self.paths[i]) for i in chosen]
+        vae = self.module.vae
+        pairs = Pairs.of(clips, stride=vae.config.scale_factor_spatial, rng=rng)
+        device = next(self.module.parameters()).device
+        b, h, w = pairs.cell.shape
+        noise = torch.randn((3 * b, vae.config.z_dim, h, w), generator=generator, device=device)
+        both = torch.cat([pairs.first, pairs.second]).to(device) * 2 - 1
+        geometry = (pairs.cell.to(device), pairs.offset.to(device), pairs.depth_ratio.to(device))
+        return both, *geometry, self.config.noise * noise
+
+    def _moved(
+        self, both: Tensor, cell: Tensor, latents: Tensor, moved: Tensor, frames: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of what was moved, and half of that of the stills themselves, so that these stay as good."""
+        second, true = latents.chunk(2)[1], both.chunk(2)[1]
+        seen, stills = frames[: len(true)], frames[len(true) :]
+        visible = cell >= 0
+        stride = self.module.vae.config.scale_factor_spatial
+        where = visible[:, None].float()
+        where = where.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+        error = (moved - second).movedim(1, -1)[visible]
+        apart = _in_parts_of_variance(error, second.movedim(1, -1).flatten(0, -2))
+        loss = self._apart(seen, true, where) + 0.5 * self._apart(stills, both)
+        loss = loss + self.config.moved * apart + self.config.scale * latents.square().mean()
+        square = ((seen - true).detach() / 2).square() * where
+        psnr = -10 * torch.log10(square.mean() / where.mean().clamp(min=RIDGE))
+        return loss, {'moved_psnr_db': psnr.item(), 'moved_error': apart.item()}
 
     def _crop(self, path: Path, rng: np.random.Generator) -> Tensor:
         """Frames (n, 3, crop, crop) in 0..1 from a random place and time, half of them mirrored."""
@@ -242,13 +317,14 @@ def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
 
 
 @torch.no_grad()
-def balance(vae: AutoencoderKLWan, paths: list[Path]) -> None:
+def balance(vae: AutoencoderKLWan, paths: list[Path], like: Codec | None = None) -> None:
     """Turn and scale the latents so that their principal directions differ little in deviation.
 
     A codec may put nearly all variance into a few directions, such as brightness, in which a world model
     then learns, and the noise hides what is in the others, such as texture. Each direction gets a deviation
     that is the `BALANCE`-th power of what it does in pixels, the root mean square of what decoding makes of it,
-    and the directions are turned among the channels so that no channel stands out. The map is linear, and
+    and the directions are turned among the channels so that no channel stands out, or with ``like`` to be as near as
+    they can to the latents of another codec, so that a world model of its can go on. The map is linear, and
     folded into the convolutions on both sides of the latents: what is decoded stays the same.
     """
     normalise(vae, paths)
@@ -265,8 +341,14 @@ def balance(vae: AutoencoderKLWan, paths: list[Path]) -> None:
         step = 0.1 * torch.randn(shown[:, :1].shape, generator=generator)
         moved = codec.decode((shown + one * step * along.view(-1, 1, 1, 1)).to(vae.device))
         effect.append(10 * (moved - frames).square().mean().sqrt().cpu())
-    turn = torch.linalg.qr(torch.randn(len(effect), len(effect), generator=generator)).Q
     wanted = torch.stack(effect).clamp(min=1e-8) ** BALANCE
+    if like is None:
+        turn = torch.linalg.qr(torch.randn(len(effect), len(effect), generator=generator)).Q
+    else:
+        others = torch.cat([like.encode(_clip(path).to(like.device)) for path in paths]).cpu()
+        scaled = cells @ directions * (wanted / deviation)
+        u, _, v = torch.linalg.svd(others.movedim(1, -1).flatten(0, -2).T @ scaled)
+        turn = u @ v  # orthogonal Procrustes
     spread = turn * (wanted / deviation) @ directions.T  # of normalised latents
     fold(vae, spread)
     normalise(vae, paths)
@@ -314,9 +396,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    start, vae = arguments.start, AutoencoderKLWan(**TINY_VAE)
+    start, vae, like = arguments.start, AutoencoderKLWan(**TINY_VAE), None
     if start is not None and not (start / 'parameters.safetensors').is_file():
         try:
+            like = Codec.from_folder(start)
             start, vae = None, load_pretrained(AutoencoderKLWan, start, torch.float32)
         except ValueError as error:
             parser.error(str(error))
@@ -333,7 +416,7 @@ def main() -> None:
             vae, config, arguments.clips / 'train', arguments.clips / 'validation'
         )
         if start is not None:
-            load_parameters(objective.module, start)
+            load_parameters(objective.module, start, words=('vae.',))
         if name == 'video':
             inflate(vae)
         if name == 'aligned':
@@ -345,7 +428,7 @@ def main() -> None:
         fit(objective, trainer, run, full_config={'codec': asdict(config), 'vae': about})
         start = checkpoints(run)[-1]
     load_parameters(objective.module, start)
-    balance(vae, paths)
+    balance(vae, paths, like)
     vae.save_pretrained(arguments.run / 'vae')
     print(f'wrote {arguments.run / "vae"}')
 
