@@ -1,6 +1,7 @@
 """The curves of trainings as a picture and as CSV, from the logs of their run folders.
 
-Runs that go on from one another are given in their order and drawn behind one another.
+Runs that go on from one another are given in their order and drawn behind one another. A CSV that this command
+wrote stands for the runs in it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,19 @@ def write_csv(path: Path, runs: dict[str, Curves]) -> None:
                 writer.writerows([run, name, step, f'{value:.5g}'] for step, value in points)
 
 
+def read_csv(path: Path) -> dict[str, Curves]:
+    """The runs that `write_csv` wrote. Raises ``ValueError`` for another file."""
+    runs: dict[str, Curves] = {}
+    try:
+        with path.open(newline='') as file:
+            for row in csv.DictReader(file):
+                points = runs.setdefault(row['run'], {}).setdefault(row['scalar'], [])
+                points.append((int(row['step']), float(row['value'])))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f'{path} is no table of curves: {error!r}') from None
+    return runs
+
+
 def plot(path: Path, runs: dict[str, Curves], scalars: list[list[str]]) -> None:
     """One panel for every list of scalars."""
     figure = Figure(figsize=(5.2 * len(scalars), 3.6), layout='constrained')
@@ -100,7 +114,7 @@ def plot(path: Path, runs: dict[str, Curves], scalars: list[list[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('runs', type=Path, nargs='+', help='run folders, in their order')
+    parser.add_argument('runs', type=Path, nargs='+', help='run folders or CSV, in their order')
     parser.add_argument('--out', type=Path, required=True, help='written with .csv and .png')
     parser.add_argument(
         '--panel',
@@ -111,8 +125,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
-        parent = os.path.commonpath([run.parent for run in arguments.runs])
-        runs = {str(run.relative_to(parent)): read(run) for run in arguments.runs}
+        folders = [path for path in arguments.runs if path.suffix != '.csv']
+        parent = os.path.commonpath([run.parent for run in folders]) if folders else ''
+        runs: dict[str, Curves] = {}
+        for path in arguments.runs:
+            if path in folders:
+                runs[str(path.relative_to(parent))] = read(path)
+            else:
+                runs |= read_csv(path)
     except ValueError as error:
         parser.error(str(error))
     scalars = arguments.panel or [['train/loss']]

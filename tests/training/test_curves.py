@@ -63,3 +63,15 @@ def test_the_command_writes_a_table_and_a_picture(runs, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path, '--out', tmp_path / 'both')
     assert 'give the folder of a training' in capsys.readouterr().err
+
+
+def test_a_table_stands_for_the_runs_in_it(runs, tmp_path, monkeypatch, capsys):
+    resumed, perception = runs
+    command(monkeypatch, resumed, '--out', tmp_path / 'one')
+    command(monkeypatch, tmp_path / 'one.csv', perception, '--out', tmp_path / 'table')
+    command(monkeypatch, *runs, '--out', tmp_path / 'runs')
+    assert (tmp_path / 'table.csv').read_text() == (tmp_path / 'runs.csv').read_text()
+    (tmp_path / 'other.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path / 'other.csv', '--out', tmp_path / 'none')
+    assert 'other.csv is no table of curves' in capsys.readouterr().err
