@@ -33,6 +33,14 @@ def remove_adapter(wan: WanTransformer3DModel) -> None:
             setattr(wan.get_submodule(parent), child, module.base_layer)
 
 
+def merge_adapter(wan: WanTransformer3DModel) -> None:
+    """Put plain layers back that do what the adapted ones did, up to rounding."""
+    for _, module in list(wan.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+    remove_adapter(wan)
+
+
 def save_adapter(folder: Path, wan: WanTransformer3DModel, *, rank: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in get_peft_model_state_dict(wan).items()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 import queue
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, Literal
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
@@ -22,44 +23,78 @@ CANCEL_POLL = 0.02  # seconds
 TURN = 1.0  # seconds
 
 
+@dataclass(eq=False)
+class _Accepted:
+    goal: Any
+    state: Literal['accepted', 'arrived', 'queued'] = 'accepted'
+
+
 class Goals:
-    """How many may be served or wait at once, over all actions of the node, and in which order they came."""
+    """How many may be served or wait at once, over all actions of the node, and in which order they came.
+
+    A goal is known by its message itself.
+    """
 
     def __init__(self, most: int):
         self.most = most
         self._left = threading.Semaphore(most)
         self._turn = threading.Condition()
-        self._accepted: list[Any] = []
+        self._accepted: list[_Accepted] = []
 
     def take(self, goal: Any) -> bool:
-        """Whether there is room for a goal, this very message, which then has its turn after those before it."""
+        """Whether there is room for a goal, which then has its turn after those before it."""
         room = self._left.acquire(blocking=False)
         if room:
             with self._turn:
-                self._accepted.append(goal)
+                self._accepted.append(_Accepted(goal))
         return room
 
     @contextmanager
     def turn(self, goal: Any) -> Iterator[None]:
         """Wait until the goals before have had their turn: each has a thread of its own, and may be overtaken there.
 
-        One whose client went away before the goal was answered never has it, and is not waited for long.
+        One that has not come to its turn in `TURN` seconds is given up and its room given back: its client went away
+        before it could be told that the goal was accepted.
         """
         with self._turn:
-            self._turn.wait_for(lambda: self._before(goal) <= 0, timeout=TURN)
+            own = self._of(goal)
+            if own is not None:
+                own.state = 'arrived'
+                self._turn.notify_all()
+            while own is not None and (before := self._first()) is not own:
+                came = self._turn.wait_for(
+                    lambda first=before: self._first() is not first or first.state == 'arrived',
+                    timeout=TURN,
+                )
+                if before.state == 'arrived':
+                    self._turn.wait_for(lambda first=before: self._first() is not first)
+                elif not came:
+                    self._give_back(before)
         try:
             yield
         finally:
             with self._turn:
-                del self._accepted[: self._before(goal) + 1]
+                if own is not None:
+                    own.state = 'queued'
                 self._turn.notify_all()
 
-    def _before(self, goal: Any) -> int:
-        """How many goals wait before one: minus one where it was waited for too long."""
-        return next((i for i, other in enumerate(self._accepted) if other is goal), -1)
+    def give_back(self, goal: Any) -> None:
+        with self._turn:
+            own = self._of(goal)
+            if own is not None:
+                self._give_back(own)
 
-    def give_back(self) -> None:
+    def _give_back(self, accepted: _Accepted) -> None:
+        self._accepted.remove(accepted)
         self._left.release()
+        self._turn.notify_all()
+
+    def _of(self, goal: Any) -> _Accepted | None:
+        return next((one for one in self._accepted if one.goal is goal), None)
+
+    def _first(self) -> _Accepted | None:
+        """Of those that are not queued yet."""
+        return next((one for one in self._accepted if one.state != 'queued'), None)
 
     def wait_for_all(self, seconds: float) -> None:
         """Wait until every goal has its answer, so long for each."""
@@ -107,7 +142,7 @@ def serve(
                 handle.abort()
             return result(outcome, made)
         finally:
-            goals.give_back()
+            goals.give_back(handle.request)
 
     return ActionServer(
         node,

@@ -417,7 +417,7 @@ def main() -> None:
         )
         if start is not None:
             load_parameters(objective.module, start, words=('vae.',))
-        if name == 'video':
+        if name == 'video' and like is None:
             inflate(vae)
         if name == 'aligned':
             balance(vae, paths)

@@ -78,6 +78,8 @@ def read_csv(path: Path) -> dict[str, Curves]:
                 points.append((int(row['step']), float(row['value'])))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f'{path} is no table of curves: {error!r}') from None
+    if not runs:
+        raise ValueError(f'{path} is no table of curves: it holds no run')
     return runs
 
 
@@ -130,9 +132,12 @@ def main() -> None:
         runs: dict[str, Curves] = {}
         for path in arguments.runs:
             if path in folders:
-                runs[str(path.relative_to(parent))] = read(path)
+                found = {str(path.relative_to(parent)): read(path)}
             else:
-                runs |= read_csv(path)
+                found = read_csv(path)
+            if twice := found.keys() & runs.keys():
+                raise ValueError(f'{path}: there is a run {min(twice)} already')
+            runs |= found
     except ValueError as error:
         parser.error(str(error))
     scalars = arguments.panel or [['train/loss']]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
-from mirage_model.adapters import add_adapter
+from mirage_model.adapters import add_adapter, merge_adapter
 from mirage_model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
 from mirage_model.checkpoint import load_backbone
 from mirage_model.codec import load_pretrained
@@ -112,12 +112,15 @@ def build(
 def start_from(model: WorldModel, folder: Path, *, words: tuple[str, ...] = ('',)) -> None:
     """Copy the weights of a checkpoint, or of a model folder: those alone that have one of the words in their names.
 
+    An adapter in a model folder is added to the layers that it adapts.
+
     Raises ValueError that names what does not fit.
     """
     if not (folder / 'model.json').is_file():
         load_parameters(model, folder, words=words)
         return
     backbone, text = load_backbone(folder)
+    merge_adapter(backbone.wan)
     stored = {f'backbone.{name}': value for name, value in backbone.named_parameters()}
     if 'text' in dict(model.named_parameters()):
         stored['text'] = text

@@ -6,34 +6,54 @@ from concurrent.futures import ThreadPoolExecutor
 import time
 
 from mirage.action import Imagine
+import pytest
 
 from mirage_ros.goals import TURN, Goals
 
 
-def test_turns_are_in_the_order_of_acceptance():
-    goals, served = Goals(8), []
-    accepted = [Imagine.Goal(seed=n) for n in range(8)]
-    assert all(goals.take(goal) for goal in accepted)
-    assert not goals.take(Imagine.Goal())
+def serve(goals: Goals, accepted: list, seconds: float = 0.0) -> list[int]:
+    """Numbers of the goals in the order of their turns, their threads started the other way round."""
+    served, inside = [], []
 
-    def serve(goal: Imagine.Goal) -> None:
+    def one(goal: Imagine.Goal) -> None:
         with goals.turn(goal):
+            inside.append(goal.seed)
+            time.sleep(seconds)
+            assert inside == [goal.seed]
+            inside.clear()
             served.append(goal.seed)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(len(accepted)) as pool:
+        running = []
         for goal in reversed(accepted):
-            pool.submit(serve, goal)
+            running.append(pool.submit(one, goal))
             time.sleep(0.01)
-    assert served == list(range(8))
+        for future in running:
+            future.result()
+    return served
 
 
-def test_a_goal_that_is_never_served_is_waited_for_once():
-    goals = Goals(3)
-    never, late, next_one = (Imagine.Goal() for _ in range(3))
-    for goal in (never, late, next_one):
-        assert goals.take(goal)
+@pytest.mark.parametrize('seconds', [0.0, 0.3 * TURN])
+def test_turns_are_in_the_order_of_acceptance_however_long_they_take(seconds):
+    goals = Goals(6)
+    accepted = [Imagine.Goal(seed=n) for n in range(6)]
+    assert all(goals.take(goal) for goal in accepted)
+    assert not goals.take(Imagine.Goal())
+    assert serve(goals, accepted, seconds) == list(range(6))
+    for goal in accepted:
+        goals.give_back(goal)
+    assert all(goals.take(Imagine.Goal()) for _ in range(6))
+
+
+def test_goals_that_never_come_to_their_turn_give_their_room_back():
+    goals = Goals(6)
+    accepted = [Imagine.Goal(seed=n) for n in range(6)]
+    assert all(goals.take(goal) for goal in accepted)
+    never, late = accepted[0], accepted[3]
     began = time.monotonic()
-    for goal in (late, next_one, never):
-        with goals.turn(goal):
-            pass
-    assert TURN <= time.monotonic() - began < 2 * TURN
+    assert serve(goals, [g for g in accepted if g is not never and g is not late]) == [1, 2, 4, 5]
+    assert 2 * TURN <= time.monotonic() - began < 3 * TURN
+    with goals.turn(late):
+        pass
+    goals.give_back(late)  # its room was given back before
+    assert sum(goals.take(Imagine.Goal()) for _ in range(6)) == 2

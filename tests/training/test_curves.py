@@ -75,3 +75,10 @@ def test_a_table_stands_for_the_runs_in_it(runs, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path / 'other.csv', '--out', tmp_path / 'none')
     assert 'other.csv is no table of curves' in capsys.readouterr().err
+    (tmp_path / 'empty.csv').write_text('run,scalar,step,value\n')
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path / 'empty.csv', '--out', tmp_path / 'none')
+    assert 'it holds no run' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path / 'table.csv', resumed, '--out', tmp_path / 'none')
+    assert 'there is a run resumed already' in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 import json
+import shutil
 
 from models import small_backbone, small_vae
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from small_data import clip_of, save_data
 import torch
 
-from mirage_model.adapters import add_adapter
+from mirage_model.adapters import add_adapter, save_adapter
 from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.data.latents import PREPARED, fingerprint, identity
 from mirage_model.training.configuration import SOURCES, STEPS, configure
@@ -56,6 +57,27 @@ def test_a_model_folder_can_be_gone_on_from(tmp_path):
         start_from(model, EMBEDDED)
     with pytest.raises(ValueError, match=r'parameters\.safetensors is missing'):
         start_from(model, tmp_path)
+
+
+def test_an_adapter_of_a_model_folder_is_added_to_its_layers(tmp_path):
+    shutil.copytree(EMBEDDED, tmp_path / 'model')
+    adapted = load_model().backbone
+    add_adapter(adapted.wan, rank=4)
+    with torch.no_grad():
+        for name, value in adapted.wan.named_parameters():
+            if 'lora_' in name:
+                value.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    save_adapter(tmp_path / 'model' / 'side_branch', adapted.wan, rank=4)
+    model = build(WorldModelConfig(), seed=3)
+    start_from(model, tmp_path / 'model')
+    latents = torch.randn(1, 48, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    given = latents, torch.full((1, 2), 500.0), torch.randn(1, *model.text.shape)
+    with torch.no_grad():
+        plain, merged, wanted = (
+            backbone(*given) for backbone in (load_model().backbone, model.backbone, adapted)
+        )
+    torch.testing.assert_close(merged, wanted, atol=1e-4, rtol=1e-4)
+    assert (merged - plain).abs().max() > 1e-2
 
 
 def test_what_does_not_fit_is_refused(tmp_path, small_sizes):
