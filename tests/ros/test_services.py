@@ -39,8 +39,14 @@ def seed_view() -> View:
 
 def next_in_line(node: MirageNode, ask) -> bool:
     """Whether the task that waits behind what ``ask`` has the worker do finds the memory of the drive."""
-    begin = threading.Event()
-    held = node.worker.call(lambda engine: begin.wait(10))
+    holds, begin = threading.Event(), threading.Event()
+
+    def hold(engine: InstantEngine) -> bool:
+        holds.set()
+        return begin.wait(10)
+
+    held = node.worker.call(hold)
+    assert holds.wait(10)  # or it would be taken for what was asked
     asking = threading.Thread(target=ask)
     asking.start()
     while not node.worker._calls:
