@@ -26,7 +26,7 @@ TURN = 1.0  # seconds
 @dataclass(eq=False)
 class _Accepted:
     goal: Any
-    state: Literal['accepted', 'arrived', 'queued'] = 'accepted'
+    state: Literal['accepted', 'arrived', 'done'] = 'accepted'
 
 
 class Goals:
@@ -62,20 +62,16 @@ class Goals:
                 own.state = 'arrived'
                 self._turn.notify_all()
             while own is not None and (before := self._first()) is not own:
-                came = self._turn.wait_for(
-                    lambda first=before: self._first() is not first or first.state == 'arrived',
-                    timeout=TURN,
-                )
-                if before.state == 'arrived':
-                    self._turn.wait_for(lambda first=before: self._first() is not first)
-                elif not came:
+                state = before.state
+                limit = TURN if state == 'accepted' else None
+                if not self._turn.wait_for(lambda b=before, s=state: b.state != s, timeout=limit):
                     self._give_back(before)
         try:
             yield
         finally:
             with self._turn:
                 if own is not None:
-                    own.state = 'queued'
+                    own.state = 'done'
                 self._turn.notify_all()
 
     def give_back(self, goal: Any) -> None:
@@ -85,6 +81,7 @@ class Goals:
                 self._give_back(own)
 
     def _give_back(self, accepted: _Accepted) -> None:
+        accepted.state = 'done'
         self._accepted.remove(accepted)
         self._left.release()
         self._turn.notify_all()
@@ -93,8 +90,8 @@ class Goals:
         return next((one for one in self._accepted if one.goal is goal), None)
 
     def _first(self) -> _Accepted | None:
-        """Of those that are not queued yet."""
-        return next((one for one in self._accepted if one.state != 'queued'), None)
+        """Of those that have not had their turn."""
+        return next((one for one in self._accepted if one.state != 'done'), None)
 
     def wait_for_all(self, seconds: float) -> None:
         """Wait until every goal has its answer, so long for each."""

@@ -15,7 +15,7 @@ from mirage_model.engine import Engine
 from mirage_model.interface import Imagine, View
 from mirage_model.memory.none import NoMemory
 from mirage_model.rollout import rollout
-from mirage_model.training.context import readout_of_the_first
+from mirage_model.training.context import readout_of
 from mirage_model.worlds.doom import world_from_optical
 
 
@@ -80,7 +80,7 @@ def test_imagined_frames_are_nearer_to_the_truth_than_the_seed_repeated(clip):
 
 def test_depth_is_nearer_to_the_truth_where_the_memory_knows_some(model, clip):
     frames, cameras = clip.frames[8:].permute(0, 3, 1, 2).float() / 255, clip.cameras[8:]
-    readout = readout_of_the_first(clip, cell=model.codec.spatial_stride)[8:]
+    readout = readout_of(clip, 0, cell=model.codec.spatial_stride)[8:]
 
     def error(depth: torch.Tensor) -> float:
         return float((depth / clip.depth[8:] - 1).abs().nanmean())

@@ -30,7 +30,7 @@ from mirage_model.memory.latent import MemoryConfig
 from mirage_model.perception import Estimate
 from mirage_model.results import differing, write_json
 from mirage_model.sampler import tiny_scheduler
-from mirage_model.training.context import ContextConfig, over_pixels, readout_of_the_first
+from mirage_model.training.context import ContextConfig, over_pixels, readout_of
 from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build, start_from
 from mirage_model.training.trainer import (
     TrainerConfig,
@@ -122,7 +122,7 @@ def as_seen(clip: Clip, config: WorldModelConfig, codec: Codec, *, seed: int) ->
 
 def seen_from_the_start(clip: Clip, codec: Codec) -> Bool[Tensor, 'n H W']:
     """Pixels of all frames but the first whose cell shows what the first frame saw, by the exact labels."""
-    readout = readout_of_the_first(clip, cell=codec.spatial_stride)
+    readout = readout_of(clip, 0, cell=codec.spatial_stride)
     return over_pixels(readout.visible[1:], clip.depth[1:])
 
 

@@ -342,15 +342,15 @@ def balance(vae: AutoencoderKLWan, paths: list[Path], like: Codec | None = None)
         moved = codec.decode((shown + one * step * along.view(-1, 1, 1, 1)).to(vae.device))
         effect.append(10 * (moved - frames).square().mean().sqrt().cpu())
     wanted = torch.stack(effect).clamp(min=1e-8) ** BALANCE
+    spread = (wanted / deviation)[:, None] * directions.T  # of normalised latents
     if like is None:
         turn = torch.linalg.qr(torch.randn(len(effect), len(effect), generator=generator)).Q
     else:
         others = torch.cat([like.encode(_clip(path).to(like.device)) for path in paths]).cpu()
-        scaled = cells @ directions * (wanted / deviation)
-        u, _, v = torch.linalg.svd(others.movedim(1, -1).flatten(0, -2).T @ scaled)
+        others = others.movedim(1, -1).flatten(0, -2)
+        u, _, v = torch.linalg.svd(others.T @ (cells @ spread.T))
         turn = u @ v  # orthogonal Procrustes
-    spread = turn * (wanted / deviation) @ directions.T  # of normalised latents
-    fold(vae, spread)
+    fold(vae, turn @ spread)
     normalise(vae, paths)
 
 

@@ -128,17 +128,19 @@ def fill(
     return kind
 
 
-def readout_of_the_first(clip: Clip, *, cell: int) -> Readout:
-    """What a memory of a clip's first frame, and of its labels, shows all frames' cameras; without latents.
+def readout_of(clip: Clip, frame: int, *, cell: int, seen_from: slice = slice(None)) -> Readout:
+    """What a memory of one frame of a clip, and of its labels, shows the cameras of others.
 
-    ``cell`` is in pixels.
+    For latents it has the numbers of that frame's cells, row by row. ``cell`` is in pixels.
     """
     height, width = (side // cell for side in clip.depth.shape[1:])
     cameras = resized(clip.cameras, height, width)
-    depth, keep = keep_mask(labels(clip, slice(0, 1)), height=height, width=width)
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
-    memory.write(torch.zeros(1, 1, height, width), depth, cameras[:1], keep=keep, observed=True)
-    return memory.readout(cameras, latents=False)
+    one = slice(frame, frame + 1)
+    depth, keep = keep_mask(labels(clip, one), height=height, width=width)
+    numbers = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
+    memory = LatentMemory(MemoryConfig(channels=1, footprint=3, dtype='float32'))
+    memory.write(numbers, depth, cameras[one], keep=keep, observed=True)
+    return memory.readout(cameras[seen_from])
 
 
 def write(

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mirage_model.camera import resized
 from mirage_model.data.clip import Clip
-from mirage_model.data.labels import labels
-from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.remember import keep_mask
+from mirage_model.training.context import readout_of
 
 MAX_GAP = 16
 BACKWARDS = 0.2
@@ -38,10 +35,6 @@ class Pairs:
     offset: Float[Tensor, 'b 2 h w']
     depth_ratio: Float[Tensor, 'b h w']
 
-    @property
-    def visible(self) -> Bool[Tensor, 'b h w']:
-        return self.cell >= 0
-
     @staticmethod
     def of(clips: list[Clip], *, stride: int, rng: np.random.Generator) -> Pairs:
         """A random pair of every clip, up to `MAX_GAP` frames apart, near ones oftener. ``stride`` is a cell's, in pixels."""
@@ -56,14 +49,7 @@ def _pair(clip: Clip, stride: int, rng: np.random.Generator) -> dict[str, Tensor
     second = first + gap
     if rng.random() < BACKWARDS:
         first, second = second, first
-    height, width = (side // stride for side in clip.depth.shape[1:])
-    depth, keep = keep_mask(labels(clip, slice(first, first + 1)), height=height, width=width)
-    cameras = resized(clip.cameras, height, width)
-    # what is written and read back is each cell's number
-    numbers = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=3, voxel=0.0, dtype='float32'))
-    memory.write(numbers, depth, cameras[first : first + 1], keep=keep, observed=True)
-    readout = memory.readout(cameras[second : second + 1])[0]
+    readout = readout_of(clip, first, cell=stride, seen_from=slice(second, second + 1))[0]
     frames = clip.frames[[first, second]].permute(0, 3, 1, 2).float() / 255
     return {
         'first': frames[0],

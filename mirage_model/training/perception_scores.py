@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mirage_model.data.clip import Clip, load_clip
 from mirage_model.perception import Estimate
 from mirage_model.perception.embedded import EmbeddedPerception, Network
-from mirage_model.training.context import readout_of_the_first
+from mirage_model.training.context import readout_of
 
 _TOLERANCE = 1.25
 
@@ -89,7 +89,7 @@ def _count(perception: EmbeddedPerception, path: Path, every: int) -> tuple[Tens
     clip = load_clip(path)
     cameras = clip.cameras[slice(None, None, every)]
     frames = clip.frames[::every].movedim(-1, 1).float() / 255
-    readout = readout_of_the_first(clip, cell=_CELL)[::every]
+    readout = readout_of(clip, 0, cell=_CELL)[::every]
     return (
         _sums(perception.estimate(frames, cameras), clip, every),
         _sums(perception.estimate(frames, cameras, readout), clip, every),

@@ -194,16 +194,17 @@ def test_balanced_latents_can_be_turned_to_those_of_another_codec(clips):
     assert (Codec(vae).encode(frames) - wanted).square().mean() < 0.01
 
 
-def test_the_command_goes_on_from_a_vae_folder(tmp_path, clips, monkeypatch, capsys):
+@pytest.mark.parametrize('stage', ['video', 'aligned', 'moved'])
+def test_the_command_goes_on_from_a_vae_folder(stage, tmp_path, clips, monkeypatch, capsys):
     """Of whatever sizes: after a step of next to nothing it shows what it showed before."""
     small_vae().save_pretrained(tmp_path / 'given')
-    config = replace(CONFIG, crop=16, alignment=0.2)
+    config = replace(STAGES[stage][0], batch=2, crop=16, validation_clips=1)
     trainer = TrainerConfig(steps=1, learning_rate=1e-6)
-    monkeypatch.setitem(STAGES, 'aligned', (config, trainer))
+    monkeypatch.setitem(STAGES, stage, (config, trainer))
 
     def run(start):
         command = ['codec', '--clips', clips, '--run', tmp_path / 'run', '--from', start]
-        monkeypatch.setattr('sys.argv', [*map(str, command), '--stage', 'aligned'])
+        monkeypatch.setattr('sys.argv', [*map(str, command), '--stage', stage])
         main()
 
     run(tmp_path / 'given')
