@@ -106,10 +106,10 @@ setup(
     entry_points={
         'console_scripts': [
             'mirage_node=mirage_ros.node:main',
-            'mirage_demo=mirage_ros.demo:main',
-            'mirage-replay=mirage_model.evaluation.replay_command:main',
-            'mirage_replay_node=mirage_ros.replay:main',
-            'mirage_viewer=mirage_ros.viewer:main',
+            'mirage_demo=mirage_ros.tools.demo:main',
+            'mirage-replay=mirage_model.evaluation.replay.command:main',
+            'mirage_replay_node=mirage_ros.tools.replay:main',
+            'mirage_viewer=mirage_ros.tools.viewer:main',
         ]
     },
     cmdclass={'build_py': BuildWithInterfaces},

@@ -19,7 +19,7 @@ DepthSource = Literal['sensor', 'perception', 'perception_unscaled']
 """Where a seed's depth came from; unscaled means that its metres are a guess."""
 
 
-class Refused(ValueError):
+class InvalidRequest(ValueError):
     """The request cannot be served as it stands; the message says what is wrong and what would fit."""
 
 
@@ -28,7 +28,7 @@ class Cancelled(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class Observation:
     """A frame that a sensor saw, with its camera and, where there was a depth sensor, its depth.
 
     ``image`` is (height, width, 3) at any size: the engine crops and scales it to the model's.
@@ -43,7 +43,7 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imagine:
+class ImagineRequest:
     """Imagine the frames that a camera sees along a path, starting from the last view of a memory.
 
     ``world_from_camera`` is (n, 4, 4) and ``times`` (n,), one for each frame to imagine, the view the path
@@ -74,12 +74,12 @@ class Trajectory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
+class CandidatesRequest:
     """Imagine along several paths, each on a fork of one memory that is thrown away with the request.
 
-    Every path is as in `Imagine`; they may differ in length. ``seeds`` are one for each of them.
+    Every path is as in `ImagineRequest`; they may differ in length. ``seeds`` are one for each of them.
     ``batch`` candidates go through the model together; where the device has no memory for so many, half as
-    many do. In batches of one a candidate's frames are bit for bit those that `Imagine` gives for its path
+    many do. In batches of one a candidate's frames are bit for bit those that `ImagineRequest` gives for its path
     and seed; in larger ones they differ by rounding.
 
     ``last_frame_only``: of each candidate the last frame alone, or of an incomplete one the last that
@@ -89,7 +89,7 @@ class Candidates:
     It is refused where half the frame is no multiple of what the codec and the backbone need.
 
     ``deadline`` is in seconds after `EngineProtocol.imagine_candidates` was called: the chunk that is being
-    denoised then is given up. ``goal`` is an image as that of `View`, cropped and scaled like one.
+    denoised then is given up. ``goal`` is an image as that of `Observation`, cropped and scaled like one.
     """
 
     request_id: str
@@ -135,7 +135,7 @@ class Chunk:
 class Candidate:
     """What was imagined along one of several paths.
 
-    ``index`` is its place in the request. Its chunks are those of `Imagine`, as far as they were made:
+    ``index`` is its place in the request. Its chunks are those of `ImagineRequest`, as far as they were made:
     ``complete`` says whether all were. ``goal_distance`` is the root of the mean square between the codec's
     latents of its last frame and of the goal, both normalised to unit deviation: 0 for the same picture,
     about 1.4 for two that have nothing in common; NaN where there is no goal or no frame.
@@ -148,7 +148,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class CoverageScore:
     """What a memory covers along a path of n poses, nothing generated.
 
     ``visible`` and ``observed`` (n,) are shares of the view in 0..1, observed being part of visible;
@@ -178,7 +178,7 @@ class Points:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holdings:
+class MemoryStats:
     """What a memory holds: its cells, and the bytes of them and of their directory."""
 
     cells: int
@@ -186,7 +186,7 @@ class Holdings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class ModelInfo:
     """What a client must know of an engine to ask well."""
 
     model: str
@@ -200,13 +200,13 @@ class Description:
 
 @runtime_checkable
 class EngineProtocol(Protocol):
-    """Owns memories and a model. Every verb raises Refused for what cannot be served, and stays usable.
+    """Owns memories and a model. Every verb raises InvalidRequest for what cannot be served, and stays usable.
 
     Memories have names. One is made by `seed` or `load`, or by `imagine` as ``keep_in`` says; to reset one
     is to `drop` it.
     """
 
-    def describe(self) -> Description: ...
+    def describe(self) -> ModelInfo: ...
 
     def warm(self) -> None:
         """Bring the model onto its device and run all of it once, so that the first request is as fast
@@ -224,11 +224,11 @@ class EngineProtocol(Protocol):
         """Bytes that this process holds on the device; 0 on the CPU."""
         ...
 
-    def seed(self, view: View, *, memory: str = 'default') -> DepthSource:
+    def seed(self, view: Observation, *, memory: str = 'default') -> DepthSource:
         """Start a memory afresh from one view, and remember it as where imagination starts."""
         ...
 
-    def observe(self, view: View, *, memory: str = 'default') -> DepthSource:
+    def observe(self, view: Observation, *, memory: str = 'default') -> DepthSource:
         """Add a view to a memory that exists; imagination starts from it from now on.
 
         What it sees through is removed; what was imagined gives way to it.
@@ -236,13 +236,13 @@ class EngineProtocol(Protocol):
         ...
 
     def imagine(
-        self, request: Imagine, *, cancelled: Callable[[], bool] = lambda: False
+        self, request: ImagineRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Chunk]:
         """Yield each chunk as soon as it exists. Raises Cancelled within one denoising step."""
         ...
 
     def imagine_candidates(
-        self, request: Candidates, *, cancelled: Callable[[], bool] = lambda: False
+        self, request: CandidatesRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Candidate]:
         """Yield every candidate of the request once, in its order, as soon as its batch is done.
 
@@ -251,7 +251,7 @@ class EngineProtocol(Protocol):
         """
         ...
 
-    def predicted_seconds(self, request: Imagine | Candidates) -> float:
+    def predicted_seconds(self, request: ImagineRequest | CandidatesRequest) -> float:
         """How long a request would take from now on if nothing else ran, from what chunks took so far.
 
         A deadline is not looked at. Refused before `warm`, or any request, has measured a chunk.
@@ -265,7 +265,7 @@ class EngineProtocol(Protocol):
         memory: str = 'default',
         threshold: float = 0.5,
         coarse: bool = False,
-    ) -> list[Score]:
+    ) -> list[CoverageScore]:
         """What the memory covers along each of the paths, in their order.
 
         Exact, it is what chunks of these cameras would carry before anything is imagined. ``coarse``
@@ -281,7 +281,7 @@ class EngineProtocol(Protocol):
         """Up to ``most`` of a memory's cells, spread evenly over all of them."""
         ...
 
-    def holdings(self, *, memory: str = 'default') -> Holdings: ...
+    def holdings(self, *, memory: str = 'default') -> MemoryStats: ...
 
     def save(self, path: Path, *, memory: str = 'default') -> None: ...
 

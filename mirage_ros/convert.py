@@ -23,9 +23,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from transforms3d.quaternions import mat2quat
 
-from mirage_model.interface import Chunk, View
-from mirage_model.sensor_messages import intrinsics
-from mirage_ros.pictures import (
+from mirage_model.interface import Chunk, Observation
+from mirage_model.messages.sensors import intrinsics
+from mirage_ros.images import (
     Compression,
     array_from_compressed,
     compressed_message,
@@ -138,7 +138,7 @@ def matrix_from_numbers(numbers: Sequence[float], *, name: str) -> Float64[np.nd
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedPath:
     """A path as a planner sent it, in the poses of the frame that it moves.
 
     They are in ``frame`` as it was at ``frame_time``, None being the newest that is known of it. ``frame_from_seed``
@@ -156,14 +156,14 @@ class Planned:
     camera_info: CameraInfo | None = None
 
 
-def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> Planned:
+def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> PlannedPath:
     _check_length(len(message.poses), max_poses)
     if len(message.poses) != len(message.times):
         raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
     times = np.array([seconds(time) for time in message.times])
     _check_times(times, 'times')
     seed = message.seed_pose
-    return Planned(
+    return PlannedPath(
         request_id=message.request_id,
         client=message.client,
         frame=message.header.frame_id,
@@ -184,7 +184,7 @@ def planned_from_path(
     speed: float,
     turn_rate: float,
     max_poses: int,
-) -> Planned:
+) -> PlannedPath:
     """Unstamped poses, all of one stamp or none, are timed from the header's stamp on.
 
     Every step then takes as long as its way at ``speed`` (m/s) or its turn at ``turn_rate`` (rad/s), whichever is
@@ -205,7 +205,7 @@ def planned_from_path(
         times = start + np.concatenate([[0.0], np.cumsum(steps)])[moves]
         frame_from_moving = frame_from_moving[moves]
     _check_times(times, 'poses')
-    return Planned(
+    return PlannedPath(
         request_id=request_id,
         frame=message.header.frame_id,
         frame_time=_time_or_newest(message.header.stamp),
@@ -277,7 +277,7 @@ def view_from_messages(
     *,
     world_from_camera: Float64[np.ndarray, '4 4'],
     max_pixels: int,
-) -> View:
+) -> Observation:
     """Raise ValueError where the three do not belong together or are larger than ``max_pixels``."""
     frames = image.header.frame_id, camera_info.header.frame_id
     if not frames[0] or frames[0] != frames[1]:
@@ -294,7 +294,7 @@ def view_from_messages(
             raise ValueError(
                 f'depth is {of_depth[0]}x{of_depth[1]}, the image {size[0]}x{size[1]}: it must be registered to it'
             )
-    return View(
+    return Observation(
         image=rgb_from_image(image),
         K=K,
         world_from_camera=world_from_camera,

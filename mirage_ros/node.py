@@ -20,18 +20,18 @@ from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallba
 from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
+from mirage_model.engine.worker import SHUTTING_DOWN, Worker
 from mirage_model.interface import EngineProtocol
-from mirage_ros.answers import Answers
-from mirage_ros.candidates import CandidateGoals
-from mirage_ros.figures import diagnostics
-from mirage_ros.goals import Goals
-from mirage_ros.host import DRIVEN, Host
-from mirage_ros.observing import Observer
-from mirage_ros.requests import Requests
+from mirage_ros.action_server import Goals
+from mirage_ros.candidates_server import CandidatesServer
+from mirage_ros.context import DRIVEN, NodeContext
+from mirage_ros.diagnostics import diagnostics
+from mirage_ros.imagine_server import ImagineServer
+from mirage_ros.memory_views import MemoryViews
+from mirage_ros.observer import Observer
+from mirage_ros.parameters import NodeParameters
+from mirage_ros.publishers import Publishers
 from mirage_ros.services import Services
-from mirage_ros.settings import Settings
-from mirage_ros.views import Views
-from mirage_ros.worker import SHUTTING_DOWN, Worker
 
 RESULTS_LEAVE = 0.2  # seconds; rclpy has no call that waits until results are sent
 OTHER_THREADS = 10
@@ -39,10 +39,10 @@ OTHER_THREADS = 10
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-def load_engine(settings: Settings) -> EngineProtocol:
+def load_engine(settings: NodeParameters) -> EngineProtocol:
     """The model of a folder, or mirage-tiny, in this process."""
-    from mirage_model.engine import Engine
-    from mirage_model.memory.limits import Limits
+    from mirage_model.engine.engine import Engine
+    from mirage_model.memory.eviction import Limits
 
     folder = FilePath(settings.model_folder) if settings.model_folder else None
     return Engine.from_folder(
@@ -59,20 +59,20 @@ def load_engine(settings: Settings) -> EngineProtocol:
     )
 
 
-class MirageNode(LifecycleNodeMixin, Host):
+class MirageNode(LifecycleNodeMixin, NodeContext):
     """Configure loads the model and runs it once, activate serves, deactivate frees the device and keeps the memories."""
 
-    def __init__(self, load: Callable[[Settings], EngineProtocol] = load_engine):
-        Host.__init__(self)
+    def __init__(self, load: Callable[[NodeParameters], EngineProtocol] = load_engine):
+        NodeContext.__init__(self)
         self._load = load
         self._loaded: EngineProtocol | None = None
         self._warm = False
         self._goals = Goals(self.settings.max_goals)
-        answers = Answers(self)
-        requests = Requests(self, answers, self._goals)
-        candidates = CandidateGoals(self, answers, self._goals)
+        answers = Publishers(self)
+        requests = ImagineServer(self, answers, self._goals)
+        candidates = CandidatesServer(self, answers, self._goals)
         self._actions = (requests.action, candidates.action)
-        self._parts = (Observer(self), requests, candidates, Services(self), Views(self))
+        self._parts = (Observer(self), requests, candidates, Services(self), MemoryViews(self))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
             self.settings.diagnostics_period,
@@ -209,7 +209,7 @@ class MirageNode(LifecycleNodeMixin, Host):
             self._diagnostics.publish(message)
 
 
-def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
+def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
     """Run until SIGINT or SIGTERM, then end every request with its answer. Returns the exit code.
 
     A thread of the executor that ends by itself ends the node too, with an error.
@@ -224,7 +224,7 @@ def main(load: Callable[[Settings], EngineProtocol] = load_engine) -> int:
         if loading:
             raise SystemExit(0)  # loading is left at once; anything else is ended in order
 
-    def load_until_told_to_end(settings: Settings) -> EngineProtocol:
+    def load_until_told_to_end(settings: NodeParameters) -> EngineProtocol:
         nonlocal loading
         here = threading.current_thread() is threading.main_thread()
         try:

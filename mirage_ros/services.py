@@ -13,17 +13,17 @@ from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectorie
 import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from mirage_model.interface import Candidates, EngineProtocol, Imagine, Trajectory
+from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
 from mirage_ros import convert
-from mirage_ros.candidates import RESOLUTIONS
-from mirage_ros.host import DRIVEN, Host, Known
-from mirage_ros.starts import camera_path, check_name
+from mirage_ros.candidates_server import RESOLUTIONS
+from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
+from mirage_ros.initial_state import camera_path, check_name
 
 
 class Services:
     """Every one answers with success, or with the reason why not."""
 
-    def __init__(self, node: Host):
+    def __init__(self, node: NodeContext):
         self._node = node
         group = ReentrantCallbackGroup()
         for kind, name, answer in (
@@ -116,7 +116,7 @@ class Services:
         per_chunk = node.engine.new_frames_per_chunk
         times = np.arange(-(-round(frames) // per_chunk) * per_chunk) / node.engine.frame_rate
         path = Trajectory(world_from_camera=np.tile(np.eye(4), (len(times), 1, 1)), times=times)
-        asked = Candidates(
+        asked = CandidatesRequest(
             request_id='prediction',
             trajectories=(path,) * request.candidates,
             seeds=(0,) * request.candidates,
@@ -124,7 +124,7 @@ class Services:
             batch=min(request.batch or settings.batch, request.candidates),
             resolution=RESOLUTIONS[request.resolution],
         )
-        served: list[Imagine | Candidates] = node.worker.served
+        served: list[ImagineRequest | CandidatesRequest] = node.worker.served
         response.seconds, *before = node.worker.call(
             lambda engine: [engine.predicted_seconds(each) for each in [asked, *served]]
         ).result()
@@ -144,7 +144,7 @@ class Services:
         def task(engine: EngineProtocol) -> None:
             """All in the worker's thread: what is observed next goes to this memory."""
             engine.load(path, memory=memory)
-            node.memories[memory] = Known(camera_frame='', loaded=True)
+            node.memories[memory] = MemoryRecord(camera_frame='', loaded=True)
 
         node.promise_room(memory)
         try:

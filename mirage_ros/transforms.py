@@ -35,7 +35,7 @@ from mirage_ros.convert import (
     seconds,
     stamp,
 )
-from mirage_ros.settings import Settings
+from mirage_ros.parameters import NodeParameters
 
 try:
     import tf2_ros
@@ -233,7 +233,7 @@ def checked(transform: TransformStamped) -> tuple[str, str, Float64[np.ndarray, 
 
 
 def listen(
-    node: Node, settings: Settings, on_bad: Callable[[str, ValueError], None]
+    node: Node, settings: NodeParameters, on_bad: Callable[[str, ValueError], None]
 ) -> Transforms:
     """What the node knows of frames: parameters and, as they say, /tf, odometry and poses.
 

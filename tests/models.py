@@ -6,12 +6,13 @@ from pathlib import Path
 
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 import torch
+from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, Dinov2Config
 
-from mirage_model.backbone import Backbone
-from mirage_model.checkpoint import ModelConfig, save_model
+from mirage_model.model.backbone import Backbone
+from mirage_model.model.checkpoint import ModelConfig, save_model
+from mirage_model.model.sampler import tiny_scheduler
+from mirage_model.model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
-from mirage_model.sampler import tiny_scheduler
-from mirage_model.side_branch import SideBranch, SideBranchConfig
 
 HEIGHT, WIDTH, CHANNELS, CHUNK_FRAMES = 32, 48, 4, 9
 
@@ -67,7 +68,7 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
             chunk_frames=CHUNK_FRAMES,
             frame_rate=8.0,
             steps=2,
-            footprint=3,
+            splat_size=3,
         ),
         vae=small_vae(seed),
         backbone=backbone,
@@ -78,3 +79,27 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
     config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
     save_network(folder / 'perception', Network(config))
     return folder
+
+
+def save_depth_anything(folder: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    backbone = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        out_indices=[1, 2],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=16,
+        reassemble_factors=[1, 0.5],
+        neck_hidden_sizes=[8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        depth_estimation_type=kind,
+        max_depth=20 if kind == 'metric' else None,
+    )
+    AutoModelForDepthEstimation.from_config(config).save_pretrained(folder)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from mirage_model.camera import Cameras, check_cameras, resample_trajectory
-from mirage_model.data.bag_messages import colours, matrix, metres, seconds
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
-from mirage_model.data.transforms import SET_BACK, Tree
-from mirage_model.sensor_messages import intrinsics
+from mirage_model.messages.bag import colours, matrix, metres, seconds
+from mirage_model.messages.sensors import intrinsics
+from mirage_model.messages.transform_tree import SET_BACK, Tree
 
 _SAME = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 _IMAGE, _COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.memory import Readout
 from mirage_model.perception import Estimate, Perception
 from mirage_model.perception.alignment import DEFAULT_ALIGNMENT, align
-from mirage_model.remember import KeepConfig
+from mirage_model.write_filter import WriteFilterConfig
 
 _BATCH = 8
 _PARTNERS = (-8, -4, -2, 2, 4, 8)
@@ -46,7 +46,7 @@ def complete(clip: Clip, perception: Perception) -> Clip:
         assert clip.metric, f'{clip.name}: depth without metres'
         return labelled
     seen, cameras = to_scale(clip, seen, triangulate(clip))
-    unsure = seen.confidence < KeepConfig().min_confidence
+    unsure = seen.confidence < WriteFilterConfig().min_confidence
     depth = seen.depth.masked_fill(unsure, torch.nan)
     return replace(labelled, depth=depth, cameras=cameras, metric=True)
 

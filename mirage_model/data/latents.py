@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, resized
-from mirage_model.codec import Codec
-from mirage_model.data.clip import Clip
-from mirage_model.data.labels import labels
-from mirage_model.remember import keep_mask
+from mirage_model.clip import Clip
+from mirage_model.labels import labels
+from mirage_model.model.codec import Codec
+from mirage_model.write_filter import write_mask
 
 INDEX = 'index.jsonl'
 PREPARED = 'prepared.json'
@@ -33,7 +33,7 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
     """Tensors of one clip's file. A clip of 16 j + 1 frames gives j overlapping chunks of 17.
 
     ``video`` (chunks, c, k, h, w) float16, ``stills`` (s, c, h, w) float16, and for every still ``depth`` and
-    ``keep`` (s, h, w), ``world_from_camera`` and ``times``, with the latent grid's ``K``.
+    ``valid`` (s, h, w), ``world_from_camera`` and ``times``, with the latent grid's ``K``.
     Raises ValueError if the clip is shorter than a chunk, or its intrinsics change.
     """
     stride, new = codec.temporal_stride, chunk_frames - 1
@@ -46,15 +46,15 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     video = [frames[j * new : j * new + chunk_frames] for j in range(chunks)]
     at = slice(0, chunks * new + 1, stride)
-    stills = torch.cat([codec.encode_stills(f.to(device)).cpu() for f in frames[at].split(4)])
+    stills = torch.cat([codec.encode_images(f.to(device)).cpu() for f in frames[at].split(4)])
     height, width = stills.shape[-2:]
-    depth, keep = keep_mask(labels(clip, at), height=height, width=width)
+    depth, valid = write_mask(labels(clip, at), height=height, width=width)
     cameras = resized(clip.cameras[at], height, width)
     return {
         'video': torch.cat([codec.encode(one[None].to(device)).cpu() for one in video]).half(),
         'stills': stills.half(),
         'depth': depth,
-        'keep': keep,
+        'valid': valid,
         'K': cameras.K[0].clone(),
         'world_from_camera': cameras.world_from_camera.clone(),
         'times': cameras.times.clone(),
@@ -86,7 +86,7 @@ def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
 class Shard:
     """A line of the index. ``left_out`` is empty, or the reason why there is no shard.
 
-    ``keep`` is the share of the stills' cells that may be remembered, ``frames`` counts those encoded.
+    ``valid`` is the share of the stills' cells that may be remembered, ``frames`` counts those encoded.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Shard:
     text: str = ''
     chunks: int = 0
     frames: int = 0
-    keep: float = 0.0
+    valid: float = 0.0
     left_out: str = ''
 
 

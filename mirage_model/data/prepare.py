@@ -21,10 +21,8 @@ import signal
 
 from tqdm import tqdm
 
-from mirage_model.checkpoint import EMBEDDED, load_perception
-from mirage_model.codec import Codec
+from mirage_model.clip import save_clip, why_left_out
 from mirage_model.data.bag import Bag, BagConfig
-from mirage_model.data.clip import save_clip, why_left_out
 from mirage_model.data.estimate import complete
 from mirage_model.data.latents import (
     PREPARED,
@@ -38,9 +36,11 @@ from mirage_model.data.latents import (
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part, RecordedClips, Source
 from mirage_model.data.splits import NAMES, SPLITS, read_splits, split_of
+from mirage_model.io import differing, write_json
+from mirage_model.model.checkpoint import EMBEDDED, load_perception
+from mirage_model.model.codec import Codec
 from mirage_model.perception import Perception
-from mirage_model.results import differing, write_json
-from mirage_model.workers import in_workers
+from mirage_model.process_pool import in_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def prepare_clip(
         text=clip.text,
         chunks=chunks,
         frames=chunks * (config.chunk_frames - 1) + 1,
-        keep=round(float(tensors['keep'].float().mean()), 4),
+        valid=round(float(tensors['valid'].float().mean()), 4),
     )
 
 
@@ -185,7 +185,7 @@ def _report(
             'scenes': len({shard.scene for shard in index.shards}),
             'chunks': len(index),
             'frames': sum(shard.frames for shard in index.shards),
-            'keep': _mean([shard.keep for shard in index.shards]),
+            'valid': _mean([shard.valid for shard in index.shards]),
         }
         left_out += [(s.name, s.scene, split, s.left_out) for s in index.left_out]
     left_out += [(name, scene, split_of(scene, splits), why) for name, scene, why in unusable]
@@ -215,8 +215,8 @@ def summary(report: dict) -> str:
             f'{part["chunks"]} chunks'
             + (
                 ''
-                if part['keep'] is None
-                else f'; {part["keep"]:.0%} of the cells may be remembered'
+                if part['valid'] is None
+                else f'; {part["valid"]:.0%} of the cells may be remembered'
             )
         )
     if report['not_found']:

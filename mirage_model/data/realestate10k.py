@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mirage_model.camera import Cameras, check_cameras
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
 
 _COLUMNS = 19

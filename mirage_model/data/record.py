@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mirage_model.data.clip import Clip, save_clip, why_left_out
+from mirage_model.clip import Clip, save_clip, why_left_out
 from mirage_model.data.splits import NAMES, maps_of
-from mirage_model.results import claim
+from mirage_model.io import claim
 from mirage_model.worlds import doom
 from mirage_model.worlds.doom import DoomWorld
 from mirage_model.worlds.rooms import NAME, RoomWorld

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mirage_model.camera import Cameras, cropped, resized
-from mirage_model.data.clip import Clip, load_clip
+from mirage_model.clip import Clip, load_clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,14 @@ from importlib import import_module
 import sys
 
 COMMANDS = {
-    'bench-memory': 'mirage_model.evaluation.bench_memory',
-    'efficiency': 'mirage_model.evaluation.efficiency',
-    'realestate10k': 'mirage_model.evaluation.realestate10k',
-    'replay': 'mirage_model.evaluation.replay_command',
-    'same-figures': 'mirage_model.evaluation.same_figures',
-    'sample-bag': 'mirage_model.evaluation.sample_bag',
-    'tables': 'mirage_model.evaluation.paper_tables',
-    'worldscore': 'mirage_model.evaluation.worldscore',
+    'bench-memory': 'mirage_model.evaluation.benchmarks.memory_speed',
+    'efficiency': 'mirage_model.evaluation.benchmarks.efficiency',
+    'realestate10k': 'mirage_model.evaluation.protocols.realestate10k',
+    'replay': 'mirage_model.evaluation.replay.command',
+    'same-figures': 'mirage_model.evaluation.replay.compare',
+    'sample-bag': 'mirage_model.evaluation.replay.sample_bag',
+    'tables': 'mirage_model.evaluation.protocols.tables',
+    'worldscore': 'mirage_model.evaluation.protocols.worldscore',
 }
 """Modules with a ``main`` that takes the arguments and returns the exit status."""
 

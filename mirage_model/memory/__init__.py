@@ -58,7 +58,7 @@ class Encoder(Protocol):
     channels: int
     spatial_stride: int
 
-    def encode_stills(self, frames: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
+    def encode_images(self, frames: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
         """Latents of frames in 0..1, each encoded alone."""
         ...
 
@@ -76,18 +76,18 @@ class Memory(Protocol):
         depth: Float[Tensor, 'n h w'],
         cameras: Cameras,
         *,
-        keep: Bool[Tensor, 'n h w'],
+        valid: Bool[Tensor, 'n h w'],
         observed: bool,
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
     ) -> int:
-        """Remember the cells in ``keep`` and return how many were added.
+        """Remember the cells in ``valid`` and return how many were added.
 
         ``depth`` is in metres; not finite or <= 0 says that there is none, and such a cell cannot
         be kept. ``observed`` says that a sensor saw these latents, else they were imagined.
         ``confidence`` in 0..1 says how far the depth is to be trusted; None is 1 everywhere.
         A memory of pixels needs ``pixels`` and takes those that have a depth there, whatever
-        ``keep`` says of their cells; the others do without. Raises ValueError.
+        ``valid`` says of their cells; the others do without. Raises ValueError.
         """
         ...
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras
 from mirage_model.memory import Readout
-from mirage_model.memory.cells import IMAGINED, Cells
+from mirage_model.memory.block_store import Store
+from mirage_model.memory.cpu_reader import in_parts
 from mirage_model.memory.kernels import compiled
-from mirage_model.memory.reader import in_parts
-from mirage_model.memory.store import Store
-from mirage_model.memory.zbuffer import Rule, Views
+from mirage_model.memory.points import IMAGINED, Cells
+from mirage_model.memory.visibility import Rule, Views
 
 RAYS = 96
 """Of a view, about, spread evenly."""
@@ -175,7 +175,7 @@ class Estimator:
             _send(
                 grid.origin, grid.edge, grid.bricks, grid.sums,
                 *(values[part] for values in pinholes), cameras.height, cameras.width, *rays,
-                float(rule.footprint), rule.near, rule.far, now[part], result[part],
+                float(rule.splat_size), rule.near, rule.far, now[part], result[part],
             )  # fmt: skip
 
         in_parts(send, len(now))
@@ -207,7 +207,7 @@ def _count(points, order, written, origin, edge, sign, bricks, sums, filled):
 @no_type_check
 def _send(
     origin, edge, bricks, sums, rotation, translation, focal, centre,
-    height, width, rows, columns, footprint, near, far, now, result,
+    height, width, rows, columns, splat_size, near, far, now, result,
 ):  # fmt: skip
     """Fill result (n, 3): visible, observed, age."""
     size = np.array(bricks.shape) * BRICK
@@ -255,8 +255,8 @@ def _send(
                     if own[0] > 0.5:
                         middle = (depth + end) / 2
                         shown = own[1] / own[0] * np.sqrt(fx * fy) / middle
-                        # a cell is shown as one at least, and as the footprint at most
-                        cell = max(1.0, min(shown, footprint))
+                        # a cell is shown as one at least, and as the splat_size at most
+                        cell = max(1.0, min(shown, splat_size))
                         beam = (end - depth) * middle * middle / (fx * fy)
                         count += own[0] / edge**3 * beam * cell * cell
                         share = 1.0 - np.exp(-count * (1.0 + EVEN * count * count))

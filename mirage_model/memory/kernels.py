@@ -133,7 +133,7 @@ def nearest_points(
     cameras, blocks, count, address, rotation, translation, focal, centre,
     height, width, tolerance, near, far, best, winner,
 ):  # fmt: skip
-    """As `zbuffer.nearest` with footprint 1, over pairs of a camera and a block.
+    """As `zbuffer.nearest` with splat_size 1, over pairs of a camera and a block.
 
     best (n, h * w) int64 holds the word that won, winner (n, h * w, 2) int32 its block and cell;
     both are lowered in place, so that calls over parts of the pairs can be joined by their best.

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, unproject
-from mirage_model.memory import Pixels, Readout, file, reader
-from mirage_model.memory.cells import IMAGINED, LATEST, Cells, joined, nbytes_each, no_cells
+from mirage_model.memory import Pixels, Readout, cpu_reader, serialization
+from mirage_model.memory.block_store import Prefer, Store
 from mirage_model.memory.coverage import Coverage, Estimator
-from mirage_model.memory.limits import Limits, Policy, forget, page_out
-from mirage_model.memory.store import Prefer, Store
-from mirage_model.memory.zbuffer import Rule, Views
+from mirage_model.memory.eviction import Limits, Policy, forget, page_out
+from mirage_model.memory.points import IMAGINED, LATEST, Cells, joined, nbytes_each, no_cells
+from mirage_model.memory.visibility import Rule, Views
 
 FARTHEST = 1e6
 """Metres; depths that compete stay far below what float32 holds."""
@@ -28,7 +28,7 @@ FARTHEST = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(Limits):
-    """``footprint``, ``near`` and ``far`` (metres) are those of `Rule`; ``dtype`` is what latents
+    """``splat_size``, ``near`` and ``far`` (metres) are those of `Rule`; ``dtype`` is what latents
     are held in.
 
     ``tolerance`` is the share of its depth within which a surface counts as the same: an imagined
@@ -48,7 +48,7 @@ class MemoryConfig(Limits):
     """
 
     channels: int
-    footprint: int = 1
+    splat_size: int = 1
     voxel: float = 1.5
     prefer: Prefer = 'newest'
     finer: float = 2.0
@@ -60,8 +60,8 @@ class MemoryConfig(Limits):
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise ValueError(f'channels must be positive, got {self.channels}')
-        if self.footprint < 1 or self.footprint % 2 == 0:
-            raise ValueError(f'footprint must be an odd number of cells, got {self.footprint}')
+        if self.splat_size < 1 or self.splat_size % 2 == 0:
+            raise ValueError(f'splat_size must be an odd number of cells, got {self.splat_size}')
         if not 0 <= self.voxel < math.inf:
             raise ValueError(f'voxel must be a number of footprints, or 0, got {self.voxel}')
         if not 0 <= self.finer < math.inf:
@@ -85,9 +85,9 @@ class MemoryConfig(Limits):
                 f'need 0 < near < far <= {FARTHEST:g}, got {self.near} and {self.far}'
             )
 
-    def rule(self, *, footprint: int | None = None) -> Rule:
+    def rule(self, *, splat_size: int | None = None) -> Rule:
         return Rule(
-            footprint=footprint or self.footprint,
+            splat_size=splat_size or self.splat_size,
             tolerance=self.tolerance,
             near=self.near,
             far=self.far,
@@ -151,7 +151,7 @@ class LatentMemory:
         depth: Float[Tensor, 'n h w'],
         cameras: Cameras,
         *,
-        keep: Bool[Tensor, 'n h w'],
+        valid: Bool[Tensor, 'n h w'],
         observed: bool,
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
@@ -167,18 +167,18 @@ class LatentMemory:
             .cpu()
             .float(),
             cameras=cameras.to('cpu'),
-            keep=keep.cpu(),
+            valid=valid.cpu(),
         )
         self._check(seen)
-        seen = replace(seen, keep=seen.keep & (seen.depth < FARTHEST))
+        seen = replace(seen, valid=seen.valid & (seen.depth < FARTHEST))
         with self._writing:
             if self._origin is None:
                 self._origin = float(seen.cameras.times[0])
             store = self._store.draft()
-            if store.written + seen.keep.numel() > LATEST:
+            if store.written + seen.valid.numel() > LATEST:
                 store.renumber()
             if observed:
-                gone = reader.seen_through(
+                gone = cpu_reader.seen_through(
                     self._store, Views.of(seen.cameras), seen.depth, self.config.rule()
                 )
                 for place, rows in gone.items():
@@ -271,7 +271,7 @@ class LatentMemory:
             'latents': self._latents(cells),
         }
         about = {'config': asdict(self.config), 'origin': origin}
-        file.save(path, tensors, about, attached or {})
+        serialization.save(path, tensors, about, attached or {})
 
     @classmethod
     def load(cls, path: Path, limits: Limits | None = None) -> LatentMemory:
@@ -286,7 +286,7 @@ class LatentMemory:
         cls, path: Path, limits: Limits | None = None
     ) -> tuple[LatentMemory, dict[str, Tensor]]:
         """As `load`, with the tensors that were saved along with the memory."""
-        tensors, about, attached = file.load(path)
+        tensors, about, attached = serialization.load(path)
         try:
             given = {} if limits is None else asdict(limits)
             memory = cls(MemoryConfig(**{**about['config'], **given}))
@@ -328,7 +328,7 @@ class LatentMemory:
                 f'latents are {tuple(seen.latents.shape)}; {grid[0]} cameras of {grid[1]}x{grid[2]} '
                 f'cells and {self.config.channels} channels were expected'
             )
-        for name in ('depth', 'keep', 'confidence'):
+        for name in ('depth', 'valid', 'confidence'):
             if getattr(seen, name).shape != grid:
                 raise ValueError(f'{name} is {tuple(getattr(seen, name).shape)}, not {grid}')
         for good, wrong in (
@@ -339,7 +339,7 @@ class LatentMemory:
                 'confidence is not between 0 and 1',
             ),
         ):
-            bad = seen.keep & ~good
+            bad = seen.valid & ~good
             if bad.any():
                 raise ValueError(f'camera, row, column {bad.nonzero()[0].tolist()}: {wrong}')
 
@@ -349,9 +349,9 @@ class LatentMemory:
 
     def _reader_on(self, device: torch.device) -> Callable[..., Readout]:
         if device.type != 'cuda':
-            return reader.readout
+            return cpu_reader.readout
         # Triton comes with a torch that knows GPUs, and with no other
-        from mirage_model.memory.gpu import GpuReader
+        from mirage_model.memory.gpu_reader import GpuReader
 
         if self._gpu is None or self._gpu.device != device:
             self._gpu = GpuReader(device)
@@ -361,7 +361,7 @@ class LatentMemory:
         """Add what cameras saw."""
         cells = self._cells(seen, first=store.written, observed=True)
         store.written += len(cells)
-        camera = seen.keep.nonzero()[:, 0].numpy()
+        camera = seen.valid.nonzero()[:, 0].numpy()
         return store.insert(cells, camera, voxel=self.config.voxel, prefer=self.config.prefer)
 
     def _imagine(self, store: Store, seen: _Seen) -> int:
@@ -370,26 +370,26 @@ class LatentMemory:
         """
         views, config, depth = Views.of(seen.cameras), self.config, seen.depth
         # the observed surface has holes where it was seen from farther away
-        whole = config.rule(footprint=max(3, config.footprint))
-        surface = reader.observed_surface(store, views, whole)
+        whole = config.rule(splat_size=max(3, config.splat_size))
+        surface = cpu_reader.observed_surface(store, views, whole)
         rank = depth + depth * config.tolerance
-        keep = seen.keep & ~(surface.isfinite() & (rank < surface))
+        valid = seen.valid & ~(surface.isfinite() & (rank < surface))
         shown = None
         if config.finer:
-            shown = reader.nearest(store, views, config.rule())
-            size = torch.from_numpy(reader.sizes(shown)).view_as(depth)
-            keep &= size > config.finer * (depth / _focal(seen.cameras))
-        cells = self._cells(replace(seen, keep=keep), first=store.written, observed=False)
+            shown = cpu_reader.nearest(store, views, config.rule())
+            size = torch.from_numpy(cpu_reader.sizes(shown)).view_as(depth)
+            valid &= size > config.finer * (depth / _focal(seen.cameras))
+        cells = self._cells(replace(seen, valid=valid), first=store.written, observed=False)
         store.written += len(cells)
         if config.voxel and len(cells):
             free = ~store.in_observed_voxel(cells.points, config.voxel)
             cells = cells.take(free)
-            keep = keep.masked_scatter(keep, torch.from_numpy(free))
+            valid = valid.masked_scatter(valid, torch.from_numpy(free))
         if shown is not None:
             own = rank.numpy().reshape(1, -1)
-            hidden = reader.imagined(shown) & (reader.ranks(shown) < own)
-            hidden &= keep.numpy().reshape(1, -1)
-            for place, rows in reader.winners(shown, hidden).items():
+            hidden = cpu_reader.imagined(shown) & (cpu_reader.ranks(shown) < own)
+            hidden &= valid.numpy().reshape(1, -1)
+            for place, rows in cpu_reader.winners(shown, hidden).items():
                 store.put(place, store.block(place).take(~rows))
         # what is added where nothing is shown takes nobody's place
         return store.insert(
@@ -402,20 +402,20 @@ class LatentMemory:
 
     def _cells(self, seen: _Seen, *, first: int, observed: bool) -> Cells:
         """The kept cells in the order of camera, row and column, numbered from ``first`` on."""
-        cameras, depth, keep = seen.cameras, seen.depth, seen.keep
+        cameras, depth, valid = seen.cameras, seen.depth, seen.valid
         time = (cameras.times.double() - self._origin).float()[:, None, None].expand_as(depth)
-        position = unproject(torch.where(keep, depth, 1.0), cameras)[keep]
+        position = unproject(torch.where(valid, depth, 1.0), cameras)[valid]
         points = torch.cat(
-            [position, (depth / _focal(cameras))[keep][:, None]], dim=1
+            [position, (depth / _focal(cameras))[valid][:, None]], dim=1
         ).T.contiguous()
-        kept = seen.latents.to(getattr(torch, self.config.dtype)).movedim(1, -1)[keep]
+        kept = seen.latents.to(getattr(torch, self.config.dtype)).movedim(1, -1)[valid]
         serial = first + np.arange(len(kept))
         order = (LATEST - serial).astype(np.uint32)
         return Cells(
             points=points.numpy(),
             order=order if observed else order | IMAGINED,
-            written=torch.stack([depth[keep], time[keep]]).numpy(),
-            confidence=(seen.confidence[keep] * 255).round().byte().numpy(),
+            written=torch.stack([depth[valid], time[valid]]).numpy(),
+            confidence=(seen.confidence[valid] * 255).round().byte().numpy(),
             latents=_bits(kept),
         )
 
@@ -428,7 +428,7 @@ class _Seen:
     depth: Float[Tensor, 'n h w']
     confidence: Float[Tensor, 'n h w']
     cameras: Cameras
-    keep: Bool[Tensor, 'n h w']
+    valid: Bool[Tensor, 'n h w']
 
     def __getitem__(self, index: slice) -> _Seen:
         return _Seen(**{name: value[index] for name, value in vars(self).items()})

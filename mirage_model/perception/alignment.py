@@ -8,7 +8,7 @@ import math
 import torch
 
 from mirage_model.memory import Readout
-from mirage_model.memory.grid import depth_to_grid
+from mirage_model.memory.depth_grid import depth_to_grid
 from mirage_model.perception import Estimate
 
 

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
-from mirage_model.checkpoint import Model, ModelConfig
-from mirage_model.codec import Codec
-from mirage_model.data.clip import Clip, load_clip
-from mirage_model.data.labels import labels
+from mirage_model.clip import Clip, load_clip
 from mirage_model.data.latents import fingerprint, identity, load_latents
-from mirage_model.evaluation.tiny import imagine, psnr
+from mirage_model.evaluation.rollout_quality import imagine, psnr
+from mirage_model.io import differing, write_json
+from mirage_model.labels import labels
 from mirage_model.memory import Readout
-from mirage_model.memory.create import create_memory
 from mirage_model.memory.latent import MemoryConfig
+from mirage_model.memory.registry import create_memory
+from mirage_model.model.checkpoint import Model, ModelConfig
+from mirage_model.model.codec import Codec
+from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.perception import Estimate
-from mirage_model.results import differing, write_json
-from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.context import ContextConfig, over_pixels, readout_of
 from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build, start_from
 from mirage_model.training.trainer import (
@@ -148,7 +148,7 @@ def judge(
             chunk_frames=chunk,
             frame_rate=float(1 / clip.cameras.times.diff().mean()),
             steps=config.sampler_steps,
-            footprint=config.footprint,
+            splat_size=config.splat_size,
             memory=config.memory,
         ),
         codec=codec,
@@ -159,7 +159,7 @@ def judge(
         sha256='',
     )
     memory = create_memory(
-        config.memory, MemoryConfig(channels=codec.channels, footprint=config.footprint), codec
+        config.memory, MemoryConfig(channels=codec.channels, splat_size=config.splat_size), codec
     )
     frames = imagine(model, seen, memory, seed=seed).frames
     truth = clip.frames[1:].permute(0, 3, 1, 2).float() / 255

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from mirage_model.codec import Codec, load_pretrained, use_still_aware_convolutions
-from mirage_model.data.clip import load_clip
-from mirage_model.training.moved import Mover, Pairs
+from mirage_model.clip import load_clip
+from mirage_model.model.codec import Codec, load_pretrained, use_still_aware_convolutions
+from mirage_model.training.reprojection import Mover, Pairs
 from mirage_model.training.trainer import (
     StepResult,
     TrainerConfig,
@@ -264,7 +264,7 @@ class CodecObjective:
             latents = codec.encode(x)
             y = codec.decode(latents).clamp(0, 1).cpu()
             if frames > 1:
-                stills = codec.encode_stills(x[0, :: codec.temporal_stride])
+                stills = codec.encode_images(x[0, :: codec.temporal_stride])
                 apart.append(misalignment(latents, stills.transpose(0, 1)[None]).item())
             x = x.cpu()
             psnr.append(-10 * torch.log10((y - x).square().mean()).item())

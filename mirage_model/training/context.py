@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, resized
-from mirage_model.data.clip import Clip
-from mirage_model.data.labels import labels
+from mirage_model.clip import Clip
+from mirage_model.labels import labels
 from mirage_model.memory import Memory, Pixels, Readout
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.remember import keep_mask
+from mirage_model.write_filter import write_mask
 
 KINDS = ('empty', 'seed_only', 'rollout', 'visits')
 
@@ -85,7 +85,7 @@ class Stills:
 
     latents: Float[Tensor, 'n c h w']
     depth: Float[Tensor, 'n h w']
-    keep: Bool[Tensor, 'n h w']
+    valid: Bool[Tensor, 'n h w']
     cameras: Cameras
     pixels: Pixels | None = None
 
@@ -99,7 +99,7 @@ class Stills:
         return Stills(
             latents=self.latents[index],
             depth=self.depth[index],
-            keep=self.keep[index],
+            valid=self.valid[index],
             cameras=self.cameras[index],
             pixels=pixels,
         )
@@ -136,10 +136,10 @@ def readout_of(clip: Clip, frame: int, *, cell: int, seen_from: slice = slice(No
     height, width = (side // cell for side in clip.depth.shape[1:])
     cameras = resized(clip.cameras, height, width)
     one = slice(frame, frame + 1)
-    depth, keep = keep_mask(labels(clip, one), height=height, width=width)
+    depth, valid = write_mask(labels(clip, one), height=height, width=width)
     numbers = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=3, dtype='float32'))
-    memory.write(numbers, depth, cameras[one], keep=keep, observed=True)
+    memory = LatentMemory(MemoryConfig(channels=1, splat_size=3, dtype='float32'))
+    memory.write(numbers, depth, cameras[one], valid=valid, observed=True)
     return memory.readout(cameras[seen_from])
 
 
@@ -170,7 +170,7 @@ def write(
             position=weight * config.position,
             rotation=weight * config.rotation,
         ),
-        keep=stills.keep & kept,
+        valid=stills.valid & kept,
         observed=observed,
         pixels=None if stills.pixels is None else _by_cell(stills.pixels, scale, kept),
     )

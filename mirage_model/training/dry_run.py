@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mirage_model.codec import WAN22_VAE
+from mirage_model.model.codec import WAN22_VAE
 from mirage_model.training.codec import TINY_VAE
 from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, begin_stage, build
 from mirage_model.training.trainer import make_optimizer

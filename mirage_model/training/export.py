@@ -1,6 +1,6 @@
 """Make a model folder of trained parts: ``python -m mirage_model.training.export --help``.
 
-Sizes, footprint, memory and shift are those that the run was trained with. mirage-tiny is stored in half
+Sizes, splat size, memory and shift are those that the run was trained with. mirage-tiny is stored in half
 precision: what is shipped is what the tests and figures run on. The large model is stored in bfloat16, its
 VAE as it is.
 """
@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
-from mirage_model.adapters import add_adapter, remove_adapter, save_adapter
-from mirage_model.checkpoint import PERCEPTIONS, ModelConfig, save_model
-from mirage_model.codec import load_pretrained
+from mirage_model.model.checkpoint import PERCEPTIONS, ModelConfig, save_model
+from mirage_model.model.codec import load_pretrained
+from mirage_model.model.lora import add_adapter, remove_adapter, save_adapter
+from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.perception.embedded import load_network, save_network
-from mirage_model.sampler import tiny_scheduler
 from mirage_model.training.configuration import configure
 from mirage_model.training.model import build
 from mirage_model.training.trainer import load_parameters
@@ -35,7 +35,7 @@ SETTINGS = {
         chunk_frames=17,
         frame_rate=8.0,
         steps=4,
-        footprint=3,
+        splat_size=3,
     ),
     'wan22_5b': ModelConfig(
         name='wan22-5b',
@@ -44,7 +44,7 @@ SETTINGS = {
         chunk_frames=33,
         frame_rate=24.0,
         steps=20,
-        footprint=3,
+        splat_size=3,
     ),
 }
 """Of a model of each size, where nothing else is said."""
@@ -68,7 +68,7 @@ def export(
     trained, _ = configure(str(world_model.parent / 'config.json'))
     config = replace(
         SETTINGS[trained.size],
-        footprint=trained.footprint,
+        splat_size=trained.splat_size,
         memory=trained.memory,
         **(settings or {}),
     )

@@ -10,12 +10,12 @@ from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
-from mirage_model.adapters import add_adapter, merge_adapter
-from mirage_model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
-from mirage_model.checkpoint import load_backbone
-from mirage_model.codec import load_pretrained
-from mirage_model.memory.create import MEMORIES
-from mirage_model.side_branch import SideBranch
+from mirage_model.memory.registry import MEMORIES
+from mirage_model.model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
+from mirage_model.model.checkpoint import load_backbone
+from mirage_model.model.codec import load_pretrained
+from mirage_model.model.lora import add_adapter, merge_adapter
+from mirage_model.model.side_branch import SideBranch
 from mirage_model.training.context import ContextConfig
 from mirage_model.training.trainer import copy_parameters, load_parameters
 
@@ -42,7 +42,7 @@ class WorldModelConfig:
     batch: int = 4
     shift: float = 3.0
     memory: str = 'latent'
-    footprint: int = 3
+    splat_size: int = 3
     dynamic_filter: bool = True
     lora_rank: int = 64
     gradient_checkpointing: bool = False
@@ -56,7 +56,7 @@ class WorldModelConfig:
                 raise ValueError(
                     f'{name} must be one of {sorted(allowed)}, got {getattr(self, name)!r}'
                 )
-        for name in ('batch', 'footprint', 'lora_rank', 'validation_clips', 'sampler_steps'):
+        for name in ('batch', 'splat_size', 'lora_rank', 'validation_clips', 'sampler_steps'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
 

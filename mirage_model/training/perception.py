@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mirage_model.camera import concatenate, resized
-from mirage_model.data.clip import Clip, clip_length, load_clip
-from mirage_model.data.labels import labels
+from mirage_model.clip import Clip, clip_length, load_clip
+from mirage_model.io import as_json, write_json
+from mirage_model.labels import labels
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception.embedded import (
     KnownDepth,
@@ -37,26 +38,25 @@ from mirage_model.perception.embedded import (
     load_network,
     save_network,
 )
-from mirage_model.remember import keep_mask
-from mirage_model.results import as_json, write_json
 from mirage_model.training.context import ContextConfig, Stills, over_pixels, write
 from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
 from mirage_model.training.perception_scores import evaluate
 from mirage_model.training.trainer import make_optimizer
+from mirage_model.write_filter import write_mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class RememberedConfig:
     """The memory that a frame is met with: nothing in the share ``empty``, else up to ``max_frames``
     others of its clip, at most ``reach`` frames away. Some are observed, the rest imagined, and as far
-    off in depth as the ``noise`` of either says. ``cell`` is in pixels, ``footprint`` in cells.
+    off in depth as the ``noise`` of either says. ``cell`` is in pixels, ``splat_size`` in cells.
     """
 
     empty: float = 0.3
     max_frames: int = 3
     reach: int = 40
     cell: int = 8
-    footprint: int = 3
+    splat_size: int = 3
     noise: ContextConfig = ContextConfig(depth_frame=0.15, depth_cell=0.1)
 
 
@@ -172,13 +172,13 @@ def _remembered(
     for clip in clips:
         height, width = clip.depth.shape[1] // config.cell, clip.depth.shape[2] // config.cell
         cameras = resized(clip.cameras, height, width)
-        memory = LatentMemory(MemoryConfig(channels=1, footprint=config.footprint))
+        memory = LatentMemory(MemoryConfig(channels=1, splat_size=config.splat_size))
         if len(clip.frames) > 1:
-            depth, keep = keep_mask(labels(clip, slice(1, None)), height=height, width=width)
+            depth, valid = write_mask(labels(clip, slice(1, None)), height=height, width=width)
             stills = Stills(
                 latents=torch.zeros(len(depth), 1, height, width),
                 depth=depth,
-                keep=keep,
+                valid=valid,
                 cameras=cameras[1:],
             )
             seen = int(rng.integers(len(stills) + 1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirage_model.data.clip import Clip, load_clip
+from mirage_model.clip import Clip, load_clip
 from mirage_model.perception import Estimate
 from mirage_model.perception.embedded import EmbeddedPerception, Network
 from mirage_model.training.context import readout_of

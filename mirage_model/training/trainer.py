@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mirage_model.results import as_json, differing
+from mirage_model.io import as_json, differing
 
 MAY_CHANGE = ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'fsdp')
 """Fields of `TrainerConfig` in which a run may differ from what it began with."""

@@ -22,16 +22,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.camera import Cameras, rays
-from mirage_model.codec import Codec
-from mirage_model.data.clip import load_clip
-from mirage_model.data.labels import labels
+from mirage_model.clip import load_clip
 from mirage_model.data.latents import identity, load_latents, read_index
+from mirage_model.labels import labels
 from mirage_model.memory import Memory, Pixels
-from mirage_model.memory.create import create_memory
 from mirage_model.memory.latent import MemoryConfig
-from mirage_model.remember import keep_mask, pixels_of
-from mirage_model.sampler import sample_chunk, tiny_scheduler
-from mirage_model.side_branch import side_input
+from mirage_model.memory.registry import create_memory
+from mirage_model.model.codec import Codec
+from mirage_model.model.sampler import sample_chunk, tiny_scheduler
+from mirage_model.model.side_branch import side_input
 from mirage_model.training import dry_run
 from mirage_model.training.configuration import SOURCES, configure
 from mirage_model.training.context import Stills, fill, write
@@ -44,6 +43,7 @@ from mirage_model.training.model import (
     start_from,
 )
 from mirage_model.training.trainer import StepResult, checkpoints, fit, processes
+from mirage_model.write_filter import pixels_of, write_mask
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """As `WorldModel.forward`."""
@@ -142,7 +142,7 @@ class WorldModelObjective:
                     seed.latents if memory.takes_latents else None,
                     seed.depth,
                     seed.cameras,
-                    keep=seed.keep,
+                    valid=seed.valid,
                     observed=True,
                     pixels=seed.pixels,
                 )
@@ -173,7 +173,7 @@ class WorldModelObjective:
         stills = Stills(
             latents=tensors['stills'].float(),
             depth=tensors['depth'],
-            keep=tensors['keep'],
+            valid=tensors['valid'],
             cameras=cameras,
         )
         if self.config.memory in ('latent', 'none') and self.config.dynamic_filter:
@@ -181,8 +181,8 @@ class WorldModelObjective:
         clip = load_clip(self.clips / path.parent.name / path.name)
         at = slice(0, len(stills) * self.codec.temporal_stride, self.codec.temporal_stride)
         known = labels(clip, at, dynamic_filter=self.config.dynamic_filter)
-        depth, keep = keep_mask(known, height=cameras.height, width=cameras.width)
-        stills = replace(stills, depth=depth, keep=keep)
+        depth, valid = write_mask(known, height=cameras.height, width=cameras.width)
+        stills = replace(stills, depth=depth, valid=valid)
         if self.config.memory not in ('latent', 'none'):
             frames = clip.frames[at].permute(0, 3, 1, 2).float() / 255
             stills = replace(stills, pixels=pixels_of(frames, known))
@@ -240,7 +240,7 @@ class WorldModelObjective:
             own = scene.stills[(scene.chunk - 1) * new + 1 : scene.chunk * new + 1]
             own = replace(own, latents=own.latents + (made - true)[:, 1:].movedim(1, 0))
             if own.pixels is not None:
-                frames = self.codec.decode_stills(own.latents.to(self.codec.device))
+                frames = self.codec.decode_images(own.latents.to(self.codec.device))
                 pixels = Pixels(frames=frames.clamp(0, 1).cpu(), depth=own.pixels.depth)
                 own = replace(own, pixels=pixels)
             if scene.kind != 'empty':
@@ -272,7 +272,7 @@ class WorldModelObjective:
         )
 
     def _memory(self, name: str) -> Memory:
-        config = MemoryConfig(channels=self.codec.channels, footprint=self.config.footprint)
+        config = MemoryConfig(channels=self.codec.channels, splat_size=self.config.splat_size)
         return create_memory(name, config, self.codec)
 
     def _sides(self, views: list[tuple[Memory, Cameras]]) -> Tensor | None:

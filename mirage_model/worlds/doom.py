@@ -23,7 +23,7 @@ import torch
 import vizdoom
 
 from mirage_model.camera import Cameras
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.worlds.drive import Floor, crossings, plan, world_from_optical
 
 UNITS_PER_METRE = 32.0

@@ -21,7 +21,7 @@ from mirage_model.worlds.furniture import (
     Finish,
     Palette,
     Solid,
-    footprint,
+    splat_size,
 )
 
 _THICK = 0.08
@@ -278,7 +278,7 @@ class _Builder:
             name = str(rng.choice(list(FURNITURE)))
             solids = FURNITURE[name](rng, self.palette)
             side = str(rng.choice(list('WESN')))
-            half = footprint(solids)
+            half = splat_size(solids)
             hx, hy = half if side in 'NS' else half[::-1]
             low = np.array([room.x0 + _THICK + 0.02 + hx, room.y0 + _THICK + 0.02 + hy])
             high = np.array([room.x1 - _THICK - 0.02 - hx, room.y1 - _THICK - 0.02 - hy])

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 import torch
 
 from mirage_model.camera import Cameras
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.worlds.drive import Floor, plan
 from mirage_model.worlds.house import House, Solid, build_house
 from mirage_model.worlds.textures import SIZE, paint

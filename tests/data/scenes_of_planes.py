@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mirage_model.camera import Cameras, directions
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 
 
 def clip_of(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.data.estimate import complete, perceive, to_scale, triangulate
 from mirage_model.data.record import record_drive
 from mirage_model.perception import Estimate

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from scenes_of_planes import clip_of
 import torch
 
-from mirage_model.codec import Codec
 from mirage_model.data.latents import (
     INDEX,
     Journal,
@@ -19,10 +18,11 @@ from mirage_model.data.latents import (
     read_index,
     save_latents,
 )
+from mirage_model.model.codec import Codec
 
 
 def shard_of(name: str, chunks: int) -> Shard:
-    return Shard(name=name, scene='hall', chunks=chunks, frames=8 * chunks + 1, keep=0.5)
+    return Shard(name=name, scene='hall', chunks=chunks, frames=8 * chunks + 1, valid=0.5)
 
 
 def fill(folder, shards: list[Shard]) -> None:
@@ -43,7 +43,7 @@ def test_a_shard_holds_these_tensors_and_no_others(tmp_path):
         'video': ((2, CHANNELS, 3, 4, 6), torch.float16),
         'stills': ((5, CHANNELS, 4, 6), torch.float16),
         'depth': ((5, 4, 6), torch.float32),
-        'keep': ((5, 4, 6), torch.bool),
+        'valid': ((5, 4, 6), torch.bool),
         'K': ((3, 3), torch.float32),
         'world_from_camera': ((5, 4, 4), torch.float32),
         'times': ((5,), torch.float64),
@@ -60,9 +60,9 @@ def test_what_moves_or_is_sky_is_not_kept():
     tensors = encode_clip(
         replace(clip, moving=moving, sky=sky), Codec(small_vae()), chunk_frames=9
     )
-    keep = tensors['keep']
-    assert not keep[2, 1, 2] and not keep[2, 3, 0]
-    assert keep.sum() == keep.numel() - 2
+    valid = tensors['valid']
+    assert not valid[2, 1, 2] and not valid[2, 3, 0]
+    assert valid.sum() == valid.numel() - 2
 
 
 def test_intrinsics_that_change_are_refused():

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from scenes_of_planes import clip_of
 import torch
 
-from mirage_model.checkpoint import load_perception
-from mirage_model.data.clip import Clip, load_clip, save_clip
+from mirage_model.clip import Clip, load_clip, save_clip
 from mirage_model.data.latents import INDEX, load_latents, read_index
 from mirage_model.data.prepare import PrepareConfig, main, prepare, summary
 from mirage_model.data.sources import Layout, Listing, Part, RecordedClips
+from mirage_model.model.checkpoint import load_perception
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = Layout(height=HEIGHT, width=WIDTH, rate=8.0, least=CHUNK_FRAMES, frames=33)
@@ -85,7 +85,7 @@ def test_every_clip_lies_in_the_split_of_its_scene(prepared):
         assert report[split]['clips'] == len(index.shards) == count
         assert report[split]['chunks'] == len(index) == 2 * count
         assert {SCENES[shard.scene] for shard in index.shards} == {split}
-        assert all(shard.keep == 1.0 and shard.text == 'a wall' for shard in index.shards)
+        assert all(shard.valid == 1.0 and shard.text == 'a wall' for shard in index.shards)
         path, chunk = index.chunk(3)
         tensors, cameras = load_latents(path)
         assert chunk == 1 and len(tensors['video']) == 2 and len(cameras) == 5

@@ -7,7 +7,7 @@ from scenes_of_planes import clip_of, sloped_image
 import torch
 
 from mirage_model.camera import cropped, project, unproject
-from mirage_model.data.clip import save_clip
+from mirage_model.clip import save_clip
 from mirage_model.data.sources import Layout, RecordedClips, cut, fit, fit_cameras
 
 

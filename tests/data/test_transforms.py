@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mirage_model.data.transforms import Tree
+from mirage_model.messages.transform_tree import Tree
 
 
 def shift(x: float, y: float = 0.0) -> np.ndarray:

@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from mirage_model.camera import Cameras
-from mirage_model.data.clip import Clip
-from mirage_model.evaluation.replay_command import configure, main
-from mirage_model.evaluation.sample_bag import write_sample
+from mirage_model.clip import Clip
+from mirage_model.evaluation.replay.command import configure, main
+from mirage_model.evaluation.replay.sample_bag import write_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import save_small_model  # noqa: E402

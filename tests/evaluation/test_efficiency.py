@@ -14,14 +14,13 @@ import pytest
 import torch
 
 from mirage_model.camera import Cameras, unproject
-from mirage_model.checkpoint import Model, load_model
-from mirage_model.codec import WAN22_VAE, Codec
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.data.record import open_world
-from mirage_model.evaluation import efficiency, tiny
+from mirage_model.evaluation import rollout_quality
 from mirage_model.evaluation.__main__ import main as evaluation
-from mirage_model.evaluation.efficiency import main, measure_parts, once
-from mirage_model.evaluation.efficiency_large import (
+from mirage_model.evaluation.benchmarks import efficiency
+from mirage_model.evaluation.benchmarks.efficiency import main, measure_parts, once
+from mirage_model.evaluation.benchmarks.efficiency_large import (
     CEILING,
     END,
     WALL,
@@ -32,18 +31,20 @@ from mirage_model.evaluation.efficiency_large import (
     drive,
     memory_laps,
 )
-from mirage_model.evaluation.efficiency_report import (
+from mirage_model.evaluation.benchmarks.efficiency_report import (
     SAMPLES,
     Results,
     expectations,
     spread,
     write_page,
 )
-from mirage_model.evaluation.efficiency_rows import Clock, Row, TimedMemory, machine
-from mirage_model.evaluation.efficiency_tiny import rows_of_a_rollout, run_whole
+from mirage_model.evaluation.benchmarks.efficiency_rows import Clock, Row, TimedMemory, machine
+from mirage_model.evaluation.benchmarks.efficiency_tiny import rows_of_a_rollout, run_whole
 from mirage_model.memory import Encoder, Memory
-from mirage_model.memory.create import MEMORIES
-from mirage_model.memory.none import NoMemory
+from mirage_model.memory.baselines.none import NoMemory
+from mirage_model.memory.registry import MEMORIES
+from mirage_model.model.checkpoint import Model, load_model
+from mirage_model.model.codec import WAN22_VAE, Codec
 
 SMALL_VAE = WAN22_VAE | {
     'base_dim': 4,
@@ -154,7 +155,7 @@ def test_the_counting_encoder_has_the_sizes_of_the_codec():
     encoder = CountingEncoder(codec)
     frames = torch.zeros(2, 3, 32, 48)
     assert isinstance(encoder, Encoder)
-    assert encoder.encode_stills(frames).shape == codec.encode_stills(frames).shape
+    assert encoder.encode_images(frames).shape == codec.encode_images(frames).shape
     assert encoder.encoded == 2
 
 
@@ -251,8 +252,8 @@ def test_the_drive_moves_in_every_chunk(monkeypatch):
             planned.append(world.plan(kind, frames, np.random.default_rng(seed)))
         return clip(1)
 
-    monkeypatch.setattr(tiny, 'record_drive', plan)
-    tiny.trajectory(efficiency.TRAJECTORY, 20 * 16 + 1)
+    monkeypatch.setattr(rollout_quality, 'record_drive', plan)
+    rollout_quality.trajectory(efficiency.TRAJECTORY, 20 * 16 + 1)
     ends = planned[0][::16, :3, 3]
     assert len(ends) == 21 and np.linalg.norm(np.diff(ends, axis=0), axis=1).min() > 1.0
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mirage_model.evaluation.paper_tables import main
+from mirage_model.evaluation.protocols.tables import main
 
 
 def write(folder: Path, file: str, content: dict) -> None:

@@ -16,9 +16,9 @@ import torch
 
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
-from mirage_model.engine import Engine
+from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.metrics import REGIONS
-from mirage_model.evaluation.realestate10k import choose, imagine_along, main
+from mirage_model.evaluation.protocols.realestate10k import choose, imagine_along, main
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 17

@@ -18,12 +18,12 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
 from safetensors import safe_open
 
-from mirage_model.engine import Engine
-from mirage_model.evaluation.replay import Walk, load, request_for, views
-from mirage_model.evaluation.replay_command import configure, load_engine, open_bag, run
-from mirage_model.evaluation.results_bag import FIGURES, lanes
-from mirage_model.evaluation.segments import segments_of
-from mirage_model.intake import fit_pixels
+from mirage_model.engine.engine import Engine
+from mirage_model.engine.inputs import fit_pixels
+from mirage_model.evaluation.replay.command import configure, load_engine, open_bag, run
+from mirage_model.evaluation.replay.replay import Walk, load, request_for, views
+from mirage_model.evaluation.replay.results_bag import FIGURES, lanes
+from mirage_model.evaluation.replay.segments import segments_of
 from mirage_model.interface import NOTHING
 
 AT = STORE.types['builtin_interfaces/msg/Time'](sec=1002, nanosec=500_000_000)

@@ -13,8 +13,8 @@ import numpy as np
 from playwright.sync_api import Page, sync_playwright
 import pytest
 
-from mirage_model.evaluation.replay_command import configure, load_engine, run
-from mirage_model.evaluation.video import at_most
+from mirage_model.evaluation.replay.command import configure, load_engine, run
+from mirage_model.evaluation.replay.video import at_most
 
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync']
 

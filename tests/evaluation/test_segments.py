@@ -9,8 +9,8 @@ import pytest
 
 from mirage_model.data.bag import Bag, BagConfig
 from mirage_model.data.sources import Layout, Listing, Part
-from mirage_model.evaluation.replay import views
-from mirage_model.evaluation.segments import ReplayConfig, segments_of
+from mirage_model.evaluation.replay.replay import views
+from mirage_model.evaluation.replay.segments import ReplayConfig, segments_of
 
 
 def listing(*runs: range) -> Listing:

@@ -14,9 +14,9 @@ from mcap.writer import Writer as McapWriter
 import pytest
 from rosbags.rosbag2 import StoragePlugin
 
-from mirage_model.engine import Engine
-from mirage_model.evaluation.replay_command import open_bag
-from mirage_model.evaluation.truncated import intact
+from mirage_model.engine.engine import Engine
+from mirage_model.evaluation.replay.command import open_bag
+from mirage_model.evaluation.replay.truncated import intact
 
 
 def in_small_chunks(file: Path) -> bytes:

@@ -9,8 +9,8 @@ from models import save_small_model
 import numpy as np
 import pytest
 
-from mirage_model.engine import Engine
-from mirage_model.evaluation.worldscore import (
+from mirage_model.engine.engine import Engine
+from mirage_model.evaluation.protocols.worldscore import (
     DYNAMIC,
     STATIC,
     WorldScoreConfig,
@@ -22,7 +22,7 @@ from mirage_model.evaluation.worldscore import (
     main,
     to_blender,
 )
-from mirage_model.interface import Refused
+from mirage_model.interface import InvalidRequest
 
 CONFIG = WorldScoreConfig(frames=9, resolution=(96, 64), focal_length=50.0)
 
@@ -153,7 +153,7 @@ def test_instances_of_another_model_or_setting_are_not_taken_for_its_own(tmp_pat
 def test_what_cannot_be_generated_is_refused(tmp_path):
     (data, _) = dataset(tmp_path)
     engine = Engine.from_folder(save_small_model(tmp_path / 'model'))
-    with pytest.raises(Refused, match='metres would be a guess'):
+    with pytest.raises(InvalidRequest, match='metres would be a guess'):
         generate(engine, data, tmp_path, tmp_path / 'out', CONFIG)
     for change, message in (
         ({'camera_path': ['loop']}, "no layout 'loop'"),

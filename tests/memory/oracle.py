@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mirage_model.camera import unproject
-from mirage_model.memory.zbuffer import Points, Rule, Views
+from mirage_model.memory.visibility import Points, Rule, Views
 
 
 def scalar_project(position, rotation, translation, focal, centre):
@@ -29,7 +29,7 @@ def nearest(points: Points, views: Views, rule: Rule):
     cameras = len(views.focal)
     index = np.full((cameras, views.height, views.width), -1)
     won = np.full(index.shape, np.inf, dtype=np.float32)
-    reach = rule.footprint // 2
+    reach = rule.splat_size // 2
     position, size = points.position.numpy(), points.size.numpy()
     with np.errstate(all='ignore'):
         for camera in range(cameras):
@@ -50,7 +50,7 @@ def nearest(points: Points, views: Views, rule: Rule):
                         if y != row and not off_y < size[point] * focal[1] / depth * half:
                             continue
                         rank = depth
-                        if rule.footprint > 1:
+                        if rule.splat_size > 1:
                             rank = depth + depth * max(off_x / focal[0], off_y / focal[1])
                         if not points.observed[point]:
                             rank = rank + rank * np.float32(rule.tolerance)
@@ -142,25 +142,25 @@ class LoopMemory:
     def __init__(self, config):
         self.config, self.held, self.origin, self.written = config, [], None, 0
 
-    def write(self, latents, depth, cameras, *, keep, observed, confidence):
+    def write(self, latents, depth, cameras, *, valid, observed, confidence):
         self.origin = float(cameras.times[0]) if self.origin is None else self.origin
         if observed:
             views = Views.of(cameras)
             gone = seen_through(self.points(), depth, views, self.config.rule())
             self.held = [cell for cell, lost in zip(self.held, gone) if not lost]
-            self.add(latents, depth, cameras, keep, confidence, observed=True)
+            self.add(latents, depth, cameras, valid, confidence, observed=True)
             return
         for k in range(len(cameras)):
             one = slice(k, k + 1)
-            room, too_coarse = self.open_to_imagination(keep[one], depth[one], cameras[one])
+            room, too_coarse = self.open_to_imagination(valid[one], depth[one], cameras[one])
             self.held = [cell for at, cell in enumerate(self.held) if at not in too_coarse]
             parts = (latents[one], depth[one], cameras[one], room, confidence[one])
             self.add(*parts, observed=False)
 
-    def add(self, latents, depth, cameras, keep, confidence, *, observed):
-        position = unproject(torch.where(keep, depth, 1.0), cameras)
+    def add(self, latents, depth, cameras, valid, confidence, *, observed):
+        position = unproject(torch.where(valid, depth, 1.0), cameras)
         new = []
-        for camera, row, column in keep.nonzero().tolist():
+        for camera, row, column in valid.nonzero().tolist():
             place = (camera, row, column)
             time = float(cameras.times[camera]) - self.origin
             new.append(
@@ -183,13 +183,13 @@ class LoopMemory:
             self.held, new, self.config.voxel, prefer=self.config.prefer, displace=displace
         )
 
-    def open_to_imagination(self, keep, depth, cameras):
+    def open_to_imagination(self, valid, depth, cameras):
         """Where imagined cells may enter, and which of those that are held must make room."""
         config, views = self.config, Views.of(cameras)
         seen = self.points(only_observed=True)
-        _, surface = nearest(seen, views, config.rule(footprint=max(3, config.footprint)))
+        _, surface = nearest(seen, views, config.rule(splat_size=max(3, config.splat_size)))
         shown, rank = nearest(self.points(), views, config.rule())
-        position = unproject(torch.where(keep, depth, 1.0), cameras)
+        position = unproject(torch.where(valid, depth, 1.0), cameras)
         too_coarse = set()
         room = torch.zeros_like(depth, dtype=torch.bool)
         for place in np.ndindex(*depth.shape):
@@ -201,7 +201,9 @@ class LoopMemory:
             winner = shown[place]
             coarse = math.inf if winner < 0 else self.held[winner]['size']
             finer = not config.finer or coarse > size
-            room[place] = bool(not (hides and surface[place] < math.inf) and finer and keep[place])
+            room[place] = bool(
+                not (hides and surface[place] < math.inf) and finer and valid[place]
+            )
             new = {'position': position[place].numpy()}
             if config.voxel and room[place]:
                 room[place] = not in_observed_voxel(new, self.held, config.voxel)

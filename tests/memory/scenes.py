@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 import torch
 
 from mirage_model.camera import Cameras
-from mirage_model.memory.zbuffer import Points, Rule
+from mirage_model.memory.visibility import Points, Rule
 
 HEIGHT, WIDTH = 4, 6
 
@@ -70,7 +70,7 @@ def points(draw, max_points: int = 24, finite: bool = False) -> Points:
 
 rules = st.builds(
     Rule,
-    footprint=st.sampled_from([1, 3, 5]),
+    splat_size=st.sampled_from([1, 3, 5]),
     tolerance=st.sampled_from([0.0, 0.05, 0.25]),
     near=st.sampled_from([0.05, 0.5]),
     far=st.sampled_from([1.0, 50.0, 1e6]),

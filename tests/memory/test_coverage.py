@@ -11,7 +11,7 @@ import scenes
 import torch
 
 from mirage_model.camera import Cameras, concatenate, resized
-from mirage_model.evaluation import bench_memory, bench_score
+from mirage_model.evaluation.benchmarks import memory_speed, score
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
@@ -19,11 +19,11 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 @pytest.fixture(scope='module')
 def building() -> LatentMemory:
     """Nine rooms, partly seen, a part of that imagined."""
-    return bench_score.building(60_000, 9)
+    return score.building(60_000, 9)
 
 
 def paths(count: int) -> Cameras:
-    return concatenate(bench_score.candidates(count, 9))
+    return concatenate(score.candidates(count, 9))
 
 
 def errors(memory: LatentMemory, cameras: Cameras) -> tuple[float, float]:
@@ -48,21 +48,21 @@ def test_views_of_other_sizes_too(building):
 
 def test_cells_of_the_small_grid_with_footprints_are_estimated():
     """What mirage-tiny's memory looks like: few large cells, shown as up to three across."""
-    memory = LatentMemory(MemoryConfig(channels=1, footprint=3))
-    views = bench_memory.chunks(4)
+    memory = LatentMemory(MemoryConfig(channels=1, splat_size=3))
+    views = memory_speed.chunks(4)
     for _ in range(12):
         cameras, _ = next(views)
         cameras = resized(cameras, 12, 20)
         depth = small_room_depth(cameras)
-        keep = torch.ones_like(depth, dtype=torch.bool)
-        memory.write(torch.zeros(9, 1, 12, 20), depth, cameras, keep=keep, observed=True)
-    cameras = resized(concatenate(bench_score.candidates(12, 4)), 12, 20)
+        valid = torch.ones_like(depth, dtype=torch.bool)
+        memory.write(torch.zeros(9, 1, 12, 20), depth, cameras, valid=valid, observed=True)
+    cameras = resized(concatenate(score.candidates(12, 4)), 12, 20)
     assert max(errors(memory, cameras)) < 0.05
 
 
 def small_room_depth(cameras: Cameras) -> torch.Tensor:
-    whole = resized(cameras, bench_memory.HEIGHT, bench_memory.WIDTH)
-    depth = bench_memory.room_depth(whole)
+    whole = resized(cameras, memory_speed.HEIGHT, memory_speed.WIDTH)
+    depth = memory_speed.room_depth(whole)
     return torch.nn.functional.interpolate(depth[None], (12, 20), mode='nearest-exact')[0]
 
 
@@ -73,7 +73,7 @@ def wall(memory: LatentMemory, depth: float, *, time: float, observed: bool = Tr
         torch.zeros(1, 1, 16, 24),
         torch.full(size, depth),
         camera,
-        keep=torch.ones(size, dtype=torch.bool),
+        valid=torch.ones(size, dtype=torch.bool),
         observed=observed,
     )
     return camera
@@ -105,10 +105,10 @@ def test_what_was_counted_before_a_write_is_followed_and_not_counted_anew(buildi
     memory, cameras = building.fork(), paths(2)
     memory.coverage(cameras)
     grid = memory._estimator._grid
-    for view, depth in (next(bench_memory.chunks(9)) for _ in range(2)):
-        keep = torch.ones_like(depth, dtype=torch.bool)
-        latents = torch.zeros(9, bench_score.CHANNELS, *depth.shape[1:])
-        memory.write(latents, 0.7 * depth, view, keep=keep, observed=True)
+    for view, depth in (next(memory_speed.chunks(9)) for _ in range(2)):
+        valid = torch.ones_like(depth, dtype=torch.bool)
+        latents = torch.zeros(9, score.CHANNELS, *depth.shape[1:])
+        memory.write(latents, 0.7 * depth, view, valid=valid, observed=True)
         memory.coverage(cameras)
         assert memory._estimator._grid is grid
         anew = replace(grid, bricks=np.full_like(grid.bricks, -1), sums=grid.sums * 0, filled=0)
@@ -117,7 +117,7 @@ def test_what_was_counted_before_a_write_is_followed_and_not_counted_anew(buildi
         np.testing.assert_allclose(sums_of(grid), sums_of(anew), rtol=1e-3, atol=1e-2)
     away = replace(view, world_from_camera=view.world_from_camera.clone())
     away.world_from_camera[:, 0, 3] += 500.0
-    memory.write(latents, depth, away, keep=keep, observed=True)
+    memory.write(latents, depth, away, valid=valid, observed=True)
     torch.testing.assert_close(memory.coverage(away).visible, memory.fork().coverage(away).visible)
 
 
@@ -129,7 +129,7 @@ def sums_of(grid) -> np.ndarray:
 
 def test_the_benchmark_reports_time_and_error(tmp_path, capsys):
     out = tmp_path / 'score.json'
-    bench_score.main(['--cells', '20000', '--rooms', '4', '--repeats', '1', '--out', str(out)])
+    score.main(['--cells', '20000', '--rooms', '4', '--repeats', '1', '--out', str(out)])
     content = json.loads(out.read_text())
     assert content['cells'] >= 20000 and len(content['figures']) == 6
     assert [figure['goal'] for figure in content['figures']] == [

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_model.checkpoint import Model, ModelConfig, load_model
-from mirage_model.engine import Engine
-from mirage_model.interface import Imagine, Refused, Trajectory, View
-from mirage_model.memory.create import MEMORIES
+from mirage_model.engine.engine import Engine
+from mirage_model.interface import ImagineRequest, InvalidRequest, Observation, Trajectory
+from mirage_model.memory.registry import MEMORIES
+from mirage_model.model.checkpoint import Model, ModelConfig, load_model
 from mirage_model.perception import Estimate
 
 K = np.array([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
@@ -48,16 +48,18 @@ def engine_of(model: Model, name: str) -> Engine:
     engine = Engine(replace(model, config=replace(model.config, memory=name)))
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     depth = np.full((HEIGHT, WIDTH), 3.0, dtype=np.float32)
-    engine.seed(View(image=image, K=K, world_from_camera=np.eye(4), time=100.0, depth=depth))
+    engine.seed(
+        Observation(image=image, K=K, world_from_camera=np.eye(4), time=100.0, depth=depth)
+    )
     return engine
 
 
-def request(**changes) -> Imagine:
+def request(**changes) -> ImagineRequest:
     poses = np.tile(np.eye(4), (FRAMES, 1, 1))
     poses[:, 2, 3] = 0.05 * np.arange(1, FRAMES + 1)
     times = 100.0 + np.arange(1, FRAMES + 1) / 8
     fields = {'request_id': 'r', 'world_from_camera': poses, 'times': times, 'steps': 2}
-    return Imagine(**{**fields, **changes})
+    return ImagineRequest(**{**fields, **changes})
 
 
 @pytest.mark.parametrize('name', MEMORIES)
@@ -95,22 +97,22 @@ def test_what_is_kept_grows_the_memory_with_what_was_imagined(model, name):
 def test_only_the_latent_memory_is_saved_and_loaded(model, name, tmp_path):
     path = tmp_path / 'memory.safetensors'
     engine = engine_of(model, name)
-    with pytest.raises(Refused, match=f"'{name}' cannot be saved"):
+    with pytest.raises(InvalidRequest, match=f"'{name}' cannot be saved"):
         engine.save(path)
     engine_of(model, 'latent').save(path)
-    with pytest.raises(Refused, match=f"has '{name}' for its memory"):
+    with pytest.raises(InvalidRequest, match=f"has '{name}' for its memory"):
         engine.load(path)
 
 
 def test_frames_are_encoded_only_as_context_and_for_renderings(model, monkeypatch):
     encoded = []
-    encode = type(model.codec).encode_stills
+    encode = type(model.codec).encode_images
 
     def counting(codec, frames: torch.Tensor) -> torch.Tensor:
         encoded.append(len(frames))
         return encode(codec, frames)
 
-    monkeypatch.setattr(type(model.codec), 'encode_stills', counting)
+    monkeypatch.setattr(type(model.codec), 'encode_images', counting)
     counts = {}
     for name in ('latent', 'rgb_cloud', 'none'):
         engine = engine_of(model, name)

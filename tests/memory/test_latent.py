@@ -17,10 +17,10 @@ import scenes
 import torch
 
 from mirage_model.camera import Cameras
-from mirage_model.evaluation import bench_memory
+from mirage_model.evaluation.benchmarks import memory_speed
+from mirage_model.memory.block_store import LATEST
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.memory.store import LATEST
-from mirage_model.memory.zbuffer import Views, seen_through
+from mirage_model.memory.visibility import Views, seen_through
 
 CHANNELS = 3
 CONFIG = MemoryConfig(channels=CHANNELS, dtype='float32')
@@ -44,26 +44,26 @@ def at(*translation) -> Cameras:
 
 @settings(max_examples=25, deadline=None)
 @given(scenes.cameras(max_cameras=1), st.integers(0, 1000), st.sampled_from([1, 3, 5]))
-def test_what_is_written_reads_back_exactly(camera, seed, footprint):
+def test_what_is_written_reads_back_exactly(camera, seed, splat_size):
     generator = torch.Generator().manual_seed(seed)
     depth = torch.rand(1, scenes.HEIGHT, scenes.WIDTH, generator=generator) * 20 + 0.1
-    keep = torch.rand(depth.shape, generator=generator) < 0.7
-    depth[~keep & (depth > 10)] = math.nan
+    valid = torch.rand(depth.shape, generator=generator) < 0.7
+    depth[~valid & (depth > 10)] = math.nan
     latents = picture(seed=seed)
     for dtype in ('float32', 'bfloat16'):
-        config = MemoryConfig(channels=CHANNELS, footprint=footprint, dtype=dtype)
+        config = MemoryConfig(channels=CHANNELS, splat_size=splat_size, dtype=dtype)
         memory = LatentMemory(config)
-        assert memory.write(latents, depth, camera, keep=keep, observed=True) == keep.sum()
+        assert memory.write(latents, depth, camera, valid=valid, observed=True) == valid.sum()
         readout = memory.readout(camera)
         # a small cell within a wide footprint of a nearer one is covered too
-        assert readout.visible[keep].all()
-        assert readout.observed[keep].all()
-        if footprint == 1 or camera.K[0, 0, 0] == camera.K[0, 1, 1]:
-            assert torch.equal(readout.visible, keep)
+        assert readout.visible[valid].all()
+        assert readout.observed[valid].all()
+        if splat_size == 1 or camera.K[0, 0, 0] == camera.K[0, 1, 1]:
+            assert torch.equal(readout.visible, valid)
         held = latents.to(getattr(torch, dtype)).float()
-        assert torch.equal(readout.latents.movedim(1, -1)[keep], held.movedim(1, -1)[keep])
-        torch.testing.assert_close(readout.depth[keep], depth[keep], rtol=1e-5, atol=1e-5)
-        assert readout.age[keep].eq(0).all()
+        assert torch.equal(readout.latents.movedim(1, -1)[valid], held.movedim(1, -1)[valid])
+        torch.testing.assert_close(readout.depth[valid], depth[valid], rtol=1e-5, atol=1e-5)
+        assert readout.age[valid].eq(0).all()
         assert readout.offset.abs().max() < 1e-3
         assert readout.depth_ratio.abs().max() < 1e-3
         unseen = ~readout.visible
@@ -81,7 +81,7 @@ def test_an_empty_memory_shows_nothing():
 
 def test_a_readout_says_how_it_differs_from_what_was_written():
     memory = LatentMemory(CONFIG)
-    memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
+    memory.write(picture(), wall(4), at(0, 0, 0), valid=everywhere(), observed=True)
     camera = scenes.camera_row([scenes.transform(translation=(0.125, 0, 2))], [7.5])
     readout = memory.readout(camera)
     seen = readout.visible
@@ -100,7 +100,7 @@ def test_times_since_the_epoch_keep_their_fractions():
     pose = [scenes.transform()]
     start = 1_763_822_160.125
     memory.write(
-        picture(), wall(4), scenes.camera_row(pose, [start]), keep=everywhere(), observed=True
+        picture(), wall(4), scenes.camera_row(pose, [start]), valid=everywhere(), observed=True
     )
     readout = memory.readout(scenes.camera_row(pose, [start + 86_400.125]))
     assert readout.age.eq(86_400.125).all()
@@ -109,9 +109,9 @@ def test_times_since_the_epoch_keep_their_fractions():
 def test_imagination_never_hides_an_observation():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
-    memory.write(picture(), wall(4), camera, keep=everywhere(), observed=True)
+    memory.write(picture(), wall(4), camera, valid=everywhere(), observed=True)
     for depth in (1, 3, 3.9, 4, 4.1, 9):
-        memory.write(picture(seed=1), wall(depth), camera, keep=everywhere(), observed=False)
+        memory.write(picture(seed=1), wall(depth), camera, valid=everywhere(), observed=False)
         readout = memory.readout(camera)
         assert readout.observed.all()
         assert torch.equal(readout.latents, picture())
@@ -122,8 +122,8 @@ def test_imagination_fills_what_no_sensor_saw():
     camera = at(0, 0, 0)
     left = everywhere()
     left[..., 3:] = False
-    memory.write(picture(), wall(4), camera, keep=left, observed=True)
-    added = memory.write(picture(seed=1), wall(2), camera, keep=everywhere(), observed=False)
+    memory.write(picture(), wall(4), camera, valid=left, observed=True)
+    added = memory.write(picture(seed=1), wall(2), camera, valid=everywhere(), observed=False)
     assert added == 12
     readout = memory.readout(camera)
     assert readout.visible.all() and torch.equal(readout.observed, left)
@@ -133,8 +133,8 @@ def test_an_observation_covers_what_was_imagined():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     for depth in (5, 4.1, 4, 3.9):
-        memory.write(picture(seed=1), wall(depth), camera, keep=everywhere(), observed=False)
-    memory.write(picture(), wall(4), camera, keep=everywhere(), observed=True)
+        memory.write(picture(seed=1), wall(depth), camera, valid=everywhere(), observed=False)
+    memory.write(picture(), wall(4), camera, valid=everywhere(), observed=True)
     assert memory.readout(camera).observed.all()
 
 
@@ -142,8 +142,8 @@ def test_an_observation_covers_what_was_imagined():
 def test_an_observation_removes_what_it_sees_through(was_observed):
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
-    memory.write(picture(), wall(2), camera, keep=everywhere(), observed=was_observed)
-    added = memory.write(picture(seed=1), wall(6), camera, keep=everywhere(), observed=True)
+    memory.write(picture(), wall(2), camera, valid=everywhere(), observed=was_observed)
+    added = memory.write(picture(seed=1), wall(6), camera, valid=everywhere(), observed=True)
     inner = torch.zeros_like(everywhere())
     inner[:, 1:-1, 1:-1] = True
     readout = memory.readout(camera)
@@ -154,9 +154,9 @@ def test_an_observation_removes_what_it_sees_through(was_observed):
 def test_a_hole_in_the_depth_sees_through_nothing():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
-    memory.write(picture(), wall(2), camera, keep=everywhere(), observed=True)
+    memory.write(picture(), wall(2), camera, valid=everywhere(), observed=True)
     for hole in (math.nan, math.inf, 0.0, -1.0):
-        memory.write(picture(), wall(hole), camera, keep=~everywhere(), observed=True)
+        memory.write(picture(), wall(hole), camera, valid=~everywhere(), observed=True)
         assert len(memory) == 24
 
 
@@ -181,11 +181,11 @@ def test_forks_do_not_see_each_other():
     camera = at(0, 0, 0)
     left = everywhere()
     left[..., 3:] = False
-    trunk.write(picture(), wall(4), camera, keep=left, observed=True)
+    trunk.write(picture(), wall(4), camera, valid=left, observed=True)
     branch = trunk.fork()
-    branch.write(picture(seed=1), wall(4), camera, keep=~left, observed=False)
+    branch.write(picture(seed=1), wall(4), camera, valid=~left, observed=False)
     assert len(trunk) == 12 and len(branch) == 24
-    trunk.write(picture(seed=2), wall(4), camera, keep=~left, observed=True)
+    trunk.write(picture(seed=2), wall(4), camera, valid=~left, observed=True)
     assert branch.readout(camera).visible.all()
     assert torch.equal(branch.readout(camera).observed, left)
     assert trunk.readout(camera).observed.all()
@@ -197,20 +197,20 @@ def test_bad_writes_are_refused_and_say_where():
     depth = wall(4)
     depth[0, 2, 3] = math.nan
     with pytest.raises(ValueError, match=r'\[0, 2, 3\].*without depth'):
-        memory.write(picture(), depth, camera, keep=everywhere(), observed=True)
+        memory.write(picture(), depth, camera, valid=everywhere(), observed=True)
     latents = picture()
     latents[0, 1, 3, 4] = math.inf
     with pytest.raises(ValueError, match=r'\[0, 3, 4\].*not finite'):
-        memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
+        memory.write(latents, wall(4), camera, valid=everywhere(), observed=True)
     with pytest.raises(ValueError, match='were expected'):
-        memory.write(latents[:, :2], wall(4), camera, keep=everywhere(), observed=True)
+        memory.write(latents[:, :2], wall(4), camera, valid=everywhere(), observed=True)
     assert len(memory) == 0
 
 
 def test_what_is_farther_than_any_camera_looks_is_left_out():
     memory, depth = LatentMemory(CONFIG), wall(4)
     depth[0, 0] = torch.tensor([1e6, 1e12, 3e38, 999_999.0, 4, 4])
-    assert memory.write(picture(), depth, at(0, 0, 0), keep=everywhere(), observed=True) == 21
+    assert memory.write(picture(), depth, at(0, 0, 0), valid=everywhere(), observed=True) == 21
     assert memory.readout(at(0, 0, 0)).visible[0, 0].tolist() == [False] * 3 + [True] * 3
 
 
@@ -223,7 +223,7 @@ def test_what_is_seen_through_goes_also_where_nothing_is_read():
             'latents': picture(),
             'depth': wall(depth),
             'cameras': at(0, 0, 0),
-            'keep': everywhere(),
+            'valid': everywhere(),
             'observed': observed,
         }
         memory.write(**write)
@@ -239,10 +239,10 @@ def test_a_confidence_that_is_none_is_refused(wrong):
     confidence[0, 1, 2] = wrong
     memory = LatentMemory(CONFIG)
 
-    def write(keep):
+    def write(valid):
         camera = at(0, 0, 0)
         return memory.write(
-            picture(), wall(4), camera, keep=keep, observed=True, confidence=confidence
+            picture(), wall(4), camera, valid=valid, observed=True, confidence=confidence
         )
 
     with pytest.raises(ValueError, match=r'\[0, 1, 2\].*confidence'):
@@ -259,7 +259,7 @@ def test_a_voxel_keeps_the_token_that_is_preferred_whole(prefer, stays):
             picture(seed=seed),
             wall(4),
             camera,
-            keep=everywhere(),
+            valid=everywhere(),
             observed=True,
             confidence=wall(confidence),
         )
@@ -274,7 +274,7 @@ def test_a_voxel_keeps_the_token_that_is_preferred_whole(prefer, stays):
 def test_bytes_are_those_of_the_blocks():
     memory = LatentMemory(MemoryConfig(channels=48))
     latents = torch.zeros(1, 48, scenes.HEIGHT, scenes.WIDTH)
-    memory.write(latents, wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
+    memory.write(latents, wall(4), at(0, 0, 0), valid=everywhere(), observed=True)
     arrays = [values for block in memory._store.blocks() for values in vars(block).values()]
     assert memory.nbytes == sum(values.nbytes for values in arrays) == 24 * 125
     assert memory.resident_nbytes == memory.nbytes and memory.index_nbytes > 0
@@ -283,11 +283,11 @@ def test_bytes_are_those_of_the_blocks():
 @pytest.mark.parametrize('voxel', [0.0, 1.5])
 def test_the_bytes_of_the_directory_are_what_it_takes(voxel):
     memory = LatentMemory(MemoryConfig(channels=8, voxel=voxel))
-    cameras, depth = next(bench_memory.chunks(1))
-    latents, keep = torch.zeros(len(cameras), 8, *depth.shape[1:]), depth > 0
-    LatentMemory(memory.config).write(latents, depth, cameras, keep=keep, observed=True)
+    cameras, depth = next(memory_speed.chunks(1))
+    latents, valid = torch.zeros(len(cameras), 8, *depth.shape[1:]), depth > 0
+    LatentMemory(memory.config).write(latents, depth, cameras, valid=valid, observed=True)
     tracemalloc.start()
-    memory.write(latents, depth, cameras, keep=keep, observed=True)
+    memory.write(latents, depth, cameras, valid=valid, observed=True)
     gc.collect()
     taken = tracemalloc.get_traced_memory()[0] - memory.nbytes
     tracemalloc.stop()
@@ -296,14 +296,14 @@ def test_the_bytes_of_the_directory_are_what_it_takes(voxel):
 
 def test_the_counts_that_coverage_goes_by_are_held_to_find_cells():
     memory = LatentMemory(CONFIG)
-    memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=True)
+    memory.write(picture(), wall(4), at(0, 0, 0), valid=everywhere(), observed=True)
     directory = memory.index_nbytes
     memory.coverage(at(0, 0, 0))
     assert memory.index_nbytes > directory + 64 * 512 * 4 * 4
 
 
 @pytest.mark.parametrize(
-    'wrong', [{'channels': 0}, {'footprint': 2}, {'tolerance': 1.0}, {'near': 0.0}, {'far': 0.01}]
+    'wrong', [{'channels': 0}, {'splat_size': 2}, {'tolerance': 1.0}, {'near': 0.0}, {'far': 0.01}]
 )
 def test_a_config_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -320,7 +320,7 @@ def test_a_reader_sees_a_write_whole_or_not_at_all(tmp_path, bounded):
 
     def write(value):
         latents = torch.full((2, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
-        memory.write(latents, wall(4, 2), cameras, keep=everywhere(2), observed=True)
+        memory.write(latents, wall(4, 2), cameras, valid=everywhere(2), observed=True)
 
     def read():
         while not done.is_set():
@@ -346,11 +346,11 @@ def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path):
     folder.mkdir()
     config = MemoryConfig(channels=CHANNELS, resident=10, folder=str(folder))
     memory, cameras = LatentMemory(config), at(0, 0, 0)
-    memory.write(picture(), wall(4), cameras, keep=everywhere(), observed=True)
+    memory.write(picture(), wall(4), cameras, valid=everywhere(), observed=True)
     before, written = memory.readout(cameras), memory._store.written
     shutil.rmtree(folder)
     with pytest.raises(OSError, match='blocks'):
-        memory.write(picture(seed=1), wall(3), cameras, keep=everywhere(), observed=True)
+        memory.write(picture(seed=1), wall(3), cameras, valid=everywhere(), observed=True)
     assert len(memory) == 24 and memory._store.written == written
     for name, value in vars(memory.readout(cameras)).items():
         assert torch.equal(value, getattr(before, name)), name
@@ -362,23 +362,23 @@ def test_serial_numbers_start_again_before_they_run_out():
     memory._store.written = LATEST - 3 * 24
     for value in range(5):
         latents = torch.full((1, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
-        memory.write(latents, wall(4), camera, keep=everywhere(), observed=True)
+        memory.write(latents, wall(4), camera, valid=everywhere(), observed=True)
         assert memory.readout(camera).latents.eq(value).all()  # of equals the later wins
     assert memory._store.written < LATEST / 2 and len(memory) == 5 * 24
 
 
 def test_what_was_imagined_stays_until_it_is_seen_finer():
     memory = LatentMemory(CONFIG)
-    memory.write(picture(), wall(4), at(0, 0, 0), keep=everywhere(), observed=False)
-    again = memory.write(picture(seed=1), wall(4), at(0, 0, 0), keep=everywhere(), observed=False)
+    memory.write(picture(), wall(4), at(0, 0, 0), valid=everywhere(), observed=False)
+    again = memory.write(picture(seed=1), wall(4), at(0, 0, 0), valid=everywhere(), observed=False)
     assert again == 0
     closer = scenes.camera_row([scenes.transform(translation=(0, 0, 2.5))])
     covered = memory.readout(closer).visible
-    assert memory.write(picture(seed=1), wall(1.5), closer, keep=covered, observed=False) > 0
+    assert memory.write(picture(seed=1), wall(1.5), closer, valid=covered, observed=False) > 0
     everything = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', finer=0.0))
     for seed in range(2):
         everything.write(
-            picture(seed=seed), wall(4), at(0, 0, 0), keep=everywhere(), observed=False
+            picture(seed=seed), wall(4), at(0, 0, 0), valid=everywhere(), observed=False
         )
     assert torch.equal(everything.readout(at(0, 0, 0)).latents, picture(seed=1))
 
@@ -386,6 +386,6 @@ def test_what_was_imagined_stays_until_it_is_seen_finer():
 def test_imagined_cameras_of_one_write_are_taken_in_turn():
     memory = LatentMemory(CONFIG)
     cameras = scenes.camera_row([scenes.transform()] * 3)
-    added = memory.write(picture(3), wall(4, 3), cameras, keep=everywhere(3), observed=False)
+    added = memory.write(picture(3), wall(4, 3), cameras, valid=everywhere(3), observed=False)
     assert added == len(memory) == 24
     assert torch.equal(memory.readout(cameras[:1]).latents, picture(3)[:1])

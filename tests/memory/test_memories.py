@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, project, unproject
 from mirage_model.memory import Encoder, Memory, Pixels
-from mirage_model.memory.create import MEMORIES, create_memory
+from mirage_model.memory.baselines.pixels import at_pixels, on_a_surface
+from mirage_model.memory.baselines.rgb_cloud import RgbCloud
+from mirage_model.memory.baselines.views import BEST, RetrievedViews, most_useful
 from mirage_model.memory.latent import MemoryConfig
-from mirage_model.memory.pixels import at_pixels, on_a_surface
-from mirage_model.memory.rgb_cloud import RgbCloud
-from mirage_model.memory.views import BEST, RetrievedViews, most_useful
+from mirage_model.memory.registry import MEMORIES, create_memory
 
 STRIDE, CHANNELS = 4, 3
 HEIGHT, WIDTH = scenes.HEIGHT * STRIDE, scenes.WIDTH * STRIDE
@@ -33,7 +33,7 @@ class MeanColours:
 
     channels, spatial_stride = CHANNELS, STRIDE
 
-    def encode_stills(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, frames: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(frames, STRIDE)
 
 
@@ -65,10 +65,10 @@ def write(
         depth = torch.full((n, HEIGHT, WIDTH), float(depth))
     cells = depth[:, ::STRIDE, ::STRIDE]
     return memory.write(
-        MeanColours().encode_stills(frames),
+        MeanColours().encode_images(frames),
         cells,
         camera,
-        keep=cells.isfinite() & (cells > 0),
+        valid=cells.isfinite() & (cells > 0),
         observed=observed,
         pixels=Pixels(frames=frames, depth=depth),
     )
@@ -103,7 +103,7 @@ def test_a_wall_reads_back(name):
     assert readout.age.eq(2.125).all()
     assert readout.depth_ratio.abs().max() < 1e-3
     if name != 'lifted_features':  # the mean of its neighbours is not what was written
-        written = MeanColours().encode_stills(picture())
+        written = MeanColours().encode_images(picture())
         torch.testing.assert_close(readout.latents, written, rtol=0, atol=1e-5)
 
 
@@ -188,7 +188,7 @@ def test_memories_of_pixels_say_what_they_lack(name):
     memory = memory_of(name)
     cells = torch.ones(1, scenes.HEIGHT, scenes.WIDTH)
     latents = torch.zeros(1, CHANNELS, *cells.shape[1:])
-    arguments = {'keep': cells > 0, 'observed': True}
+    arguments = {'valid': cells > 0, 'observed': True}
     with pytest.raises(ValueError, match='remembers pixels'):
         memory.write(latents, cells, at(0, 0, 0), **arguments)
     small = Pixels(frames=picture()[..., :-4], depth=torch.ones(1, HEIGHT, WIDTH - 4))
@@ -206,7 +206,7 @@ def test_memories_of_latents_refuse_none_and_the_wrong_ones(name):
     memory = memory_of(name)
     cells = torch.ones(1, scenes.HEIGHT, scenes.WIDTH)
     pixels = Pixels(frames=picture(), depth=torch.ones(1, HEIGHT, WIDTH))
-    arguments = {'keep': cells > 0, 'observed': True, 'pixels': pixels}
+    arguments = {'valid': cells > 0, 'observed': True, 'pixels': pixels}
     for latents in (None, torch.zeros(1, CHANNELS + 1, *cells.shape[1:])):
         with pytest.raises(ValueError):
             memory.write(latents, cells, at(0, 0, 0), **arguments)
@@ -295,9 +295,9 @@ def test_a_frame_of_which_nothing_is_seen_is_not_encoded():
     encoded = []
 
     class Counting(MeanColours):
-        def encode_stills(self, frames: torch.Tensor) -> torch.Tensor:
+        def encode_images(self, frames: torch.Tensor) -> torch.Tensor:
             encoded.append(len(frames))
-            return super().encode_stills(frames)
+            return super().encode_images(frames)
 
     cloud = RgbCloud(CONFIG, Counting())
     write(cloud, at(0, 0, 0), 4)
@@ -336,7 +336,7 @@ def test_lifted_features_are_a_point_for_every_pixel():
     write(memory, at(0, 0, 0), 4, frames=smooth)
     latents = memory.readout(at(0, 0, 0)).latents
     step = float(smooth[0, 0, 0, 1])
-    written = MeanColours().encode_stills(smooth)
+    written = MeanColours().encode_images(smooth)
     assert (latents - written)[..., 1:-1].abs().max() <= STRIDE / 2 * step
 
 
@@ -372,7 +372,7 @@ def test_the_views_that_see_the_place_are_retrieved(index):
     for k in range(4):
         camera = scenes.camera_row([scenes.transform((0, k * math.pi / 2, 0))])
         assert memory.retrieve(camera) == [k]
-        written = MeanColours().encode_stills(picture(k))
+        written = MeanColours().encode_images(picture(k))
         torch.testing.assert_close(memory.readout(camera).latents, written, rtol=0, atol=1e-5)
         corner = scenes.camera_row([scenes.transform((0, (k + 0.5) * math.pi / 2, 0))])
         assert set(memory.retrieve(corner)) == {k, (k + 1) % 4}

@@ -34,7 +34,7 @@ def filled(config: MemoryConfig) -> LatentMemory:
             torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=generator),
             2.0 + 2.0 * torch.rand(1, HEIGHT, WIDTH, generator=generator),
             cameras(transform, time=float(k)),
-            keep=torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool),
+            valid=torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool),
             observed=observed,
         )
     return memory
@@ -60,7 +60,7 @@ JUMPS = {
 @pytest.mark.parametrize('name', JUMPS)
 @pytest.mark.parametrize('voxel', [0.0, 1.5])
 def test_readout_after_the_move_is_that_before_it_at_the_moved_cameras(name, voxel):
-    memory = filled(MemoryConfig(channels=CHANNELS, footprint=3, voxel=voxel, dtype='float32'))
+    memory = filled(MemoryConfig(channels=CHANNELS, splat_size=3, voxel=voxel, dtype='float32'))
     before, cells = memory.readout(READING), len(memory)
     memory.move(torch.from_numpy(JUMPS[name]))
     after = memory.readout(moved(READING, JUMPS[name]))
@@ -101,8 +101,8 @@ def test_writing_goes_on_after_a_move():
     view = moved(cameras(scenes.transform(), time=60.0), JUMPS['both'])
     latents = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
     depth = torch.full((1, HEIGHT, WIDTH), 1.5)
-    keep = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
-    memory.write(latents, depth, view, keep=keep, observed=True)
+    valid = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
+    memory.write(latents, depth, view, valid=valid, observed=True)
     assert torch.equal(memory.readout(view).latents, latents)
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mirage_model.evaluation.efficiency_large import Setting, memory_laps
-from mirage_model.evaluation.growth import Walk, coming_back, corridor_drive, main, ways, written
+from mirage_model.evaluation.benchmarks.efficiency_large import Setting, memory_laps
+from mirage_model.evaluation.benchmarks.memory_growth import (
+    Walk,
+    coming_back,
+    corridor_drive,
+    main,
+    ways,
+    written,
+)
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
 CHANNELS = 2
@@ -24,7 +31,7 @@ def test_coming_back_adds_next_to_nothing(out_and_back, prefer):
     out, *backs = out_and_back
     for back in backs:
         found = coming_back(MemoryConfig(channels=CHANNELS, prefer=prefer), out, back)
-        assert 500 < found['cells_out'] < out.keep.sum() / 2
+        assert 500 < found['cells_out'] < out.valid.sum() / 2
         assert found['added_back'] < 0.05
 
 
@@ -35,7 +42,7 @@ def test_merging_keeps_the_view_of_every_camera(out_and_back):
     memory = LatentMemory(MemoryConfig(channels=CHANNELS))
     written(memory, beside)
     last = beside[-1:]
-    assert memory.readout(last.cameras).visible[last.keep].all()
+    assert memory.readout(last.cameras).visible[last.valid].all()
 
 
 def test_without_merging_every_kept_cell_reads_back(out_and_back):
@@ -43,10 +50,10 @@ def test_without_merging_every_kept_cell_reads_back(out_and_back):
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, voxel=0.0, dtype='float32'))
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, CHANNELS, *one.depth.shape[1:], generator=generator)
-    memory.write(latents, one.depth, one.cameras, keep=one.keep, observed=True)
+    memory.write(latents, one.depth, one.cameras, valid=one.valid, observed=True)
     readout = memory.readout(one.cameras)
-    assert torch.equal(readout.visible, one.keep)
-    assert torch.equal(readout.latents, torch.where(one.keep[:, None], latents, 0.0))
+    assert torch.equal(readout.visible, one.valid)
+    assert torch.equal(readout.latents, torch.where(one.valid[:, None], latents, 0.0))
 
 
 def test_a_forward_drive_at_full_size_stays_small():

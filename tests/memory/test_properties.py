@@ -12,7 +12,7 @@ import pytest
 import scenes
 import torch
 
-from mirage_model.evaluation.bench_memory import room_depth
+from mirage_model.evaluation.benchmarks.memory_speed import room_depth
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
 CHANNELS = 2
@@ -24,7 +24,7 @@ depths = st.sampled_from(
 configs = st.builds(
     MemoryConfig,
     channels=st.just(CHANNELS),
-    footprint=st.sampled_from([1, 3]),
+    splat_size=st.sampled_from([1, 3]),
     voxel=st.sampled_from([0.0, 0.5, 1.5]),
     prefer=st.sampled_from(['newest', 'confident']),
     finer=st.sampled_from([0.0, 2.0]),
@@ -42,12 +42,12 @@ def writes(draw):
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     palette = np.array(draw(st.lists(depths, min_size=1, max_size=3)))
     depth = torch.from_numpy(rng.choice(palette, (n, *SHAPE))).float()
-    keep = torch.isfinite(depth) & (depth > 0) & torch.from_numpy(rng.random((n, *SHAPE)) < 0.7)
+    valid = torch.isfinite(depth) & (depth > 0) & torch.from_numpy(rng.random((n, *SHAPE)) < 0.7)
     return {
         'latents': torch.from_numpy(rng.standard_normal((n, CHANNELS, *SHAPE))).float(),
         'depth': depth,
         'cameras': cameras,
-        'keep': keep,
+        'valid': valid,
         'observed': draw(st.booleans()),
         'confidence': torch.from_numpy(rng.choice([0.0, 0.5, 1.0], (n, *SHAPE))).float(),
     }
@@ -77,7 +77,7 @@ def test_any_writes_read_as_in_the_loops(config, writes, cameras):
 
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(range(5)), st.sampled_from([1, 3]))
-def test_the_order_of_writing_does_not_change_what_is_read(order, footprint):
+def test_the_order_of_writing_does_not_change_what_is_read(order, splat_size):
     """Views of one room: nothing is seen through, nothing merged and nothing ties."""
     rng = np.random.default_rng(0)
     poses = [
@@ -86,12 +86,12 @@ def test_the_order_of_writing_does_not_change_what_is_read(order, footprint):
     cameras = scenes.camera_row(poses, height=44, width=80, fx=40, fy=40)
     depth = room_depth(cameras)
     latents = torch.from_numpy(rng.standard_normal((7, CHANNELS, 44, 80))).float()
-    config = MemoryConfig(channels=CHANNELS, voxel=0.0, footprint=footprint)
+    config = MemoryConfig(channels=CHANNELS, voxel=0.0, splat_size=splat_size)
     straight, shuffled = LatentMemory(config), LatentMemory(config)
     for memory, way in ((straight, range(5)), (shuffled, order)):
         for k in way:
-            one, keep = slice(k, k + 1), torch.ones(1, 44, 80, dtype=torch.bool)
-            memory.write(latents[one], depth[one], cameras[one], keep=keep, observed=True)
+            one, valid = slice(k, k + 1), torch.ones(1, 44, 80, dtype=torch.bool)
+            memory.write(latents[one], depth[one], cameras[one], valid=valid, observed=True)
     assert len(straight) == len(shuffled) == 5 * 44 * 80
     expected, readout = straight.readout(cameras[5:]), shuffled.readout(cameras[5:])
     for name, value in vars(expected).items():

@@ -10,7 +10,7 @@ import sys
 
 from instant_engine import InstantEngine
 
-from mirage_model.interface import Chunk, Imagine, View
+from mirage_model.interface import Chunk, ImagineRequest, Observation
 from mirage_ros.node import main
 
 OUT_OF_MEMORY, UNSEEN = 666, 14
@@ -19,14 +19,14 @@ OUT_OF_MEMORY, UNSEEN = 666, 14
 
 class FaultyEngine(InstantEngine):
     def imagine(
-        self, request: Imagine, *, cancelled: Callable[[], bool] = lambda: False
+        self, request: ImagineRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Chunk]:
         for chunk in super().imagine(request, cancelled=cancelled):
             yield chunk
             if request.seed == OUT_OF_MEMORY:
                 raise MemoryError('injected')
 
-    def seed(self, view: View, *, memory: str = 'default'):
+    def seed(self, view: Observation, *, memory: str = 'default'):
         if (view.image == UNSEEN).all():
             raise RuntimeError('the depth estimator failed')
         return super().seed(view, memory=memory)

@@ -26,9 +26,9 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from mirage_ros.asking import Question
+from mirage_ros.tools.service_call import ServiceCall
 
-INSTANT = [sys.executable, str(Path(__file__).with_name('instant_engine.py'))]
+INSTANT = [sys.executable, str(Path(__file__).resolve().parents[1] / 'instant_engine.py')]
 """The node with the instant engine, as a program."""
 
 START = 2_000_000_000.0
@@ -220,7 +220,7 @@ class Client:
         """A service's response."""
         if name not in self._services:
             self._services[name] = self.node.create_client(kind, name)
-        question = Question(self._services[name], request or kind.Request())
+        question = ServiceCall(self._services[name], request or kind.Request())
         return self.until(question.answer)
 
 

@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 
 from mirage_model import camera
 from mirage_model.interface import Chunk
-from mirage_ros import convert, pictures
+from mirage_ros import convert, images
 
 
 def over_the_wire(message):
@@ -130,12 +130,12 @@ def test_colour_encodings(encoding, stored, padding):
     message = Image(
         height=2, width=2, encoding=encoding, step=rows.shape[1], data=array('B', rows.tobytes())
     )
-    np.testing.assert_array_equal(pictures.rgb_from_image(message), COLOUR)
+    np.testing.assert_array_equal(images.rgb_from_image(message), COLOUR)
 
 
 def test_grey_image():
     message = Image(height=1, width=2, encoding='mono8', step=2, data=array('B', [5, 250]))
-    np.testing.assert_array_equal(pictures.rgb_from_image(message), [[[5] * 3, [250] * 3]])
+    np.testing.assert_array_equal(images.rgb_from_image(message), [[[5] * 3, [250] * 3]])
 
 
 @pytest.mark.parametrize('order', ['<', '>'])
@@ -156,12 +156,12 @@ def test_depth_in_millimetres_and_metres(order, padding):
             is_bigendian=int(order == '>'),
             data=array('B', rows.tobytes()),
         )
-        np.testing.assert_allclose(pictures.depth_from_image(message), depth, atol=1e-5)
+        np.testing.assert_allclose(images.depth_from_image(message), depth, atol=1e-5)
 
 
 def test_depth_keeps_nan():
     message = seed_messages(height=2, width=2, distance=float('nan'))[2]
-    assert np.isnan(pictures.depth_from_image(message)).all()
+    assert np.isnan(images.depth_from_image(message)).all()
 
 
 def test_rectified_intrinsics_come_from_p():
@@ -233,7 +233,7 @@ def path_of(*poses: tuple[float, float], stamps: list[int] | None = None) -> Pat
     return message
 
 
-def planned(message: Path) -> convert.Planned:
+def planned(message: Path) -> convert.PlannedPath:
     return convert.planned_from_path(
         message, request_id='p', moving_frame='base_link', speed=0.5, turn_rate=1.0, max_poses=100
     )
@@ -332,7 +332,7 @@ def test_auto_compresses_large_chunks_only():
 
 def test_compressed_data_that_is_no_image():
     with pytest.raises(ValueError, match="not 'jpeg' data"):
-        pictures.array_from_compressed(CompressedImage(format='jpeg', data=array('B', [1, 2, 3])))
+        images.array_from_compressed(CompressedImage(format='jpeg', data=array('B', [1, 2, 3])))
 
 
 def test_constants_of_the_message_are_those_of_the_library():

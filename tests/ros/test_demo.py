@@ -42,7 +42,7 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def demo(tmp_path, model_folder) -> Iterator[subprocess.Popen]:
     """In a domain that no other test uses."""
-    command = [sys.executable, '-m', 'mirage_ros.demo', '--out', tmp_path, '--frames', '24']
+    command = [sys.executable, '-m', 'mirage_ros.tools.demo', '--out', tmp_path, '--frames', '24']
     command += ['--recording', tmp_path / 'demo.rrd']
     running = subprocess.Popen(
         [*map(str, command), '--model-folder', str(model_folder)],
@@ -141,14 +141,14 @@ def test_interrupted_demo_leaves_nothing(before, demo):
 )
 def test_a_wrong_argument_is_refused(arguments, said):
     done = subprocess.run(
-        [sys.executable, '-m', 'mirage_ros.demo', *arguments], capture_output=True, text=True
+        [sys.executable, '-m', 'mirage_ros.tools.demo', *arguments], capture_output=True, text=True
     )
     assert done.returncode == 2 and said in done.stderr
     assert '__node' not in done.stderr
 
 
 def test_without_the_simulator_it_says_what_to_install(tmp_path):
-    hidden = "import sys; sys.modules['vizdoom'] = None; from mirage_ros.demo import main; "
+    hidden = "import sys; sys.modules['vizdoom'] = None; from mirage_ros.tools.demo import main; "
     done = subprocess.run(
         [sys.executable, '-c', hidden + 'sys.exit(main())'],
         capture_output=True,

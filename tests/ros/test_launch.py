@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from mirage_ros.settings import Settings
+from mirage_ros.parameters import NodeParameters
 
 LAUNCH = Path(__file__).resolve().parents[2] / 'launch'
 
@@ -108,7 +108,7 @@ def test_node(described):
     assert viewer['condition'].arguments[0].arguments == (configuration('viewer'), 'rerun')
     params_file, overrides = node['parameters']
     assert params_file == configuration('params_file')
-    assert set(overrides) <= {item.name for item in fields(Settings)} | {'use_sim_time'}
+    assert set(overrides) <= {item.name for item in fields(NodeParameters)} | {'use_sim_time'}
     assert node['remappings'] == viewer['remappings']
     remapped = dict(node['remappings'])
     assert remapped.pop('image/compressed') == [configuration('image'), '/compressed']

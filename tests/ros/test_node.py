@@ -399,7 +399,7 @@ sys.exit(main(load))
 """
     node = subprocess.run(
         [sys.executable, '-c', program],
-        cwd=FilePath(__file__).parent,
+        cwd=FilePath(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=60,
@@ -425,7 +425,7 @@ sys.exit(node.main(lambda settings: InstantEngine()))
 """
     run = subprocess.run(
         [sys.executable, '-c', program],
-        cwd=FilePath(__file__).parent,
+        cwd=FilePath(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=60,

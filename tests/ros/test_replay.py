@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / 'tests' / 'evaluation'))
 from drives import OPTIONS, copy_bag, record, wall_bag  # noqa: E402
 from models import save_small_model  # noqa: E402
 
-from mirage_model.evaluation import replay_command, same_figures  # noqa: E402
+from mirage_model.evaluation.replay import command, compare  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -30,22 +30,22 @@ def words(recorded: Path, out: Path, *more: str) -> list[str]:
 
 
 def through_the_node(recorded: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, '-m', 'mirage_ros.replay', *words(recorded, out, *more)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    line = [sys.executable, '-m', 'mirage_ros.tools.replay', *words(recorded, out, *more)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 def test_in_lockstep_the_figures_are_those_of_the_file(recorded, capsys):
-    assert replay_command.main(words(recorded, recorded / 'file')) == 0
+    assert command.main(words(recorded, recorded / 'file')) == 0
     run = through_the_node(recorded, recorded / 'node')
     assert run.returncode == 0, run.stdout + run.stderr
     assert '4 results' in run.stdout
-    assert same_figures.main([str(recorded / 'file'), str(recorded / 'node')]) == 0
+    assert compare.main([str(recorded / 'file'), str(recorded / 'node')]) == 0
     assert 'are equal: 4 segments' in capsys.readouterr().out
     about = json.loads((recorded / 'node' / 'config.json').read_text())
     assert about['way'] == 'through the node'
     lost = recorded / 'node' / 'segments' / '00002-0.safetensors'
     lost.unlink()
-    assert same_figures.main([str(recorded / 'file'), str(recorded / 'node')]) == 1
+    assert compare.main([str(recorded / 'file'), str(recorded / 'node')]) == 1
     assert '00002-0.safetensors is in one of them alone' in capsys.readouterr().err
 
 
@@ -65,10 +65,10 @@ def test_they_are_too_where_a_period_is_no_whole_number_of_microseconds(tmp_path
     settings = save_small_model(tmp_path / 'model') / 'model.json'
     settings.write_text(json.dumps({**json.loads(settings.read_text()), 'frame_rate': rate}))
     more = ('--horizon', '0.6', '--stride', '0.6', '--observe-every', '0.2')
-    assert replay_command.main(words(tmp_path, tmp_path / 'file', *more)) == 0
+    assert command.main(words(tmp_path, tmp_path / 'file', *more)) == 0
     run = through_the_node(tmp_path, tmp_path / 'node', *more)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert same_figures.main([str(tmp_path / 'file'), str(tmp_path / 'node')]) == 0
+    assert compare.main([str(tmp_path / 'file'), str(tmp_path / 'node')]) == 0
     assert 'are equal: 2 segments' in capsys.readouterr().out
 
 

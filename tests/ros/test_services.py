@@ -10,8 +10,8 @@ from mirage.srv import MemoryFile, ResetMemory
 import numpy as np
 import pytest
 
-from mirage_model.interface import View
-from mirage_ros.host import DRIVEN, Known
+from mirage_model.interface import Observation
+from mirage_ros.context import DRIVEN, MemoryRecord
 from mirage_ros.node import MirageNode
 from mirage_ros.services import Services
 
@@ -27,8 +27,8 @@ def node(ros, tmp_path):
     node.destroy_node()
 
 
-def seed_view() -> View:
-    return View(
+def seed_view() -> Observation:
+    return Observation(
         image=np.full((8, 8, 3), 50, np.uint8),
         K=np.eye(3),
         world_from_camera=np.eye(4),
@@ -62,7 +62,7 @@ def test_what_is_observed_next_finds_the_memory_that_was_loaded_or_forgotten(nod
     (services,) = (part for part in node._parts if isinstance(part, Services))
     view = seed_view()
     node.worker.call(lambda engine: engine.seed(view, memory=DRIVEN)).result()
-    node.memories[DRIVEN] = Known(camera_frame='camera')
+    node.memories[DRIVEN] = MemoryRecord(camera_frame='camera')
     file = MemoryFile.Request(file='drive')
     services._save(file, MemoryFile.Response())
     forget = lambda: services._reset(ResetMemory.Request(), ResetMemory.Response())  # noqa: E731

@@ -10,13 +10,13 @@ import sys
 PROGRAM = """
 import sys
 from pathlib import Path
-from mirage_ros.soak import SoakConfig, run
+from mirage_ros.tools.soak import SoakConfig, run
 run(SoakConfig(minutes=0.25, pause=0.05), Path(sys.argv[1]), [sys.executable, sys.argv[2]])
 """
 
 
 def test_every_request_is_answered_once_and_the_memory_survives_the_node(tmp_path):
-    engine = Path(__file__).with_name('instant_engine.py')
+    engine = Path(__file__).resolve().parents[1] / 'instant_engine.py'
     done = subprocess.run(
         [sys.executable, '-c', PROGRAM, tmp_path, engine], capture_output=True, text=True
     )

@@ -19,7 +19,7 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros import transforms
 from mirage_ros.convert import pose_from_matrix, seconds, stamp
-from mirage_ros.settings import Settings
+from mirage_ros.parameters import NodeParameters
 from mirage_ros.transforms import MAX_FRAMES, Tree, listen, transform_message
 
 
@@ -184,7 +184,7 @@ def known_to(request, monkeypatch):
 
 def test_a_transform_is_known_at_its_own_time_to_the_nanosecond(ros, known_to):
     node = Node('listens')
-    known = known_to(node, Settings())
+    known = known_to(node, NodeParameters())
     for nanosec in (123_456_789, 499_999_999, 987_654_321):
         message = transform_message('map', 'base', turn(0.0, 3.0), 0.0)
         message.header.stamp.sec, message.header.stamp.nanosec = 1_700_000_000, nanosec
@@ -203,7 +203,7 @@ def test_a_transform_is_known_at_its_own_time_to_the_nanosecond(ros, known_to):
 def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros, known_to):
     """A localiser says where base_link is in the map, while TF has it below odom."""
     node = Node('listens')
-    known = known_to(node, Settings(pose_source='pose'))
+    known = known_to(node, NodeParameters(pose_source='pose'))
     hear = {one.topic_name: one.callback for one in node.subscriptions}
     for time in (10.0, 11.0):
         tf = TFMessage(
@@ -226,7 +226,7 @@ def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros
 def test_simulated_time_that_is_set_back_begins_anew(ros, known_to):
     """By less than transforms are kept: those of the run before must not answer."""
     node = Node('listens', parameter_overrides=[Parameter('use_sim_time', value=True)])
-    known = known_to(node, Settings())
+    known = known_to(node, NodeParameters())
     known.add(transform_message('base_link', 'camera', turn(0.0, 2.0), 0.0), static=True)
     for time, x in ((100.0, 7.0), (95.0, 1.0)):
         node.get_clock().set_ros_time_override(Time(seconds=time, clock_type=ClockType.ROS_TIME))

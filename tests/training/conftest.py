@@ -6,8 +6,8 @@ from diffusers import WanTransformer3DModel
 from models import small_backbone
 import pytest
 
-from mirage_model.backbone import SIDE_BRANCHES
-from mirage_model.side_branch import SideBranchConfig
+from mirage_model.model.backbone import SIDE_BRANCHES
+from mirage_model.model.side_branch import SideBranchConfig
 from mirage_model.training.model import SIZES
 
 

@@ -8,9 +8,9 @@ from models import small_backbone, small_vae
 import torch
 
 from mirage_model.camera import Cameras
-from mirage_model.codec import Codec
-from mirage_model.data.clip import Clip, save_clip
+from mirage_model.clip import Clip, save_clip
 from mirage_model.data.latents import Journal, Shard, encode_clip, save_latents
+from mirage_model.model.codec import Codec
 from mirage_model.training.model import WorldModel, WorldModelConfig
 from mirage_model.training.world_model import WorldModelObjective
 

@@ -9,9 +9,9 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
-from mirage_model.codec import Codec
-from mirage_model.data.labels import labels
-from mirage_model.memory.create import MEMORIES
+from mirage_model.labels import labels
+from mirage_model.memory.registry import MEMORIES
+from mirage_model.model.codec import Codec
 from mirage_model.training.ablations import (
     VARIANTS,
     AblationConfig,

@@ -8,8 +8,8 @@ import pytest
 from small_data import clip_of
 import torch
 
-from mirage_model.codec import Codec
-from mirage_model.data.clip import save_clip
+from mirage_model.clip import save_clip
+from mirage_model.model.codec import Codec
 from mirage_model.training.codec import (
     STAGES,
     CodecConfig,
@@ -73,7 +73,7 @@ def test_a_still_is_the_last_frame_of_its_latent_frame(clips):
     x = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         _, latents, alone, _ = trained.module(x, torch.zeros(()))
-        stills = Codec(trained.module.vae).encode_stills(
+        stills = Codec(trained.module.vae).encode_images(
             ((x[0] + 1) / 2)[:, [0, 4, 8]].movedim(1, 0)
         )
     assert latents.shape == alone.shape

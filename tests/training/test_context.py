@@ -8,9 +8,9 @@ from small_data import clip_of
 import torch
 
 from mirage_model.camera import resized
-from mirage_model.data.labels import labels, standing
+from mirage_model.labels import labels, standing
+from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.memory.none import NoMemory
 from mirage_model.training.context import (
     KINDS,
     ContextConfig,
@@ -34,7 +34,7 @@ def stills_of(height: int = 4, width: int = 6) -> Stills:
     return Stills(
         latents=torch.randn(9, 4, height, width, generator=generator),
         depth=torch.full((9, height, width), 3.0),
-        keep=torch.ones(9, height, width, dtype=torch.bool),
+        valid=torch.ones(9, height, width, dtype=torch.bool),
         cameras=replace(cameras, world_from_camera=world_from_camera),
     )
 

@@ -8,7 +8,7 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
-from mirage_model.backbone import SIDE_BRANCHES, WAN22_5B
+from mirage_model.model.backbone import SIDE_BRANCHES, WAN22_5B
 from mirage_model.training import dry_run
 from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build
 from mirage_model.training.trainer import TrainerConfig, checkpoints, fit

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import save_file
 import torch
 
-from mirage_model.adapters import add_adapter
-from mirage_model.checkpoint import load_model
+from mirage_model.model.checkpoint import load_model
+from mirage_model.model.lora import add_adapter
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 from mirage_model.training.export import SETTINGS, export
 from mirage_model.training.model import SIDE_BRANCHES, SIZES, WorldModelConfig, build
@@ -71,11 +71,11 @@ def test_a_checkpoint_of_a_part_is_refused(tmp_path):
 
 
 def test_it_runs_as_it_was_trained(tmp_path):
-    trained = {'shift': 5.0, 'footprint': 1, 'memory': 'rgb_cloud'}
+    trained = {'shift': 5.0, 'splat_size': 1, 'memory': 'rgb_cloud'}
     settings = {'name': 'of-my-site', 'frame_rate': 4.0, 'height': 64}
     _, loaded = exported(build(WorldModelConfig()), tmp_path, settings=settings, **trained)
     assert loaded.scheduler.config.flow_shift == 5.0
-    assert (loaded.config.footprint, loaded.config.memory) == (1, 'rgb_cloud')
+    assert (loaded.config.splat_size, loaded.config.memory) == (1, 'rgb_cloud')
     assert (loaded.config.name, loaded.config.frame_rate) == ('of-my-site', 4.0)
     assert (loaded.config.height, loaded.config.width) == (64, 160)
 

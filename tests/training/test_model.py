@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from small_data import clip_of, save_data
 import torch
 
-from mirage_model.adapters import add_adapter, save_adapter
-from mirage_model.checkpoint import EMBEDDED, load_model
 from mirage_model.data.latents import PREPARED, fingerprint, identity
+from mirage_model.model.checkpoint import EMBEDDED, load_model
+from mirage_model.model.lora import add_adapter, save_adapter
 from mirage_model.training.configuration import SOURCES, STEPS, configure
 from mirage_model.training.context import ContextConfig
 from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build, start_from

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mirage_model.camera import Cameras, directions
-from mirage_model.data.clip import Clip, load_clip, save_clip
+from mirage_model.clip import Clip, load_clip, save_clip
 from mirage_model.perception.embedded import (
     EmbeddedPerception,
     Network,
@@ -116,7 +116,7 @@ def test_augmented_cameras_fit_the_augmented_frames(clips: list[Path]):
 def test_what_a_memory_knows_is_what_the_other_frames_saw(clips: list[Path]):
     """A camera that stands still: one cell's depth is that of the same cell of any other frame."""
     exact = replace(ContextConfig(), depth_frame=0.0, depth_cell=0.0, position=0.0, rotation=0.0)
-    config = replace(CONFIG.remembered, empty=0.0, cell=4, footprint=1, noise=exact)
+    config = replace(CONFIG.remembered, empty=0.0, cell=4, splat_size=1, noise=exact)
     batch = read_batch(clips * 4, [2] * 12, config, np.random.default_rng(0))
     known = torch.isfinite(batch.known.depth)
     assert batch.known.observed.any() and (known & ~batch.known.observed).any()

@@ -8,9 +8,9 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
-from mirage_model.codec import Codec
 from mirage_model.data.latents import encode_clip, load_latents
-from mirage_model.memory.create import MEMORIES
+from mirage_model.memory.registry import MEMORIES
+from mirage_model.model.codec import Codec
 from mirage_model.training.context import ContextConfig, write
 from mirage_model.training.model import TRAINED, WorldModelConfig
 from mirage_model.training.world_model import WorldModelObjective
@@ -67,7 +67,7 @@ def paths(trained):
 def test_encoded_clips_hold_what_training_reads(folders):
     tensors, cameras = load_latents(folders / 'latents' / 'train' / 'a.safetensors')
     assert tensors['video'].shape == (2, 4, 5, 4, 6) and tensors['stills'].shape == (9, 4, 4, 6)
-    assert tensors['keep'].all() and torch.allclose(tensors['depth'], torch.tensor(3.0))
+    assert tensors['valid'].all() and torch.allclose(tensors['depth'], torch.tensor(3.0))
     assert len(cameras) == 9 and (cameras.height, cameras.width) == (4, 6)
     assert cameras.times.tolist() == [k / 2 for k in range(9)]
     # a chunk begins with the still it was given
@@ -226,7 +226,7 @@ def test_the_dynamic_filter_keeps_movers_out(tmp_path):
     for dynamic_filter in (True, False):
         trained = objective(root, 'joint', dynamic_filter=dynamic_filter)
         stills = trained._read(paths(trained)[0])[1]
-        kept[dynamic_filter] = stills.keep
+        kept[dynamic_filter] = stills.valid
     assert not kept[True][:, 1:3, :3].any() and kept[True][:, :, 3:].all()
     assert kept[False].all()
     torch.testing.assert_close(stills.depth, torch.full_like(stills.depth, 3.0))

@@ -6,7 +6,7 @@ import torch
 from warping import warp_psnr
 
 from mirage_model.camera import check_cameras
-from mirage_model.data.clip import Clip, load_clip, save_clip
+from mirage_model.clip import Clip, load_clip, save_clip
 from mirage_model.data.record import RecordConfig, record_drive, why_left_out
 from mirage_model.worlds.doom import (
     UNITS_PER_METRE,

@@ -7,7 +7,7 @@ import torch
 from warping import warp_psnr
 
 from mirage_model.camera import check_cameras, directions, unproject
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 from mirage_model.data.record import RecordConfig, record_drive, why_left_out
 from mirage_model.data.splits import maps_of
 from mirage_model.worlds.drive import KINDS

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from mirage_model.camera import project, unproject
-from mirage_model.data.clip import Clip
+from mirage_model.clip import Clip
 
 
 def warp_psnr(clip: Clip, i: int, j: int) -> tuple[float, float]:

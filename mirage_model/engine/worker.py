@@ -1,0 +1,358 @@
+"""One thread that drives the engine: jobs in, answers out, and exactly one outcome for every job. No ROS in it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+import logging
+import threading
+import time
+import traceback
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from mirage_model.interface import (
+    Cancelled,
+    Candidate,
+    CandidatesRequest,
+    Chunk,
+    EngineProtocol,
+    ImagineRequest,
+    InvalidRequest,
+    Observation,
+)
+
+Status = Literal['done', 'refused', 'dropped', 'cancelled', 'failed']
+"""Refused: cannot be served as it stands. Dropped: could, but there was no room for it. Failed: our fault."""
+Answer = Chunk | Candidate
+T = TypeVar('T')
+
+CLIENTS = 16
+"""So many clients may fill their queues."""
+CALLS = 256
+"""Calls that may wait."""
+SHUTTING_DOWN = 'the node is shutting down'
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended; means are over the frames that were handed out, NaN where there were none.
+
+    ``details`` are the traceback of what failed.
+    """
+
+    request_id: str
+    status: Status
+    reason: str = ''
+    details: str = ''
+    chunks: int = 0
+    frames: int = 0
+    visible_mean: float = float('nan')
+    observed_mean: float = float('nan')
+    depth_source: str = ''
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request, and the view that its memory starts from or None where the memory is there.
+
+    Of the frames along each path the first ``wanted`` are handed to ``on_answer``, the rest is padding: a chunk at a
+    time, or a candidate at a time of `CandidatesRequest`. ``on_end`` is called once, whatever happens, from the worker's thread
+    or from the one that submits. A job that ``replaces`` ends the older ones of the same client and kind. A memory
+    that starts with the job's view is dropped when the job ends. At ``due``, by the monotonic clock, `CandidatesRequest` are
+    answered with what exists.
+    """
+
+    request: ImagineRequest | CandidatesRequest
+    view: Observation | None
+    wanted: tuple[int, ...]
+    on_answer: Callable[[Answer], None]
+    on_end: Callable[[Outcome], None]
+    client: str = ''
+    kind: str = 'topic'
+    replaces: bool = False
+    last_frame_only: bool = False
+    due: float | None = None
+
+
+@dataclass
+class _Entry:
+    job: Job
+    turn: float = 0.0
+    accepted: float = field(default_factory=time.monotonic)
+    cancel_reason: str | None = None
+    visible: list[np.ndarray] = field(default_factory=list)
+    observed: list[np.ndarray] = field(default_factory=list)
+    depth_source: str = ''
+    incomplete: int = 0
+    details: str = ''
+
+
+class Worker:
+    """Submit, cancel, call, close. Every job that was submitted has had its outcome when `close` returns.
+
+    Jobs of one client are served in order. Clients take turns, by start-time fair queueing: a job's turn is one
+    after that of the job before it of the same client, or the turn that is being served. That one moves on a
+    little with every job.
+    """
+
+    def __init__(self, engine: EngineProtocol, *, queue_size: int):
+        self._engine = engine
+        self._queue_size = queue_size
+        self._waiting: deque[_Entry] = deque()
+        self._calls: deque[tuple[Callable[[EngineProtocol], object], Future]] = deque()
+        self._running: _Entry | None = None
+        self._turn = 0.0
+        self._next_turn: dict[str, float] = {}
+        self._closed = ''
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name='mirage-worker')
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def served(self) -> list[ImagineRequest | CandidatesRequest]:
+        """The requests that run or wait."""
+        with self._changed:
+            entries = ([self._running] if self._running else []) + list(self._waiting)
+        return [entry.job.request for entry in entries]
+
+    def submit(self, job: Job) -> None:
+        """Put a job into the queue, or end it at once with the reason why not."""
+        entry = _Entry(job)
+        request_id = job.request.request_id
+        replaced: list[_Entry] = []
+        reason = None
+        with self._changed:
+            stay = [other for other in self._waiting if not _gives_way(other, job)]
+            running = self._running
+            served = [*stay, running] if running and not _gives_way(running, job) else stay
+            own = sum(other.job.client == job.client for other in stay)
+            if self._closed:
+                reason = self._closed
+            elif any(other.job.request.request_id == request_id for other in served):
+                reason = f"a request '{request_id}' is already being served"
+            elif own >= self._queue_size or len(stay) >= CLIENTS * self._queue_size:
+                reason = f'the queue is full, {own} requests of this client and {len(stay)} in all are waiting'
+            else:
+                replaced = [other for other in self._waiting if _gives_way(other, job)]
+                if running and _gives_way(running, job):
+                    running.cancel_reason = _replaced_by(job)
+                entry.turn = replaced[0].turn if replaced else self._take_turn(job.client)
+                self._waiting = deque([*stay, entry])
+                self._changed.notify()
+        for other in replaced:
+            self._end(other, 'dropped', _replaced_by(job))
+        if reason is not None:
+            self._end(entry, 'dropped', reason)
+
+    def cancel(
+        self, job: Job, reason: str = 'cancelled by the client', *, running: bool = True
+    ) -> None:
+        """Cancel a job that waits or, unless ``running`` is false, runs; one that has ended is left alone."""
+        with self._changed:
+            if self._running and self._running.job is job:
+                if running:
+                    self._running.cancel_reason = reason
+                return
+            entry = next((entry for entry in self._waiting if entry.job is job), None)
+            if entry is None:
+                return
+            self._waiting.remove(entry)
+        self._end(entry, 'cancelled', reason)
+
+    def interrupt(
+        self, which: Callable[[ImagineRequest | CandidatesRequest], bool], reason: str
+    ) -> None:
+        """Cancel the request that runs where ``which`` says so."""
+        with self._changed:
+            if self._running and which(self._running.job.request):
+                self._running.cancel_reason = reason
+
+    def call(self, task: Callable[[EngineProtocol], T]) -> Future[T]:
+        """Run something short on the engine, soon: between two denoising steps of the job that runs."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                future.set_exception(InvalidRequest(self._closed))
+            elif len(self._calls) >= CALLS:
+                future.set_exception(InvalidRequest(f'{CALLS} calls are waiting'))
+            else:
+                self._calls.append((task, future))
+                self._changed.notify()
+        return future
+
+    def close(self, reason: str = SHUTTING_DOWN) -> None:
+        """Cancel everything and wait for the thread."""
+        with self._changed:
+            self._closed = reason
+            waiting, calls = list(self._waiting), list(self._calls)
+            self._waiting.clear()
+            self._calls.clear()
+            if self._running:
+                self._running.cancel_reason = reason
+            self._changed.notify()
+        for entry in waiting:
+            self._end(entry, 'dropped', reason)
+        for _, future in calls:
+            future.set_exception(InvalidRequest(reason))
+        self._thread.join()
+
+    def _take_turn(self, client: str) -> float:
+        here = {entry.job.client for entry in self._waiting}
+        if self._running:
+            here.add(self._running.job.client)
+        self._next_turn = {c: turn for c, turn in self._next_turn.items() if c in here}
+        turn = max(self._next_turn.get(client, self._turn), self._turn)
+        self._next_turn[client] = turn + 1
+        return turn
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._calls or self._closed)
+                if self._closed:
+                    return
+                if not self._calls:
+                    self._running = min(self._waiting, key=lambda entry: entry.turn)
+                    self._waiting.remove(self._running)
+                    # not by turns alone: clients that are new every time would keep the others waiting
+                    least = self._turn + 1 / (CLIENTS * self._queue_size)
+                    self._turn = max(least, self._running.turn)
+                entry = self._running
+            if entry is None:
+                self._answer_calls()
+                continue
+            status, reason = self._ended(entry)
+            with self._changed:
+                self._running = None
+            self._end(entry, status, reason)
+
+    def _answer_calls(self) -> None:
+        while True:
+            with self._changed:
+                if not self._calls:
+                    return
+                task, future = self._calls.popleft()
+            try:
+                future.set_result(task(self._engine))
+            except Exception as error:
+                future.set_exception(error)
+
+    def _ended(self, entry: _Entry) -> tuple[Status, str]:
+        try:
+            self._serve(entry)
+        except Cancelled:
+            return 'cancelled', entry.cancel_reason or 'cancelled'
+        except InvalidRequest as error:
+            return 'refused', str(error)
+        except Exception as error:
+            entry.details = traceback.format_exc()
+            return 'failed', f'{type(error).__name__}: {error}'
+        if entry.incomplete:
+            return 'cancelled', f'{entry.incomplete} candidates are incomplete at the deadline'
+        return 'done', ''
+
+    def _serve(self, entry: _Entry) -> None:
+        job, request = entry.job, entry.job.request
+
+        def cancelled() -> bool:
+            self._answer_calls()
+            return entry.cancel_reason is not None
+
+        if cancelled():
+            raise Cancelled
+        if job.view is not None:
+            entry.depth_source = self._engine.seed(job.view, memory=request.memory)
+        try:
+            for answer, chunks in self._answers(job, cancelled):
+                if cancelled():
+                    raise Cancelled
+                job.on_answer(answer)
+                for chunk in chunks:
+                    entry.depth_source = chunk.depth_source
+                    entry.visible.append(chunk.visible)
+                    entry.observed.append(chunk.observed)
+                entry.incomplete += isinstance(answer, Candidate) and not answer.complete
+        finally:
+            if job.view is not None:
+                self._engine.drop(memory=request.memory)
+
+    def _answers(
+        self, job: Job, cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Answer, tuple[Chunk, ...]]]:
+        request = job.request
+        if isinstance(request, CandidatesRequest):
+            if job.due is not None:
+                request = replace(request, deadline=max(job.due - time.monotonic(), 0.0))
+            for candidate in self._engine.imagine_candidates(request, cancelled=cancelled):
+                chunks = tuple(_without_padding(candidate.chunks, job.wanted[candidate.index]))
+                if job.last_frame_only and chunks:
+                    chunks = (part_of(chunks[-1], slice(-1, None)),)
+                yield replace(candidate, chunks=chunks), chunks
+            return
+        made = 0
+        for chunk in _without_padding(
+            self._engine.imagine(request, cancelled=cancelled), job.wanted[0]
+        ):
+            made += len(chunk.frames)
+            yield chunk, (chunk,)
+        assert made == job.wanted[0], f'the engine made {made} of {job.wanted[0]} frames'
+
+    def _end(self, entry: _Entry, status: Status, reason: str) -> None:
+        visible = np.concatenate([*entry.visible, []])
+        observed = np.concatenate([*entry.observed, []])
+        outcome = Outcome(
+            request_id=entry.job.request.request_id,
+            status=status,
+            reason=reason,
+            details=entry.details,
+            chunks=len(entry.visible),
+            frames=len(visible),
+            visible_mean=float(visible.mean()) if len(visible) else float('nan'),
+            observed_mean=float(observed.mean()) if len(observed) else float('nan'),
+            depth_source=entry.depth_source,
+            seconds=time.monotonic() - entry.accepted,
+        )
+        try:
+            entry.job.on_end(outcome)
+        except Exception:
+            logger.exception(
+                'the outcome of request %s could not be delivered', outcome.request_id
+            )
+
+
+def _gives_way(entry: _Entry, job: Job) -> bool:
+    same = (entry.job.client, entry.job.kind) == (job.client, job.kind)
+    return job.replaces and same
+
+
+def _replaced_by(job: Job) -> str:
+    return f"replaced by the newer request '{job.request.request_id}'"
+
+
+def _without_padding(chunks: Iterator[Chunk] | tuple[Chunk, ...], wanted: int) -> Iterator[Chunk]:
+    for chunk in chunks:
+        if wanted > 0:
+            yield chunk if wanted >= len(chunk.frames) else part_of(chunk, slice(wanted))
+        wanted -= len(chunk.frames)
+
+
+def part_of(chunk: Chunk, frames: slice) -> Chunk:
+    """Some of a chunk's frames."""
+    per_frame = ('frames', 'visibility', 'visible', 'observed', 'world_from_camera', 'times')
+    cut = {name: getattr(chunk, name)[frames] for name in per_frame}
+    if chunk.memory_frames is not None:
+        cut['memory_frames'] = chunk.memory_frames[frames]
+    if chunk.K.ndim == 3:
+        cut['K'] = chunk.K[frames]
+    return replace(chunk, **cut)

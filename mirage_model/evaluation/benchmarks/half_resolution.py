@@ -1,0 +1,128 @@
+"""What half the resolution costs and gives: candidates imagined at full and at half size along the same drives.
+
+``python -m mirage_model.evaluation.benchmarks.half_resolution`` records drives through the validation maps, starts from the first
+frame with its true depth, prints the figures and writes them to out/bench/half.json. The full frames are also compared
+at half the size, so that both are judged on the same pixels; the half ones also at the full size, enlarged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+import sys
+from typing import Literal
+
+from jaxtyping import Float
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirage_model.clip import Clip
+from mirage_model.data.record import maps_of, record_drive
+from mirage_model.engine.engine import Engine
+from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.rollout_quality import KINDS, psnr
+from mirage_model.interface import CandidatesRequest, Observation, Trajectory
+
+
+def drive(index: int, frames: int) -> Clip:
+    maps, kind = maps_of('validation'), KINDS[index % len(KINDS)]
+    map_name = maps[index % len(maps)]
+    name = f'{index:03d}-{map_name}-{kind}'
+    return record_drive(map_name, kind, frames=frames, seed=20_000 + index, name=name)
+
+
+def seed(engine: Engine, clip: Clip) -> None:
+    depth = clip.depth[0].where(clip.valid[0], torch.nan)
+    engine.seed(
+        Observation(
+            image=clip.frames[0].numpy(),
+            K=clip.cameras.K[0].numpy(),
+            world_from_camera=clip.cameras.world_from_camera[0].double().numpy(),
+            time=float(clip.cameras.times[0]),
+            depth=depth.float().numpy(),
+        )
+    )
+
+
+def imagined(
+    engine: Engine, clip: Clip, resolution: Literal['full', 'half']
+) -> tuple[Float[Tensor, 'n 3 h w'], list[float]]:
+    """The frames after the first, and the seconds of every chunk."""
+    path = Trajectory(
+        world_from_camera=clip.cameras.world_from_camera[1:].double().numpy(),
+        times=clip.cameras.times[1:].double().numpy(),
+    )
+    asked = CandidatesRequest(
+        request_id='', trajectories=(path,), seeds=(0,), resolution=resolution
+    )
+    (candidate,) = engine.imagine_candidates(asked)
+    frames = torch.from_numpy(np.concatenate([chunk.frames for chunk in candidate.chunks]))
+    return as_batch(frames), [chunk.seconds for chunk in candidate.chunks]
+
+
+def as_batch(frames: Tensor) -> Float[Tensor, 'n 3 h w']:
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def halved(frames: Float[Tensor, 'n 3 h w']) -> Float[Tensor, 'n 3 h2 w2']:
+    return F.interpolate(frames, scale_factor=0.5, mode='area')
+
+
+def measure(drives: int, frames: int) -> list[Figure]:
+    engine = Engine.from_folder()
+    engine.warm()
+    rows: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {'full': [], 'half': []}
+    for index in range(drives):
+        print(f'\rdrive {index + 1} of {drives}', end='', file=sys.stderr, flush=True)
+        clip = drive(index, frames)
+        seed(engine, clip)
+        truth = as_batch(clip.frames[1:])
+        made = {}
+        for resolution, took in seconds.items():
+            made[resolution], each = imagined(engine, clip, resolution)
+            took += each
+        enlarged = F.interpolate(made['half'], truth.shape[-2:], mode='bilinear')
+        still = as_batch(clip.frames[:1]).expand_as(truth)
+        for name, value in (
+            ('full size, against the true frames', psnr(made['full'], truth)),
+            ('half size enlarged, against the true frames', psnr(enlarged, truth)),
+            ('full size, both halved', psnr(halved(made['full']), halved(truth))),
+            ('half size, against the true frames halved', psnr(made['half'], halved(truth))),
+            ('the first frame repeated, both halved', psnr(halved(still), halved(truth))),
+        ):
+            rows.setdefault(name, []).append(value)
+    print(file=sys.stderr)
+    figures = [
+        Figure(name=f'PSNR, dB: {name}', value=float(np.mean(values)), goal=None)
+        for name, values in rows.items()
+    ]
+    full, half = (float(np.median(seconds[resolution])) for resolution in ('full', 'half'))
+    ratio = Figure(
+        name='a chunk, full against half size, times',
+        value=full / half,
+        goal=None,
+        seconds=(full, half),
+    )
+    return [*figures, ratio]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', type=Path, default=Path('out/bench/half.json'))
+    parser.add_argument('--drives', type=int, default=12)
+    parser.add_argument('--frames', type=int, default=33, help='16 k + 1, the first counted')
+    options = parser.parse_args(arguments)
+    figures = measure(options.drives, options.frames)
+    about = {
+        'drives': options.drives,
+        'frames_each': options.frames,
+        'maps': maps_of('validation'),
+    }
+    return report(figures, options.out, about)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

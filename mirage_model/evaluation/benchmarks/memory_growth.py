@@ -1,0 +1,186 @@
+"""How much a memory grows: ``python -m mirage_model.evaluation.benchmarks.memory_growth --help``.
+
+Bytes of a cell, what a forward drive at full size adds to the seed, and what coming back adds in a
+map of Freedoom. Writes out/bench/growth.json and exits with 1 where a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+import sys
+
+from jaxtyping import Bool, Float
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirage_model.camera import Cameras, directions, resized
+from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.memory.depth_grid import depth_to_grid
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.worlds.doom import FRAME_RATE, HEIGHT, WIDTH, DoomWorld
+
+CHANNELS = 48
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """Cameras on the latent grid, the depth that they see and what may be kept of it."""
+
+    cameras: Cameras
+    depth: Float[Tensor, 'n h w']
+    valid: Bool[Tensor, 'n h w']
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def __getitem__(self, index: slice) -> Walk:
+        return Walk(cameras=self.cameras[index], depth=self.depth[index], valid=self.valid[index])
+
+
+def recorded(
+    world: DoomWorld, poses: Float[np.ndarray, 'n 4 4'], *, stride: int, first: int = 0
+) -> Walk:
+    """What is seen along poses, from frame ``first`` on, on cells that are ``stride`` pixels across."""
+    grid = (HEIGHT // stride, WIDTH // stride)
+    clip = world.record(poses, (first + np.arange(len(poses))) / FRAME_RATE, name='walk')
+    depth = clip.depth.masked_fill(clip.sky | clip.moving, torch.nan)
+    depth, has_depth, edge = depth_to_grid(depth, *grid)
+    return Walk(cameras=resized(clip.cameras, *grid), depth=depth, valid=has_depth & ~edge)
+
+
+def written(memory: LatentMemory, walk: Walk) -> int:
+    """Write a walk as observed, camera after camera; return by how many cells the memory grew."""
+    before, (height, width) = len(memory), walk.depth.shape[1:]
+    for k in range(len(walk)):
+        one = walk[k : k + 1]
+        latents = torch.full((1, memory.config.channels, height, width), float(k))
+        memory.write(latents, one.depth, one.cameras, valid=one.valid, observed=True)
+    return len(memory) - before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """What a drive added: cells and bytes of the seed, those after it, and how much of each new
+    view was covered before it was written."""
+
+    seed_cells: int
+    seed_nbytes: int
+    cells: int
+    nbytes: int
+    index_nbytes: int
+    covered: float
+
+
+def corridor_drive(chunks: int = 5) -> Drive:
+    """Chunks of eight new latent frames of 704x1280, imagined, five centimetres a frame down a
+    corridor of 4 x 3 m, after an observed seed."""
+    height, width, n = 44, 80, 8 * chunks + 1
+    pose = np.tile(np.eye(4), (n, 1, 1))
+    pose[:, 2, 3] = np.arange(n) * 0.05
+    cameras = Cameras(
+        K=torch.tensor([[40.0, 0, 39.5], [0, 40, 21.5], [0, 0, 1]]).repeat(n, 1, 1),
+        world_from_camera=torch.tensor(pose, dtype=torch.float32),
+        times=torch.arange(n, dtype=torch.float64) / 2,
+        height=height,
+        width=width,
+    )
+    aim = directions(cameras[0])
+    sides = torch.stack([2.0 / aim[..., 0].abs(), 1.5 / aim[..., 1].abs()]).amin(dim=0)
+    memory, covered = LatentMemory(MemoryConfig(channels=CHANNELS)), []
+    latents, valid = torch.zeros(1, CHANNELS, height, width), torch.ones(1, height, width).bool()
+    for k in range(n):
+        one = cameras[k : k + 1]
+        depth = torch.minimum(sides, 20.0 - one.world_from_camera[0, 2, 3])[None]
+        if k > 0:
+            covered.append(float(memory.readout(one, latents=False).visible.float().mean()))
+        memory.write(latents, depth, one, valid=valid, observed=k == 0)
+        if k == 0:
+            seed = (len(memory), memory.nbytes)
+    return Drive(
+        seed_cells=seed[0],
+        seed_nbytes=seed[1],
+        cells=len(memory),
+        nbytes=memory.nbytes,
+        index_nbytes=memory.index_nbytes,
+        covered=sum(covered) / len(covered),
+    )
+
+
+def ways(map_name: str, frames: int, *, stride: int, seed: int) -> tuple[Walk, Walk, Walk]:
+    """Out along a random way; back along the same; back beside it, up to 10 cm off in x and y."""
+    rng = np.random.default_rng(seed)
+    with DoomWorld(map_name, seed=seed) as world:
+        poses = world.plan('wander', frames, rng)
+        beside = poses[::-1].copy()
+        beside[:, :2, 3] += rng.uniform(-0.1, 0.1, (frames, 2))
+        walk = recorded(world, np.concatenate([poses, poses[::-1], beside]), stride=stride)
+    return walk[:frames], walk[frames : 2 * frames], walk[2 * frames :]
+
+
+def coming_back(config: MemoryConfig, out: Walk, back: Walk) -> dict[str, float]:
+    """Cells that the way out added, what the way back added as a share of them, and the share of
+    all kept cells of all frames that the memory covers afterwards, one point a cell and three."""
+    memory = LatentMemory(config)
+    added = written(memory, out)
+    grew = written(memory, back)
+    result = {'cells_out': float(added), 'added_back': grew / added}
+    for splat_size in (1, 3):
+        memory.config = replace(config, splat_size=splat_size)
+        shown = [
+            memory.readout(way.cameras, latents=False).visible[way.valid] for way in (out, back)
+        ]
+        result[f'covered_{splat_size}'] = float(torch.cat(shown).float().mean())
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', type=Path, default=Path('out/bench/growth.json'))
+    parser.add_argument('--map', default='E1M1', help='a map of Freedoom')
+    parser.add_argument('--frames', type=int, default=33, help='of the way out')
+    parser.add_argument('--stride', type=int, default=8, help='pixels across a cell')
+    parser.add_argument('--seed', type=int, default=3)
+    options = parser.parse_args(arguments)
+    drive = corridor_drive()
+    out, back, beside = ways(options.map, options.frames, stride=options.stride, seed=options.seed)
+    table, figures = [], []
+    for voxel in (1.0, 1.5, 2.0):
+        config = MemoryConfig(channels=2, voxel=voxel)
+        same, near = coming_back(config, out, back), coming_back(config, out, beside)
+        table.append({'voxel': voxel, **same, 'added_beside': near['added_back']})
+        print(f'voxel {voxel}:', ', '.join(f'{k} {v:.3f}' for k, v in table[-1].items()))
+        if voxel == MemoryConfig(channels=2).voxel:
+            figures.append(
+                Figure(
+                    name='coming back along the same path: cells added / added on the way out',
+                    value=same['added_back'],
+                    goal=0.05,
+                )
+            )
+    print(f'drive: {drive.cells:,} cells, {drive.seed_cells:,} of them the seed')
+    figures += [
+        Figure(
+            name='bytes of a cell of 48 channels', value=drive.nbytes / drive.cells, goal=128.0
+        ),
+        Figure(
+            name=f'forward drive, {drive.covered:.0%} of each view covered before: '
+            f'MiB of {drive.cells - drive.seed_cells:,} cells over the seed',
+            value=(drive.nbytes - drive.seed_nbytes) / MIB,
+            goal=2.6,
+        ),
+        Figure(
+            name='bytes of the directory for each of its cells',
+            value=drive.index_nbytes / drive.cells,
+            goal=None,
+        ),
+    ]
+    about = {name: value for name, value in vars(options).items() if name != 'out'}
+    return report(figures, options.out, {**about, 'drive': vars(drive), 'ways': table})
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Does the memory hold out? ``python -m mirage_model.evaluation.benchmarks.memory_soak --help``.
+
+A camera walks through a Freedoom map; at every step it reads the memory and writes what it sees, by
+turns as observed and as imagined, under a cap on cells. Depth is exact, the latents are random.
+Writes its figures to out/bench/soak.json and exits with 1 where a goal is missed. Seconds are those
+that the processor worked for this process: other processes disturb them less than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+import os
+from pathlib import Path
+import statistics
+import sys
+from time import process_time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mirage_model.camera import concatenate
+from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.memory_growth import Walk, recorded
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.worlds.doom import DoomWorld
+
+PIECE = 50
+"""Frames that are held at a time while the walk is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What was found after one read and one write."""
+
+    read_seconds: float
+    write_seconds: float
+    rss: int
+    cells: int
+    nbytes: int
+    index_nbytes: int
+
+
+def random_walk(map_name: str, steps: int, *, stride: int, seed: int) -> Walk:
+    """A random walk through a map, on a grid whose cells are ``stride`` pixels across."""
+    rng, parts = np.random.default_rng(seed), []
+    with DoomWorld(map_name, seed=seed) as world:
+        poses = world.plan('wander', steps, rng)
+        for first in tqdm(range(0, steps, PIECE), unit='piece', desc='walking'):
+            parts.append(recorded(world, poses[first : first + PIECE], stride=stride, first=first))
+    return Walk(
+        cameras=concatenate([part.cameras for part in parts]),
+        depth=torch.cat([part.depth for part in parts]),
+        valid=torch.cat([part.valid for part in parts]),
+    )
+
+
+def soak(memory: LatentMemory, walk: Walk) -> list[Step]:
+    """Read and write at every camera of the walk, one in four writes as imagined."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, memory.config.channels, walk.cameras.height, walk.cameras.width)
+    latents, steps = torch.randn(shape, generator=generator), []
+    for k in tqdm(range(len(walk.cameras)), unit='step', desc='soaking'):
+        one = slice(k, k + 1)
+        start = process_time()
+        memory.readout(walk.cameras[one])
+        read = process_time()
+        memory.write(
+            latents, walk.depth[one], walk.cameras[one], valid=walk.valid[one], observed=k % 4 != 3
+        )
+        steps.append(
+            Step(
+                read_seconds=read - start,
+                write_seconds=process_time() - read,
+                rss=resident_bytes(),
+                cells=len(memory),
+                nbytes=memory.nbytes,
+                index_nbytes=memory.index_nbytes,
+            )
+        )
+    return steps
+
+
+def resident_bytes() -> int:
+    """What the system has given this process, the pages of files left out."""
+    _, resident, shared, *_ = Path('/proc/self/statm').read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf('SC_PAGE_SIZE')
+
+
+def judge(steps: list[Step], capacity: int) -> list[Figure]:
+    """Figures of a soak: of the cap, and of what does not drift after the first quarter."""
+    rest = steps[len(steps) // 4 :]
+    rss, third = [step.rss for step in rest], len(rest) // 3
+    first, last = (
+        statistics.median(step.read_seconds for step in part)
+        for part in (rest[:third], rest[-third:])
+    )
+    full = next((k for k, step in enumerate(steps) if step.cells > 0.9 * capacity), len(steps))
+    held = max(step.cells for step in steps)
+    directory = max(step.index_nbytes for step in rest)
+    return [
+        Figure(name='cells held / the cap', value=held / capacity, goal=1.0),
+        Figure(
+            name='share of the steps until the cap is near', value=full / len(steps), goal=0.25
+        ),
+        Figure(
+            name='largest resident size / that after the first quarter',
+            value=max(rss) / rss[0],
+            goal=1.05,
+        ),
+        Figure(
+            name='resident size after the first quarter / the smallest since',
+            value=rss[0] / min(rss),
+            goal=1.05,
+        ),
+        Figure(
+            name='largest directory / that after the first quarter',
+            value=directory / rest[0].index_nbytes,
+            goal=1.5,
+        ),
+        Figure(
+            name='median read of the last quarter / of the second',
+            value=last / first,
+            goal=1.2,
+            seconds=(last, first),
+        ),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', type=Path, default=Path('out/bench/soak.json'))
+    parser.add_argument('--map', default='E1M1', help='a map of Freedoom')
+    parser.add_argument('--steps', type=int, default=2000, help='writes, and reads')
+    parser.add_argument('--stride', type=int, default=4, help='pixels across a cell')
+    parser.add_argument('--channels', type=int, default=48)
+    parser.add_argument('--capacity', type=int, default=20_000, help='cells')
+    parser.add_argument('--policy', default='oldest', help='what to forget first')
+    parser.add_argument('--seed', type=int, default=0)
+    options = parser.parse_args(arguments)
+    walk = random_walk(options.map, options.steps, stride=options.stride, seed=options.seed)
+    config = MemoryConfig(
+        channels=options.channels, capacity=options.capacity, policy=options.policy
+    )
+    steps = soak(LatentMemory(config), walk)
+    about = {name: value for name, value in vars(options).items() if name != 'out'}
+    about['grid'] = [walk.cameras.height, walk.cameras.width]
+    about['every_twentieth'] = [asdict(step) for step in steps[:: max(1, len(steps) // 20)]]
+    return report(judge(steps, options.capacity), options.out, about)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

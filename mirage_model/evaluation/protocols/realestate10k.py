@@ -1,0 +1,186 @@
+"""RealEstate10K: the first frame and the true trajectory in, the other frames out, and out and back again.
+
+``python -m mirage_model.evaluation realestate10k --text DIR --frames DIR --manifest FILE``. Its poses have no
+metre: each clip is brought to the scale of the depth estimate, as for training, or it counts as failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+import json
+from pathlib import Path
+import random
+import sys
+
+from jaxtyping import Float64, UInt8
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mirage_model.clip import Clip
+from mirage_model.data.estimate import complete
+from mirage_model.data.realestate10k import RealEstate10K
+from mirage_model.data.sources import Layout
+from mirage_model.engine.engine import Engine
+from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
+from mirage_model.evaluation.replay.tables import write_tables
+from mirage_model.interface import NOTHING, ImagineRequest, InvalidRequest, Observation
+from mirage_model.io import as_json, claim, write_json
+
+MANIFEST = 100
+"""Clips of the published protocol."""
+_MEMORY = 'realestate10k'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path3D:
+    """What an engine gave along a path: frames, and which pixels its memory covered."""
+
+    frames: UInt8[np.ndarray, 'n h w 3']
+    covered: np.ndarray
+
+
+def imagine_along(
+    engine: Engine,
+    clip: Clip,
+    world_from_camera: Float64[np.ndarray, 'n 4 4'],
+    *,
+    seed: int = 0,
+) -> Path3D:
+    """Seed a memory with the clip's first frame and its depth, and imagine one frame for every pose."""
+    about, count = engine.describe(), len(world_from_camera)
+    engine.seed(
+        Observation(
+            image=clip.frames[0].numpy(),
+            K=clip.cameras.K[0].double().numpy(),
+            world_from_camera=clip.cameras.world_from_camera[0].double().numpy(),
+            time=float(clip.cameras.times[0]),
+            depth=clip.depth[0].numpy(),
+        ),
+        memory=_MEMORY,
+    )
+    padded = -(-count // about.new_frames_per_chunk) * about.new_frames_per_chunk
+    held = np.repeat(world_from_camera[-1:], padded - count, axis=0)
+    request = ImagineRequest(
+        request_id=clip.name,
+        world_from_camera=np.concatenate([world_from_camera, held]),
+        times=float(clip.cameras.times[0]) + np.arange(1, padded + 1) / about.frame_rate,
+        memory=_MEMORY,
+        seed=seed,
+    )
+    chunks = list(engine.imagine(request))
+    return Path3D(
+        frames=np.concatenate([chunk.frames for chunk in chunks])[:count],
+        covered=np.concatenate([chunk.visibility for chunk in chunks])[:count] != NOTHING,
+    )
+
+
+def measure(engine: Engine, clip: Clip) -> dict[str, float | int | str | None]:
+    """One row: means over the frames along the trajectory, and the last frame of out and back."""
+    poses = clip.cameras.world_from_camera.double().numpy()
+    there = imagine_along(engine, clip, poses[1:])
+    truth = clip.frames[1:].numpy()
+    frames = quality(there.frames, truth, there.covered)
+    back = imagine_along(engine, clip, np.concatenate([poses[1:], poses[-2::-1]]))
+    (closed,) = quality(back.frames[-1:], clip.frames[:1].numpy(), back.covered[-1:])
+    row: dict[str, float | int | str | None] = {'clip': clip.name, 'frames': len(truth)}
+    for name in frames[0]:
+        known = [value[name] for value in frames if np.isfinite(value[name])]
+        row[name] = float(np.mean(known)) if known else None
+    row['covered'] = float(there.covered.mean())
+    for name, value in closed.items():
+        row[f'closed_loop_{name}'] = value if np.isfinite(value) else None
+    return row
+
+
+def evaluate(
+    engine: Engine, source: RealEstate10K, names: Sequence[str], out: Path
+) -> dict[str, object]:
+    """Every clip of the manifest, once: finished ones are read back. Writes tables and the summary.
+
+    A clip that is not there, or cannot be evaluated, is counted as failed, with its reason. Raises ValueError
+    where ``out`` holds clips of another model, or cut otherwise.
+    """
+    about = engine.describe()
+    settings = {'model': about.model, 'sha256': about.sha256, 'layout': asdict(source.layout)}
+    done = claim(out, settings, 'clips')
+    parts = {}
+    for part in source.listing().parts:
+        parts.setdefault(part.sequence, part)
+    rows, failed = [], {}
+    for name in tqdm(names, unit='clip'):
+        path = done / f'{name}.json'
+        if not path.exists():
+            try:
+                if name not in parts:
+                    raise ValueError('no frames that can be used')
+                clip = complete(source.load(parts[name]), engine.model.perception)
+                with torch.no_grad():
+                    row = measure(engine, clip)
+                write_json(path, row)
+            except (ValueError, InvalidRequest) as error:
+                failed[name] = str(error)
+                continue
+        rows.append(json.loads(path.read_text()))
+    if rows:
+        write_tables(out, {'clips': rows})
+    names_of = (*QUALITY, 'covered', *(f'closed_loop_{name}' for name in QUALITY))
+    summary = {
+        'protocol': 'RealEstate10K',
+        'model': about.model,
+        'sha256': about.sha256,
+        'clips': len(rows),
+        'failed_clips': len(failed),
+        'failed': failed,
+        'missing': MISSING,
+        'figures': {
+            name: mean_with_interval([np.nan if r[name] is None else r[name] for r in rows])
+            for name in names_of
+        },
+    }
+    write_json(out / 'realestate10k.json', summary)
+    return summary
+
+
+def choose(source: RealEstate10K, count: int, *, seed: int = 0) -> list[str]:
+    """Names of sequences for a manifest, the same for the same folder. Raises ValueError for too few."""
+    names = sorted({part.sequence for part in source.listing().parts})
+    if len(names) < count:
+        raise ValueError(f'{source.text} has {len(names)} sequences to use, {count} are wanted')
+    return sorted(random.Random(seed).sample(names, count))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='realestate10k', description=__doc__.splitlines()[0])
+    parser.add_argument('--text', type=Path, required=True, help='folder of text files')
+    parser.add_argument('--frames', type=Path, required=True, help='folder of folders of frames')
+    parser.add_argument(
+        '--manifest', type=Path, required=True, help='file with a sequence a line; made if absent'
+    )
+    parser.add_argument('--clips', type=int, default=MANIFEST, help='of a manifest that is made')
+    parser.add_argument('--length', type=int, default=65, help='most frames of a clip')
+    parser.add_argument('--model', type=Path, help='folder with weights; absent: mirage-tiny')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--out', type=Path, default=Path('out/realestate10k'))
+    given = parser.parse_args(arguments)
+    try:
+        engine = Engine.from_folder(given.model, device=given.device)
+        about = engine.describe()
+        layout = Layout(
+            height=about.height,
+            width=about.width,
+            rate=about.frame_rate,
+            least=about.new_frames_per_chunk + 1,
+            frames=given.length,
+        )
+        source = RealEstate10K(text=given.text, frames=given.frames, layout=layout)
+        if not given.manifest.exists():
+            given.manifest.write_text('\n'.join(choose(source, given.clips)) + '\n')
+        summary = evaluate(engine, source, given.manifest.read_text().split(), given.out)
+    except (ValueError, OSError) as error:
+        print(f'realestate10k: {error}', file=sys.stderr)
+        return 1
+    print(as_json(summary))
+    return 0 if summary['clips'] else 1

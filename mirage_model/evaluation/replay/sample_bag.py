@@ -1,0 +1,92 @@
+"""A bag to try things with: a drive through a map of Freedoom. ``python -m mirage_model.evaluation.replay.sample_bag``
+
+MCAP with images, camera_info, depth, odometry of the robot's base and transforms, at 8 Hz.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+import sys
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from mirage_model.clip import Clip
+from mirage_model.evaluation.replay.bag_writer import BagWriter
+
+START = 1_700_000_000
+"""Stamp of the first frame, in seconds."""
+BASE_FROM_CAMERA = (0.1, 0.0, 0.9, -0.5, 0.5, -0.5, 0.5)
+"""x y z in metres and quaternion x y z w: the camera looks forward from above the base."""
+
+
+def drive(map_name: str, kind: str, seconds: float, seed: int) -> Clip:
+    """The same for the same arguments."""
+    from mirage_model.worlds.doom import FRAME_RATE, DoomWorld
+
+    frames = round(seconds * FRAME_RATE) + 1
+    with DoomWorld(map_name, seed=seed) as world, tqdm(total=frames, unit='frame') as bar:
+        path = world.plan(kind, frames, np.random.default_rng(seed))
+        times = START + np.arange(frames) / FRAME_RATE
+        return world.record(path, times, name=map_name, progress=lambda done: bar.update())
+
+
+def write_sample(path: Path, clip: Clip) -> None:
+    """Write a clip as a robot would have recorded it; a bag that is there is replaced."""
+    base_from_camera = np.eye(4)
+    base_from_camera[:3, :3] = Rotation.from_quat(BASE_FROM_CAMERA[3:]).as_matrix()
+    base_from_camera[:3, 3] = BASE_FROM_CAMERA[:3]
+    height, width = clip.depth.shape[1:]
+    with BagWriter(path) as bag:
+        zero = bag.make('geometry_msgs/Vector3', 0.0, 0.0, 0.0)
+        still = bag.make('geometry_msgs/Twist', zero, zero)
+        for i, time in enumerate(clip.cameras.times.tolist()):
+            at = round(time * 1e6) * 1000
+            camera, fixed = bag.header(at, 'camera_optical'), bag.header(at, 'map')
+            world_from_camera = clip.cameras.world_from_camera[i].double().numpy()
+            world_from_base = world_from_camera @ np.linalg.inv(base_from_camera)
+            K = clip.cameras.K[i].double().numpy()
+            odometry = bag.make(
+                'nav_msgs/Odometry',
+                header=fixed,
+                child_frame_id='base_link',
+                pose=bag.make(
+                    'geometry_msgs/PoseWithCovariance', bag.pose(world_from_base), np.zeros(36)
+                ),
+                twist=bag.make('geometry_msgs/TwistWithCovariance', still, np.zeros(36)),
+            )
+            for topic, message in (
+                ('/camera/image', bag.image(camera, clip.frames[i].numpy())),
+                ('/camera/depth', bag.image(camera, clip.depth[i].numpy())),
+                ('/camera/camera_info', bag.camera_info(camera, K, height, width)),
+                ('/odometry', odometry),
+                ('/tf', bag.transforms(fixed, 'base_link', world_from_base)),
+            ):
+                bag.send(topic, at, message)
+            if i == 0:
+                base = bag.header(at, 'base_link')
+                sits = bag.transforms(base, 'camera_optical', base_from_camera)
+                bag.send('/tf_static', at, sits)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', type=Path, default=Path('out/replay/sample'))
+    parser.add_argument(
+        '--map-name', default='E2M6', help='map that mirage-tiny was not trained on'
+    )
+    parser.add_argument('--kind', default='wander', help='forward, turn, out_and_back or wander')
+    parser.add_argument('--seconds', type=float, default=64.0)
+    parser.add_argument('--seed', type=int, default=2)
+    given = parser.parse_args(arguments)
+    clip = drive(given.map_name, given.kind, given.seconds, given.seed)
+    write_sample(given.out, clip)
+    span = float(clip.cameras.times[-1] - clip.cameras.times[0])
+    print(f'{given.out}: {len(clip.frames)} frames over {span:.0f} s of {given.map_name}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The Wan transformer with the side branch: one forward."""
+
+from __future__ import annotations
+
+from diffusers import WanTransformer3DModel
+from jaxtyping import Float
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mirage_model.model.side_branch import SideBranch, SideBranchConfig, unpatchify
+
+WAN22_5B = {
+    'patch_size': (1, 2, 2),
+    'num_attention_heads': 24,
+    'attention_head_dim': 128,
+    'in_channels': 48,
+    'out_channels': 48,
+    'text_dim': 4096,
+    'freq_dim': 256,
+    'ffn_dim': 14336,
+    'num_layers': 30,
+}
+TINY = {
+    'patch_size': (1, 2, 2),
+    'num_attention_heads': 8,
+    'attention_head_dim': 32,
+    'in_channels': 48,
+    'out_channels': 48,
+    'text_dim': 32,
+    'freq_dim': 64,
+    'ffn_dim': 768,
+    'num_layers': 6,
+}
+"""Arguments of `WanTransformer3DModel`: the published sizes, and those of mirage-tiny."""
+
+SIDE_BRANCHES = {
+    'wan22_5b': SideBranchConfig(layers=tuple(range(0, 30, 4))),
+    'tiny': SideBranchConfig(layers=(0, 2, 4), head=128),
+}
+
+
+class Backbone(nn.Module):
+    """Predicts the flow's velocity, noise minus latents, of every latent frame at its own noise level.
+
+    Without a side input it is `WanTransformer3DModel.forward`, operation for operation; with a side
+    branch that was never trained it still is.
+    """
+
+    def __init__(self, wan: WanTransformer3DModel, side_branch: SideBranch):
+        super().__init__()
+        self.wan = wan
+        self.side_branch = side_branch
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        latents: Float[Tensor, 'b c k h w'],
+        timesteps: Float[Tensor, 'b k'],
+        text: Float[Tensor, 'b words dim'],
+        side: Float[Tensor, 'b s k h w'] | None = None,
+    ) -> Float[Tensor, 'b c k h w']:
+        """``timesteps`` run from 0, clean, to 1000, noise. ``side`` None leaves the side branch out.
+
+        The weights' type is computed in; what is returned has the type of ``latents``.
+        """
+        wan = self.wan
+        b, _, k, h, w = latents.shape
+        given, dtype = latents.dtype, wan.patch_embedding.weight.dtype
+        latents, text = latents.to(dtype), text.to(dtype)
+        side = None if side is None else side.to(dtype)
+        p_t, p_h, p_w = wan.config.patch_size
+        assert p_t == 1, 'a timestep for every latent frame needs patches of one latent frame'
+        tokens_per_frame = (h // p_h) * (w // p_w)
+
+        rotary = wan.rope(latents)
+        hidden = wan.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+        token_times = timesteps.repeat_interleave(tokens_per_frame, dim=1)
+        temb, time, text, _ = wan.condition_embedder(
+            token_times.flatten(), text, None, timestep_seq_len=token_times.shape[1]
+        )
+        time = time.unflatten(2, (6, -1))
+
+        added = {} if side is None else self.side_branch(side, hidden, text, time, rotary)
+        for layer, block in enumerate(wan.blocks):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, text, time, rotary, use_reentrant=False)
+            else:
+                hidden = block(hidden, text, time, rotary)
+            if layer in added:
+                hidden = hidden + added[layer]
+
+        shift, scale = (wan.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
+        normed = wan.norm_out(hidden.float()) * (1 + scale.squeeze(2)) + shift.squeeze(2)
+        normed = normed.type_as(hidden)
+        velocity = unpatchify(wan.proj_out(normed), (p_t, p_h, p_w), (k, h, w))
+        head = self.side_branch.head
+        if side is not None and head is not None:
+            velocity = velocity + head(latents, side, normed, temb[:, ::tokens_per_frame])
+        return velocity.to(given)

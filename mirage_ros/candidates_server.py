@@ -1,0 +1,181 @@
+"""The action imagine_candidates: several paths, each from a copy of one memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import math
+import time
+
+from mirage.action import ImagineCandidates
+from mirage.msg import ImaginedCandidate
+from rclpy.action.server import ServerGoalHandle
+
+from mirage_model.engine.worker import Job, Outcome
+from mirage_model.interface import Candidate, CandidatesRequest, InvalidRequest, Trajectory
+from mirage_ros import convert
+from mirage_ros.action_server import Goals, message_of, serve
+from mirage_ros.context import NodeContext
+from mirage_ros.images import Compression, rgb_from_image, size_of
+from mirage_ros.initial_state import own_seed, start
+from mirage_ros.publishers import Publishers
+from mirage_ros.trajectory import FramePlan
+
+RESOLUTIONS = {ImagineCandidates.Goal.FULL: 'full', ImagineCandidates.Goal.HALF: 'half'}
+PACKED = {'none': 1, 'png': 2, 'jpeg': 16}
+"""How many times smaller pictures are taken to become, before they are there."""
+FEWER = 'ask for fewer frames, for the last ones alone or for half the resolution, or allow more'
+
+
+class CandidatesServer:
+    def __init__(self, node: NodeContext, answers: Publishers, goals: Goals):
+        self._node = node
+        self._answers = answers
+        self._results: dict[str, list[ImaginedCandidate]] = {}
+        self._predicted: dict[str, float] = {}
+        self.action = serve(
+            node,
+            answers,
+            goals,
+            ImagineCandidates,
+            'imagine_candidates',
+            asked_id=lambda goal: '',
+            job=self._job,
+            result=self._result,
+        )
+
+    def _job(
+        self, handle: ServerGoalHandle, request_id: str, on_end: Callable[[Outcome], None]
+    ) -> Job:
+        node, goal = self._node, handle.request
+        accepted, settings = time.monotonic(), node.settings
+        count = len(goal.trajectories)
+        if not 1 <= count <= settings.max_candidates:
+            raise ValueError(f'{count} candidates, max_candidates is {settings.max_candidates}')
+        if goal.resolution not in RESOLUTIONS:
+            raise ValueError(f'resolution {goal.resolution} is neither FULL nor HALF')
+        if not goal.deadline >= 0:
+            raise ValueError(f'deadline: {goal.deadline} s')
+        paths = [
+            convert.planned_from_trajectory(trajectory, max_poses=settings.max_poses)
+            for trajectory in goal.trajectories
+        ]
+        seed = own_seed(goal.seed_image, goal.seed_depth, paths[0])
+        begin = start(node, paths, request_id=request_id, seed=seed, memory=goal.memory)
+        compression = self._compression(goal, begin.plans)
+        request = CandidatesRequest(
+            request_id=request_id,
+            trajectories=tuple(
+                Trajectory(world_from_camera=plan.world_from_camera, times=plan.times)
+                for plan in begin.plans
+            ),
+            seeds=_seeds(goal.seeds, count),
+            memory=begin.memory,
+            steps=goal.steps or None,
+            batch=min(goal.batch or settings.batch, count, self._fit(goal, begin.plans)),
+            resolution=RESOLUTIONS[goal.resolution],
+            goal=self._goal_image(goal),
+        )
+        predicted = node.worker.call(lambda engine: engine.predicted_seconds(request)).result()
+        # until they are made; a deadline may pass while all of them wait
+        results = self._results[request_id] = [
+            ImaginedCandidate(index=index, request_id=path.request_id, goal_distance=math.nan)
+            for index, path in enumerate(paths)
+        ]
+        self._predicted[request_id] = predicted
+        done = size = 0
+
+        def feedback() -> None:
+            handle.publish_feedback(
+                ImagineCandidates.Feedback(
+                    candidates_done=done,
+                    candidate_count=count,
+                    predicted_seconds=predicted,
+                )
+            )
+
+        def on_candidate(candidate: Candidate) -> None:
+            nonlocal done, size
+            message = results[candidate.index]
+            chunks = [
+                self._answers.message(chunk, begin.camera_frame, compression=compression)
+                for chunk in candidate.chunks
+            ]
+            size += sum(map(convert.picture_bytes, chunks))
+            if size > settings.max_message_bytes:
+                raise InvalidRequest(
+                    f'{done} of {count} candidates fill the result: max_message_bytes, '
+                    f'{settings.max_message_bytes}: {FEWER}'
+                )
+            message.chunks = chunks
+            message.complete, message.goal_distance = candidate.complete, candidate.goal_distance
+            done += 1
+            for chunk in candidate.chunks:
+                node.figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
+            feedback()
+
+        feedback()
+        return Job(
+            request=request,
+            view=begin.view,
+            wanted=begin.wanted,
+            on_answer=on_candidate,
+            on_end=on_end,
+            client=paths[0].client,
+            kind='goal',
+            replaces=goal.replace_older,
+            due=accepted + goal.deadline if goal.deadline else None,
+            last_frame_only=goal.last_frame_only,
+        )
+
+    def _frame_bytes(self, goal: ImagineCandidates.Goal) -> int:
+        """Of a frame and its mask."""
+        about = self._node.engine
+        nbytes = about.height * about.width * 4
+        return nbytes // 4 if goal.resolution == goal.HALF else nbytes
+
+    def _compression(
+        self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]
+    ) -> Compression:
+        """Of the pictures of a result. Raise ValueError where they could not fit into a message."""
+        settings = self._node.settings
+        frames = len(plans) if goal.last_frame_only else sum(plan.wanted for plan in plans)
+        nbytes = frames * self._frame_bytes(goal)
+        chosen = convert.chosen_compression(
+            settings.compression, nbytes, raw_bytes=settings.largest_raw
+        )
+        packed = nbytes / PACKED[chosen]
+        if packed > settings.max_message_bytes:
+            raise ValueError(
+                f'{len(plans)} candidates of {frames} frames in all take about {packed / 2**20:.1f} MiB ({chosen}), '
+                f'max_message_bytes allows {settings.max_message_bytes / 2**20:.1f}: {FEWER}'
+            )
+        return chosen
+
+    def _fit(self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]) -> int:
+        """Candidates whose frames may lie in memory at once: those of the largest result, or one."""
+        longest = max(len(plan.times) for plan in plans) * self._frame_bytes(goal)
+        return max(1, PACKED['jpeg'] * self._node.settings.max_message_bytes // longest)
+
+    def _goal_image(self, goal: ImagineCandidates.Goal):
+        if not goal.goal_image:
+            return None
+        size_of(goal.goal_image[0], 'image', max_pixels=self._node.settings.max_pixels)
+        return rgb_from_image(goal.goal_image[0])
+
+    def _result(self, outcome: Outcome, job: Job | None) -> ImagineCandidates.Result:
+        results = self._results.pop(outcome.request_id, [])
+        return ImagineCandidates.Result(
+            request_id=outcome.request_id,
+            complete=outcome.status == 'done',
+            message=message_of(outcome),
+            candidates=results,
+            depth_source=outcome.depth_source,
+            predicted_seconds=self._predicted.pop(outcome.request_id, 0.0),
+            seconds=outcome.seconds,
+        )
+
+
+def _seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
+    if len(seeds) not in (0, 1, count):
+        raise ValueError(f'{len(seeds)} seeds for {count} candidates: give none, one, or one each')
+    return tuple(seeds) * count if len(seeds) == 1 else tuple(seeds) or (0,) * count

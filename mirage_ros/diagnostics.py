@@ -1,0 +1,130 @@
+"""What the node counts and times, and what it reports on /diagnostics."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+import threading
+import time
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+import numpy as np
+
+from mirage_model.interface import MemoryStats, ModelInfo
+from mirage_ros.parameters import NodeParameters
+
+RECENT = 256
+"""Latencies of a stage that median and percentile are of."""
+
+
+class NodeMetrics:
+    """Latencies by stage, requests by how they ended, drops by their reason. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latencies: dict[str, deque[float]] = {}
+        self._counts: Counter[str] = Counter()
+        self._chunk_frames: deque[tuple[int, float]] = deque(maxlen=RECENT)
+
+    def took(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self._latencies.setdefault(stage, deque(maxlen=RECENT)).append(seconds)
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took(stage, time.monotonic() - began)
+
+    def chunk(self, frames: int, seconds: float, stages: Mapping[str, float]) -> None:
+        self.took('chunk', seconds)
+        for stage, part in stages.items():
+            self.took(f'chunk {stage}', part)
+        with self._lock:
+            self._chunk_frames.append((frames, seconds))
+
+    def count(self, what: str) -> None:
+        with self._lock:
+            self._counts[what] += 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return dict(sorted(self._counts.items()))
+
+    def latencies(self) -> dict[str, tuple[float, float]]:
+        """Median and 95th percentile of each stage, seconds."""
+        with self._lock:
+            recent = {stage: list(values) for stage, values in sorted(self._latencies.items())}
+        return {
+            stage: tuple(np.percentile(values, (50, 95)).tolist())
+            for stage, values in recent.items()
+        }
+
+    def frames_per_second(self) -> float:
+        """NaN before the first chunk."""
+        with self._lock:
+            frames = sum(frames for frames, _ in self._chunk_frames)
+            seconds = sum(seconds for _, seconds in self._chunk_frames)
+        return frames / seconds if seconds else float('nan')
+
+
+def diagnostics(
+    figures: NodeMetrics,
+    settings: NodeParameters,
+    *,
+    name: str,
+    state: str,
+    engine: ModelInfo | None,
+    waiting: int,
+    holdings: MemoryStats | None,
+    device_bytes: int,
+) -> DiagnosticArray:
+    """One status; its level by the thresholds of the settings. The stamp is left to the caller."""
+    latencies = figures.latencies()
+    values: dict[str, object] = {'state': state, 'device': settings.device}
+    if engine is not None:
+        values |= {'model': engine.model, 'model sha256': engine.sha256}
+    for stage, (median, late) in latencies.items():
+        values |= {f'{stage} median s': f'{median:.4f}', f'{stage} p95 s': f'{late:.4f}'}
+    values['frames per second'] = f'{figures.frames_per_second():.2f}'
+    values['requests waiting'] = waiting
+    values['device memory bytes'] = device_bytes
+    if holdings is not None:
+        values |= {'memory cells': holdings.cells, 'memory bytes': holdings.nbytes}
+    values |= figures.counts
+    level, why = _level(settings, latencies.get('chunk', (0.0, 0.0))[1], waiting, holdings)
+    status = DiagnosticStatus(
+        level=level,
+        name=f'{name}: imagination',
+        message=why or state,
+        hardware_id=settings.device,
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+    return DiagnosticArray(status=[status])
+
+
+def _level(
+    settings: NodeParameters, chunk_seconds: float, waiting: int, holdings: MemoryStats | None
+) -> tuple[bytes, str]:
+    cells, nbytes = (holdings.cells, holdings.nbytes) if holdings else (0, 0)
+    over = lambda value, limit: 0 < limit < value  # noqa: E731
+    errors = [
+        (
+            over(chunk_seconds, settings.error_chunk_seconds),
+            f'a chunk takes {chunk_seconds:.1f} s',
+        ),
+        (over(nbytes, settings.error_bytes), f'the memory takes {nbytes} bytes'),
+    ]
+    warnings = [
+        (over(chunk_seconds, settings.warn_chunk_seconds), f'a chunk takes {chunk_seconds:.1f} s'),
+        (over(cells, settings.warn_cells), f'the memory holds {cells} cells'),
+        (waiting >= settings.queue_size, f'{waiting} requests are waiting'),
+    ]
+    for level, found in ((DiagnosticStatus.ERROR, errors), (DiagnosticStatus.WARN, warnings)):
+        if why := [text for is_over, text in found if is_over]:
+            return level, ', '.join(why)
+    return DiagnosticStatus.OK, ''

@@ -1,0 +1,187 @@
+"""Trajectories and paths by topic, and the action imagine, as jobs for the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+from mirage.action import Imagine as ImagineAction
+from mirage.msg import PlannedTrajectory
+from nav_msgs.msg import Path
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import QoSProfile
+
+from mirage_model.engine.worker import Job, Outcome
+from mirage_model.interface import Chunk, ImagineRequest
+from mirage_ros import convert
+from mirage_ros.action_server import Goals, message_of, serve
+from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
+from mirage_ros.convert import PlannedPath
+from mirage_ros.initial_state import InitialState, check_name, own_seed, start
+from mirage_ros.publishers import Publishers
+
+REQUEST_QOS = QoSProfile(depth=10)
+
+
+class ImagineServer:
+    def __init__(self, node: NodeContext, answers: Publishers, goals: Goals):
+        self._node = node
+        self._answers = answers
+        self._ids = count(1)
+        group = MutuallyExclusiveCallbackGroup()
+        for kind, name, callback in (
+            (PlannedTrajectory, 'trajectory', self._on_trajectory),
+            (Path, 'path', self._on_path),
+        ):
+            node.create_subscription(kind, name, callback, REQUEST_QOS, callback_group=group)
+        self.action = serve(
+            node,
+            answers,
+            goals,
+            ImagineAction,
+            'imagine',
+            asked_id=lambda goal: goal.trajectory.request_id,
+            job=self._goal_job,
+            result=self._result,
+        )
+
+    def _on_trajectory(self, message: PlannedTrajectory) -> None:
+        message.request_id = message.request_id or f'trajectory-{next(self._ids)}'
+        with self._node.refusing(f"request '{message.request_id}'"):
+            self._submit(
+                convert.planned_from_trajectory(message, max_poses=self._node.settings.max_poses)
+            )
+
+    def _on_path(self, message: Path) -> None:
+        settings = self._node.settings
+        request_id = f'path-{next(self._ids)}'
+        with self._node.refusing(f"request '{request_id}'"):
+            self._submit(
+                convert.planned_from_path(
+                    message,
+                    request_id=request_id,
+                    moving_frame=settings.base_frame,
+                    speed=settings.nominal_speed,
+                    turn_rate=settings.nominal_turn_rate,
+                    max_poses=settings.max_poses,
+                )
+            )
+
+    def _submit(self, planned: PlannedPath) -> None:
+        node, settings = self._node, self._node.settings
+        worker = node.worker
+        with node.figures.timing('convert'):
+            begin = start(node, [planned], request_id=planned.request_id)
+        request = _request(
+            planned.request_id,
+            begin,
+            seed=settings.seed,
+            steps=settings.steps,
+            memory_frames=settings.memory_frames,
+        )
+        worker.submit(
+            Job(
+                request=request,
+                view=begin.view,
+                wanted=begin.wanted,
+                on_answer=lambda chunk: self._answers.publish(chunk, begin.camera_frame),
+                on_end=self._answers.log,
+                client=planned.client,
+                replaces=settings.newest_wins,
+            )
+        )
+
+    def _goal_job(
+        self, handle: ServerGoalHandle, request_id: str, on_end: Callable[[Outcome], None]
+    ) -> Job:
+        node, goal = self._node, handle.request
+        planned = convert.planned_from_trajectory(
+            goal.trajectory, max_poses=node.settings.max_poses
+        )
+        seed = own_seed(goal.seed_image, goal.seed_depth, planned)
+        begin = start(node, [planned], request_id=request_id, seed=seed, memory=goal.memory)
+        keep_in = check_name(goal.keep_in, 'keep_in') if goal.keep_in else None
+        if keep_in == DRIVEN != begin.memory:
+            raise ValueError(f"keep_in '{DRIVEN}' would replace what was driven through")
+        if keep_in is not None:
+            node.promise_room(keep_in)
+
+        def on_chunk(chunk: Chunk) -> None:
+            self._answers.publish(chunk, begin.camera_frame)
+            header = self._answers.header(chunk.times[-1], begin.camera_frame)
+            handle.publish_feedback(
+                ImagineAction.Feedback(
+                    chunk_index=chunk.index,
+                    chunk_count=chunk.count,
+                    visible=float(chunk.visible.mean()),
+                    observed=float(chunk.observed.mean()),
+                    last_frame=convert.image_message(chunk.frames[-1], 'rgb8', header),
+                )
+            )
+
+        def on_done(outcome: Outcome) -> None:
+            # the one that it started from is known, or was forgotten meanwhile
+            if keep_in not in (None, begin.memory) and outcome.status == 'done':
+                origin = node.memories.get(begin.memory)
+                node.memories[keep_in] = MemoryRecord(
+                    camera_frame=begin.camera_frame, loaded=origin is not None and origin.loaded
+                )
+            if keep_in is not None:
+                node.end_promise(keep_in)
+            on_end(outcome)
+
+        return Job(
+            request=_request(
+                request_id,
+                begin,
+                seed=goal.seed,
+                steps=goal.steps,
+                memory_frames=goal.memory_frames,
+                keep_in=keep_in,
+            ),
+            view=begin.view,
+            wanted=begin.wanted,
+            on_answer=on_chunk,
+            on_end=on_done,
+            client=planned.client,
+            kind='goal',
+            replaces=goal.replace_older,
+        )
+
+    def _result(self, outcome: Outcome, job: Job | None) -> ImagineAction.Result:
+        engine = self._node.engine_or_none
+        return ImagineAction.Result(
+            request_id=outcome.request_id,
+            complete=outcome.status == 'done',
+            message=message_of(outcome),
+            chunks=outcome.chunks,
+            frames=outcome.frames,
+            visible_mean=outcome.visible_mean,
+            observed_mean=outcome.observed_mean,
+            model=engine.model if engine else '',
+            depth_source=outcome.depth_source,
+            seconds=outcome.seconds,
+        )
+
+
+def _request(
+    request_id: str,
+    begin: InitialState,
+    *,
+    seed: int,
+    steps: int,
+    memory_frames: bool,
+    keep_in: str | None = None,
+) -> ImagineRequest:
+    (plan,) = begin.plans
+    return ImagineRequest(
+        request_id=request_id,
+        world_from_camera=plan.world_from_camera,
+        times=plan.times,
+        memory=begin.memory,
+        seed=seed,
+        steps=steps or None,
+        memory_frames=memory_frames,
+        keep_in=keep_in,
+    )

@@ -1,0 +1,113 @@
+"""The memory to look at: a cloud of its cells and a grid from above. Made only while somebody subscribes."""
+
+from __future__ import annotations
+
+from array import array
+
+from jaxtyping import Bool, Float32
+from nav_msgs.msg import OccupancyGrid
+import numpy as np
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from mirage_model.interface import Points
+from mirage_ros.context import DRIVEN, NodeContext
+
+UNKNOWN, IMAGINED_ONLY, OBSERVED_THERE = -1, 50, 100
+"""Values of the grid: nothing remembered above that square, something imagined, something observed."""
+
+
+class MemoryViews:
+    def __init__(self, node: NodeContext):
+        self._node = node
+        self._cloud = node.create_publisher(PointCloud2, 'memory/points', 1)
+        self._grid = node.create_publisher(OccupancyGrid, 'memory/coverage', 1)
+        node.create_timer(
+            node.settings.view_period,
+            self._publish,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
+
+    def _publish(self) -> None:
+        node, settings = self._node, self._node.settings
+        wanted = [p for p in (self._cloud, self._grid) if p.get_subscription_count()]
+        if not wanted or not node.is_active or DRIVEN not in node.memories:
+            return
+        with node.refusing('view of the memory'):
+            points = node.worker.call(
+                lambda engine: engine.points(memory=DRIVEN, most=settings.view_points)
+            ).result()
+            header = Header(stamp=node.get_clock().now().to_msg(), frame_id=settings.world_frame)
+            if self._cloud in wanted:
+                self._cloud.publish(cloud_message(points, header))
+            if self._grid in wanted:
+                self._grid.publish(
+                    grid_message(
+                        points.positions,
+                        points.observed,
+                        header,
+                        resolution=settings.grid_resolution,
+                        most=settings.grid_size,
+                    )
+                )
+
+
+def cloud_message(points: Points, header: Header) -> PointCloud2:
+    """x y z in metres, rgb as viewers read it, and observed: 255 where a sensor saw the cell, 128 where it is imagined."""
+    layout = np.dtype(
+        [('x', '<f4'), ('y', '<f4'), ('z', '<f4'), ('rgb', '<u4'), ('observed', 'u1')]
+    )
+    rows = np.zeros(len(points.positions), layout)
+    for axis, name in enumerate('xyz'):
+        rows[name] = points.positions[:, axis]
+    red, green, blue = points.colours.astype(np.uint32).T
+    rows['rgb'] = red << 16 | green << 8 | blue
+    rows['observed'] = np.where(points.observed, 255, 128)
+    kinds = {'<f4': PointField.FLOAT32, '<u4': PointField.UINT32, '|u1': PointField.UINT8}
+    return PointCloud2(
+        header=header,
+        height=1,
+        width=len(rows),
+        fields=[
+            PointField(name=name, offset=offset, datatype=kinds[kind.str], count=1)
+            for name, (kind, offset) in layout.fields.items()
+        ],
+        point_step=layout.itemsize,
+        row_step=layout.itemsize * len(rows),
+        data=array('B', rows.tobytes()),
+        is_dense=True,
+    )
+
+
+def grid_message(
+    positions: Float32[np.ndarray, 'n 3'],
+    observed: Bool[np.ndarray, ' n'],
+    header: Header,
+    *,
+    resolution: float,
+    most: int,
+) -> OccupancyGrid:
+    """From above: what the memory holds over every square of the world's x-y plane, centred where cells are, near
+    their median."""
+    message = OccupancyGrid(header=header)
+    message.info.map_load_time = header.stamp
+    message.info.resolution = resolution
+    message.info.origin.orientation.w = 1.0
+    if not len(positions):
+        return message
+    squares = np.floor(positions[:, :2].astype(np.float64) / resolution).astype(np.int64)
+    from_median = np.abs(squares - np.median(squares, axis=0)).max(axis=1)
+    centre = squares[from_median.argmin()]  # there may be nothing at the median itself
+    near = (np.abs(squares - centre) < most // 2).all(axis=1)
+    squares, observed = squares[near], observed[near]
+    low = squares.min(axis=0)
+    width, height = (squares.max(axis=0) - low + 1).tolist()
+    grid = np.full((height, width), UNKNOWN, np.int8)
+    column, row = (squares - low).T
+    grid[row, column] = IMAGINED_ONLY
+    grid[row[observed], column[observed]] = OBSERVED_THERE
+    message.info.width, message.info.height = width, height
+    message.info.origin.position.x, message.info.origin.position.y = (low * resolution).tolist()
+    message.data = array('b', grid.tobytes())
+    return message

@@ -1,0 +1,199 @@
+"""What the robot sees on its way goes into the memory: images with their poses, keyframes of them, one at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+import threading
+from typing import Any
+
+from jaxtyping import Float64
+import numpy as np
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from mirage_model.engine.keyframes import KeyframeConfig, KeyframeSelector, motion
+from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
+from mirage_ros import convert
+from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
+from mirage_ros.convert import seconds
+from mirage_ros.parameters import reliability
+from mirage_ros.sensor_sync import AnyImage
+
+
+class Observer:
+    """Listens to the camera; looks at the newest image at most ``observe_rate`` times a second.
+
+    What is not observed is dropped and counted by its reason, which /diagnostics shows.
+    """
+
+    def __init__(self, node: NodeContext):
+        self._node = node
+        settings = node.settings
+        self._keyframes = KeyframeSelector(
+            KeyframeConfig(
+                distance=settings.keyframe_distance,
+                angle=settings.keyframe_angle,
+                gain=settings.keyframe_gain,
+                refresh=settings.keyframe_refresh,
+            )
+        )
+        self._paused = False
+        self._came = 0
+        self._counting = threading.Lock()
+        self._looked_at = -np.inf
+        self._world_from_odom: np.ndarray | None = None
+        self._busy: Future | None = None
+        node.when_forgotten.append(self._forgotten)
+        qos = QoSProfile(
+            depth=settings.sensor_depth, reliability=reliability(settings.sensor_reliability)
+        )
+        raw = settings.image_transport == 'raw'
+        kind = Image if raw else CompressedImage
+        image, depth = ('image', 'depth') if raw else ('image/compressed', 'depth/compressedDepth')
+        node.create_subscription(kind, image, self._on_image, qos)
+        node.create_subscription(CameraInfo, 'camera_info', node.seeds.add_camera_info, qos)
+        if settings.use_depth:
+            node.create_subscription(kind, depth, node.seeds.add_depth, qos)
+        group = MutuallyExclusiveCallbackGroup()
+        node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
+        node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
+        if settings.pose_source != 'none':
+            node.create_timer(1 / settings.observe_rate, self._look, callback_group=group)
+
+    def _forgotten(self, memory: str) -> None:
+        if memory == DRIVEN:
+            self._keyframes.reset()
+
+    def _on_image(self, message: AnyImage) -> None:
+        self._node.seeds.add_image(message)
+        with self._counting:
+            self._came += 1
+
+    def _pause(self, request: Any, response: Any) -> Any:
+        self._paused = True
+        response.success = True
+        return response
+
+    def _resume(self, request: Any, response: Any) -> Any:
+        self._paused = False
+        response.success = True
+        return response
+
+    def _look(self) -> None:
+        node = self._node
+        with self._counting:
+            came, self._came = self._came, 0
+        for _ in range(came - 1):
+            node.figures.count('images dropped: rate')
+        if not came:
+            return
+        if self._paused or not node.is_active:
+            node.figures.count('images dropped: paused')
+            return
+        if self._busy is not None and not self._busy.done():
+            node.figures.count('images dropped: busy')
+            return
+        with node.refusing('observation'):
+            self._observe()
+
+    def _observe(self) -> None:
+        node = self._node
+        try:
+            image, camera_info, depth = node.seeds.newest()
+        except ValueError:
+            node.figures.count('images dropped: incomplete')
+            return
+        time, camera_frame = seconds(image.header.stamp), image.header.frame_id
+        if time == self._looked_at:
+            node.figures.count('images dropped: incomplete')
+            return
+        self._looked_at = time
+        try:
+            world_from_camera = node.frames.world_from_camera(camera_frame, time)
+        except ValueError as error:
+            node.figures.count('images dropped: no pose')
+            node.get_logger().warning(f'image not observed: {error}', throttle_duration_sec=5.0)
+            return
+        self._follow_jump(time, world_from_camera)
+
+        def task(engine: EngineProtocol) -> None:
+            """In the worker's thread, so that the memory is the one that the image goes to."""
+            begun = DRIVEN in node.memories
+            here = Trajectory(world_from_camera=world_from_camera[None], times=np.array([time]))
+            verdict = self._keyframes.judge(
+                world_from_camera,
+                time,
+                lambda: float(engine.score([here], memory=DRIVEN)[0].observed[0]),
+            )
+            if begun and not verdict.keyframe:
+                node.figures.count(f'images dropped: {verdict.reason}')
+                return
+            with node.figures.timing('observe'):
+                view = convert.view_from_messages(
+                    image,
+                    camera_info,
+                    depth,
+                    world_from_camera=world_from_camera,
+                    max_pixels=node.settings.max_pixels,
+                )
+                (engine.observe if begun else engine.seed)(view, memory=DRIVEN)
+            node.memories[DRIVEN] = MemoryRecord(camera_frame=camera_frame)
+            self._keyframes.taken(world_from_camera, time)
+            node.figures.count('images observed')
+
+        self._busy = node.worker.call(task)
+        self._busy.add_done_callback(self._done)
+
+    def _done(self, future: Future) -> None:
+        with self._node.refusing('observation'):
+            future.result()
+
+    def _follow_jump(self, time: float, world_from_camera: Float64[np.ndarray, '4 4']) -> None:
+        """What joins world and odometry has jumped: all that was seen before lies elsewhere now."""
+        node, settings = self._node, self._node.settings
+        world_from_odom = node.frames.world_from_odom(time)
+        if world_from_odom is None:
+            return
+        before, self._world_from_odom = self._world_from_odom, world_from_odom
+        if before is None:
+            return
+        new_from_old = world_from_odom @ np.linalg.inv(before)
+        # as the camera feels it, which may be far from the origins of both frames
+        moved, turned = motion(np.linalg.inv(world_from_camera) @ new_from_old @ world_from_camera)
+        if moved <= settings.jump_distance and turned <= settings.jump_angle:
+            return
+        node.figures.count('jumps')
+        jump = f"'{settings.odom_frame}' jumped in '{settings.world_frame}' by {moved:.2f} m and {turned:.3f} rad"
+        node.worker.call(lambda engine: self._move(engine, new_from_old, jump)).add_done_callback(
+            self._done
+        )
+
+    def _move(
+        self, engine: EngineProtocol, new_from_old: Float64[np.ndarray, '4 4'], jump: str
+    ) -> None:
+        """In the worker's thread: what is observed or imagined next finds every memory where it belongs."""
+        node, on_jump = self._node, self._node.settings.on_jump
+        hang = sorted(name for name, known in node.memories.items() if not known.loaded)
+        lie = sorted(name for name, known in node.memories.items() if known.loaded)
+        if on_jump != 'ignore':
+            node.worker.interrupt(
+                lambda request: _keeps(request) and request.memory not in lie,
+                f'{jump} while it ran: what it would have kept lies elsewhere now',
+            )
+        for name in hang:
+            if on_jump == 'reanchor':
+                engine.reanchor(new_from_old, memory=name)
+            elif on_jump == 'reset':
+                engine.drop(memory=name)
+                node.forget(name)
+        if on_jump == 'reanchor':
+            self._keyframes.reanchor(new_from_old)
+        done = {'reanchor': 're-anchored', 'reset': 'reset', 'ignore': 'left as they are'}[on_jump]
+        loaded = f'; loaded, so left: {", ".join(lie)}' if lie else ''
+        node.get_logger().warning(f'{jump}: {done}: {", ".join(hang) or "no memory"}{loaded}')
+
+
+def _keeps(request: ImagineRequest | CandidatesRequest) -> bool:
+    return isinstance(request, ImagineRequest) and request.keep_in is not None

@@ -1,0 +1,107 @@
+"""What the node says: imagined frames, masks, cameras and their path, and how requests ended."""
+
+from __future__ import annotations
+
+from geometry_msgs.msg import PoseStamped
+from mirage.msg import ImaginedChunk
+from nav_msgs.msg import Path
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from mirage_model.engine.worker import Outcome
+from mirage_model.interface import Chunk
+from mirage_ros import convert
+from mirage_ros.context import NodeContext
+from mirage_ros.images import Compression
+from mirage_ros.parameters import reliability
+
+
+class Publishers:
+    """Called from the worker's thread."""
+
+    def __init__(self, node: NodeContext):
+        self._node = node
+        self._settings = settings = node.settings
+        frames = QoSProfile(
+            depth=settings.imagined_depth, reliability=reliability(settings.imagined_reliability)
+        )
+        chunks = QoSProfile(depth=10, reliability=reliability(settings.imagined_reliability))
+        self._image = node.create_publisher(Image, 'imagined/image', frames)
+        self._camera_info = node.create_publisher(CameraInfo, 'imagined/camera_info', frames)
+        self._visibility = node.create_publisher(Image, 'imagined/visibility', frames)
+        self._chunk = node.create_publisher(ImaginedChunk, 'imagined/chunk', chunks)
+        self._path = node.create_publisher(Path, 'imagined/path', chunks)
+
+    def publish(self, chunk: Chunk, camera_frame: str) -> None:
+        figures = self._node.figures
+        figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
+        with figures.timing('publish'):
+            self._chunk.publish(self.message(chunk, camera_frame))
+            self._publish_frames(chunk, camera_frame)
+            if self._path.get_subscription_count():
+                self._path.publish(self._path_of(chunk))
+
+    def message(
+        self, chunk: Chunk, camera_frame: str, *, compression: Compression | None = None
+    ) -> ImaginedChunk:
+        """Compressed as the settings say unless ``compression`` does. Raise ValueError where it would be larger than
+        max_message_bytes.
+        """
+        settings = self._settings
+        return convert.message_from_chunk(
+            chunk,
+            world_frame=settings.world_frame,
+            frame_id=settings.imagined_prefix + camera_frame,
+            sha256=self._node.engine.sha256,
+            compression=compression
+            or convert.chosen_compression(
+                settings.compression, convert.raw_bytes_of(chunk), raw_bytes=settings.largest_raw
+            ),
+            quality=settings.jpeg_quality,
+            max_bytes=settings.max_message_bytes,
+        )
+
+    def header(self, time: float, camera_frame: str) -> Header:
+        return Header(
+            stamp=convert.stamp(time), frame_id=self._settings.imagined_prefix + camera_frame
+        )
+
+    def log(self, outcome: Outcome) -> None:
+        self._node.figures.count(f'requests {outcome.status}')
+        logger = self._node.get_logger()
+        if outcome.status == 'done':
+            logger.info(
+                f"request '{outcome.request_id}' done: {outcome.frames} frames in {outcome.seconds:.1f} s, "
+                f'visible {outcome.visible_mean:.0%}, observed {outcome.observed_mean:.0%}'
+            )
+            return
+        text = f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}"
+        if outcome.status in ('refused', 'failed'):
+            self._node.complain(text, outcome.details)
+        elif line := self._node.refusals.line(text):
+            logger.warning(line)
+
+    def _publish_frames(self, chunk: Chunk, camera_frame: str) -> None:
+        height, width = chunk.visibility.shape[1:]
+        for frame, visibility, K, planned in zip(
+            chunk.frames, chunk.visibility, convert.K_of_each(chunk), chunk.times
+        ):
+            header = self.header(planned, camera_frame)
+            if self._image.get_subscription_count():
+                self._image.publish(convert.image_message(frame, 'rgb8', header))
+            if self._camera_info.get_subscription_count():
+                self._camera_info.publish(convert.camera_info_message(K, height, width, header))
+            if self._visibility.get_subscription_count():
+                self._visibility.publish(convert.image_message(visibility, 'mono8', header))
+
+    def _path_of(self, chunk: Chunk) -> Path:
+        world = self._settings.world_frame
+        poses = [
+            PoseStamped(
+                header=Header(stamp=convert.stamp(time), frame_id=world),
+                pose=convert.pose_from_matrix(world_from_camera),
+            )
+            for time, world_from_camera in zip(chunk.times, chunk.world_from_camera)
+        ]
+        return Path(header=poses[0].header, poses=poses)

@@ -1,0 +1,452 @@
+"""Three planners and a driving robot ask a running node for minutes, well and badly: `make soak`.
+
+Writes out/soak/summary.json: requests sent, answered, refused with their reasons and lost, crashes, the node's memory at
+the quarters, latencies, and whether a memory that was saved answers as before once the node was killed and began again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+import json
+import math
+import os
+from pathlib import Path
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from action_msgs.msg import GoalStatus
+from mirage.action import Imagine, ImagineCandidates
+from mirage.msg import PlannedTrajectory
+from mirage.srv import MemoryFile, ScoreTrajectories
+from nav_msgs.msg import Odometry
+import numpy as np
+import rclpy
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from mirage_ros import convert
+from mirage_ros.images import image_message
+from mirage_ros.tools.demo import quiet_network
+from mirage_ros.tools.service_call import ServiceCall
+
+HEIGHT, WIDTH = 96, 160
+FOCAL = 80.0
+PATIENCE = 120.0
+"""Seconds after which a request counts as lost."""
+GROWTH = 1.1
+"""Of the node's resident bytes after the first quarter; more is no flat memory."""
+KINDS = ('goal', 'score', 'candidates', 'cancelled', 'late', 'huge', 'malformed')
+TIMES = {
+    'goal': 0.15, 'score': 0.3, 'candidates': 0.1, 'cancelled': 0.15, 'late': 0.1, 'huge': 0.1,
+    'malformed': 0.1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakConfig:
+    minutes: float = 10.0
+    clients: int = 3
+    observe_rate: float = 10.0
+    pause: float = 0.3
+    """Longest time that a client thinks between two requests, seconds."""
+    seed: int = 0
+
+
+@dataclass
+class Asked:
+    kind: str
+    at: float
+    answers: int = 0
+
+
+class Robot(Node):
+    """Drives in a circle and sends what it would see, with its odometry."""
+
+    def __init__(self, rate: float):
+        super().__init__('soak_robot')
+        self._outputs = {
+            name: self.create_publisher(kind, name, QoSProfile(depth=10))
+            for name, kind in (
+                ('image', Image),
+                ('camera_info', CameraInfo),
+                ('depth', Image),
+                ('odometry', Odometry),
+            )
+        }
+        self.sent = 0
+        self.create_timer(1 / rate, self._send)
+
+    def _send(self) -> None:
+        angle = self.sent * 0.02
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id='camera')
+        x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+        picture = 120 + 60 * np.sin((x + 40 * angle) / 9) + 40 * np.cos(y / 7 + angle)
+        frame = np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2)
+        depth = np.full((HEIGHT, WIDTH), 3.0 + math.sin(angle), np.float32)
+        odometry = Odometry(header=Header(stamp=header.stamp, frame_id='map'))
+        odometry.child_frame_id = 'base_link'
+        odometry.pose.pose.position.x, odometry.pose.pose.position.y = (
+            2 * math.cos(angle),
+            2 * math.sin(angle),
+        )
+        turn = angle + math.pi / 2
+        odometry.pose.pose.orientation.z = math.sin(turn / 2)
+        odometry.pose.pose.orientation.w = math.cos(turn / 2)
+        K = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])
+        self._outputs['odometry'].publish(odometry)
+        self._outputs['camera_info'].publish(convert.camera_info_message(K, HEIGHT, WIDTH, header))
+        self._outputs['depth'].publish(image_message(depth, '32FC1', header))
+        self._outputs['image'].publish(image_message(frame, 'rgb8', header))
+        self.sent += 1
+
+
+class Planner:
+    """One request at a time, of a kind drawn at random; every answer is noted."""
+
+    def __init__(self, name: str, config: SoakConfig):
+        self.node = Node(f'soak_{name}')
+        self._name, self._config = name, config
+        self._random = random.Random(f'{config.seed} {name}')
+        self._imagine = ActionClient(self.node, Imagine, 'imagine')
+        self._candidates = ActionClient(self.node, ImagineCandidates, 'imagine_candidates')
+        self._score = self.node.create_client(ScoreTrajectories, 'score_trajectories')
+        self.asked: list[Asked] = []
+        self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.latencies: dict[str, list[float]] = {}
+        self._next = 0.0
+        self._cancel_at = math.inf
+        self._handle: Any = None
+
+    def ready(self) -> bool:
+        actions = self._imagine.server_is_ready() and self._candidates.server_is_ready()
+        return actions and self._score.service_is_ready()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.asked) and self.asked[-1].answers == 0
+
+    def step(self, *, ask: bool = True) -> None:
+        """Ask, cancel or give up, where it is time to."""
+        now = time.monotonic()
+        if self._handle is not None and now > self._cancel_at:
+            self._handle.cancel_goal_async()
+            self._cancel_at = math.inf
+        if self.waits and now - self.asked[-1].at > PATIENCE:
+            self._answered(self.asked[-1], 'lost', '')
+        if ask and not self.waits and now > self._next:
+            kind = self._random.choices(KINDS, [TIMES[kind] for kind in KINDS])[0]
+            self._ask(kind)
+
+    def _ask(self, kind: str) -> None:
+        asked = Asked(kind, time.monotonic())
+        self.asked.append(asked)
+        self._handle, self._cancel_at = None, math.inf
+        if kind == 'score':
+            request = ScoreTrajectories.Request(
+                trajectories=[self._path(16) for _ in range(8)], threshold=0.5, coarse=True
+            )
+            self._score.call_async(request).add_done_callback(
+                lambda future: self._scored(asked, future.result())
+            )
+        elif kind in ('candidates', 'huge') and (
+            kind == 'candidates' or self._random.random() < 0.5
+        ):
+            count = 2 if kind == 'candidates' else 200
+            goal = ImagineCandidates.Goal(
+                trajectories=[self._path(2) for _ in range(count)], steps=1, deadline=60.0
+            )
+            self._send(self._candidates, asked, goal)
+        else:
+            self._send(self._imagine, asked, self._goal(kind))
+
+    def _path(self, frames: int, *, frame: str = 'map') -> PlannedTrajectory:
+        start = time.time() + 5
+        message = PlannedTrajectory(client=self._name, moving_frame='base_link')
+        message.header.frame_id = frame
+        for k in range(frames + 1):
+            matrix = np.eye(4)
+            matrix[0, 3] = 0.05 * k
+            message.poses.append(convert.pose_from_matrix(matrix))
+            message.times.append(convert.stamp(start + k / 8))
+        return message
+
+    def _goal(self, kind: str) -> Imagine.Goal:
+        goal = Imagine.Goal(trajectory=self._path(8), steps=1, seed=self._random.randrange(100))
+        if kind == 'cancelled':
+            goal.steps = 1000
+            self._cancel_at = time.monotonic() + self._random.random()
+        elif kind == 'late':
+            goal.trajectory = self._path(8, frame='base_link')
+            goal.trajectory.header.stamp = convert.stamp(time.time() - 1000)
+        elif kind == 'huge':
+            goal.trajectory = self._path(12_000)
+        elif kind == 'malformed':
+            self._random.choice(MISTAKES)(goal)
+        return goal
+
+    def _send(self, client: ActionClient, asked: Asked, goal: Any) -> None:
+        def accepted(future: Any) -> None:
+            handle = future.result()
+            if not handle.accepted:
+                self._answered(asked, 'refused', 'goal not accepted')
+                return
+            self._handle = handle
+            handle.get_result_async().add_done_callback(
+                lambda future: self._ended(asked, future.result())
+            )
+
+        client.send_goal_async(goal).add_done_callback(accepted)
+
+    def _ended(self, asked: Asked, response: Any) -> None:
+        names = {GoalStatus.STATUS_SUCCEEDED: 'done', GoalStatus.STATUS_CANCELED: 'cancelled'}
+        message = response.result.message
+        how = names.get(response.status, message.split(':')[0] or 'failed')
+        self._answered(asked, how, message)
+
+    def _scored(self, asked: Asked, response: ScoreTrajectories.Response) -> None:
+        self._answered(asked, 'done' if response.success else 'refused', response.message)
+
+    def _answered(self, asked: Asked, how: str, reason: str) -> None:
+        asked.answers += 1
+        self.outcomes[how] += 1
+        if how not in ('done', 'cancelled'):
+            self.reasons[re.sub(r'-?\d[\d.e+]*|nan', '#', reason)[:120]] += 1
+        self.latencies.setdefault(asked.kind, []).append(time.monotonic() - asked.at)
+        self._next = time.monotonic() + self._random.random() * self._config.pause
+
+
+def _nan_pose(goal: Imagine.Goal) -> None:
+    goal.trajectory.poses[1].position.y = math.nan
+
+
+def _zero_quaternion(goal: Imagine.Goal) -> None:
+    goal.trajectory.poses[0].orientation.w = 0.0
+
+
+def _no_poses(goal: Imagine.Goal) -> None:
+    goal.trajectory.poses, goal.trajectory.times = [], []
+
+
+def _fewer_times(goal: Imagine.Goal) -> None:
+    goal.trajectory.times.pop()
+
+
+def _broken_image(goal: Imagine.Goal) -> None:
+    info = CameraInfo(height=10, width=10, k=[5.0, 0.0, 5.0, 0.0, 5.0, 5.0, 0.0, 0.0, 1.0])
+    info.header.frame_id = 'camera'
+    image = Image(height=10**6, width=10**6, encoding='rgb8', step=30, data=array('B', bytes(30)))
+    goal.trajectory.camera_info, goal.seed_image = [info], [image]
+
+
+MISTAKES: tuple[Callable[[Imagine.Goal], None], ...] = (
+    _nan_pose,
+    _zero_quaternion,
+    _no_poses,
+    _fewer_times,
+    _broken_image,
+)
+
+
+class Soak:
+    """The node in a process of its own, and everything that talks to it."""
+
+    def __init__(self, config: SoakConfig, command: list[str], memories: Path):
+        self._config, self._command, self._memories = config, command, memories
+        self.crashes = 0
+        self.process = self._start()
+        self.robot = Robot(config.observe_rate)
+        self.planners = [Planner(f'planner{i}', config) for i in range(config.clients)]
+        self._operator = Node('soak_operator')
+        self._clients: dict[str, Any] = {}
+        self._executor = SingleThreadedExecutor()
+        for node in (self.robot, self._operator, *(planner.node for planner in self.planners)):
+            self._executor.add_node(node)
+
+    def _start(self) -> subprocess.Popen:
+        parameters = {
+            'pose_source': 'odometry',
+            'base_from_camera': '[0.0, 0.0, 0.4, -0.5, 0.5, -0.5, 0.5]',
+            'observe_rate': '10.0',
+            'memory_folder': f"'{self._memories}'",
+        }
+        command = [*self._command, '--ros-args', '--log-level', 'fatal']
+        for name, value in parameters.items():
+            command += ['-p', f'{name}:={value}']
+        return subprocess.Popen(command, start_new_session=True)
+
+    def until(self, done: Callable[[], Any], seconds: float, complaint: str) -> Any:
+        """What ``done`` returns, once it is true."""
+        deadline = time.monotonic() + seconds
+        while not (result := done()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(complaint)
+            self._executor.spin_once(timeout_sec=0.05)
+        return result
+
+    def call(self, kind: type, name: str, request: Any) -> Any:
+        """What is asked here may be asked twice."""
+        if name not in self._clients:
+            self._clients[name] = self._operator.create_client(kind, name)
+        question = ServiceCall(self._clients[name], request)
+        return self.until(question.answer, PATIENCE, f'{name} does not answer')
+
+    def connect(self) -> None:
+        self.until(
+            lambda: all(planner.ready() for planner in self.planners), PATIENCE, 'no node came up'
+        )
+        self.until(lambda: self.scores() is not None, PATIENCE, 'the node observed nothing')
+
+    def scores(self) -> list[float] | None:
+        """Shares observed along a path; None where nothing was driven through."""
+        path = self.planners[0]._path(8)
+        response = self.call(
+            ScoreTrajectories,
+            'score_trajectories',
+            ScoreTrajectories.Request(trajectories=[path], threshold=0.5),
+        )
+        return list(response.scores[0].observed) if response.success else None
+
+    def run(self) -> list[int]:
+        """Ask for all of the time; return the node's resident bytes at the quarters."""
+        began, rss = time.monotonic(), []
+        quarter = self._config.minutes * 60 / 4
+        while len(rss) < 4:
+            if self.process.poll() is not None:
+                self.crashes += 1
+                self.process = self._start()
+            for planner in self.planners:
+                planner.step()
+            self._executor.spin_once(timeout_sec=0.02)
+            if time.monotonic() - began > quarter * (len(rss) + 1):
+                rss.append(resident_bytes(self.process.pid))
+                print(f'[soak] quarter {len(rss)}: {rss[-1] / 2**20:.0f} MiB', flush=True)
+        while any(planner.waits for planner in self.planners):
+            # cancelled or counted as lost in their time, as before
+            for planner in self.planners:
+                planner.step(ask=False)
+            self._executor.spin_once(timeout_sec=0.02)
+        return rss
+
+    def kill_and_restore(self) -> bool:
+        """Save, kill, start again, load: does the memory answer as before?"""
+        self.robot.destroy_node()
+        # images that are on their way change nothing between the scores and the file
+        self.call(Trigger, 'pause_observing', Trigger.Request())
+        before = self.scores()
+        file = MemoryFile.Request(file='soak.safetensors')
+        saved = self.call(MemoryFile, 'save_memory', file)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        # until DDS has forgotten it, it looks ready, and what is asked goes to nobody
+        self.until(lambda: not self.planners[0].ready(), PATIENCE, 'the killed node is still seen')
+        self.process = self._start()
+        self.until(lambda: self.planners[0].ready(), PATIENCE, 'the node did not come up again')
+        self.until(
+            lambda: self.call(MemoryFile, 'load_memory', file).success,
+            PATIENCE,
+            'the saved memory did not load',
+        )
+        return bool(saved.success and before and self.scores() == before)
+
+    def close(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(timeout=60)
+        self._executor.shutdown()
+        return code
+
+
+def resident_bytes(pid: int) -> int:
+    """0 of a process that has ended."""
+    text = Path(f'/proc/{pid}/status').read_text()
+    found = re.search(r'VmRSS:\s+(\d+) kB', text)
+    return int(found[1]) * 1024 if found else 0
+
+
+def summary(soak: Soak, config: SoakConfig, rss: list[int], restored: bool) -> dict:
+    planners = soak.planners
+    asked = [request for planner in planners for request in planner.asked]
+    outcomes = sum((planner.outcomes for planner in planners), Counter())
+    latencies: dict[str, list[float]] = {}
+    for planner in planners:
+        for kind, values in planner.latencies.items():
+            latencies.setdefault(kind, []).extend(values)
+    return {
+        'config': asdict(config),
+        'observations_sent': soak.robot.sent,
+        'sent': len(asked),
+        'sent_by_kind': dict(Counter(request.kind for request in asked)),
+        'answered': sum(request.answers for request in asked) - outcomes['lost'],
+        'answered_more_than_once': sum(request.answers > 1 for request in asked),
+        'outcomes': dict(outcomes),
+        'refused': dict(sum((planner.reasons for planner in planners), Counter())),
+        'lost': outcomes['lost'],
+        'crashes': soak.crashes,
+        'rss_mib_at_quarters': [round(value / 2**20, 1) for value in rss],
+        'memory_flat': max(rss) <= GROWTH * rss[0],
+        'restored_after_kill': restored,
+        'latency_s': {
+            kind: {
+                'median': round(float(np.median(values)), 4),
+                'p95': round(float(np.percentile(values, 95)), 4),
+            }
+            for kind, values in sorted(latencies.items())
+        },
+    }
+
+
+def run(config: SoakConfig, out: Path, command: list[str]) -> dict:
+    """Write summary.json and return it. Raise TimeoutError where the node stops answering."""
+    rclpy.init()
+    with tempfile.TemporaryDirectory(prefix='mirage-soak-') as memories:
+        soak = Soak(config, command, Path(memories))
+        try:
+            soak.connect()
+            rss = soak.run()
+            result = summary(soak, config, rss, soak.kill_and_restore())
+            result['exit_code'] = soak.close()
+        finally:
+            if soak.process.poll() is None:
+                soak.process.kill()
+                soak.process.wait()
+            rclpy.try_shutdown()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'summary.json').write_text(json.dumps(result, indent=2) + '\n')
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=Path('out/soak'))
+    parser.add_argument('--minutes', type=float, default=SoakConfig.minutes)
+    parser.add_argument('--seed', type=int, default=SoakConfig.seed)
+    arguments = parser.parse_args()
+    quiet_network()
+    os.environ.setdefault('ROS_LOG_DIR', tempfile.gettempdir())
+    command = [sys.executable, '-m', 'mirage_ros.node']
+    result = run(
+        SoakConfig(minutes=arguments.minutes, seed=arguments.seed), arguments.out, command
+    )
+    print(json.dumps(result, indent=2))
+    bad = result['lost'] or result['crashes'] or result['answered_more_than_once']
+    good = result['memory_flat'] and result['restored_after_kill'] and result['exit_code'] == 0
+    return 0 if good and not bad else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

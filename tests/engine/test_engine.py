@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from dataclasses import replace
+import multiprocessing
+from pathlib import Path
+
+from models import HEIGHT, WIDTH, save_small_model
+import numpy as np
+import pytest
+
+from mirage_model.engine.engine import Engine
+from mirage_model.interface import (
+    IMAGINED,
+    NOTHING,
+    OBSERVED,
+    Cancelled,
+    CoverageScore,
+    ImagineRequest,
+    InvalidRequest,
+    Observation,
+    Trajectory,
+)
+
+K = np.array([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture
+def engine(folder) -> Engine:
+    return Engine.from_folder(folder)
+
+
+def view(**changes) -> Observation:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    depth = np.full((HEIGHT, WIDTH), 3.0, dtype=np.float32)
+    fields = {
+        'image': image,
+        'K': K,
+        'world_from_camera': np.eye(4),
+        'time': 100.0,
+        'depth': depth,
+    }
+    return Observation(**{**fields, **changes})
+
+
+def request(frames: int = 8, **changes) -> ImagineRequest:
+    poses = np.tile(np.eye(4), (frames, 1, 1))
+    poses[:, 2, 3] = 0.05 * np.arange(1, frames + 1)
+    times = 100.0 + np.arange(1, frames + 1) / 8
+    fields = {'request_id': 'r', 'world_from_camera': poses, 'times': times, 'steps': 2}
+    return ImagineRequest(**{**fields, **changes})
+
+
+def score_of(engine: Engine, path: ImagineRequest) -> CoverageScore:
+    return engine.score([Trajectory(world_from_camera=path.world_from_camera, times=path.times)])[
+        0
+    ]
+
+
+def test_refinement_of_cameras_is_the_engines_option(folder, caplog):
+    engine = Engine.from_folder(folder, refine_cameras=True)
+    engine.seed(view())
+    with caplog.at_level('INFO'):
+        list(engine.imagine(request(16)))
+    assert 'keeps its planned camera' in caplog.text
+
+
+def test_imagine_gives_frames_masks_and_cameras(engine):
+    assert engine.seed(view()) == 'sensor'
+    chunks = list(engine.imagine(request(16, memory_frames=True)))
+    assert [(c.index, c.count) for c in chunks] == [(0, 2), (1, 2)]
+    for chunk in chunks:
+        assert chunk.frames.shape == (8, HEIGHT, WIDTH, 3) and chunk.frames.dtype == np.uint8
+        assert chunk.memory_frames.shape == chunk.frames.shape
+        assert chunk.visibility.shape == (8, HEIGHT, WIDTH)
+        assert set(np.unique(chunk.visibility)) <= {NOTHING, IMAGINED, OBSERVED}
+        np.testing.assert_allclose(
+            (chunk.visibility == OBSERVED).mean(axis=(1, 2)), chunk.observed, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            (chunk.visibility > NOTHING).mean(axis=(1, 2)), chunk.visible, atol=1e-6
+        )
+        assert (chunk.observed <= chunk.visible).all()
+        assert (
+            chunk.seconds > 0 and chunk.model == 'small-random' and chunk.depth_source == 'sensor'
+        )
+        np.testing.assert_allclose(chunk.K, K, atol=1e-5)
+    assert np.concatenate([c.times for c in chunks]).tolist() == request(16).times.tolist()
+
+
+def test_a_request_leaves_the_memory_as_it_was_unless_told_to_keep(engine):
+    engine.seed(view())
+    first = [c.frames for c in engine.imagine(request(16))]
+    second = [c.frames for c in engine.imagine(request(16))]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_nothing_is_imagined_before_a_seed(engine):
+    with pytest.raises(InvalidRequest, match='no seed'):
+        next(engine.imagine(request()))
+    engine.seed(view(), memory='a')
+    with pytest.raises(InvalidRequest, match="'b'"):
+        next(engine.imagine(request(memory='b')))
+    engine.drop(memory='a')
+    with pytest.raises(InvalidRequest, match="'a'"):
+        next(engine.imagine(request(memory='a')))
+
+
+def test_depth_that_is_a_guess_is_refused_unless_allowed(engine, folder):
+    with pytest.raises(InvalidRequest, match='depth'):
+        engine.seed(view(depth=None))
+    allowed = Engine.from_folder(folder, allow_unscaled_depth=True)
+    assert allowed.seed(view(depth=None)) == 'perception_unscaled'
+
+
+def test_metres_that_were_guessed_once_stay_a_guess_until_a_new_seed(engine, folder, tmp_path):
+    allowed = Engine.from_folder(folder, allow_unscaled_depth=True)
+    allowed.seed(view(depth=None))
+    assert allowed.observe(view(depth=None)) == 'perception_unscaled'
+    assert allowed.observe(view()) == 'perception_unscaled'
+    assert next(allowed.imagine(request())).depth_source == 'perception_unscaled'
+    allowed.save(tmp_path / 'guess.safetensors')
+    engine.seed(view())
+    with pytest.raises(InvalidRequest, match='guess.safetensors: its metres are a guess'):
+        engine.load(tmp_path / 'guess.safetensors')
+    assert engine.observe(view()) == 'sensor'
+    assert allowed.seed(view()) == 'sensor'
+    assert allowed.observe(view()) == 'sensor'
+
+
+def test_a_refused_seed_leaves_the_old_one(engine):
+    engine.seed(view())
+    frames = next(engine.imagine(request())).frames
+    with pytest.raises(InvalidRequest):
+        engine.seed(view(depth=None))
+    assert np.array_equal(next(engine.imagine(request())).frames, frames)
+
+
+BAD_VIEWS = {
+    'a pose of three rows': {'world_from_camera': np.eye(4, dtype=np.float32)[:3]},
+    'two poses': {'world_from_camera': np.stack([np.eye(4, dtype=np.float32)] * 2)},
+    'grey image': {'image': np.zeros((HEIGHT, WIDTH), dtype=np.uint8)},
+    'float image': {'image': np.zeros((HEIGHT, WIDTH, 3), dtype=np.float32)},
+    'empty image': {'image': np.zeros((0, 0, 3), dtype=np.uint8)},
+    'depth without a valid pixel': {'depth': np.zeros((HEIGHT, WIDTH), dtype=np.float32)},
+    'a place too far for float32': {
+        'world_from_camera': np.array(
+            [[1.0, 0, 0, 5e5], [0, 1, 0, 4e6], [0, 0, 1, 0], [0, 0, 0, 1]]
+        )
+    },
+    'depth of another size': {'depth': np.ones((HEIGHT, WIDTH + 1), dtype=np.float32)},
+    'K of zeros': {'K': np.zeros((3, 3))},
+    'K of another shape': {'K': np.eye(4)},
+    'NaN pose': {'world_from_camera': np.full((4, 4), np.nan)},
+    'scaled pose': {'world_from_camera': 2 * np.eye(4)},
+    'NaN time': {'time': float('nan')},
+}
+
+
+@pytest.mark.parametrize('name', BAD_VIEWS)
+def test_bad_views_are_refused_and_the_engine_goes_on(engine, name):
+    with pytest.raises(InvalidRequest):
+        engine.seed(view(**BAD_VIEWS[name]))
+    assert engine.seed(view()) == 'sensor'
+
+
+BAD_REQUESTS = {
+    'a count that does not fit': {**vars(request(7))},
+    'no poses': {**vars(request(0))},
+    'NaN pose': {'world_from_camera': np.full((8, 4, 4), np.nan)},
+    'times of another length': {'times': np.arange(7.0)},
+    'no steps': {'steps': 0},
+    'too many steps': {'steps': 10**9},
+}
+
+
+@pytest.mark.parametrize('name', BAD_REQUESTS)
+def test_bad_requests_are_refused_and_the_engine_goes_on(engine, name):
+    engine.seed(view())
+    with pytest.raises(InvalidRequest):
+        next(engine.imagine(replace(request(), **BAD_REQUESTS[name])))
+    assert next(engine.imagine(request())).index == 0
+
+
+def test_cancel(engine):
+    engine.seed(view())
+    with pytest.raises(Cancelled):
+        next(engine.imagine(request(), cancelled=lambda: True))
+
+
+def test_score_agrees_with_the_masks_of_the_first_chunk(engine):
+    engine.seed(view())
+    chunk = next(engine.imagine(request()))
+    score = score_of(engine, request())
+    np.testing.assert_allclose(score.visible, chunk.visible, atol=1e-6)
+    np.testing.assert_allclose(score.observed, chunk.observed, atol=1e-6)
+    np.testing.assert_allclose(score.age, request().times - 100.0, atol=1e-4)
+    away = np.diag([-1.0, 1.0, -1.0, 1.0])[None]
+    (score,) = engine.score([Trajectory(world_from_camera=away, times=np.array([101.0]))])
+    assert np.isnan(score.age).all()
+
+
+@pytest.mark.parametrize('coarse', [False, True])
+def test_paths_are_scored_together_as_each_alone(engine, coarse):
+    engine.seed(view())
+    path = request()
+    paths = [
+        Trajectory(world_from_camera=path.world_from_camera[:n], times=path.times[:n])
+        for n in (3, 1, 5)
+    ]
+    for path, score in zip(paths, engine.score(paths, coarse=coarse), strict=True):
+        (alone,) = engine.score([path], coarse=coarse)
+        for name in ('visible', 'observed', 'age'):
+            np.testing.assert_array_equal(getattr(score, name), getattr(alone, name))
+    nothing = Trajectory(world_from_camera=np.zeros((0, 4, 4)), times=np.zeros(0))
+    with pytest.raises(InvalidRequest, match='path 1 is empty'):
+        engine.score([paths[0], nothing], coarse=coarse)
+    bent = Trajectory(world_from_camera=np.full((1, 4, 4), np.nan), times=np.array([101.0]))
+    with pytest.raises(
+        InvalidRequest, match='of all paths, one after the other, camera 3: transform has'
+    ):
+        engine.score([paths[0], bent], coarse=coarse)
+
+
+def test_the_same_view_at_twice_the_size_and_another_aspect_covers_the_same(engine):
+    """Cropping and scaling keep K right: the memory lies where it lay."""
+    engine.seed(view())
+    expected = score_of(engine, request())
+    big = np.zeros((2 * HEIGHT + 20, 2 * WIDTH, 3), dtype=np.uint8)
+    depth = np.full(big.shape[:2], 3.0, dtype=np.float32)
+    doubled = np.array([[48.0, 0.0, 47.5], [0.0, 48.0, 41.5], [0.0, 0.0, 1.0]])
+    engine.seed(view(image=big, depth=depth, K=doubled))
+    score = score_of(engine, request())
+    np.testing.assert_allclose(score.visible, expected.visible, atol=1e-6)
+    np.testing.assert_allclose(next(engine.imagine(request())).K, K, atol=1e-4)
+
+
+def test_save_and_load_answer_as_before(engine, folder, tmp_path):
+    engine.seed(view())
+    expected = next(engine.imagine(request())).frames
+    engine.save(tmp_path / 'memory.safetensors')
+    fresh = Engine.from_folder(folder)
+    fresh.load(tmp_path / 'memory.safetensors')
+    assert np.array_equal(next(fresh.imagine(request())).frames, expected)
+
+
+def test_a_truncated_file_is_refused_and_the_memory_stays(engine, tmp_path):
+    engine.seed(view())
+    expected = next(engine.imagine(request())).frames
+    path = tmp_path / 'memory.safetensors'
+    engine.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InvalidRequest, match=r'memory\.safetensors'):
+        engine.load(path)
+    with pytest.raises(InvalidRequest, match='nowhere'):
+        engine.load(tmp_path / 'nowhere.safetensors')
+    assert np.array_equal(next(engine.imagine(request())).frames, expected)
+
+
+def _serve(connection, folder: Path) -> None:
+    engine = Engine.from_folder(folder)
+    engine.seed(connection.recv())
+    for chunk in engine.imagine(connection.recv()):
+        connection.send(chunk)
+    connection.close()
+
+
+def test_an_engine_in_another_process_gives_the_same_chunks(engine, folder):
+    context = multiprocessing.get_context('spawn')
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, folder))
+    process.start()
+    ours.send(view())
+    ours.send(request(16))
+    engine.seed(view())
+    for chunk in engine.imagine(request(16)):
+        received = ours.recv()
+        assert np.array_equal(received.frames, chunk.frames)
+        assert np.array_equal(received.visibility, chunk.visibility)
+    process.join(timeout=60)
+    assert process.exitcode == 0

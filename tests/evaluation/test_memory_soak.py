@@ -1,0 +1,65 @@
+"""A soak as short as a test may be: nothing is asserted of its times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import json
+
+import pytest
+
+from mirage_model.evaluation.benchmarks.memory_soak import Step, judge, main
+
+
+def test_a_short_soak_keeps_under_its_cap_and_reports(tmp_path, capsys):
+    out = tmp_path / 'bench' / 'soak.json'
+    code = main(
+        [
+            '--steps',
+            '60',
+            '--stride',
+            '8',
+            '--channels',
+            '4',
+            '--capacity',
+            '400',
+            '--out',
+            str(out),
+        ]
+    )
+    report, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert code == (0 if report['holds'] else 1)
+    assert report['steps'] == 60 and report['grid'] == [12, 20]
+    held = {figure['name']: figure for figure in report['figures']}
+    assert held['cells held / the cap']['holds']
+    assert held['share of the steps until the cap is near']['value'] < 1
+    assert held['largest resident size / that after the first quarter']['holds']
+    assert all(figure['name'] in printed for figure in report['figures'])
+    assert report['holds'] == all(figure['holds'] for figure in report['figures'])
+
+
+STEADY = [
+    Step(read_seconds=0.01, write_seconds=0.1, rss=1000, cells=95, nbytes=100, index_nbytes=10)
+] * 40
+
+
+@pytest.mark.parametrize(
+    ('change', 'missed'),
+    [
+        ({}, set()),
+        ({'cells': 101}, {'cells held / the cap'}),
+        ({'rss': 1051}, {'largest resident size / that after the first quarter'}),
+        ({'rss': 951}, {'resident size after the first quarter / the smallest since'}),
+        ({'index_nbytes': 16}, {'largest directory / that after the first quarter'}),
+        ({'read_seconds': 0.0121}, {'median read of the last quarter / of the second'}),
+    ],
+)
+def test_a_soak_that_drifts_is_found_out(change, missed):
+    steps = STEADY[:-10] + [replace(step, **change) for step in STEADY[-10:]]
+    assert {figure.name for figure in judge(steps, 100) if not figure.holds} == missed
+
+
+def test_a_cap_that_is_hardly_reached_is_no_soak():
+    empty = [replace(step, cells=10) for step in STEADY]
+    assert [figure.name for figure in judge(empty, 100) if not figure.holds] == [
+        'share of the steps until the cap is near'
+    ]

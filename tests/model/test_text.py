@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+import torch
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from mirage_model.model.text import embed, main
+
+
+@pytest.fixture(scope='module')
+def encoder_folder(tmp_path_factory):
+    """A UMT5 encoder of the layout that Wan ships, tiny and random."""
+    folder = tmp_path_factory.mktemp('wan')
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    UMT5EncoderModel(config).save_pretrained(folder / 'text_encoder')
+    words = {'<pad>': 0, '</s>': 1, '<unk>': 2, 'a': 3, 'quiet': 4, 'room': 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token='<pad>', eos_token='</s>', unk_token='<unk>'
+    ).save_pretrained(folder / 'tokenizer')
+    return folder
+
+
+def test_a_prompt_is_embedded_and_padded_with_zeros(encoder_folder):
+    embedding = embed(encoder_folder, 'a quiet room', words=6)
+    assert embedding.shape == (6, 8)
+    assert (embedding[:3] != 0).any() and (embedding[3:] == 0).all()
+    assert torch.equal(embedding, embed(encoder_folder, 'a quiet room', words=6))
+    assert not torch.equal(embedding, embed(encoder_folder, 'a a room', words=6))
+
+
+def test_a_missing_encoder_is_named(tmp_path):
+    with pytest.raises(ValueError, match='text_encoder is missing'):
+        embed(tmp_path, 'a room')
+
+
+def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path, monkeypatch, capsys):
+    words = ['--encoder', str(encoder_folder), '--prompt', 'a room', '--model', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['text', *words])
+    main()
+    assert load_file(tmp_path / 'text' / 'embedding.safetensors')['embedding'].shape == (512, 8)
+    main()
+    assert 'holds this prompt already' in capsys.readouterr().out
+    path = tmp_path / 'text' / 'embedding.safetensors'
+    path.write_bytes(path.read_bytes()[:-20])
+    main()
+    assert load_file(path)['embedding'].shape == (512, 8), 'what was cut short is made again'
+    whole = path.read_bytes()
+    (tmp_path / 'transformer').mkdir()
+    (tmp_path / 'transformer' / 'config.json').write_text('{"text_dim": 32}')
+    monkeypatch.setattr(sys, 'argv', ['text', *words[:2], '--prompt', 'a hall', *words[4:]])
+    with pytest.raises(SystemExit):
+        main()
+    assert 'the encoder gives 8 numbers a word' in capsys.readouterr().err
+    assert path.read_bytes() == whole

@@ -1,0 +1,118 @@
+"""From a path to frames: counts, padding, and where the camera sits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from instant_engine import InstantEngine
+import numpy as np
+import pytest
+
+from mirage_ros.convert import matrix_from_numbers, seconds, stamp
+from mirage_ros.parameters import NodeParameters
+from mirage_ros.trajectory import CameraFrames, frames_along
+from mirage_ros.transforms import Tree, transform_message
+
+ENGINE = InstantEngine().describe()  # 8 Hz, 16 frames a chunk
+
+
+def straight(seconds: float, poses: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """1 m/s along x from a stamp like today's."""
+    times = 1_800_000_000 + np.linspace(0, seconds, poses)
+    world_from_camera = np.tile(np.eye(4), (poses, 1, 1))
+    world_from_camera[:, 0, 3] = times - times[0]
+    return world_from_camera, times
+
+
+@given(st.integers(1, 200), st.booleans())
+def test_a_path_of_n_frames_gives_n(n, starts_at_seed):
+    path, times = straight(n / 8, poses=3)
+    plan = frames_along(path, times, starts_at_seed=starts_at_seed, engine=ENGINE, max_frames=1000)
+    first = 1 if starts_at_seed else 0
+    assert plan.wanted == n + 1 - first
+    assert len(plan.times) % 16 == 0 and 0 <= len(plan.times) - plan.wanted < 16
+    np.testing.assert_allclose(plan.times, times[0] + (first + np.arange(len(plan.times))) / 8)
+    held = np.minimum(plan.times - times[0], n / 8)
+    np.testing.assert_allclose(plan.world_from_camera[:, 0, 3], held, atol=1e-6)
+
+
+@given(st.sampled_from([24.0, 30.0, 29.97, 50.0]), st.floats(1e9, 1.9e9), st.integers(2, 40))
+def test_poses_that_were_sent_for_frames_are_those_of_the_frames(rate, start, count):
+    """Though their stamps are rounded to whole microseconds."""
+    sent = np.array([seconds(stamp(start + k / rate)) for k in range(count)])
+    world_from_camera = np.tile(np.eye(4), (count, 1, 1))
+    world_from_camera[:, 0, 3] = np.arange(count) ** 2
+    engine = replace(ENGINE, frame_rate=rate)
+    plan = frames_along(
+        world_from_camera, sent, starts_at_seed=False, engine=engine, max_frames=100
+    )
+    assert plan.wanted == count
+    np.testing.assert_array_equal(plan.world_from_camera[:count], world_from_camera)
+
+
+def test_too_short_too_long_and_empty():
+    ask = {'starts_at_seed': True, 'engine': ENGINE, 'max_frames': 16}
+    with pytest.raises(ValueError, match='takes 0.100 s, less than one frame at 8 Hz'):
+        frames_along(*straight(0.1), **ask)
+    with pytest.raises(ValueError, match='takes 17 frames at 8 Hz, max_frames is 16'):
+        frames_along(*straight(17 / 8), **ask)
+    with pytest.raises(ValueError, match='empty'):
+        frames_along(np.zeros((0, 4, 4)), np.zeros(0), **ask)
+
+
+LOOKING_FORWARD = (0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5)
+
+
+def frames(tree: Tree | None = None, **settings) -> CameraFrames:
+    return CameraFrames(NodeParameters(tf_wait=0.0, **settings), tree or Tree())
+
+
+def test_camera_on_the_base():
+    base_from_camera = frames(base_from_camera=LOOKING_FORWARD).moving_from_camera(
+        'base_link', 'camera', 1.0
+    )
+    forward_right_down = base_from_camera[:3, :3] @ np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]).T
+    np.testing.assert_allclose(forward_right_down, [[1, 0, 0], [0, -1, 0], [0, 0, -1]], atol=1e-9)
+
+
+def test_camera_that_moves_itself_needs_nothing():
+    for moving in ('', 'camera'):
+        np.testing.assert_array_equal(
+            frames().moving_from_camera(moving, 'camera', None), np.eye(4)
+        )
+
+
+def test_unknown_frames():
+    with pytest.raises(ValueError, match="no transforms join 'mars' to 'map'"):
+        frames().world_from('mars', 1.0)
+    with pytest.raises(ValueError, match="in frame ''"):
+        frames().world_from('', 1.0)
+    for moving in ('gripper', 'base_link'):
+        with pytest.raises(
+            ValueError, match=f"of '{moving}', .* 'camera' sits .*base_from_camera"
+        ):
+            frames().moving_from_camera(moving, 'camera', 1.0)
+
+
+def test_camera_in_the_world():
+    """Through the tree alone, or through the base and the parameter: the same."""
+    base_from_camera = matrix_from_numbers(LOOKING_FORWARD, name='')
+    world_from_base = np.eye(4)
+    world_from_base[:3, 3] = 1, 2, 0
+    tree = Tree()
+    tree.add(transform_message('map', 'base_link', world_from_base, 5.0), static=False)
+    by_parameter = frames(tree, base_from_camera=LOOKING_FORWARD, pose_source='odometry')
+    expected = world_from_base @ base_from_camera
+    np.testing.assert_allclose(by_parameter.world_from_camera('camera', 5.0), expected, atol=1e-9)
+    tree.add(transform_message('base_link', 'camera', base_from_camera, 0.0), static=True)
+    by_tree = frames(tree, pose_source='tf')
+    np.testing.assert_allclose(by_tree.world_from_camera('camera', 5.0), expected, atol=1e-9)
+    with pytest.raises(ValueError, match='pose_source is none'):
+        frames(tree).world_from_camera('camera', 5.0)
+
+
+def test_zero_quaternion_in_the_parameter():
+    with pytest.raises(ValueError, match='base_from_camera: the quaternion has length 0'):
+        frames(base_from_camera=(0.0,) * 7)

@@ -1,0 +1,67 @@
+"""The film plays and shows what was put in; the sheet has its rows."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from mirage_model.evaluation.replay.video import mask_in_colour, mp4
+from mirage_ros.tools import video
+from mirage_ros.tools.demo_client import fitted, psnr
+
+
+def rows(n: int = 6, height: int = 48, width: int = 80) -> video.Rows:
+    ramp = np.linspace(0, 200, width, dtype=np.uint8)[None, None, :, None]
+    moving = (
+        np.broadcast_to(ramp, (n, height, width, 3))
+        + np.arange(n, dtype=np.uint8)[:, None, None, None] * 8
+    )
+    masks = np.zeros((n, height, width), np.uint8)
+    masks[:, :, 40:] = 255
+    return {
+        'simulator': moving,
+        'imagined': moving[:, ::-1].copy(),
+        'memory saw': moving // 2,
+        'mask': mask_in_colour(masks),
+    }
+
+
+def test_film_decodes_to_what_it_was_made_of(tmp_path):
+    """In the codec that browsers play."""
+    frames = video.film_frames(rows())
+    (tmp_path / 'film.mp4').write_bytes(mp4(frames, frame_rate=8.0))
+    played = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
+    assert played.get(cv2.CAP_PROP_FPS) == 8.0
+    assert int(played.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little') == b'VP90'
+    decoded = []
+    while True:
+        more, frame = played.read()
+        if not more:
+            break
+        decoded.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    assert psnr(np.stack(decoded), frames).min() > 25
+
+
+def test_sheet_has_a_row_for_each_title(tmp_path):
+    sheet = video.contact_sheet(rows(), times=np.arange(6) / 8, columns=3)
+    video.write_png(tmp_path / 'sheet.png', sheet)
+    back = cv2.cvtColor(cv2.imread(str(tmp_path / 'sheet.png')), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(back, sheet)
+    first, last = rows()['imagined'][[0, -1]]
+    for picture in (first, last):
+        assert cv2.matchTemplate(sheet, picture, cv2.TM_SQDIFF).min() == 0
+
+
+def test_true_frames_are_cut_as_the_seed_is():
+    frames = np.zeros((2, 96, 160, 3), np.uint8)
+    frames[:, :, 80:] = 255
+    small = fitted(frames, 32, 48)
+    assert small.shape == (2, 32, 48, 3)
+    assert (small[:, :, :24] == 0).all() and (small[:, :, 24:] == 255).all()
+    assert fitted(frames, 96, 160) is frames
+
+
+def test_psnr_of_a_known_error():
+    a = np.zeros((1, 4, 4, 3), np.uint8)
+    np.testing.assert_allclose(psnr(a, a + np.uint8(255)), 0.0)
+    np.testing.assert_allclose(psnr(a, a + np.uint8(1)), 20 * np.log10(255))
