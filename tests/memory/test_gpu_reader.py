@@ -140,13 +140,13 @@ gather = types(
     'cells height width channels', pointers,
 )
 for kernel, signature, constants in (
-    (gpu._compete, compete, dict(SECOND=False, REACH=1, TILE=gpu.TILE)),
-    (gpu._compete, compete, dict(SECOND=True, REACH=0, TILE=gpu.TILE)),
-    (gpu._gather, gather, dict(HALF=True, NOTHING=gpu.NOTHING, TILE=gpu.TILE, CHANNELS=64)),
+    (gpu_reader._compete, compete, dict(SECOND=False, REACH=1, TILE=gpu_reader.TILE)),
+    (gpu_reader._compete, compete, dict(SECOND=True, REACH=0, TILE=gpu_reader.TILE)),
+    (gpu_reader._gather, gather, dict(HALF=True, NOTHING=gpu_reader.NOTHING, TILE=gpu_reader.TILE, CHANNELS=64)),
 ):
     signature = {**signature, **dict.fromkeys(constants, 'constexpr')}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    built = compile(source, target=GPUTarget('cuda', 80, 32), options=gpu._EXACT)
+    built = compile(source, target=GPUTarget('cuda', 80, 32), options=gpu_reader._EXACT)
     print(*set(re.findall(r'\\b(?:fma|mad|div|mul|add|sub|atom)\\.[a-z0-9.]*', built.asm['ptx'])))
 """
 
