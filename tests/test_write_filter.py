@@ -1,4 +1,4 @@
-"""Which cells may enter the memory."""
+"""Tests of the write filter and of writing frames into a memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import torch
 from mirage_model.camera import Cameras, resized
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception import Estimate
-from mirage_model.write_filter import WriteFilterConfig, write_mask
+from mirage_model.write_filter import (
+    WriteFilterConfig,
+    filtered_pixels,
+    write_frames,
+    write_mask,
+)
 
 HEIGHT, WIDTH, H, W = 96, 160, 12, 20
 
@@ -37,13 +42,13 @@ def wall() -> Estimate:
     )
 
 
-def dropped(estimate: Estimate) -> list[list[int]]:
-    """Cells that are not kept, as (row, column)."""
+def masked_cells(estimate: Estimate) -> list[list[int]]:
+    """Return the cells outside the write mask as (row, column)."""
     return (~write_mask(estimate, height=H, width=W)[1][0]).nonzero().tolist()
 
 
 def marked(share: float, row: int = 3, column: int = 5) -> torch.Tensor:
-    """True in the given share of the 64 pixels of one cell."""
+    """Return a mask of the given share of the 64 pixels of one cell."""
     mask = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     cell = torch.zeros(64, dtype=torch.bool)
     cell[: round(64 * share)] = True
@@ -51,63 +56,90 @@ def marked(share: float, row: int = 3, column: int = 5) -> torch.Tensor:
     return mask
 
 
-def test_a_plain_wall_is_kept_at_its_depth(wall: Estimate):
+def test_plain_wall_is_valid_at_its_depth(wall: Estimate):
     depth, valid = write_mask(wall, height=H, width=W)
     assert valid.all()
     torch.testing.assert_close(depth, torch.full((1, H, W), 4.0))
 
 
-@pytest.mark.parametrize(('share', 'kept'), [(0.2, True), (0.3, False), (1.0, False)])
-def test_sky_is_left_out(wall: Estimate, share: float, kept: bool):
+@pytest.mark.parametrize(('share', 'valid'), [(0.2, True), (0.3, False), (1.0, False)])
+def test_sky_is_masked(wall: Estimate, share: float, valid: bool):
     sky = marked(share)
-    assert dropped(replace(wall, sky=sky)) == ([] if kept else [[3, 5]])
-    assert dropped(replace(wall, sky=sky, depth=wall.depth.masked_fill(sky, torch.nan))) == (
-        [] if kept else [[3, 5]]
+    assert masked_cells(replace(wall, sky=sky)) == ([] if valid else [[3, 5]])
+    assert masked_cells(replace(wall, sky=sky, depth=wall.depth.masked_fill(sky, torch.nan))) == (
+        [] if valid else [[3, 5]]
     )
 
 
-@pytest.mark.parametrize(('share', 'kept'), [(0.05, True), (0.15, False), (1.0, False)])
-def test_what_moves_is_left_out(wall: Estimate, share: float, kept: bool):
-    assert dropped(replace(wall, moving=marked(share))) == ([] if kept else [[3, 5]])
+@pytest.mark.parametrize(('share', 'valid'), [(0.05, True), (0.15, False), (1.0, False)])
+def test_dynamic_objects_are_masked(wall: Estimate, share: float, valid: bool):
+    assert masked_cells(replace(wall, moving=marked(share))) == ([] if valid else [[3, 5]])
 
 
-def test_depth_edges_are_left_out(wall: Estimate):
+def test_depth_edges_are_masked(wall: Estimate):
     depth = wall.depth.clone()
     depth[0, :, :44] = 2.0
-    assert dropped(replace(wall, depth=depth)) == [[row, 5] for row in range(H)]
+    assert masked_cells(replace(wall, depth=depth)) == [[row, 5] for row in range(H)]
 
 
-def test_an_edge_between_cells_costs_no_cell(wall: Estimate):
+def test_edge_between_cells_masks_nothing(wall: Estimate):
     depth = wall.depth.clone()
     depth[0, :, :40] = 2.0
-    assert dropped(replace(wall, depth=depth)) == []
+    assert masked_cells(replace(wall, depth=depth)) == []
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf, 0.0, -1.0])
-def test_cells_without_depth_are_left_out(wall: Estimate, value: float):
+def test_cells_without_depth_are_masked(wall: Estimate, value: float):
     depth = wall.depth.masked_fill(marked(1.0), value)
-    assert dropped(replace(wall, depth=depth)) == [[3, 5]]
+    assert masked_cells(replace(wall, depth=depth)) == [[3, 5]]
 
 
-def test_unsure_cells_are_left_out(wall: Estimate):
+def test_low_confidence_is_masked(wall: Estimate):
     confidence = wall.confidence.masked_fill(marked(1.0), 0.1)
-    assert dropped(replace(wall, confidence=confidence)) == [[3, 5]]
+    assert masked_cells(replace(wall, confidence=confidence)) == [[3, 5]]
     lenient = WriteFilterConfig(min_confidence=0.0)
     assert write_mask(replace(wall, confidence=confidence), height=H, width=W, config=lenient)[
         1
     ].all()
 
 
-def test_a_grid_that_does_not_divide_the_frame_is_refused(wall: Estimate):
+def test_grid_that_does_not_divide_the_frame_raises(wall: Estimate):
     with pytest.raises(ValueError, match='does not divide'):
         write_mask(wall, height=11, width=W)
 
 
-def test_what_is_kept_is_what_the_memory_then_shows(wall: Estimate):
+class MeanColours:
+    """Encoder whose latents are the mean colours of the cells."""
+
+    channels = 3
+    spatial_stride = 8
+
+    def encode_images(self, frames: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(frames, self.spatial_stride)
+
+
+@pytest.mark.parametrize('observed', [False, True])
+def test_written_frames_read_back_where_the_mask_is_valid(wall: Estimate, observed: bool):
     estimate = replace(wall, sky=marked(1.0), moving=marked(1.0, row=7))
-    depth, valid = write_mask(estimate, height=H, width=W)
-    cameras = resized(wall.cameras, H, W)
-    memory = LatentMemory(MemoryConfig(channels=2))
-    written = memory.write(torch.rand(1, 2, H, W), depth, cameras, valid=valid, observed=False)
+    _, valid = write_mask(estimate, height=H, width=W)
+    memory, codec = LatentMemory(MemoryConfig(channels=3, dtype='float32')), MeanColours()
+    frames = torch.rand(1, 3, HEIGHT, WIDTH)
+    written = write_frames(memory, frames, estimate, codec=codec, observed=observed)
     assert written == H * W - 2
-    assert torch.equal(memory.readout(cameras).visible, valid)
+    readout = memory.readout(resized(wall.cameras, H, W))
+    assert torch.equal(readout.visible, valid)
+    assert torch.equal(readout.observed, valid & observed)
+    assert torch.equal(readout.latents, codec.encode_images(frames) * valid)
+
+
+def test_given_latents_are_written_unchanged(wall: Estimate):
+    memory = LatentMemory(MemoryConfig(channels=3, dtype='float32'))
+    frames, latents = torch.rand(1, 3, HEIGHT, WIDTH), torch.rand(1, 3, H, W)
+    write_frames(memory, frames, wall, codec=MeanColours(), observed=False, latents=latents)
+    assert torch.equal(memory.readout(resized(wall.cameras, H, W)).latents, latents)
+
+
+def test_pixels_follow_the_filter(wall: Estimate):
+    frames, sky = torch.rand(1, 3, HEIGHT, WIDTH), marked(0.3)
+    pixels = filtered_pixels(frames, replace(wall, sky=sky))
+    assert torch.equal(pixels.depth.isnan(), sky)

@@ -49,7 +49,7 @@ from mirage_model.memory.registry import create_memory
 from mirage_model.model.checkpoint import EMBEDDED, Model, described, load_model
 from mirage_model.model.rollout import on_grid, rollouts
 from mirage_model.perception import Estimate
-from mirage_model.write_filter import mean_in_cell, pixels_of, write_mask
+from mirage_model.write_filter import write_frames
 
 _log = logging.getLogger(__name__)
 
@@ -381,16 +381,7 @@ class Engine:
             raise InvalidRequest(
                 'the view has no depth and its metres would be a guess: send depth, or allow unscaled depth'
             )
-        grid_depth, valid = write_mask(seen, height=on_cells.height, width=on_cells.width)
-        memory.write(
-            self.model.codec.encode_images(frame) if memory.takes_latents else None,
-            grid_depth,
-            on_grid(seen.cameras, self.model),
-            valid=valid,
-            observed=True,
-            confidence=mean_in_cell(seen.confidence, grid_depth),
-            pixels=pixels_of(frame, seen),
-        )
+        write_frames(memory, frame, seen, codec=self.model.codec, observed=True)
         return Session(memory=memory, frame=frame, camera=seen.cameras, depth_source=source)
 
     def _steps(self, steps: int | None) -> int:

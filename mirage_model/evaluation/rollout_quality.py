@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirage_model.camera import resized
 from mirage_model.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.io import as_json, write_json
@@ -33,7 +32,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.model.rollout import rollout
 from mirage_model.process_pool import in_workers
-from mirage_model.write_filter import pixels_of, write_mask
+from mirage_model.write_filter import write_frames
 
 KINDS = ('turn', 'forward', 'out_and_back')
 BINS = 10
@@ -59,21 +58,8 @@ def trajectory(index: int, frames: int) -> Clip:
 def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
     """Seed the memory with the first frame and its true depth, then imagine all the others."""
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
-    grid = resized(
-        clip.cameras[:1],
-        clip.cameras.height // model.codec.spatial_stride,
-        clip.cameras.width // model.codec.spatial_stride,
-    )
-    known = labels(clip, slice(0, 1))
-    depth, valid = write_mask(known, height=grid.height, width=grid.width)
-    memory.write(
-        model.codec.encode_images(frames[:1]) if memory.takes_latents else None,
-        depth,
-        grid,
-        valid=valid,
-        observed=True,
-        pixels=pixels_of(frames[:1], known),
-    )
+    seed_frame = labels(clip, slice(0, 1))
+    write_frames(memory, frames[:1], seed_frame, codec=model.codec, observed=True)
     chunks = list(
         rollout(
             model,

@@ -18,7 +18,7 @@ from mirage_model.model.checkpoint import Model
 from mirage_model.model.sampler import sample_chunk
 from mirage_model.model.side_branch import side_input
 from mirage_model.perception.refine import refine
-from mirage_model.write_filter import mean_in_cell, pixels_of, write_mask
+from mirage_model.write_filter import write_frames
 
 _log = logging.getLogger(__name__)
 
@@ -215,16 +215,8 @@ def _remember(
             last_of_latent, seen.cameras, context.frame, context.camera, ahead.readout
         )
         seen = replace(seen, cameras=found)
-    grid = on_grid(seen.cameras, model)
-    depth, valid = write_mask(seen, height=grid.height, width=grid.width)
-    branch.memory.write(
-        latents if branch.memory.takes_latents else None,
-        depth,
-        grid,
-        valid=valid,
-        observed=False,
-        confidence=mean_in_cell(seen.confidence, depth),
-        pixels=pixels_of(last_of_latent, seen),
+    write_frames(
+        branch.memory, last_of_latent, seen, codec=model.codec, observed=False, latents=latents
     )
     return _Context(
         latents=model.codec.encode_images(frames[-1:]),

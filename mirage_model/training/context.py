@@ -162,7 +162,7 @@ def write(
     noise *= weight * rng.uniform(0, config.latent)
     kept = torch.from_numpy(rng.random(stills.depth.shape) >= rng.uniform(0, config.drop))
     memory.write(
-        stills.latents + torch.from_numpy(noise) if memory.takes_latents else None,
+        stills.latents + torch.from_numpy(noise),
         stills.depth * scale,
         jitter(
             stills.cameras,

@@ -43,7 +43,7 @@ from mirage_model.training.model import (
     start_from,
 )
 from mirage_model.training.trainer import StepResult, checkpoints, fit, processes
-from mirage_model.write_filter import pixels_of, write_mask
+from mirage_model.write_filter import filtered_pixels, write_mask
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """As `WorldModel.forward`."""
@@ -139,7 +139,7 @@ class WorldModelObjective:
                 memory = self._memory(kind)
                 seed = stills[:1]
                 memory.write(
-                    seed.latents if memory.takes_latents else None,
+                    seed.latents,
                     seed.depth,
                     seed.cameras,
                     valid=seed.valid,
@@ -185,7 +185,7 @@ class WorldModelObjective:
         stills = replace(stills, depth=depth, valid=valid)
         if self.config.memory not in ('latent', 'none'):
             frames = clip.frames[at].permute(0, 3, 1, 2).float() / 255
-            stills = replace(stills, pixels=pixels_of(frames, known))
+            stills = replace(stills, pixels=filtered_pixels(frames, known))
         return tensors['video'].float(), stills
 
     def _scene(self, path: Path, chunk: int, rng: np.random.Generator, *, after: bool) -> _Scene:

@@ -96,7 +96,7 @@ def test_what_was_imagined_is_written_as_it_was_denoised(model):
     class Listening(LatentMemory):
         def write(self, latents, *arguments, **keywords):
             written.append(latents)
-            super().write(latents, *arguments, **keywords)
+            return super().write(latents, *arguments, **keywords)
 
     memory = Listening(MemoryConfig(channels=model.codec.channels))
     before = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
