@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import os
 from pathlib import Path
 
 from jaxtyping import Bool, Float, UInt8
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
+from mirage_model.io import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def why_left_out(clip: Clip) -> str | None:
 
 
 def save_clip(path: Path, clip: Clip) -> None:
-    """Write aside, then rename: a clip file is whole or absent."""
+    """Write a clip; the file is whole or absent."""
     assert clip.labelled and clip.metric, f'{clip.name} is not complete'
     tensors = {
         'frames': clip.frames,
@@ -63,13 +63,12 @@ def save_clip(path: Path, clip: Clip) -> None:
         'world_from_camera': clip.cameras.world_from_camera,
         'times': clip.cameras.times,
     }
-    aside = path.with_suffix('.part')
-    save_file(
-        {k: v.clone().contiguous() for k, v in tensors.items()},
-        aside,
-        metadata={'text': clip.text, 'scene': clip.scene},
-    )
-    os.replace(aside, path)
+    with written_whole(path) as part:
+        save_file(
+            {k: v.clone().contiguous() for k, v in tensors.items()},
+            part,
+            metadata={'text': clip.text, 'scene': clip.scene},
+        )
 
 
 def _frames(tensor, at: Sequence[int] | None) -> Tensor:

@@ -1,44 +1,102 @@
-"""Folders of results: what they are results of, and JSON that every reader takes."""
+"""Files that are whole or absent, JSON for every reader, and the description that a run is resumed by."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+import hashlib
 import json
 import math
 import os
 from pathlib import Path
+import shutil
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file or folder, and rename it to ``path`` once it is written.
+
+    A file or folder of that name is replaced. What an interrupted run left is removed.
+    """
+    part = path.with_suffix('.part')
+    _remove(part)
+    yield part
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(part, path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Rename a folder, then delete it: no reader finds half of it."""
+    part = folder.with_suffix('.part')
+    _remove(part)
+    os.replace(folder, part)
+    shutil.rmtree(part)
 
 
 def as_json(content: object, *, indent: int | None = 1) -> str:
-    """JSON has no number for what is not known: NaN becomes null, and an infinity its name."""
+    """Return strict JSON: NaN becomes null, an infinity becomes the string 'inf' or '-inf'."""
     return json.dumps(_plain(content), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write aside, then rename: a file is whole or absent."""
-    aside = path.with_suffix('.part')
-    aside.write_text(as_json(content) + '\n')
-    os.replace(aside, path)
+    """Write strict JSON; the file is whole or absent."""
+    text = as_json(content) + '\n'
+    with written_whole(path) as part:
+        part.write_text(text)
 
 
-def claim(out: Path, about: dict, name: str = 'segments') -> Path:
-    """The folder of results by that name within ``out``, which is held to what they are ``about``.
+def check_same_run(path: Path, description: dict, *, may_differ: Collection[str] = ()) -> None:
+    """Compare the description of a run with the one that was written to a JSON file, if it is there.
 
-    Raises ValueError where it holds other results.
+    Args:
+        may_differ: Names of fields that may change, those of inner objects behind a dot.
+
+    Raises:
+        ValueError: A field differs. The message names the file and the fields.
     """
-    folder, path = out / name, out / 'config.json'
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        if other := differing(json.loads(path.read_text()), json.loads(as_json(about))):
-            raise ValueError(
-                f'{out} holds results that differ in {", ".join(other)}: choose another --out, or remove it'
-            )
-    write_json(path, about)
-    return folder
+    if not path.exists():
+        return
+    begun, now = json.loads(path.read_text()), json.loads(as_json(description))
+    if other := sorted(_differing(begun, now) - set(may_differ)):
+        raise ValueError(
+            f'{path}: its run began with another {", ".join(other)}, '
+            'choose another folder or remove this one'
+        )
 
 
-def differing(was: dict, now: dict) -> list[str]:
-    """Names under which two descriptions hold another value, or only one of them holds any."""
-    return sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+def begin_run(path: Path, description: dict, *, may_differ: Collection[str] = ()) -> None:
+    """Write the description of a run to a JSON file, after `check_same_run`."""
+    check_same_run(path, description, may_differ=may_differ)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, description)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the SHA-256 over the weights and configurations in a folder.
+
+    Raises:
+        ValueError: The folder has neither .safetensors nor .json files.
+    """
+    paths = [p for p in sorted(folder.rglob('*')) if p.suffix in ('.safetensors', '.json')]
+    if not paths:
+        raise ValueError(f'{folder}: no weights in this folder')
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open('rb') as file:
+            digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()
+
+
+def _differing(begun: dict, now: dict) -> set[str]:
+    names = set()
+    for name in {*begun, *now}:
+        was, value = begun.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(value, dict):
+            names |= {f'{name}.{inner}' for inner in _differing(was, value)}
+        elif was != value:
+            names.add(name)
+    return names
 
 
 def _plain(content: object) -> object:
@@ -48,4 +106,13 @@ def _plain(content: object) -> object:
         return [_plain(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None if math.isnan(content) else str(content)
+    if isinstance(content, Path):
+        return str(content)
     return content
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

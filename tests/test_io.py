@@ -1,4 +1,4 @@
-"""JSON of results, and whose they are."""
+"""JSON of results, files that are whole or absent, and runs that are resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mirage_model.evaluation.benchmarks.goals import Figure, report
-from mirage_model.io import as_json, claim, write_json
+from mirage_model.io import as_json, begin_run, write_json, written_whole
 
 
 def test_what_is_not_known_is_null():
@@ -25,14 +25,35 @@ def test_figures_that_are_not_known_are_written_as_null(tmp_path, capsys):
     assert 'NaN' not in (tmp_path / 'figures.json').read_text()
 
 
-def test_a_folder_is_held_to_what_its_results_are_of(tmp_path):
-    about = {'model': 'a', 'horizon': math.inf, 'size': (2, 3)}
-    assert claim(tmp_path, about) == claim(tmp_path, dict(about)) == tmp_path / 'segments'
-    assert claim(tmp_path, about, '') == tmp_path
-    for other in ({**about, 'model': 'b'}, {**about, 'more': 1}):
-        with pytest.raises(ValueError, match='holds results that differ in mo'):
-            claim(tmp_path, other)
-    assert json.loads((tmp_path / 'config.json').read_text())['model'] == 'a'
+def test_a_run_resumes_only_with_its_description(tmp_path):
+    path = tmp_path / 'run' / 'config.json'
+    begun = {'model': 'a', 'horizon': math.inf, 'trainer': {'size': (2, 3), 'steps': 5}}
+    begin_run(path, begun)
+    begin_run(path, dict(begun))
+    for other, name in (
+        ({**begun, 'model': 'b'}, 'model'),
+        ({**begun, 'more': 1}, 'more'),
+        ({**begun, 'trainer': {'size': (2, 4), 'steps': 5}}, r'trainer\.size'),
+    ):
+        with pytest.raises(ValueError, match=f'began with another {name}, choose'):
+            begin_run(path, other)
+    assert json.loads(path.read_text())['model'] == 'a'
+    longer = {**begun, 'trainer': {'size': (2, 3), 'steps': 9}}
+    begin_run(path, longer, may_differ=('trainer.steps',))
+    assert json.loads(path.read_text())['trainer']['steps'] == 9
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    path = tmp_path / 'checkpoint-1'
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as part:
+        part.mkdir()
+        raise KeyboardInterrupt
+    assert not path.exists() and part.exists()
+    for content in 'ab':
+        with written_whole(path) as part:
+            part.mkdir()
+            (part / 'file').write_text(content)
+    assert (path / 'file').read_text() == 'b' and not part.exists()
 
 
 def test_a_file_is_whole_or_absent(tmp_path):

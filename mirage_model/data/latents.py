@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, resized
 from mirage_model.clip import Clip
+from mirage_model.io import fingerprint, written_whole
 from mirage_model.labels import labels
 from mirage_model.model.codec import Codec
 from mirage_model.write_filter import write_mask
@@ -62,10 +62,9 @@ def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Ten
 
 
 def save_latents(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write aside, then rename: a shard is whole or absent."""
-    aside = path.with_suffix('.part')
-    save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
-    os.replace(aside, path)
+    """Write a shard; the file is whole or absent."""
+    with written_whole(path) as part:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, part)
 
 
 def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
@@ -188,10 +187,11 @@ class Journal:
         self._file.close()
 
 
-def identity(latents: Path, codec: Path) -> dict[str, str]:
-    """What a training's samples follow from: the indices of prepared clips, and the codec that encoded them.
+def describe_latents(latents: Path, codec: Path) -> dict[str, str]:
+    """Return the digests that training samples depend on: of the index files and of the codec.
 
-    Raises ValueError where they were encoded by another, or were not prepared.
+    Raises:
+        ValueError: The clips were not prepared, or were encoded by another codec.
     """
     found, prepared = fingerprint(codec), latents / PREPARED
     indices = [latents / split / INDEX for split in ('train', 'validation')]
@@ -199,18 +199,8 @@ def identity(latents: Path, codec: Path) -> dict[str, str]:
         if not path.is_file():
             raise ValueError(f'{path} is missing: prepare the clips first')
     if json.loads(prepared.read_text())['codec'] != found:
-        raise ValueError(f'{latents} was encoded by another codec than {codec}')
+        raise ValueError(
+            f'{latents}: encoded by another codec than {codec}, prepare the clips with this one'
+        )
     digest = hashlib.sha256(b''.join(path.read_bytes() for path in indices))
     return {'latents': digest.hexdigest(), 'codec': found}
-
-
-def fingerprint(folder: Path) -> str:
-    """Over the weights and the configuration in a folder. Raises ValueError if it has none."""
-    paths = [p for p in sorted(folder.rglob('*')) if p.suffix in ('.safetensors', '.json')]
-    if not paths:
-        raise ValueError(f'no weights in {folder}')
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
-    return digest.hexdigest()

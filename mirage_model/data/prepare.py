@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 import hashlib
-import json
 from pathlib import Path
 import re
 import signal
@@ -29,14 +28,13 @@ from mirage_model.data.latents import (
     Journal,
     Shard,
     encode_clip,
-    fingerprint,
     read_index,
     save_latents,
 )
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part, RecordedClips, Source
 from mirage_model.data.splits import NAMES, SPLITS, read_splits, split_of
-from mirage_model.io import differing, write_json
+from mirage_model.io import begin_run, fingerprint, write_json
 from mirage_model.model.checkpoint import EMBEDDED, load_perception
 from mirage_model.model.codec import Codec
 from mirage_model.perception import Perception
@@ -78,10 +76,10 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
     """
     splits = read_splits(config.splits)
     identity = config.identity()
-    _check_identity(config.out, identity)
+    begin_run(config.out / PREPARED, identity)
     if config.clips_out is not None:
         kept = {name: identity[name] for name in ('perception', 'layout', 'splits')}
-        _check_identity(config.clips_out, kept)
+        begin_run(config.clips_out / PREPARED, kept)
     listings = [source.listing() for source in sources]
     named = Counter(part.name for listing in listings for part in listing.parts)
     twice = sorted(name for name, count in named.items() if count > 1)
@@ -156,20 +154,6 @@ def _codec(folder: Path, device: str) -> Codec:
 @cache
 def _perception(folder: Path, device: str) -> Perception:
     return load_perception(folder, device=device)[1]
-
-
-def _check_identity(folder: Path, now: dict) -> None:
-    """Raises ValueError where the folder holds clips that were prepared otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PREPARED
-    if path.is_file():
-        if other := differing(json.loads(path.read_text()), now):
-            raise ValueError(
-                f'{folder} was prepared with another {" and another ".join(other)}: '
-                'take another folder, or the same as before'
-            )
-        return
-    write_json(path, now)
 
 
 def _report(

@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-import json
 import multiprocessing
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from mirage_model.clip import Clip, save_clip, why_left_out
 from mirage_model.data.splits import NAMES, maps_of
-from mirage_model.io import claim
+from mirage_model.io import begin_run, write_json
 from mirage_model.worlds import doom
 from mirage_model.worlds.doom import DoomWorld
 from mirage_model.worlds.rooms import NAME, RoomWorld
@@ -106,9 +105,11 @@ def main() -> None:
         rate=arguments.rate,
     )
     try:
-        out = claim(arguments.out, asdict(config), name=arguments.split)
+        begin_run(arguments.out / 'config.json', asdict(config))
     except ValueError as error:
         parser.error(str(error))
+    out = arguments.out / arguments.split
+    out.mkdir(exist_ok=True)
     left_out = []
     # the game library keeps global state: every worker is a fresh process
     spawn = multiprocessing.get_context('spawn')
@@ -120,7 +121,7 @@ def main() -> None:
         for job in tqdm(as_completed(jobs), total=len(jobs), unit='clip'):
             if job.result() is not None:
                 left_out.append(job.result())
-    (out / f'left_out-{arguments.world}.json').write_text(json.dumps(sorted(left_out), indent=1))
+    write_json(out / f'left_out-{arguments.world}.json', sorted(left_out))
     print(f'{len(list(out.glob("*.safetensors")))} clips in {out}, {len(left_out)} left out')
 
 

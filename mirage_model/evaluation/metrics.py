@@ -1,6 +1,6 @@
 """How near imagined frames are to the true ones: over all pixels, over covered ones and over the others.
 
-PSNR and SSIM are torchmetrics'. LPIPS is reported as missing: its backbone's weights lie in no package, and
+SSIM is torchmetrics'. LPIPS is reported as missing: its backbone's weights lie in no package, and
 a figure from another backbone would not be LPIPS.
 """
 
@@ -13,17 +13,14 @@ import numpy as np
 from scipy import stats
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from mirage_model.metrics import psnr
 
 REGIONS = ('all', 'covered', 'uncovered')
 QUALITY = tuple(f'{metric}_{region}' for metric in ('psnr', 'ssim') for region in REGIONS)
 MISSING = {'lpips': 'the weights of its backbone are not installed'}
 """Metrics that are not computed here, with the reason; they are never reported as a number."""
-PEAK_DB = 100.0
-"""What a frame that is equal to the last bit is given, so that means stay finite."""
 
 
 def quality(
@@ -47,16 +44,6 @@ def quality(
             row[f'ssim_{region}'] = float(similar[pixels].mean())
         rows.append(row)
     return rows
-
-
-def psnr(
-    frame: Float[Tensor, '3 h w'], true: Float[Tensor, '3 h w'], pixels: Bool[Tensor, 'h w']
-) -> float:
-    """dB of colours in 0..1, at most `PEAK_DB`; NaN for no pixels."""
-    if not pixels.any():
-        return float('nan')
-    decibels = peak_signal_noise_ratio(frame[:, pixels], true[:, pixels], data_range=(0.0, 1.0))
-    return min(float(decibels), PEAK_DB)
 
 
 def mean_with_interval(values: Sequence[float], *, seed: int = 0) -> dict[str, float | int]:

@@ -29,6 +29,7 @@ from mirage_model.labels import labels
 from mirage_model.memory import Memory
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.metrics import psnr
 from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.model.rollout import rollout
 from mirage_model.process_pool import in_workers
@@ -77,13 +78,6 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
         frames=torch.cat([chunk.frames for chunk in chunks]),
         covered=covered.repeat_interleave(stride, 1).repeat_interleave(stride, 2),
     )
-
-
-def psnr(frames: Tensor, truth: Tensor, mask: Bool[Tensor, 'n H W'] | None = None) -> float:
-    """dB over all pixels of all frames, or over those of the mask; NaN where it is empty."""
-    error = (frames - truth).square().mean(dim=1)
-    error = error if mask is None else error[mask]
-    return float(-10 * torch.log10(error.mean())) if error.numel() else float('nan')
 
 
 def chroma(frames: Tensor) -> Tensor:

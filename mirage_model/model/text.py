@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
+
+from mirage_model.io import written_whole
 
 
 @torch.no_grad()
@@ -59,9 +60,8 @@ def main() -> None:
                 f'the encoder gives {embedding.shape[1]} numbers a word, {arguments.model} takes {wanted}'
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix('.part')
-    save_file({'embedding': embedding}, aside, metadata=about)
-    os.replace(aside, path)
+    with written_whole(path) as part:
+        save_file({'embedding': embedding}, part, metadata=about)
     print(f'wrote {path}')
 
 

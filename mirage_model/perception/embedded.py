@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 import json
 import math
-import os
 from pathlib import Path
 
 from jaxtyping import Bool, Float
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, directions
+from mirage_model.io import write_json, written_whole
 from mirage_model.memory import Readout
 from mirage_model.perception import Estimate
 from mirage_model.perception.alignment import DEFAULT_ALIGNMENT, AlignmentConfig, align
@@ -198,16 +198,15 @@ class EmbeddedPerception:
 
 
 def save_network(folder: Path, network: Network, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write config.json and model.safetensors, each aside first and then renamed."""
+    """Write config.json and model.safetensors; each file is whole or absent."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
     }
-    save_file(tensors, folder / 'model.part')
-    os.replace(folder / 'model.part', folder / 'model.safetensors')
-    (folder / 'config.part').write_text(json.dumps(asdict(network.config), indent=2) + '\n')
-    os.replace(folder / 'config.part', folder / 'config.json')
+    with written_whole(folder / 'model.safetensors') as part:
+        save_file(tensors, part)
+    write_json(folder / 'config.json', asdict(network.config))
 
 
 def load_network(folder: Path) -> Network:

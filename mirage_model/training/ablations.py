@@ -19,13 +19,14 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip, load_clip
-from mirage_model.data.latents import fingerprint, identity, load_latents
-from mirage_model.evaluation.rollout_quality import imagine, psnr
-from mirage_model.io import differing, write_json
+from mirage_model.data.latents import describe_latents, load_latents
+from mirage_model.evaluation.rollout_quality import imagine
+from mirage_model.io import begin_run, fingerprint, write_json
 from mirage_model.labels import labels
 from mirage_model.memory import Readout
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
+from mirage_model.metrics import psnr
 from mirage_model.model.checkpoint import Model, ModelConfig
 from mirage_model.model.codec import Codec
 from mirage_model.model.sampler import tiny_scheduler
@@ -182,7 +183,7 @@ def _shortened(clip: Clip, count: int) -> Clip:
 class Data:
     """Folders with train/ and validation/ of latents and clips, the codec, and the backbone's checkpoint.
 
-    ``identity`` says what samples follow from, as `mirage_model.data.latents.identity` does.
+    ``identity`` says what samples follow from, as `mirage_model.data.latents.describe_latents` does.
     """
 
     latents: Path
@@ -240,9 +241,7 @@ def run_variant(
         for name in COLUMNS
         if any(name in f for f in figures)
     }
-    aside = result.with_suffix('.part')
-    aside.write_text(json.dumps(means))
-    aside.rename(result)
+    write_json(result, means)
     return means
 
 
@@ -286,7 +285,8 @@ def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> 
     """
     out.mkdir(parents=True, exist_ok=True)
     described = {**asdict(config), **data.identity, 'backbone': fingerprint(data.backbone)}
-    _check_same(out / 'config.json', described)
+    # more seeds may be added to finished ones
+    begin_run(out / 'config.json', described, may_differ=('seeds',))
     results: dict[str, list[dict[str, float]]] = {}
     for seed in range(config.seeds):
         for name in names:
@@ -298,14 +298,6 @@ def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> 
             write_json(out / 'ablations.json', written)
             (out / 'ablations.md').write_text(to_markdown(summary))
     return summary
-
-
-def _check_same(path: Path, described: dict) -> None:
-    """More seeds may be added to what was begun; nothing else may differ."""
-    begun = json.loads(path.read_text()) if path.exists() else described
-    if other := differing(begun, {**described, 'seeds': begun.get('seeds')}):
-        raise ValueError(f'{path}: begun with another {", ".join(other)}; choose another folder')
-    path.write_text(json.dumps(described, indent=1))
 
 
 def main() -> None:
@@ -341,7 +333,7 @@ def main() -> None:
         clips=arguments.clips,
         codec=Codec.from_folder(arguments.codec, device=str(processes().device)),
         backbone=arguments.start,
-        identity=identity(arguments.latents, arguments.codec),
+        identity=describe_latents(arguments.latents, arguments.codec),
     )
     print(to_markdown(run_all(arguments.only or list(VARIANTS), config, data, arguments.out)))
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.clip import load_clip
+from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec, load_pretrained, use_still_aware_convolutions
 from mirage_model.training.reprojection import Mover, Pairs
 from mirage_model.training.trainer import (
@@ -186,8 +187,10 @@ class CodecObjective:
         pairs = self._pairs(rng, generator)
         y, latents, alone, moved = module(x, self.config.noise * noise, pairs)
         y, x = y.movedim(1, 2), x.movedim(1, 2)
-        psnr = -10 * torch.log10(((y - x).detach() / 2).square().mean())
-        logs = {'psnr_db': psnr.item(), 'latent_std': latents.detach().std().item()}
+        logs = {
+            'psnr_db': psnr(y.detach() / 2, x / 2),
+            'latent_std': latents.detach().std().item(),
+        }
         loss = self._apart(y, x) + self.config.scale * latents.square().mean()
         if alone is not None:
             apart = misalignment(latents, alone)
@@ -238,9 +241,8 @@ class CodecObjective:
         apart = _in_parts_of_variance(error, second.movedim(1, -1).flatten(0, -2))
         loss = self._apart(seen, true, where) + 0.5 * self._apart(stills, both)
         loss = loss + self.config.moved * apart + self.config.scale * latents.square().mean()
-        square = ((seen - true).detach() / 2).square() * where
-        psnr = -10 * torch.log10(square.mean() / where.mean().clamp(min=RIDGE))
-        return loss, {'moved_psnr_db': psnr.item(), 'moved_error': apart.item()}
+        decibels = psnr(seen.detach() / 2, true / 2, where[:, 0] > 0)
+        return loss, {'moved_psnr_db': decibels, 'moved_error': apart.item()}
 
     def _crop(self, path: Path, rng: np.random.Generator) -> Tensor:
         """Frames (n, 3, crop, crop) in 0..1 from a random place and time, half of them mirrored."""
@@ -258,7 +260,7 @@ class CodecObjective:
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         codec = Codec(self.module.vae)
         frames = 17 if self.config.frames > 1 else 1
-        psnr, ratio, apart, pictures = [], [], [], []
+        decibels, ratio, apart, pictures = [], [], [], []
         for path in self.validation_paths:
             x = _clip(path, frames).to(codec.device)
             latents = codec.encode(x)
@@ -267,15 +269,15 @@ class CodecObjective:
                 stills = codec.encode_images(x[0, :: codec.temporal_stride])
                 apart.append(misalignment(latents, stills.transpose(0, 1)[None]).item())
             x = x.cpu()
-            psnr.append(-10 * torch.log10((y - x).square().mean()).item())
+            decibels.append(psnr(y, x))
             ratio.append([(chroma(y) - chroma(x)).abs().mean(), chroma(x).abs().mean()])
             pictures.append(torch.cat([x[0, -1], y[0, -1]], dim=-2))
         if writer is not None:
             writer.add_image('reconstruction', torch.cat(pictures[:4], dim=-1), step)
         self.module.vae.train().requires_grad_(True)
         return {
-            'psnr_db': float(np.mean(psnr)),
-            'psnr_db_sd': float(np.std(psnr)),
+            'psnr_db': float(np.mean(decibels)),
+            'psnr_db_sd': float(np.std(decibels)),
             'chroma_ratio': float(np.divide(*np.sum(ratio, axis=0))),
             **({'misalignment': float(np.mean(apart))} if apart else {}),
         }

@@ -11,9 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 import json
 import math
-import os
 from pathlib import Path
-import shutil
 import subprocess
 import time
 from typing import Protocol, runtime_checkable
@@ -31,10 +29,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mirage_model.io import as_json, differing
+from mirage_model.io import as_json, check_same_run, remove_folder, write_json, written_whole
 
-MAY_CHANGE = ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'fsdp')
-"""Fields of `TrainerConfig` in which a run may differ from what it began with."""
+_MAY_CHANGE = ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'fsdp')
+MAY_DIFFER = ('commit', *(f'trainer.{name}' for name in _MAY_CHANGE))
+"""Fields of config.json that may change when a run is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,7 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
     done = _resume(run, objective.module, optimizer)
     described = {'trainer': asdict(config), **full_config}
     if done.step:
-        _check_same(run / 'config.json', described)
+        check_same_run(run / 'config.json', described, may_differ=MAY_DIFFER)
     accelerator.wait_for_everyone()
     if main:
         _describe(run, described, done.step)
@@ -292,32 +291,10 @@ def _record(run: Path, writer: SummaryWriter, step: int, figures: dict[str, floa
     tqdm.write(f'step {step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
 
 
-def _check_same(path: Path, described: dict) -> None:
-    was, now = json.loads(path.read_text()), json.loads(json.dumps(described, default=str))
-    other = sorted(_differing(was, now) - {'commit'} - {f'trainer.{name}' for name in MAY_CHANGE})
-    if other:
-        raise ValueError(
-            f'{path} began with another {", ".join(other)}; start in another run folder'
-        )
-
-
-def _differing(was: dict, now: dict) -> set[str]:
-    """Names of fields, those of inner objects behind a dot."""
-    names = set()
-    for name in differing(was, now):
-        one, other = was.get(name), now.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names |= {f'{name}.{inner}' for inner in _differing(one, other)}
-        else:
-            names.add(name)
-    return names
-
-
 def _describe(run: Path, described: dict, step: int) -> None:
     """Write what is run, and forget validations of steps that will be done again."""
     run.mkdir(parents=True, exist_ok=True)
-    content = {**described, 'commit': _commit()}
-    (run / 'config.json').write_text(json.dumps(content, indent=1, default=str))
+    write_json(run / 'config.json', {**described, 'commit': _commit()})
     path = run / 'validation.jsonl'
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
@@ -356,18 +333,13 @@ def _save(run: Path, done: _Progress, module: nn.Module, optimizer, *, main: boo
     if not main:
         return
     folder = run / f'checkpoint-{done.step:07d}'
-    aside = run / f'{folder.name}.part'
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file(weights, aside / 'parameters.safetensors')
-    save_file(moments, aside / 'optimizer.safetensors')
-    (aside / 'state.json').write_text(json.dumps(vars(done)))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(aside, folder)
+    with written_whole(folder) as part:
+        part.mkdir()
+        save_file(weights, part / 'parameters.safetensors')
+        save_file(moments, part / 'optimizer.safetensors')
+        (part / 'state.json').write_text(json.dumps(vars(done)))
     for old in checkpoints(run)[:-2]:
-        aside = old.with_suffix('.part')
-        os.rename(old, aside)
-        shutil.rmtree(aside)
+        remove_folder(old)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -23,11 +23,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.camera import Cameras, rays
 from mirage_model.clip import load_clip
-from mirage_model.data.latents import identity, load_latents, read_index
+from mirage_model.data.latents import describe_latents, load_latents, read_index
 from mirage_model.labels import labels
 from mirage_model.memory import Memory, Pixels
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
+from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec
 from mirage_model.model.sampler import sample_chunk, tiny_scheduler
 from mirage_model.model.side_branch import side_input
@@ -123,7 +124,7 @@ class WorldModelObjective:
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         """PSNR of first chunks imagined from a seed with true depth, with and without the memory."""
         self.module.eval()
-        psnr, pictures = {'memory': [], 'empty': [], 'repeat_seed': [], 'codec': []}, []
+        scores, pictures = {'memory': [], 'empty': [], 'repeat_seed': [], 'codec': []}, []
         for path in self.validation:
             video, stills = self._read(path)
             first = video[0].to(self.codec.device)
@@ -157,7 +158,7 @@ class WorldModelObjective:
                 frames = self.codec.decode(latents.to(first.device))[0, 1:]
                 shown[name] = frames.clamp(0, 1).cpu()
             for name, frames in shown.items():
-                psnr[name].append(-10 * torch.log10((frames - truth).square().mean()).item())
+                scores[name].append(psnr(frames, truth))
             rows = [truth, shown['memory'], shown['empty']]
             pictures.append(
                 torch.cat([row[stride - 1 :: stride].movedim(0, 2).flatten(2) for row in rows], 1)
@@ -165,7 +166,7 @@ class WorldModelObjective:
         if writer is not None:
             writer.add_image('truth_memory_empty', torch.cat(pictures[:4], dim=1), step)
         self.module.train()
-        return {f'{name}_psnr_db': float(np.mean(values)) for name, values in psnr.items()}
+        return {f'{name}_psnr_db': float(np.mean(values)) for name, values in scores.items()}
 
     def _read(self, path: Path) -> tuple[Tensor, Stills]:
         """Latents of a clip's chunks (chunks, c, k, h, w), and its stills."""
@@ -341,7 +342,7 @@ def main() -> None:
             if part is not None:
                 part.compile(dynamic=False)
     codec = Codec.from_folder(arguments.codec, device=str(processes().device))
-    data = identity(arguments.latents, arguments.codec)
+    data = describe_latents(arguments.latents, arguments.codec)
     objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
     fit(
         objective,

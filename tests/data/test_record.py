@@ -19,4 +19,4 @@ def test_clips_of_another_length_do_not_share_a_folder(tmp_path, monkeypatch, ca
     assert json.loads((tmp_path / 'config.json').read_text())['frames'] == 33
     with pytest.raises(SystemExit):
         command('--frames', '65')
-    assert 'differ in frames: choose another --out' in capsys.readouterr().err
+    assert 'began with another frames' in capsys.readouterr().err

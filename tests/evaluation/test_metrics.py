@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_model.evaluation.metrics import PEAK_DB, mean_with_interval, quality
+from mirage_model.evaluation.metrics import mean_with_interval, quality
+from mirage_model.metrics import PEAK_DB
 
 
 def frames(value: int, count: int = 1) -> np.ndarray:

@@ -112,11 +112,11 @@ def test_finished_clips_are_read_back(root, done):
 def test_clips_of_other_frames_or_another_model_are_not_read_back(root, done, capsys):
     words = ['--length', str(FRAMES - 4)]
     assert command(root, done, root / 'manifest.txt', *words) == 1
-    assert 'holds results that differ in layout' in capsys.readouterr().err
+    assert 'began with another layout' in capsys.readouterr().err
     claimed = json.loads((done / 'config.json').read_text())
     (done / 'config.json').write_text(json.dumps({**claimed, 'sha256': 'of others'}))
     assert command(root, done, root / 'manifest.txt') == 1
-    assert 'holds results that differ in sha256' in capsys.readouterr().err
+    assert 'began with another sha256' in capsys.readouterr().err
 
 
 def test_imagining_along_a_path_of_any_length(root):

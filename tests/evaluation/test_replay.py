@@ -103,7 +103,7 @@ def test_interrupted_it_goes_on_and_gives_the_same(recorded, done):
 
 def test_results_of_other_options_are_not_mixed(recorded, done):
     bag_config, config = options(recorded, stride=2.0)
-    with pytest.raises(ValueError, match='differ in replay: choose another --out'):
+    with pytest.raises(ValueError, match='began with another replay'):
         run(load_engine(config), recorded / 'drive', bag_config, config, done)
 
 

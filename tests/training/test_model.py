@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from small_data import clip_of, save_data
 import torch
 
-from mirage_model.data.latents import PREPARED, fingerprint, identity
+from mirage_model.data.latents import PREPARED, describe_latents
+from mirage_model.io import fingerprint
 from mirage_model.model.checkpoint import EMBEDDED, load_model
 from mirage_model.model.lora import add_adapter, save_adapter
 from mirage_model.training.configuration import SOURCES, STEPS, configure
@@ -172,7 +173,7 @@ def test_the_command_trains_stage_after_stage(tmp_path, monkeypatch, small_sizes
         run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none')
     prepared = data / 'latents' / PREPARED
     prepared.write_text(json.dumps({'codec': 'of another'}))
-    with pytest.raises(ValueError, match='was encoded by another codec'):
+    with pytest.raises(ValueError, match='encoded by another codec'):
         run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none')
     prepared.write_text(json.dumps({'codec': fingerprint(tmp_path / 'vae')}))
     with pytest.raises(ValueError, match='a.safetensors is missing: give the folder of the clips'):
@@ -185,7 +186,7 @@ def test_the_command_trains_stage_after_stage(tmp_path, monkeypatch, small_sizes
         )
         start = ['--from', checkpoints(run)[-1]]
     described = json.loads((run / 'config.json').read_text())
-    assert described['data'] == identity(data / 'latents', tmp_path / 'vae')
+    assert described['data'] == describe_latents(data / 'latents', tmp_path / 'vae')
     assert described['backbone']['num_layers'] == 3 and described['commit']
     # what a run folder says can be given again
     config, trainer = configure(str(run / 'config.json'))

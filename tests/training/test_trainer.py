@@ -132,7 +132,7 @@ def test_another_configuration_does_not_resume(tmp_path):
         (CONFIG, {'codec': {'crop': 32}}, 'codec.crop'),
         (CONFIG, {}, 'codec'),
     ):
-        with pytest.raises(ValueError, match=f'began with another {name}; start in another'):
+        with pytest.raises(ValueError, match=f'began with another {name}, choose another'):
             fit(Regression(), config, tmp_path, full_config=described)
     assert (tmp_path / 'config.json').read_text() == begun
     longer = replace(CONFIG, steps=14, validate_every=7, checkpoint_every=7, log_every=7)

@@ -22,8 +22,9 @@ from mirage_model.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.benchmarks.goals import Figure, report
-from mirage_model.evaluation.rollout_quality import KINDS, psnr
+from mirage_model.evaluation.rollout_quality import KINDS
 from mirage_model.interface import CandidatesRequest, Observation, Trajectory
+from mirage_model.metrics import psnr
 
 
 def drive(index: int, frames: int) -> Clip:

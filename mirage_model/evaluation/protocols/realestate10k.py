@@ -27,7 +27,7 @@ from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
 from mirage_model.evaluation.replay.tables import write_tables
 from mirage_model.interface import NOTHING, ImagineRequest, InvalidRequest, Observation
-from mirage_model.io import as_json, claim, write_json
+from mirage_model.io import as_json, begin_run, write_json
 
 MANIFEST = 100
 """Clips of the published protocol."""
@@ -105,7 +105,9 @@ def evaluate(
     """
     about = engine.describe()
     settings = {'model': about.model, 'sha256': about.sha256, 'layout': asdict(source.layout)}
-    done = claim(out, settings, 'clips')
+    begin_run(out / 'config.json', settings)
+    done = out / 'clips'
+    done.mkdir(exist_ok=True)
     parts = {}
     for part in source.listing().parts:
         parts.setdefault(part.sequence, part)

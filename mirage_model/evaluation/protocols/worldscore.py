@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mirage_model.engine.inputs import fit_pixels
 from mirage_model.evaluation.replay.video import mp4
 from mirage_model.interface import EngineProtocol, ImagineRequest, InvalidRequest, Observation
-from mirage_model.io import as_json, claim, write_json
+from mirage_model.io import as_json, begin_run, write_json
 
 BLENDER_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
 """Blender's cameras look along -z with y up."""
@@ -415,7 +415,7 @@ def _generate_all(given: argparse.Namespace) -> dict[str, str]:
     engine = Engine.from_folder(given.model, device=given.device, allow_unscaled_depth=True)
     about = engine.describe()
     settings = {'model': about.model, 'sha256': about.sha256, 'worldscore': asdict(config)}
-    claim(given.out, settings, '')
+    begin_run(given.out / 'config.json', settings)
     failed = {}
     wanted = [data for path in given.dataset for data in instances(path)]
     for data in tqdm(wanted, unit='instance'):

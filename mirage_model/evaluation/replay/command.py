@@ -35,7 +35,7 @@ from mirage_model.evaluation.replay.tables import (
 )
 from mirage_model.evaluation.replay.truncated import intact
 from mirage_model.interface import ModelInfo
-from mirage_model.io import claim, write_json
+from mirage_model.io import begin_run, write_json
 
 HELP = {
     'image': 'topic of rectified images, raw or compressed',
@@ -164,7 +164,9 @@ def run(
             replace(listing, left_out=only_lacking), bag.stamps, bag.layout.rate, config
         )
         about = identity(bag, engine, config, way=way)
-        folder = claim(out, about)
+        begin_run(out / 'config.json', about)
+        folder = out / 'segments'
+        folder.mkdir(exist_ok=True)
         failures += _replay_all(engine, bag, segments, config, folder)
     except ValueError as error:
         raise ValueError('; '.join([str(error), *failures])) from None

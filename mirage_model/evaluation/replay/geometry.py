@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, invert, project, unproject
-from mirage_model.evaluation.metrics import psnr
+from mirage_model.metrics import psnr
 from mirage_model.perception.refine import RefineConfig, refine
 
 ANYWHERE = RefineConfig(max_metres=math.inf, max_degrees=math.inf)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 import json
 import math
-import os
 from pathlib import Path
 import time
 from typing import Protocol, runtime_checkable
@@ -38,7 +37,7 @@ from mirage_model.interface import (
     ModelInfo,
     Observation,
 )
-from mirage_model.io import as_json
+from mirage_model.io import as_json, written_whole
 
 MEMORY = 'replay'
 
@@ -267,13 +266,12 @@ def replay(
 
 
 def save(path: Path, replayed: Replayed) -> None:
-    """Write aside, then rename: a file is whole or absent."""
+    """Write a segment; the file is whole or absent."""
     values = {name: getattr(replayed, name) for name in Replayed.__dataclass_fields__}
     tensors = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
     rest = {name: value for name, value in values.items() if name not in tensors}
-    aside = path.with_suffix('.part')
-    save_file(tensors, aside, metadata={'replayed': as_json(rest, indent=None)})
-    os.replace(aside, path)
+    with written_whole(path) as part:
+        save_file(tensors, part, metadata={'replayed': as_json(rest, indent=None)})
 
 
 def load(path: Path) -> Replayed:
@@ -289,7 +287,7 @@ def load(path: Path) -> Replayed:
 
 
 def identity(bag: Bag, engine: Imaginer, config: ReplayConfig, *, way: str) -> dict:
-    """What figures depend on, as `claim` writes it. Devices do not count."""
+    """What figures depend on, as `begin_run` writes it. Devices do not count."""
     description = engine.describe()
     settings = {k: v for k, v in asdict(config).items() if k != 'devices'}
     files = sorted(path for path in bag.path.rglob('*') if path.is_file()) or [bag.path]
