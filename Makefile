@@ -5,6 +5,8 @@
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
+MIRAGE = .venv/bin/python -m mirage_model.cli
+
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -22,37 +24,37 @@ test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
 		-- .venv/bin/python -m pytest tests/ros
 
 eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, forty minutes or more; writes out/eval/
-	.venv/bin/python -m mirage_model.evaluation.rollout_quality
+	$(MIRAGE) evaluate tiny
 
 REPLAY = out/replay/sample --config config/replay_sample.yaml
 
 replay-sample: setup  ## a sample bag, replayed from the file and through the node: equal figures; writes out/replay/
-	.venv/bin/python -m mirage_model.evaluation sample-bag --out out/replay/sample
-	.venv/bin/python -m mirage_model.evaluation replay $(REPLAY) --out out/replay/file
+	$(MIRAGE) report sample-bag --out out/replay/sample
+	$(MIRAGE) replay $(REPLAY) --out out/replay/file
 	.venv/bin/python -m mirage_ros.tools.replay $(REPLAY) --out out/replay/node
-	.venv/bin/python -m mirage_model.evaluation same-figures out/replay/file out/replay/node
+	$(MIRAGE) report compare out/replay/file out/replay/node
 
 bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
-	.venv/bin/python -m mirage_model.evaluation.benchmarks.memory_speed
+	$(MIRAGE) bench memory
 
 bench-score: setup  ## how fast and how right the coarse coverage of candidates is; writes out/bench/score.json
-	.venv/bin/python -m mirage_model.evaluation.benchmarks.score
+	$(MIRAGE) bench score
 
 bench-half: setup  ## what half the resolution of candidates costs and gives, on validation maps; writes out/bench/half.json
-	.venv/bin/python -m mirage_model.evaluation.benchmarks.half_resolution
+	$(MIRAGE) bench half-resolution
 
 bench-growth: setup  ## how much the memory grows, against its goals; writes out/bench/growth.json
-	.venv/bin/python -m mirage_model.evaluation.benchmarks.memory_growth
+	$(MIRAGE) bench growth
 
 soak: setup  ## 2,000 writes and reads under a cap, then three clients and a robot against a node for ten minutes; writes out/bench/soak.json, out/soak/summary.json
-	.venv/bin/python -m mirage_model.evaluation.benchmarks.memory_soak
+	$(MIRAGE) bench soak
 	.venv/bin/python -m mirage_ros.tools.soak
 
 bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score, its first request and its tenth; writes out/bench/node.json
 	.venv/bin/python tests/ros/bench_node.py
 
-bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/efficiency.md
-	.venv/bin/python -m mirage_model.evaluation efficiency
+bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/measurements/efficiency.md
+	$(MIRAGE) bench efficiency
 
 lint: setup  ## style and formatting
 	.venv/bin/ruff check .

@@ -107,7 +107,7 @@ setup(
         'console_scripts': [
             'mirage_node=mirage_ros.node:main',
             'mirage_demo=mirage_ros.tools.demo:main',
-            'mirage-replay=mirage_model.evaluation.replay.command:main',
+            'mirage=mirage_model.cli:main',
             'mirage_replay_node=mirage_ros.tools.replay:main',
             'mirage_viewer=mirage_ros.tools.viewer:main',
         ]

@@ -51,6 +51,7 @@ LAYERS = (
     ('worlds/',),
     ('data/',),
     ('training/', 'evaluation/'),
+    ('cli.py',),
 )
 """From the bottom to the top; a module may import those beside and below it."""
 

@@ -22,6 +22,7 @@ import torch
 
 from mirage_model.camera import Cameras, check_cameras, resample_trajectory
 from mirage_model.clip import Clip
+from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
 from mirage_model.messages.bag import colours, matrix, metres, seconds
 from mirage_model.messages.sensors import intrinsics
@@ -35,28 +36,6 @@ _POSES = {
     'geometry_msgs/msg/PoseWithCovarianceStamped': lambda message: message.pose.pose,
     'nav_msgs/msg/Odometry': lambda message: message.pose.pose,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BagConfig:
-    """Topics by name, ``depth`` empty for none.
-
-    ``pose`` may be a topic of transforms: then ``world_frame`` names the fixed frame that the poses are in,
-    and ``transforms_static`` is read too where it exists.
-    ``base_from_camera`` is x y z in metres and a quaternion x y z w; empty where the poses are the optical
-    frame's own. A depth image belongs to the colour image whose stamp is within ``tolerance`` seconds, and an
-    image needs a pose at most ``pose_gap`` seconds before it and one as long after it.
-    """
-
-    image: str
-    camera_info: str
-    pose: str
-    depth: str = ''
-    world_frame: str = 'map'
-    transforms_static: str = '/tf_static'
-    base_from_camera: tuple[float, ...] = ()
-    tolerance: float = 0.02
-    pose_gap: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

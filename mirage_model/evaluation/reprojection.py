@@ -1,4 +1,4 @@
-"""Do latents survive being moved? ``python -m mirage_model.evaluation.reprojection --help``.
+"""Do latents survive being moved? ``mirage evaluate reprojection``.
 
 A frame's latents are written to a memory with true depth and read back from the camera of a later frame;
 three convolutions, trained on other maps, repair what was read; PSNR counts covered cells alone. Against
@@ -7,7 +7,6 @@ it: pixels moved the same way and then encoded, and the codec's own reconstructi
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from mirage_model.camera import Cameras, resized
 from mirage_model.clip import Clip, load_clip
+from mirage_model.evaluation.config import ReprojectionConfig
 from mirage_model.io import write_json
 from mirage_model.memory.depth_grid import depth_to_grid
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -207,30 +207,17 @@ def to_markdown(table: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--clips', required=True, type=Path, help='folder with train/ and the held-out split'
-    )
-    parser.add_argument('--held-out', default='validation')
-    parser.add_argument('--codec', type=Path, default=EMBEDDED / 'vae')
-    parser.add_argument('--pairs', type=int, default=70, help='held-out pairs at every gap')
-    parser.add_argument('--training-pairs', type=int, default=240, help='over all gaps')
-    parser.add_argument('--steps', type=int, default=1500, help='of training the convolutions')
-    parser.add_argument('--out', type=Path, default=Path('out/moved_latents.json'))
-    arguments = parser.parse_args()
+def main(config: ReprojectionConfig) -> int:
+    """Measure, write and print the table; return the exit status."""
     table = evaluate(
-        Codec.from_folder(arguments.codec),
-        sorted((arguments.clips / 'train').glob('*.safetensors')),
-        sorted((arguments.clips / arguments.held_out).glob('*.safetensors')),
-        pairs=arguments.pairs,
-        training_pairs=arguments.training_pairs,
-        steps=arguments.steps,
+        Codec.from_folder(config.codec or EMBEDDED / 'vae'),
+        sorted((config.clips / 'train').glob('*.safetensors')),
+        sorted((config.clips / config.held_out).glob('*.safetensors')),
+        pairs=config.pairs,
+        training_pairs=config.training_pairs,
+        steps=config.steps,
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, table)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(config.out, table)
     print(to_markdown(table))
-
-
-if __name__ == '__main__':
-    main()
+    return 0

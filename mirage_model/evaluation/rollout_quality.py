@@ -1,4 +1,4 @@
-"""How good is mirage-tiny on maps it has not seen? ``python -m mirage_model.evaluation.rollout_quality``
+"""How good is mirage-tiny on maps it has not seen? ``mirage evaluate tiny``
 
 A seeded manifest of drives through the test maps: turning, driving forward, out and back. The seed frame
 comes with true depth, all later depth is the model's own. Baselines in the same run: the same model with an
@@ -8,7 +8,6 @@ trajectories are kept, so that an interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass
 from functools import cache
 import hashlib
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from mirage_model.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
+from mirage_model.evaluation.config import RolloutQualityConfig
 from mirage_model.io import as_json, write_json
 from mirage_model.labels import labels
 from mirage_model.memory import Memory
@@ -231,42 +231,33 @@ def _figures_path(done: Path, index: int) -> Path:
     return done / f'{index:03d}.json'
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--model', type=Path, default=EMBEDDED)
-    parser.add_argument('--trajectories', type=int, default=64)
-    parser.add_argument('--frames', type=int, default=129, help='16 k + 1, the seed counted')
-    parser.add_argument('--out', type=Path, default=Path('out/eval'))
-    parser.add_argument('--workers', type=int, default=2, help='processes of one thread each')
-    arguments = parser.parse_args()
-    model = _model(arguments.model)
-    done = arguments.out / f'tiny-{_identity(model)}-{arguments.frames}'
+def main(config: RolloutQualityConfig) -> int:
+    """Measure what is not measured yet; write the summary; return the exit status."""
+    folder = config.model or EMBEDDED
+    model = _model(folder)
+    done = config.out / f'tiny-{_identity(model)}-{config.frames}'
     done.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (arguments.model, index, arguments.frames, done)
-        for index in range(arguments.trajectories)
+        (folder, index, config.frames, done)
+        for index in range(config.trajectories)
         if not _figures_path(done, index).exists()
     ]
-    finished = arguments.trajectories - len(jobs)
-    with tqdm(total=arguments.trajectories, initial=finished, unit='trajectory') as bar:
-        for _ in in_workers(evaluate_trajectory, jobs, workers=arguments.workers):
+    finished = config.trajectories - len(jobs)
+    with tqdm(total=config.trajectories, initial=finished, unit='trajectory') as bar:
+        for _ in in_workers(evaluate_trajectory, jobs, workers=config.workers):
             bar.update()
     results = [
-        json.loads(_figures_path(done, index).read_text())
-        for index in range(arguments.trajectories)
+        json.loads(_figures_path(done, index).read_text()) for index in range(config.trajectories)
     ]
     summary = {
         'model': model.config.name,
         'sha256': model.sha256,
         'trajectories': len(results),
-        'frames_each': arguments.frames,
+        'frames_each': config.frames,
         'maps': maps_of('test'),
         **summarise(results),
     }
-    write_json(arguments.out / 'tiny.json', summary)
-    (arguments.out / 'tiny.md').write_text(to_markdown(summary))
+    write_json(config.out / 'tiny.json', summary)
+    (config.out / 'tiny.md').write_text(to_markdown(summary))
     print(to_markdown(summary))
-
-
-if __name__ == '__main__':
-    main()
+    return 0

@@ -7,18 +7,15 @@ With ``--free-running`` the bag plays at its own pace, and free_running.json say
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 import shutil
 import signal
 import sys
 
-from mirage_model.evaluation.replay.command import add_options, configure, run, say
-from mirage_model.evaluation.replay.segments import ReplayConfig
-from mirage_model.evaluation.replay.truncated import intact
+from mirage_model.cli import Command, run
+from mirage_model.evaluation.config import ReplayConfig, ReplayNodeCommand
 from mirage_model.io import as_json, write_json
-from mirage_model.model.checkpoint import EMBEDDED, describe
 from mirage_ros.tools.demo import quiet_network, running_node
 
 OBSERVING = {
@@ -56,60 +53,67 @@ def node_command(config: ReplayConfig, *, lockstep: bool) -> list[str]:
     return command
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     quiet_network()  # before rclpy, whose Fast DDS reads the environment
-    import rclpy
-    from rclpy.signals import SignalHandlerOptions
     from rclpy.utilities import remove_ros_args
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    words = remove_ros_args(sys.argv)[1:] if words is None else words
+    command = Command(
+        'mirage_model.evaluation.config:ReplayNodeCommand', f'{__name__}:replay_through_node', ''
+    )
+    return run(command, words, prog='mirage_replay_node')
+
+
+def replay_through_node(command: ReplayNodeCommand) -> int:
+    """Start a node, replay the bag through it, end it; return the exit status.
+
+    Raises ValueError for a bag that cannot be used, TimeoutError where the node does not answer,
+    and ChildProcessError where it ends.
+    """
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    from mirage_model.evaluation.replay import command as replay
+    from mirage_model.evaluation.replay.truncated import intact
+    from mirage_model.model.checkpoint import EMBEDDED, describe
     from mirage_ros.tools.replay_client import NodeEngine
     from mirage_ros.tools.replay_realtime import play
 
-    parser = argparse.ArgumentParser(
-        prog='mirage_replay_node', description=__doc__.splitlines()[0]
-    )
-    parser.add_argument('bag', type=Path, help='folder of the bag, MCAP or sqlite3, or one file')
-    parser.add_argument('--config', type=Path, help='YAML with these options by name')
-    parser.add_argument('--out', type=Path, default=Path('out/replay/node'))
-    parser.add_argument('--free-running', action='store_true', help='do not wait for answers')
-    parser.add_argument('--pace', type=float, default=1.0, help='of a free run, times real time')
-    add_options(parser)
-    words = remove_ros_args(sys.argv)[1:] if arguments is None else arguments
-    given = vars(parser.parse_args(words))
-    bag, path, out = given.pop('bag'), given.pop('config'), given.pop('out')
-    free, pace = given.pop('free_running'), given.pop('pace')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        bag_config, config = configure(path, given)
-        config = replace(config, devices=config.devices[:1])  # a node has one
-        about = describe(Path(config.model_folder) if config.model_folder else EMBEDDED)
-        use_depth = f'use_depth:={str(bool(bag_config.depth)).lower()}'
-        command = [*node_command(config, lockstep=not free), '-p', use_depth]
-        with running_node(command) as node:
-            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    config = dataclasses.replace(command.replay, devices=command.replay.devices[:1])
+    about = describe(Path(config.model_folder) if config.model_folder else EMBEDDED)
+    depth = bool(command.topics.depth)
+    use_depth = f'use_depth:={str(depth).lower()}'
+    line = [*node_command(config, lockstep=not command.free_running), '-p', use_depth]
+    with running_node(line) as node:
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        try:
+            if command.free_running:
+                out = command.out
+                whole, damage = intact(command.bag, out / 'intact')
+                found = play(whole, command.topics, config, about, pace=command.pace, node=node)
+                shutil.rmtree(out / 'intact', ignore_errors=True)
+                out.mkdir(parents=True, exist_ok=True)
+                write_json(out / 'free_running.json', found)
+                print(as_json(found))
+                if damage:
+                    print(f'failed: {damage}', file=sys.stderr)
+                return 1 if damage else 0
+            engine = NodeEngine(about, depth=depth, alive=lambda: node.poll() is None)
             try:
-                if free:
-                    whole, damage = intact(bag, out / 'intact')
-                    found = play(whole, bag_config, config, about, pace=pace, node=node)
-                    shutil.rmtree(out / 'intact', ignore_errors=True)
-                    out.mkdir(parents=True, exist_ok=True)
-                    write_json(out / 'free_running.json', found)
-                    print(as_json(found))
-                    if damage:
-                        print(f'failed: {damage}', file=sys.stderr)
-                    return 1 if damage else 0
-                depth = bool(bag_config.depth)
-                engine = NodeEngine(about, depth=depth, alive=lambda: node.poll() is None)
-                try:
-                    outcome = run(engine, bag, bag_config, config, out, way='through the node')
-                finally:
-                    engine.close()
+                outcome = replay.run(
+                    engine,
+                    command.bag,
+                    command.topics,
+                    config,
+                    command.out,
+                    way='through the node',
+                )
             finally:
-                rclpy.try_shutdown()
-    except (ValueError, ImportError, TimeoutError, ChildProcessError, RuntimeError) as error:
-        print(f'mirage_replay_node: {error}', file=sys.stderr)
-        return 1
-    return say(outcome)
+                engine.close()
+        finally:
+            rclpy.try_shutdown()
+    return replay.say(outcome)
 
 
 if __name__ == '__main__':

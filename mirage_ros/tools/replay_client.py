@@ -169,7 +169,7 @@ class NodeEngine:
         return 'sensor' if view.depth is not None else 'perception'
 
     def imagine(self, request: ImagineRequest) -> Iterator[Chunk]:
-        """Raises InvalidRequest with the node's reason, and RuntimeError where it serves another model."""
+        """Raises InvalidRequest with the node's reason, and ValueError where it serves another model."""
         self._chunks.clear()
         goal = ImagineAction.Goal(
             trajectory=plan_message(request), seed=request.seed, steps=request.steps or 0
@@ -186,7 +186,7 @@ class NodeEngine:
         self._until(lambda: len(self._answers(request)) == result.chunks, 'chunks are missing')
         for message in self._answers(request):
             if message.model_sha256 != self._about.sha256:
-                raise RuntimeError(
+                raise ValueError(
                     f'the node serves {message.model} ({message.model_sha256[:12]}), '
                     f'the replay is of {self._about.model} ({self._about.sha256[:12]})'
                 )

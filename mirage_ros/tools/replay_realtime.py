@@ -13,10 +13,11 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from mirage_model.data.bag import BagConfig
+from mirage_model.data.config import BagConfig
+from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.replay.command import open_bag
 from mirage_model.evaluation.replay.replay import request_for, views
-from mirage_model.evaluation.replay.segments import ReplayConfig, segments_of
+from mirage_model.evaluation.replay.segments import segments_of
 from mirage_model.interface import ModelInfo
 from mirage_ros.tools.replay_client import Sensors, plan_message
 

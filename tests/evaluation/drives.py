@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 import shutil
 import sys
@@ -15,8 +16,10 @@ import torch
 import yaml
 
 from mirage_model.camera import Cameras
+from mirage_model.cli import main
 from mirage_model.clip import Clip
-from mirage_model.evaluation.replay.command import configure, main
+from mirage_model.data.config import BagConfig
+from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.replay.sample_bag import write_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -134,8 +137,12 @@ def split_bag(source: Path, target: Path, at: int) -> Path:
     return target
 
 
-def options(recorded: Path, **changed):
-    return configure(None, {**OPTIONS, 'model_folder': str(recorded / 'model'), **changed})
+def options(recorded: Path, **changed) -> tuple[BagConfig, ReplayConfig]:
+    values = {**OPTIONS, 'model_folder': str(recorded / 'model'), **changed}
+    return tuple(
+        cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        for cls in (BagConfig, ReplayConfig)
+    )
 
 
 def by_name(path: Path) -> dict[str, bytes]:
@@ -143,7 +150,15 @@ def by_name(path: Path) -> dict[str, bytes]:
 
 
 def command(recorded: Path, bag: Path, out: Path, *more: str) -> int:
-    words = [str(bag), '--out', str(out), '--model-folder', str(recorded / 'model'), *more]
+    words = [
+        'replay',
+        str(bag),
+        '--out',
+        str(out),
+        '--model-folder',
+        str(recorded / 'model'),
+        *more,
+    ]
     for name, value in OPTIONS.items():
         if f'--{name.replace("_", "-")}' not in more:
             words += [f'--{name.replace("_", "-")}', str(value)]

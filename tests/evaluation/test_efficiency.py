@@ -17,7 +17,6 @@ from mirage_model.camera import Cameras, unproject
 from mirage_model.clip import Clip
 from mirage_model.data.record import open_world
 from mirage_model.evaluation import rollout_quality
-from mirage_model.evaluation.__main__ import main as evaluation
 from mirage_model.evaluation.benchmarks import efficiency
 from mirage_model.evaluation.benchmarks.efficiency import main, measure_parts, once
 from mirage_model.evaluation.benchmarks.efficiency_large import (
@@ -40,6 +39,7 @@ from mirage_model.evaluation.benchmarks.efficiency_report import (
 )
 from mirage_model.evaluation.benchmarks.efficiency_rows import Clock, Row, TimedMemory, machine
 from mirage_model.evaluation.benchmarks.efficiency_tiny import rows_of_a_rollout, run_whole
+from mirage_model.evaluation.config import EfficiencyConfig
 from mirage_model.memory import Encoder, Memory
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.registry import MEMORIES
@@ -193,17 +193,17 @@ def test_what_was_timed_is_kept(tmp_path):
 
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys):
-    arguments = ['--size', 'small', '--chunks', '2', '--runs', '1', '--out', str(tmp_path)]
-    assert main([*arguments, '--only', 'latent', 'encode'], SMALL) == 1
+    config = EfficiencyConfig(sizes=('wan22_5b',), chunks=2, runs=1, out=tmp_path)
+    assert main(replace(config, only=('latent', 'encode')), SMALL) == 1
     done = sorted(path.stem for path in (tmp_path / 'small-2').iterdir())
     assert done == ['encode-0', 'latent-0']
     assert 'still to be timed: rgb_cloud-0' in capsys.readouterr().out
-    assert main(arguments, SMALL) == 0
+    assert main(config, SMALL) == 0
     printed = capsys.readouterr().out
     assert 'latent-0: now' not in printed and 'rgb_cloud-0: now' in printed
     assert '| rgb_cloud |' in printed and '| RGB cloud / latent | chunk 1 | chunk 2 |' in printed
-    with pytest.raises(SystemExit):
-        main([*arguments, '--only', 'nothing'], SMALL)
+    with pytest.raises(ValueError, match='only: .*nothing.*: not among'):
+        main(replace(config, only=('nothing',)), SMALL)
     changed = tmp_path / 'small-2' / 'latent-0.json'
     held = json.loads(changed.read_text())
     held['machine']['processor'] = 'another'
@@ -222,13 +222,13 @@ def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(efficiency, 'load_model', lambda folder: model)
     monkeypatch.setattr(efficiency, 'trajectory', trajectory)
-    places = ['--out', str(tmp_path / 'out'), '--docs', str(tmp_path / 'docs')]
-    short = ['--chunks', '1', '--runs', '1', *places]
-    assert main([*short, '--size', 'embedded'], SMALL) == 0
+    short = EfficiencyConfig(chunks=1, runs=1, out=tmp_path / 'out', docs=tmp_path / 'docs')
+    embedded = replace(short, sizes=('embedded',))
+    assert main(embedded, SMALL) == 0
     assert not (tmp_path / 'docs').exists()
     assert main(short, SMALL) == 0
     assert drives == [efficiency.TRAJECTORY]  # measured once
-    assert main(['--size', 'embedded', '--chunks', '1', '--runs', '2', *places], SMALL) == 0
+    assert main(replace(embedded, runs=2), SMALL) == 0
     assert drives == [efficiency.TRAJECTORY] * 2  # the first run counts as one of the two
     page = (tmp_path / 'docs' / 'efficiency.md').read_text()
     assert page.count('**Composed, not run.**') == 1 and '## small-random' in page
@@ -287,14 +287,6 @@ def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
 
 def test_a_spread_of_nothing_is_not_shown():
     assert spread([2.0, 2.0, 2.0]) == '2' and spread([3.0, 1.0, 2.0]) == '2 (1 to 3)'
-
-
-def test_commands_are_found_by_name(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        evaluation(['efficiency', '--help'])
-    assert stopped.value.code == 0 and '--only' in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        evaluation(['nothing'])
 
 
 def test_a_timed_memory_is_a_memory():

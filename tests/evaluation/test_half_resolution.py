@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from mirage_model.cli import main
 from mirage_model.evaluation.benchmarks import half_resolution
 
 
@@ -14,7 +15,21 @@ def test_halves_are_means_of_four():
 
 def test_one_drive_is_imagined_at_both_sizes(tmp_path):
     out = tmp_path / 'half.json'
-    assert half_resolution.main(['--drives', '1', '--frames', '17', '--out', str(out)]) == 0
+    assert (
+        main(
+            [
+                'bench',
+                'half-resolution',
+                '--trajectories',
+                '1',
+                '--frames',
+                '17',
+                '--out',
+                str(out),
+            ]
+        )
+        == 0
+    )
     figures = json.loads(out.read_text())['figures']
     assert len(figures) == 6
     assert all(10 < figure['value'] < 40 for figure in figures[:5])

@@ -7,13 +7,16 @@ import json
 
 import pytest
 
-from mirage_model.evaluation.benchmarks.memory_soak import Step, judge, main
+from mirage_model.cli import main
+from mirage_model.evaluation.benchmarks.memory_soak import Step, judge
 
 
 def test_a_short_soak_keeps_under_its_cap_and_reports(tmp_path, capsys):
     out = tmp_path / 'bench' / 'soak.json'
     code = main(
         [
+            'bench',
+            'soak',
             '--steps',
             '60',
             '--stride',

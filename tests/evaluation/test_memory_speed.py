@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mirage_model.camera import concatenate
+from mirage_model.cli import main
 from mirage_model.evaluation.benchmarks.goals import Figure, report
 from mirage_model.evaluation.benchmarks.memory_speed import (
     HEIGHT,
@@ -16,7 +17,6 @@ from mirage_model.evaluation.benchmarks.memory_speed import (
     chunk_ahead,
     fill,
     in_view,
-    main,
     room_depth,
     sort_and_assign,
 )
@@ -24,7 +24,7 @@ from mirage_model.evaluation.benchmarks.memory_speed import (
 
 def test_the_report_says_what_was_measured_and_whether_it_holds(tmp_path, capsys):
     path = tmp_path / 'bench' / 'memory.json'
-    code = main(['--scale', '0.001', '--repeats', '1', '--out', str(path)])
+    code = main(['bench', 'memory', '--scale', '0.001', '--repeats', '1', '--out', str(path)])
     content, printed = json.loads(path.read_text()), capsys.readouterr().out
     assert code == (0 if content['holds'] else 1)
     assert content['holds'] == all(figure['holds'] for figure in content['figures'])

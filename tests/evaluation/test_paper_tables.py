@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mirage_model.evaluation.protocols.tables import main
+from mirage_model.cli import main
 
 
 def write(folder: Path, file: str, content: dict) -> None:
@@ -24,7 +24,7 @@ def test_a_table_of_two_folders(tmp_path, capsys):
     write(tmp_path / 'rgb', 'worldscore.json', {'average': 67.71, 'static': None})
     out = tmp_path / 'table.md'
     words = [f'latents={tmp_path / "full"}', f'RGB points={tmp_path / "rgb"}']
-    assert main([*words, '--first', 'memory', '--out', str(out)]) == 0
+    assert main(['evaluate', 'tables', *words, '--first', 'memory', '--out', str(out)]) == 0
     expected = (
         '| memory | WorldScore | static | 3D consistency | RE10K PSNR |\n'
         '|---|---|---|---|---|\n'
@@ -35,7 +35,7 @@ def test_a_table_of_two_folders(tmp_path, capsys):
 
 
 def test_folders_without_results_are_named(tmp_path, capsys):
-    assert main([f'a={tmp_path}']) == 1
+    assert main(['evaluate', 'tables', f'a={tmp_path}']) == 1
     assert 'holds no results: none of realestate10k.json' in capsys.readouterr().err
-    assert main(['nothing']) == 1
-    assert "'nothing' is not NAME=DIR" in capsys.readouterr().err
+    assert main(['evaluate', 'tables', 'nothing']) == 1
+    assert "'nothing': must be NAME=DIR" in capsys.readouterr().err

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from mirage_model.cli import main
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.metrics import REGIONS
-from mirage_model.evaluation.protocols.realestate10k import choose, imagine_along, main
+from mirage_model.evaluation.protocols.realestate10k import choose, imagine_along
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 17
@@ -59,7 +60,7 @@ def root(tmp_path_factory) -> Path:
 def command(root: Path, out: Path, manifest: Path, *more: str) -> int:
     words = ['--text', str(root / 'text'), '--frames', str(root / 'frames'), *more]
     words += ['--manifest', str(manifest), '--out', str(out), '--model', str(root / 'model')]
-    return main(['--length', str(FRAMES), *words])
+    return main(['evaluate', 'realestate10k', '--length', str(FRAMES), *words])
 
 
 def strictly(text: str) -> dict:

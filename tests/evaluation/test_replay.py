@@ -18,9 +18,11 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
 from safetensors import safe_open
 
+from mirage_model.cli import main, parse
 from mirage_model.engine.engine import Engine
 from mirage_model.engine.inputs import fit_pixels
-from mirage_model.evaluation.replay.command import configure, load_engine, open_bag, run
+from mirage_model.evaluation.config import ReplayCommand
+from mirage_model.evaluation.replay.command import load_engine, open_bag, run
 from mirage_model.evaluation.replay.replay import Walk, load, request_for, views
 from mirage_model.evaluation.replay.results_bag import FIGURES, lanes
 from mirage_model.evaluation.replay.segments import segments_of
@@ -264,23 +266,31 @@ def test_bags_that_do_not_fit_say_what_is_there(recorded, tmp_path, capsys, more
     assert message in capsys.readouterr().err
 
 
-def test_options_come_from_a_file_and_are_overridden(tmp_path):
+def test_options_come_from_a_file_and_are_overridden(tmp_path, capsys):
     path = tmp_path / 'config.yaml'
     path.write_text(
         'image: /a\ncamera_info: /b\npose: /c\nhorizon: 2\nseeds: [1, 2]\nobserve: .inf\n'
     )
-    bag_config, config = configure(path, {'pose': '/d', 'stride': None})
-    assert (bag_config.image, bag_config.pose) == ('/a', '/d')
+    words = ['bag', '--config', str(path)]
+    given = parse(ReplayCommand, [*words, '--pose', '/d'], prog='mirage replay')
+    assert (given.topics.image, given.topics.pose) == ('/a', '/d')
+    config = given.replay
     assert (config.horizon, config.seeds, config.observe) == (2.0, (1, 2), math.inf)
     for text, message in (
-        ('image: /a', '--camera-info, --pose must be given'),
-        ('imag: /a', 'imag: not among image'),
-        ('- a', 'names with values'),
-        ('image: /a\ncamera_info: /b\npose: /c\nhorizon: far', "horizon must be float, got 'far'"),
+        ('imag: /a', 'config.yaml: imag: not among allow_unscaled_depth'),
+        ('- a', 'config.yaml: is list, must be names with values'),
     ):
         path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            configure(path, {})
+        assert main(['replay', *words]) == 1
+        assert message in capsys.readouterr().err
+    for text, message in (
+        ('image: /a', '--camera-info STR'),
+        ('image: /a\ncamera_info: /b\npose: /c\nhorizon: far', 'Error parsing --horizon'),
+    ):
+        path.write_text(text)
+        with pytest.raises(SystemExit, match='2'):
+            main(['replay', *words])
+        assert message in capsys.readouterr().err
 
 
 def test_poses_that_begin_late_leave_out_what_was_before(recorded, tmp_path, capsys):

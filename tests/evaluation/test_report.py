@@ -7,13 +7,13 @@ import csv
 from pathlib import Path
 import shutil
 
-from drives import OPTIONS, wall_bag
+from drives import options, wall_bag
 from models import save_small_model
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 import pytest
 
-from mirage_model.evaluation.replay.command import configure, load_engine, run
+from mirage_model.evaluation.replay.command import load_engine, run
 from mirage_model.evaluation.replay.video import at_most
 
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync']
@@ -25,8 +25,7 @@ def report(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('report')
     wall_bag(folder / 'drive')
     save_small_model(folder / 'model')
-    options = {**OPTIONS, 'model_folder': str(folder / 'model')}
-    bag_config, config = configure(None, options)
+    bag_config, config = options(folder)
     out = run(load_engine(config), folder / 'drive', bag_config, config, folder / 'out').out
     (folder / 'alone').mkdir()
     shutil.copy(out / 'report.html', folder / 'alone' / 'report.html')

@@ -6,12 +6,12 @@ import json
 import math
 from pathlib import Path
 import shutil
-import sys
 
 from models import CHUNK_FRAMES, save_small_model
 import pytest
 import torch
 
+from mirage_model.cli import main
 from mirage_model.evaluation import rollout_quality
 
 FIGURES = (
@@ -44,15 +44,14 @@ def test_red_in_the_place_of_blue_is_another_mean_colour():
 
 
 def test_it_is_measured_pictured_and_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     model, out = save_small_model(tmp_path / 'model'), tmp_path / 'out'
-    given = f'tiny --out {out} --frames {CHUNK_FRAMES} --workers 1'
+    given = f'evaluate tiny --out {out} --frames {CHUNK_FRAMES} --workers 1'
 
     def run(count: int, model: Path = model) -> dict:
         words = ['--trajectories', str(count), '--model', str(model)]
-        monkeypatch.setattr(sys, 'argv', [*given.split(), *words])
-        rollout_quality.main()
+        assert main([*given.split(), *words]) == 0
         return json.loads((out / 'tiny.json').read_text())
 
     run(2)

@@ -7,10 +7,12 @@ from drives import OPTIONS, copy_bag, wall_bag
 import numpy as np
 import pytest
 
-from mirage_model.data.bag import Bag, BagConfig
+from mirage_model.data.bag import Bag
+from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout, Listing, Part
+from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.replay.replay import views
-from mirage_model.evaluation.replay.segments import ReplayConfig, segments_of
+from mirage_model.evaluation.replay.segments import segments_of
 
 
 def listing(*runs: range) -> Listing:

@@ -9,6 +9,7 @@ from models import save_small_model
 import numpy as np
 import pytest
 
+from mirage_model.cli import main
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.protocols.worldscore import (
     DYNAMIC,
@@ -19,7 +20,6 @@ from mirage_model.evaluation.protocols.worldscore import (
     from_blender,
     generate,
     keyframes,
-    main,
     to_blender,
 )
 from mirage_model.interface import InvalidRequest
@@ -135,7 +135,7 @@ def test_instances_of_another_model_or_setting_are_not_taken_for_its_own(tmp_pat
     def made(model: str, *more: str) -> int:
         words = ['--dataset', str(tmp_path / 'data.json'), '--root', str(tmp_path), *more]
         words += ['--resolution', '96', '64', '--out', str(tmp_path / 'out')]
-        return main(['generate', *words, '--model', str(tmp_path / model)])
+        return main(['evaluate', 'worldscore', *words, '--model', str(tmp_path / model)])
 
     save_small_model(tmp_path / 'one'), save_small_model(tmp_path / 'other', seed=1)
     assert made('one', '--frames', '9') == 0
@@ -219,7 +219,7 @@ def test_a_small_table_worked_by_hand(tmp_path):
 def test_what_was_not_scored_is_missing_and_never_zero(tmp_path, capsys):
     score(tmp_path, 'static', 'a', {**HALF, 'subjective_quality': {'clip_iqa+': 0.5842}})
     score(tmp_path, 'dynamic', 'c', MOVING)
-    assert main(['aggregate', '--out', str(tmp_path)]) == 0
+    assert main(['evaluate', 'worldscore-scores', '--out', str(tmp_path)]) == 0
     found = json.loads((tmp_path / 'worldscore.json').read_text())
     assert json.loads(capsys.readouterr().out) == found
     assert (
@@ -229,7 +229,7 @@ def test_what_was_not_scored_is_missing_and_never_zero(tmp_path, capsys):
     assert found['static'] is found['dynamic'] is found['average'] is None
     assert found['aspects']['motion_smoothness'] == 33.33
     score(tmp_path, 'static', 'd', {'camera_control': {'camera_error': 3.0}})
-    assert main(['aggregate', '--out', str(tmp_path)]) == 1
+    assert main(['evaluate', 'worldscore-scores', '--out', str(tmp_path)]) == 1
     assert 'camera_control, camera_error: not a score' in capsys.readouterr().err
 
 

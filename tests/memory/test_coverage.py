@@ -11,6 +11,7 @@ import scenes
 import torch
 
 from mirage_model.camera import Cameras, concatenate, resized
+from mirage_model.cli import main
 from mirage_model.evaluation.benchmarks import memory_speed, score
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -129,7 +130,20 @@ def sums_of(grid) -> np.ndarray:
 
 def test_the_benchmark_reports_time_and_error(tmp_path, capsys):
     out = tmp_path / 'score.json'
-    score.main(['--cells', '20000', '--rooms', '4', '--repeats', '1', '--out', str(out)])
+    main(
+        [
+            'bench',
+            'score',
+            '--points',
+            '20000',
+            '--rooms',
+            '4',
+            '--repeats',
+            '1',
+            '--out',
+            str(out),
+        ]
+    )
     content = json.loads(out.read_text())
     assert content['cells'] >= 20000 and len(content['figures']) == 6
     assert [figure['goal'] for figure in content['figures']] == [

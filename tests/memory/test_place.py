@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mirage_model.cli import main
 from mirage_model.evaluation.benchmarks.efficiency_large import Setting, memory_laps
 from mirage_model.evaluation.benchmarks.memory_growth import (
     Walk,
     coming_back,
     corridor_drive,
-    main,
     ways,
     written,
 )
@@ -76,5 +76,5 @@ def test_a_long_drive_of_imagination_adds_only_what_is_new_or_finer(name):
 
 def test_the_command_reports_what_holds(tmp_path, capsys):
     path = tmp_path / 'growth.json'
-    assert main(['--frames', '9', '--out', str(path)]) == 0
+    assert main(['bench', 'growth', '--frames', '9', '--out', str(path)]) == 0
     assert 'bytes of a cell of 48 channels' in capsys.readouterr().out and path.exists()

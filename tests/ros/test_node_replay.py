@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / 'tests' / 'evaluation'))
 from drives import OPTIONS, copy_bag, record, wall_bag  # noqa: E402
 from models import save_small_model  # noqa: E402
 
-from mirage_model.evaluation.replay import command, compare  # noqa: E402
+from mirage_model.cli import main  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -35,17 +35,17 @@ def through_the_node(recorded: Path, out: Path, *more: str) -> subprocess.Comple
 
 
 def test_in_lockstep_the_figures_are_those_of_the_file(recorded, capsys):
-    assert command.main(words(recorded, recorded / 'file')) == 0
+    assert main(['replay', *words(recorded, recorded / 'file')]) == 0
     run = through_the_node(recorded, recorded / 'node')
     assert run.returncode == 0, run.stdout + run.stderr
     assert '4 results' in run.stdout
-    assert compare.main([str(recorded / 'file'), str(recorded / 'node')]) == 0
+    assert main(['report', 'compare', str(recorded / 'file'), str(recorded / 'node')]) == 0
     assert 'are equal: 4 segments' in capsys.readouterr().out
     about = json.loads((recorded / 'node' / 'config.json').read_text())
     assert about['way'] == 'through the node'
     lost = recorded / 'node' / 'segments' / '00002-0.safetensors'
     lost.unlink()
-    assert compare.main([str(recorded / 'file'), str(recorded / 'node')]) == 1
+    assert main(['report', 'compare', str(recorded / 'file'), str(recorded / 'node')]) == 1
     assert '00002-0.safetensors is in one of them alone' in capsys.readouterr().err
 
 
@@ -65,10 +65,10 @@ def test_they_are_too_where_a_period_is_no_whole_number_of_microseconds(tmp_path
     settings = save_small_model(tmp_path / 'model') / 'model.json'
     settings.write_text(json.dumps({**json.loads(settings.read_text()), 'frame_rate': rate}))
     more = ('--horizon', '0.6', '--stride', '0.6', '--observe-every', '0.2')
-    assert command.main(words(tmp_path, tmp_path / 'file', *more)) == 0
+    assert main(['replay', *words(tmp_path, tmp_path / 'file', *more)]) == 0
     run = through_the_node(tmp_path, tmp_path / 'node', *more)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert compare.main([str(tmp_path / 'file'), str(tmp_path / 'node')]) == 0
+    assert main(['report', 'compare', str(tmp_path / 'file'), str(tmp_path / 'node')]) == 0
     assert 'are equal: 2 segments' in capsys.readouterr().out
 
 

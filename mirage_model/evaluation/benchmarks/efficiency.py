@@ -1,4 +1,4 @@
-"""What the memories cost: ``python -m mirage_model.evaluation efficiency --help``.
+"""What the memories cost: ``mirage bench efficiency``.
 
 Rollouts of the embedded model are run whole with every memory in turn; at the size of
 Wan2.2-TI2V-5B they are composed of single timings. Every finished timing is kept in a file, so
@@ -7,7 +7,6 @@ that what was stopped goes on where it was; remove the files to measure again.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +22,7 @@ from mirage_model.evaluation.benchmarks.efficiency_report import (
 )
 from mirage_model.evaluation.benchmarks.efficiency_rows import Row, machine
 from mirage_model.evaluation.benchmarks.efficiency_tiny import run_whole
+from mirage_model.evaluation.config import EfficiencyConfig
 from mirage_model.evaluation.rollout_quality import trajectory
 from mirage_model.io import write_json
 from mirage_model.model.checkpoint import EMBEDDED, load_model
@@ -108,38 +108,25 @@ def measure_parts(
     )
 
 
-def main(arguments: list[str] | None = None, setting: Setting = Setting()) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m mirage_model.evaluation efficiency', description=__doc__.splitlines()[0]
-    )
-    sizes = ('embedded', setting.name)
-    parser.add_argument('--size', nargs='+', choices=sizes, default=list(sizes))
-    parser.add_argument('--chunks', type=int, default=20)
-    parser.add_argument('--runs', type=int, default=3)
-    parser.add_argument(
-        '--only',
-        nargs='+',
-        metavar='TIMING',
-        help=f'of {setting.name}, time no more than these now: encode, decode-1, decode-2, or a memory',
-    )
-    parser.add_argument('--model', type=Path, default=EMBEDDED)
-    parser.add_argument('--out', type=Path, default=Path('out/bench/efficiency'))
-    parser.add_argument('--docs', type=Path, default=Path('docs'))
-    options = parser.parse_args(arguments)
-    known = {name.rsplit('-', 1)[0] for name in timings(setting, options.chunks, options.runs)}
-    if options.only is not None and not set(options.only) <= known:
-        parser.error(f'--only takes some of {", ".join(sorted(known))}')
+def main(config: EfficiencyConfig, setting: Setting = Setting()) -> int:
+    """Take the timings that are missing and write the page; return 1 where some still are."""
+    known = {name.rsplit('-', 1)[0] for name in timings(setting, config.chunks, config.runs)}
+    if unknown := set(config.only) - known:
+        raise ValueError(f'only: {sorted(unknown)}: not among {", ".join(sorted(known))}')
     every = []
-    if 'embedded' in options.size:
-        every.append(measure_whole(options.out, options.model, options.chunks, options.runs))
-    if setting.name in options.size:
-        results = measure_parts(options.out, setting, options.chunks, options.runs, options.only)
+    if 'embedded' in config.sizes:
+        model = config.model or EMBEDDED
+        every.append(measure_whole(config.out, model, config.chunks, config.runs))
+    if 'wan22_5b' in config.sizes:
+        results = measure_parts(
+            config.out, setting, config.chunks, config.runs, list(config.only) or None
+        )
         every += [results] if results else []
     for results in every:
         print(f'\n{results.size}\n{table(results)}\n\n{expectations(results)}')
-    if len(every) < len(sizes):
-        print(f'\nthe page is written when {" and ".join(sizes)} are timed and asked for at once')
-        return 0 if len(every) == len(options.size) else 1
-    write_page(options.docs, every)
-    print(f'\n{options.docs / "efficiency.md"}')
+    if len(every) < 2:
+        print('\nthe page is written when both sizes are timed and asked for at once')
+        return 0 if len(every) == len(config.sizes) else 1
+    write_page(config.docs, every)
+    print(f'\n{config.docs / "efficiency.md"}')
     return 0

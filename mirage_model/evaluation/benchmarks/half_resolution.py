@@ -1,14 +1,12 @@
 """What half the resolution costs and gives: candidates imagined at full and at half size along the same drives.
 
-``python -m mirage_model.evaluation.benchmarks.half_resolution`` records drives through the validation maps, starts from the first
+``mirage bench half-resolution`` records drives through the validation maps, starts from the first
 frame with its true depth, prints the figures and writes them to out/bench/half.json. The full frames are also compared
 at half the size, so that both are judged on the same pixels; the half ones also at the full size, enlarged.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 import sys
 from typing import Literal
 
@@ -22,6 +20,7 @@ from mirage_model.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.config import HalfResolutionConfig
 from mirage_model.evaluation.rollout_quality import KINDS
 from mirage_model.interface import CandidatesRequest, Observation, Trajectory
 from mirage_model.metrics import psnr
@@ -110,20 +109,12 @@ def measure(drives: int, frames: int) -> list[Figure]:
     return [*figures, ratio]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', type=Path, default=Path('out/bench/half.json'))
-    parser.add_argument('--drives', type=int, default=12)
-    parser.add_argument('--frames', type=int, default=33, help='16 k + 1, the first counted')
-    options = parser.parse_args(arguments)
-    figures = measure(options.drives, options.frames)
+def main(config: HalfResolutionConfig) -> int:
+    """Measure, print and write the metrics; return 1 where a goal is missed."""
+    figures = measure(config.trajectories, config.frames)
     about = {
-        'drives': options.drives,
-        'frames_each': options.frames,
+        'drives': config.trajectories,
+        'frames_each': config.frames,
         'maps': maps_of('validation'),
     }
-    return report(figures, options.out, about)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    return report(figures, config.out, about)

@@ -1,4 +1,4 @@
-"""How much a memory grows: ``python -m mirage_model.evaluation.benchmarks.memory_growth --help``.
+"""How much a memory grows: ``mirage bench growth``.
 
 Bytes of a cell, what a forward drive at full size adds to the seed, and what coming back adds in a
 map of Freedoom. Writes out/bench/growth.json and exits with 1 where a goal is missed.
@@ -6,10 +6,7 @@ map of Freedoom. Writes out/bench/growth.json and exits with 1 where a goal is m
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
-from pathlib import Path
-import sys
+from dataclasses import asdict, dataclass, replace
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, directions, resized
 from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.config import MemoryGrowthConfig
 from mirage_model.memory.depth_grid import depth_to_grid
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.worlds.doom import FRAME_RATE, HEIGHT, WIDTH, DoomWorld
@@ -137,16 +135,12 @@ def coming_back(config: MemoryConfig, out: Walk, back: Walk) -> dict[str, float]
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', type=Path, default=Path('out/bench/growth.json'))
-    parser.add_argument('--map', default='E1M1', help='a map of Freedoom')
-    parser.add_argument('--frames', type=int, default=33, help='of the way out')
-    parser.add_argument('--stride', type=int, default=8, help='pixels across a cell')
-    parser.add_argument('--seed', type=int, default=3)
-    options = parser.parse_args(arguments)
+def main(settings: MemoryGrowthConfig) -> int:
+    """Measure, print and write the metrics; return 1 where a goal is missed."""
     drive = corridor_drive()
-    out, back, beside = ways(options.map, options.frames, stride=options.stride, seed=options.seed)
+    out, back, beside = ways(
+        settings.map_name, settings.frames, stride=settings.stride, seed=settings.seed
+    )
     table, figures = [], []
     for voxel in (1.0, 1.5, 2.0):
         config = MemoryConfig(channels=2, voxel=voxel)
@@ -178,9 +172,5 @@ def main(arguments: list[str] | None = None) -> int:
             goal=None,
         ),
     ]
-    about = {name: value for name, value in vars(options).items() if name != 'out'}
-    return report(figures, options.out, {**about, 'drive': vars(drive), 'ways': table})
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    about = {name: value for name, value in asdict(settings).items() if name != 'out'}
+    return report(figures, settings.out, {**about, 'drive': vars(drive), 'ways': table})

@@ -1,4 +1,4 @@
-"""Does the memory hold out? ``python -m mirage_model.evaluation.benchmarks.memory_soak --help``.
+"""Does the memory hold out? ``mirage bench soak``.
 
 A camera walks through a Freedoom map; at every step it reads the memory and writes what it sees, by
 turns as observed and as imagined, under a cap on cells. Depth is exact, the latents are random.
@@ -8,12 +8,10 @@ that the processor worked for this process: other processes disturb them less th
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass
 import os
 from pathlib import Path
 import statistics
-import sys
 from time import process_time
 
 import numpy as np
@@ -23,6 +21,7 @@ from tqdm import tqdm
 from mirage_model.camera import concatenate
 from mirage_model.evaluation.benchmarks.goals import Figure, report
 from mirage_model.evaluation.benchmarks.memory_growth import Walk, recorded
+from mirage_model.evaluation.config import MemorySoakConfig
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.worlds.doom import DoomWorld
 
@@ -128,27 +127,16 @@ def judge(steps: list[Step], capacity: int) -> list[Figure]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', type=Path, default=Path('out/bench/soak.json'))
-    parser.add_argument('--map', default='E1M1', help='a map of Freedoom')
-    parser.add_argument('--steps', type=int, default=2000, help='writes, and reads')
-    parser.add_argument('--stride', type=int, default=4, help='pixels across a cell')
-    parser.add_argument('--channels', type=int, default=48)
-    parser.add_argument('--capacity', type=int, default=20_000, help='cells')
-    parser.add_argument('--policy', default='oldest', help='what to forget first')
-    parser.add_argument('--seed', type=int, default=0)
-    options = parser.parse_args(arguments)
-    walk = random_walk(options.map, options.steps, stride=options.stride, seed=options.seed)
+def main(settings: MemorySoakConfig) -> int:
+    """Measure, print and write the metrics; return 1 where a goal is missed."""
+    walk = random_walk(
+        settings.map_name, settings.steps, stride=settings.stride, seed=settings.seed
+    )
     config = MemoryConfig(
-        channels=options.channels, capacity=options.capacity, policy=options.policy
+        channels=settings.channels, capacity=settings.capacity, policy=settings.policy
     )
     steps = soak(LatentMemory(config), walk)
-    about = {name: value for name, value in vars(options).items() if name != 'out'}
+    about = {name: value for name, value in asdict(settings).items() if name != 'out'}
     about['grid'] = [walk.cameras.height, walk.cameras.width]
     about['every_twentieth'] = [asdict(step) for step in steps[:: max(1, len(steps) // 20)]]
-    return report(judge(steps, options.capacity), options.out, about)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    return report(judge(steps, settings.capacity), settings.out, about)

@@ -1,6 +1,6 @@
 """How fast the latent memory is, as ratios against a plain version and against the machine itself.
 
-``python -m mirage_model.evaluation.benchmarks.memory_speed`` prints the figures, writes them with their goals
+``mirage bench memory`` prints the figures, writes them with their goals
 to out/bench/memory.json and exits with 1 where a goal is missed. Every time is the median of 20
 runs with cold caches, since between two readouts of a rollout the model runs and leaves nothing of
 the memory in them.
@@ -8,12 +8,10 @@ the memory in them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 import itertools
-from pathlib import Path
 import statistics
 import sys
 from time import perf_counter
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, concatenate, project, unproject
 from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.config import MemorySpeedConfig
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
 HEIGHT, WIDTH, CHANNELS, CHUNK = 44, 80, 48, 9
@@ -275,25 +274,15 @@ def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
     return figures, counts
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', type=Path, default=Path('out/bench/memory.json'))
-    parser.add_argument(
-        '--scale', type=float, default=1.0, help='share of the cells to measure with'
-    )
-    parser.add_argument('--repeats', type=int, default=20)
-    options = parser.parse_args(arguments)
+def main(config: MemorySpeedConfig) -> int:
+    """Measure, print and write the metrics; return 1 where a goal is missed."""
     torch.manual_seed(0)
-    figures, counts = measure(options.scale, options.repeats)
+    figures, counts = measure(config.scale, config.repeats)
     about = {
         'grid': [HEIGHT, WIDTH],
         'channels': CHANNELS,
-        'scale': options.scale,
-        'repeats': options.repeats,
+        'scale': config.scale,
+        'repeats': config.repeats,
         'cells': counts,
     }
-    return report(figures, options.out, about)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    return report(figures, config.out, about)

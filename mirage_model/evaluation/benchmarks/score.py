@@ -1,6 +1,6 @@
 """How fast and how right the coarse coverage of many candidate paths is, against the exact one.
 
-``python -m mirage_model.evaluation.benchmarks.score`` fills a building of equal rooms, a part of it
+``mirage bench score`` fills a building of equal rooms, a part of it
 imagined, asks for candidates from places in it, prints the figures, writes them with their goals to
 out/bench/score.json and exits with 1 where a goal is missed. Errors are of shares of the view, in
 points of a hundred.
@@ -8,7 +8,6 @@ points of a hundred.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from mirage_model.evaluation.benchmarks.memory_speed import (
     chunks,
     median,
 )
+from mirage_model.evaluation.config import ScoreConfig
 from mirage_model.interface import Trajectory
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -40,7 +40,6 @@ from mirage_model.model.checkpoint import EMBEDDED, load_model
 
 CANDIDATES, POSES = 64, 20
 CONFIG = MemoryConfig(channels=CHANNELS)
-ROOMS = 64
 IMAGINED = 4
 """Of so many chunks that are written one is imagined."""
 
@@ -139,16 +138,7 @@ def measure(cells: int, rooms: int, repeats: int) -> tuple[list[Figure], dict[st
     return figures, {'cells': len(memory)}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', type=Path, default=Path('out/bench/score.json'))
-    parser.add_argument('--cells', type=int, default=1_000_000)
-    parser.add_argument('--rooms', type=int, default=ROOMS)
-    parser.add_argument('--repeats', type=int, default=20)
-    options = parser.parse_args(arguments)
-    figures, counts = measure(options.cells, options.rooms, options.repeats)
-    return report(figures, options.out, {'grid': [HEIGHT, WIDTH], **counts})
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+def main(config: ScoreConfig) -> int:
+    """Measure, print and write the metrics; return 1 where a goal is missed."""
+    figures, counts = measure(config.points, config.rooms, config.repeats)
+    return report(figures, config.out, {'grid': [HEIGHT, WIDTH], **counts})

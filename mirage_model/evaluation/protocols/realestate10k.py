@@ -1,18 +1,16 @@
 """RealEstate10K: the first frame and the true trajectory in, the other frames out, and out and back again.
 
-``python -m mirage_model.evaluation realestate10k --text DIR --frames DIR --manifest FILE``. Its poses have no
+``mirage evaluate realestate10k --text DIR --frames DIR --manifest FILE``. Its poses have no
 metre: each clip is brought to the scale of the depth estimate, as for training, or it counts as failed.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 import json
 from pathlib import Path
 import random
-import sys
 
 from jaxtyping import Float64, UInt8
 import numpy as np
@@ -24,13 +22,12 @@ from mirage_model.data.estimate import complete
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
 from mirage_model.engine.engine import Engine
+from mirage_model.evaluation.config import RealEstate10KConfig
 from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
 from mirage_model.evaluation.replay.tables import write_tables
 from mirage_model.interface import NOTHING, ImagineRequest, InvalidRequest, Observation
 from mirage_model.io import as_json, begin_run, write_json
 
-MANIFEST = 100
-"""Clips of the published protocol."""
 _MEMORY = 'realestate10k'
 
 
@@ -154,35 +151,20 @@ def choose(source: RealEstate10K, count: int, *, seed: int = 0) -> list[str]:
     return sorted(random.Random(seed).sample(names, count))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='realestate10k', description=__doc__.splitlines()[0])
-    parser.add_argument('--text', type=Path, required=True, help='folder of text files')
-    parser.add_argument('--frames', type=Path, required=True, help='folder of folders of frames')
-    parser.add_argument(
-        '--manifest', type=Path, required=True, help='file with a sequence a line; made if absent'
+def main(config: RealEstate10KConfig) -> int:
+    """Evaluate the clips of the manifest; return 1 where none could be evaluated."""
+    engine = Engine.from_folder(config.model, device=config.device)
+    about = engine.describe()
+    layout = Layout(
+        height=about.height,
+        width=about.width,
+        rate=about.frame_rate,
+        least=about.new_frames_per_chunk + 1,
+        frames=config.length,
     )
-    parser.add_argument('--clips', type=int, default=MANIFEST, help='of a manifest that is made')
-    parser.add_argument('--length', type=int, default=65, help='most frames of a clip')
-    parser.add_argument('--model', type=Path, help='folder with weights; absent: mirage-tiny')
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', type=Path, default=Path('out/realestate10k'))
-    given = parser.parse_args(arguments)
-    try:
-        engine = Engine.from_folder(given.model, device=given.device)
-        about = engine.describe()
-        layout = Layout(
-            height=about.height,
-            width=about.width,
-            rate=about.frame_rate,
-            least=about.new_frames_per_chunk + 1,
-            frames=given.length,
-        )
-        source = RealEstate10K(text=given.text, frames=given.frames, layout=layout)
-        if not given.manifest.exists():
-            given.manifest.write_text('\n'.join(choose(source, given.clips)) + '\n')
-        summary = evaluate(engine, source, given.manifest.read_text().split(), given.out)
-    except (ValueError, OSError) as error:
-        print(f'realestate10k: {error}', file=sys.stderr)
-        return 1
+    source = RealEstate10K(text=config.text, frames=config.frames, layout=layout)
+    if not config.manifest.exists():
+        config.manifest.write_text('\n'.join(choose(source, config.clips)) + '\n')
+    summary = evaluate(engine, source, config.manifest.read_text().split(), config.out)
     print(as_json(summary))
     return 0 if summary['clips'] else 1

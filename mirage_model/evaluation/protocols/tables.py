@@ -1,4 +1,4 @@
-"""Tables in the paper's form from folders of results: ``python -m mirage_model.evaluation tables NAME=DIR ...``
+"""Tables in the paper's form from folders of results: ``mirage evaluate tables NAME=DIR ...``
 
 A folder may hold ``worldscore.json``, ``realestate10k.json`` and ``summary.json`` of a replay. The rows are the
 folders in their order: variants of an ablation, or sources of depth. What was not measured is a dash.
@@ -6,11 +6,11 @@ folders in their order: variants of an ablation, or sources of depth. What was n
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
-import sys
+
+from mirage_model.evaluation.config import TablesConfig
 
 Keys = tuple[str, ...]
 COLUMNS: dict[str, tuple[str, Keys, str]] = {
@@ -66,24 +66,16 @@ def _look_up(files: dict[str, dict], how: tuple[str, Keys, str]) -> float | None
     return value if isinstance(value, int | float) else None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='tables', description=__doc__.splitlines()[0])
-    parser.add_argument('folders', nargs='+', metavar='NAME=DIR')
-    parser.add_argument('--first', default='variant', help='what the rows are, such as "depth"')
-    parser.add_argument('--out', type=Path, help='Markdown file; absent: printed alone')
-    given = parser.parse_args(arguments)
-    try:
-        folders = []
-        for text in given.folders:
-            name, equals, folder = text.partition('=')
-            if not equals:
-                raise ValueError(f'{text!r} is not NAME=DIR')
-            folders.append((name, Path(folder)))
-        text = table(folders, first=given.first)
-    except (ValueError, OSError) as error:
-        print(f'tables: {error}', file=sys.stderr)
-        return 1
-    if given.out:
-        given.out.write_text(text)
+def main(config: TablesConfig) -> int:
+    """Print the table, and write it where a file is given; return the exit status."""
+    folders = []
+    for row in config.folders:
+        name, equals, folder = row.partition('=')
+        if not equals:
+            raise ValueError(f'{row!r}: must be NAME=DIR')
+        folders.append((name, Path(folder)))
+    text = table(folders, first=config.first)
+    if config.out:
+        config.out.write_text(text)
     print(text, end='')
     return 0

@@ -1,14 +1,13 @@
 """WorldScore: its camera paths, the layout that its toolkit reads, and its scores put together.
 
-``python -m mirage_model.evaluation worldscore generate`` imagines the instances of its data set;
-``... worldscore aggregate`` averages what its toolkit left in each instance's ``evaluation.json``. Constants and
+``mirage evaluate worldscore`` imagines the instances of its data set;
+``mirage evaluate worldscore-scores`` averages what its toolkit left in each instance's ``evaluation.json``. Constants and
 formulas are those of the toolkit's `aspect_info` and evaluator. Its prompts are passed on to the toolkit; an
 engine takes none.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 import json
@@ -23,6 +22,11 @@ from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
 from mirage_model.engine.inputs import fit_pixels
+from mirage_model.evaluation.config import (
+    WorldScoreAggregateConfig,
+    WorldScoreCommand,
+    WorldScoreConfig,
+)
 from mirage_model.evaluation.replay.video import mp4
 from mirage_model.interface import EngineProtocol, ImagineRequest, InvalidRequest, Observation
 from mirage_model.io import as_json, begin_run, write_json
@@ -107,18 +111,6 @@ def from_blender(world_from_blender: Float64[np.ndarray, 'n 4 4']) -> Float64[np
 
 
 # the toolkit's layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldScoreConfig:
-    """``frames`` of a layout, both ends counted; ``resolution`` width and height that images are cropped to,
-    where the focal length is ``focal_length`` pixels; metres that a unit of the paths stands for."""
-
-    frames: int = 49
-    resolution: tuple[int, int] = (1280, 720)
-    focal_length: float = 500.0
-    metres_per_unit: float = 1.0
-    seed: int = 0
 
 
 def folder_of(image_data: dict) -> Path:
@@ -375,52 +367,33 @@ def instances(path: Path) -> Iterator[dict]:
     yield from found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='worldscore', description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest='command', required=True)
-    make = commands.add_parser('generate', help='imagine the instances of a data set')
-    make.add_argument('--dataset', type=Path, required=True, nargs='+', help='its JSON files')
-    make.add_argument('--root', type=Path, required=True, help='folder that images are named from')
-    make.add_argument('--model', type=Path, help='folder with weights; absent: mirage-tiny')
-    make.add_argument('--device', default='cpu')
-    make.add_argument('--frames', type=int, default=WorldScoreConfig.frames)
-    make.add_argument('--resolution', type=int, nargs=2, default=WorldScoreConfig.resolution)
-    make.add_argument('--metres-per-unit', type=float, default=WorldScoreConfig.metres_per_unit)
-    for command in (make, commands.add_parser('aggregate', help='put the scores together')):
-        command.add_argument('--out', type=Path, default=Path('out/worldscore_output'))
-    given = parser.parse_args(arguments)
-    try:
-        failed = _generate_all(given) if given.command == 'generate' else {}
-        if given.command == 'aggregate':
-            result = aggregate(given.out)
-            write_json(given.out / 'worldscore.json', result)
-            print(as_json(result))
-    except (ValueError, OSError) as error:
-        print(f'worldscore: {error}', file=sys.stderr)
-        return 1
+def main(command: WorldScoreCommand) -> int:
+    """Imagine the instances of the data set; return 1 where one failed.
+
+    Raises ValueError where the output folder holds instances of another model.
+    """
+    from mirage_model.engine.engine import Engine
+
+    config = command.worldscore
+    engine = Engine.from_folder(command.model, device=command.device, allow_unscaled_depth=True)
+    about = engine.describe()
+    settings = {'model': about.model, 'sha256': about.sha256, 'worldscore': asdict(config)}
+    begin_run(command.out / 'config.json', settings)
+    failed = {}
+    wanted = [data for path in command.dataset for data in instances(path)]
+    for data in tqdm(wanted, unit='instance'):
+        try:
+            generate(engine, data, command.root, command.out, config)
+        except (ValueError, InvalidRequest) as error:
+            failed[str(data.get('image'))] = str(error)
     for name, reason in failed.items():
         print(f'failed: {name}: {reason}', file=sys.stderr)
     return 1 if failed else 0
 
 
-def _generate_all(given: argparse.Namespace) -> dict[str, str]:
-    """Instances that failed, with the reason. Raises ValueError where ``out`` holds those of another model."""
-    from mirage_model.engine.engine import Engine
-
-    config = WorldScoreConfig(
-        frames=given.frames,
-        resolution=tuple(given.resolution),
-        metres_per_unit=given.metres_per_unit,
-    )
-    engine = Engine.from_folder(given.model, device=given.device, allow_unscaled_depth=True)
-    about = engine.describe()
-    settings = {'model': about.model, 'sha256': about.sha256, 'worldscore': asdict(config)}
-    begin_run(given.out / 'config.json', settings)
-    failed = {}
-    wanted = [data for path in given.dataset for data in instances(path)]
-    for data in tqdm(wanted, unit='instance'):
-        try:
-            generate(engine, data, given.root, given.out, config)
-        except (ValueError, InvalidRequest) as error:
-            failed[str(data.get('image'))] = str(error)
-    return failed
+def aggregate_main(config: WorldScoreAggregateConfig) -> int:
+    """Write and print the averages; return the exit status."""
+    result = aggregate(config.out)
+    write_json(config.out / 'worldscore.json', result)
+    print(as_json(result))
+    return 0

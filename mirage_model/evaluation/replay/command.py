@@ -1,15 +1,14 @@
-"""``mirage-replay BAG --config FILE --out DIR``: replay a recorded drive from its file, without ROS.
+"""Replay a recording from its file, without ROS: ``mirage replay BAG --config FILE --out DIR``.
 
-Writes tables, a bag of results and ``report.html``. Stopped and started again it goes on.
+Writes tables, a bag of results and ``report.html``. An interrupted replay continues where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 import math
 import multiprocessing
 from pathlib import Path
@@ -18,15 +17,16 @@ import sys
 
 import numpy as np
 from tqdm import tqdm
-import yaml
 
-from mirage_model.data.bag import Bag, BagConfig
+from mirage_model.data.bag import Bag
+from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout
+from mirage_model.evaluation.config import ReplayCommand, ReplayConfig
 from mirage_model.evaluation.metrics import QUALITY
 from mirage_model.evaluation.replay.replay import Imaginer, identity, load, replay
 from mirage_model.evaluation.replay.report import write_report
 from mirage_model.evaluation.replay.results_bag import lanes, write_bag
-from mirage_model.evaluation.replay.segments import ReplayConfig, Segment, segments_of
+from mirage_model.evaluation.replay.segments import Segment, segments_of
 from mirage_model.evaluation.replay.tables import (
     frame_rows,
     horizon_rows,
@@ -36,89 +36,6 @@ from mirage_model.evaluation.replay.tables import (
 from mirage_model.evaluation.replay.truncated import intact
 from mirage_model.interface import ModelInfo
 from mirage_model.io import begin_run, write_json
-
-HELP = {
-    'image': 'topic of rectified images, raw or compressed',
-    'camera_info': 'topic of their camera_info',
-    'pose': 'topic of PoseStamped, Odometry or transforms (/tf)',
-    'depth': 'topic of registered depth; empty: none',
-    'world_frame': 'with transforms: the fixed frame',
-    'transforms_static': 'with transforms: topic of the static ones',
-    'base_from_camera': 'x y z and quaternion x y z w',
-    'tolerance': 'seconds between an image and its depth',
-    'pose_gap': 'seconds that a pose may be away',
-    'horizon': 'seconds to imagine',
-    'stride': 'seconds from one segment to the next',
-    'observe': 'seconds before that may be observed; inf: all, 0: the one frame it starts from',
-    'observe_every': 'seconds between observed frames',
-    'seeds': 'of the random numbers; each segment is imagined with each',
-    'steps': "denoising steps; 0: the model's own",
-    'model_folder': 'folder with weights; empty: mirage-tiny',
-    'devices': 'cpu, cuda, cuda:1 ...; several share the segments',
-    'allow_unscaled_depth': 'without depth: let metres be a guess',
-    'refine_cameras': 'find the cameras of imagined frames anew',
-}
-_LISTS = {'base_from_camera': float, 'seeds': int, 'devices': str}
-
-
-def configure(path: Path | None, given: dict[str, object]) -> tuple[BagConfig, ReplayConfig]:
-    """From a YAML file whose keys are those of `HELP`, and options that override it.
-
-    Raises ValueError that names the file or the option and what is wrong with it.
-    """
-    values = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f'{path} is no configuration: {error}') from None
-        if not isinstance(values, dict):
-            raise ValueError(f'{path} is no configuration: names with values are needed')
-    unknown = sorted(set(values) - set(HELP))
-    if unknown:
-        raise ValueError(f'{path}: {", ".join(unknown)}: not among {", ".join(HELP)}')
-    values |= {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in ('image', 'camera_info', 'pose') if not values.get(name)]
-    if missing:
-        options = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
-        raise ValueError(f'which topics? {options} must be given, or stand in --config')
-    return _made(BagConfig, values), _made(ReplayConfig, values)
-
-
-def _made(cls: type, values: dict[str, object]):
-    made = {}
-    for field in fields(cls):
-        if field.name not in values:
-            continue
-        value = values[field.name]
-        kind = str if field.default is MISSING else type(field.default)
-        if field.name in _LISTS:
-            one, listed = _LISTS[field.name], value if isinstance(value, list | tuple) else [value]
-            value = tuple(_as(one, item, field.name) for item in listed)
-        else:
-            value = _as(kind, value, field.name)
-        made[field.name] = value
-    return cls(**made)
-
-
-def _as(kind: type, value: object, name: str):
-    allowed = {float: (int, float), int: int, str: str, bool: bool}[kind]
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f'{name} must be {kind.__name__}, got {value!r}')
-    return kind(value)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    for cls in (BagConfig, ReplayConfig):
-        for field in fields(cls):
-            flag, text = f'--{field.name.replace("_", "-")}', HELP[field.name]
-            if field.name in _LISTS:
-                parser.add_argument(flag, nargs='*', type=_LISTS[field.name], help=text)
-            elif isinstance(field.default, bool):
-                parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-            else:
-                kind = str if field.default is MISSING else type(field.default)
-                parser.add_argument(flag, type=kind, help=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,21 +202,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='mirage-replay', description=__doc__.splitlines()[0])
-    parser.add_argument('bag', type=Path, help='folder of the bag, MCAP or sqlite3, or one file')
-    parser.add_argument('--config', type=Path, help='YAML with these options by name')
-    parser.add_argument('--out', type=Path, default=Path('out/replay/file'))
-    add_options(parser)
-    given = vars(parser.parse_args(arguments))
-    bag, config, out = given.pop('bag'), given.pop('config'), given.pop('out')
-    try:
-        bag_config, replay_config = configure(config, given)
-        outcome = run(load_engine(replay_config), bag, bag_config, replay_config, out)
-    except (ValueError, ImportError) as error:
-        print(f'mirage-replay: {error}', file=sys.stderr)
-        return 1
-    return say(outcome)
+def main(command: ReplayCommand) -> int:
+    """Replay a bag from its file; return the exit status."""
+    engine = load_engine(command.replay)
+    return say(run(engine, command.bag, command.topics, command.replay, command.out))
 
 
 def say(outcome: Outcome) -> int:
@@ -310,7 +216,3 @@ def say(outcome: Outcome) -> int:
         print(f'failed: {line}', file=sys.stderr)
     print(f'{outcome.results} results in {outcome.out}: report.html, results/, segments.csv')
     return 1 if outcome.failures else 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

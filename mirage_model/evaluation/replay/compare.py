@@ -1,16 +1,13 @@
-"""Are two replays equal? ``python -m mirage_model.evaluation same-figures DIR DIR``
-
-Every figure of every frame is compared, as are the frames and masks themselves.
-"""
+"""Compare two replays, every frame, mask and metric: ``mirage report compare DIR DIR``."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 import sys
 
 import numpy as np
 
+from mirage_model.evaluation.config import CompareConfig
 from mirage_model.evaluation.replay.replay import load
 
 
@@ -34,15 +31,13 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='same-figures', description=__doc__.splitlines()[0])
-    parser.add_argument('one', type=Path)
-    parser.add_argument('other', type=Path)
-    given = parser.parse_args(arguments)
-    found = differences(given.one, given.other)
+def main(config: CompareConfig) -> int:
+    """Compare two folders of results; return 1 where they differ."""
+    one, other = config.folders
+    found = differences(one, other)
     for line in found:
         print(f'differs: {line}', file=sys.stderr)
     if not found:
-        count = len(list((given.one / 'segments').glob('*.safetensors')))
-        print(f'the figures of {given.one} and {given.other} are equal: {count} segments')
+        count = len(list((one / 'segments').glob('*.safetensors')))
+        print(f'the figures of {one} and {other} are equal: {count} segments')
     return 1 if found else 0

@@ -25,9 +25,10 @@ from mirage_model.clip import Clip
 from mirage_model.data.bag import Bag
 from mirage_model.data.sources import Part
 from mirage_model.engine.inputs import fit_pixels, fit_view
+from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.metrics import quality
 from mirage_model.evaluation.replay.geometry import FIGURES, geometry
-from mirage_model.evaluation.replay.segments import ReplayConfig, Segment
+from mirage_model.evaluation.replay.segments import Segment
 from mirage_model.interface import (
     NOTHING,
     Chunk,

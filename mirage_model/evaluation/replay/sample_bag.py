@@ -1,19 +1,18 @@
-"""A bag to try things with: a drive through a map of Freedoom. ``python -m mirage_model.evaluation.replay.sample_bag``
+"""Write a bag to try things with: ``mirage report sample-bag``.
 
-MCAP with images, camera_info, depth, odometry of the robot's base and transforms, at 8 Hz.
+A trajectory through a map of Freedoom, as MCAP with images, camera_info, depth, odometry of the robot's base and transforms, at 8 Hz.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-import sys
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from mirage_model.clip import Clip
+from mirage_model.evaluation.config import SampleBagConfig
 from mirage_model.evaluation.replay.bag_writer import BagWriter
 
 START = 1_700_000_000
@@ -71,22 +70,10 @@ def write_sample(path: Path, clip: Clip) -> None:
                 bag.send('/tf_static', at, sits)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=Path('out/replay/sample'))
-    parser.add_argument(
-        '--map-name', default='E2M6', help='map that mirage-tiny was not trained on'
-    )
-    parser.add_argument('--kind', default='wander', help='forward, turn, out_and_back or wander')
-    parser.add_argument('--seconds', type=float, default=64.0)
-    parser.add_argument('--seed', type=int, default=2)
-    given = parser.parse_args(arguments)
-    clip = drive(given.map_name, given.kind, given.seconds, given.seed)
-    write_sample(given.out, clip)
+def main(config: SampleBagConfig) -> int:
+    """Record a trajectory and write it as a bag; return the exit status."""
+    clip = drive(config.map_name, config.kind, config.seconds, config.seed)
+    write_sample(config.out, clip)
     span = float(clip.cameras.times[-1] - clip.cameras.times[0])
-    print(f'{given.out}: {len(clip.frames)} frames over {span:.0f} s of {given.map_name}')
+    print(f'{config.out}: {len(clip.frames)} frames over {span:.0f} s of {config.map_name}')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-import math
 
 from jaxtyping import Float
 import numpy as np
 
 from mirage_model.data.sources import Listing
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
-    """What is imagined, and what the memory may see before. Lengths are in seconds.
-
-    ``horizon`` is imagined from every ``stride`` on. Before, frames that are ``observe_every`` apart are
-    observed, and always the one that imagination starts from, as far back as ``observe``: 0 shows that one
-    alone. Every segment is imagined with each of ``seeds``; ``steps`` 0 takes the model's own count.
-    ``model_folder`` empty is mirage-tiny; with several ``devices`` each takes its share of the segments.
-    """
-
-    horizon: float = 4.0
-    stride: float = 4.0
-    observe: float = math.inf
-    observe_every: float = 0.5
-    seeds: tuple[int, ...] = (0,)
-    steps: int = 0
-    model_folder: str = ''
-    devices: tuple[str, ...] = ('cpu',)
-    allow_unscaled_depth: bool = False
-    refine_cameras: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ('horizon', 'stride', 'observe_every'):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f'{name} must be positive seconds, got {getattr(self, name)}')
-        if not self.observe >= 0:
-            raise ValueError(f'observe must be seconds, 0 or more, got {self.observe}')
-        for name in ('seeds', 'devices'):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f'{name} must be one or several different ones')
+from mirage_model.evaluation.config import ReplayConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,256 @@
+"""The command line: ``mirage COMMAND --help``.
+
+Each command is a configuration dataclass and a function that takes it and returns the exit status.
+Both are imported when their command is called, and the function only once its options are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from importlib import import_module
+from pathlib import Path
+import sys
+import textwrap
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+import yaml
+
+Config = TypeVar('Config')
+
+
+class Command(NamedTuple):
+    """Where a command's configuration and function are, and its line in the list of commands."""
+
+    config: str
+    function: str
+    summary: str
+
+
+_CONFIG = 'mirage_model.evaluation.config'
+_EVALUATION = 'mirage_model.evaluation'
+COMMANDS = {
+    'replay': Command(
+        f'{_CONFIG}:ReplayCommand',
+        f'{_EVALUATION}.replay.command:main',
+        'imagine along a recording and compare with its images',
+    ),
+    'evaluate tiny': Command(
+        f'{_CONFIG}:RolloutQualityConfig',
+        f'{_EVALUATION}.rollout_quality:main',
+        'mirage-tiny on maps that it was not trained on',
+    ),
+    'evaluate reprojection': Command(
+        f'{_CONFIG}:ReprojectionConfig',
+        f'{_EVALUATION}.reprojection:main',
+        'reprojected latents against warped pixels',
+    ),
+    'evaluate realestate10k': Command(
+        f'{_CONFIG}:RealEstate10KConfig',
+        f'{_EVALUATION}.protocols.realestate10k:main',
+        'the RealEstate10K protocol',
+    ),
+    'evaluate worldscore': Command(
+        f'{_CONFIG}:WorldScoreCommand',
+        f'{_EVALUATION}.protocols.worldscore:main',
+        'frames for the toolkit of WorldScore',
+    ),
+    'evaluate worldscore-scores': Command(
+        f'{_CONFIG}:WorldScoreAggregateConfig',
+        f'{_EVALUATION}.protocols.worldscore:aggregate_main',
+        'the scores that the toolkit wrote, averaged',
+    ),
+    'evaluate tables': Command(
+        f'{_CONFIG}:TablesConfig',
+        f'{_EVALUATION}.protocols.tables:main',
+        "results of several folders in the paper's tables",
+    ),
+    'bench memory': Command(
+        f'{_CONFIG}:MemorySpeedConfig',
+        f'{_EVALUATION}.benchmarks.memory_speed:main',
+        'speed of the memory',
+    ),
+    'bench score': Command(
+        f'{_CONFIG}:ScoreConfig',
+        f'{_EVALUATION}.benchmarks.score:main',
+        'speed and error of coarse coverage',
+    ),
+    'bench half-resolution': Command(
+        f'{_CONFIG}:HalfResolutionConfig',
+        f'{_EVALUATION}.benchmarks.half_resolution:main',
+        'quality and time of candidates at half resolution',
+    ),
+    'bench growth': Command(
+        f'{_CONFIG}:MemoryGrowthConfig',
+        f'{_EVALUATION}.benchmarks.memory_growth:main',
+        'growth of the memory',
+    ),
+    'bench soak': Command(
+        f'{_CONFIG}:MemorySoakConfig',
+        f'{_EVALUATION}.benchmarks.memory_soak:main',
+        'thousands of writes and reads under a cap',
+    ),
+    'bench efficiency': Command(
+        f'{_CONFIG}:EfficiencyConfig',
+        f'{_EVALUATION}.benchmarks.efficiency:main',
+        'time and size of all memories along a rollout',
+    ),
+    'report compare': Command(
+        f'{_CONFIG}:CompareConfig',
+        f'{_EVALUATION}.replay.compare:main',
+        'whether two replays are equal',
+    ),
+    'report sample-bag': Command(
+        f'{_CONFIG}:SampleBagConfig',
+        f'{_EVALUATION}.replay.sample_bag:main',
+        'a bag to try the replay with',
+    ),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The command's exit status; 1 for an input that cannot be used, with one sentence on
+        stderr, 2 for a wrong call, 130 where it was interrupted.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    name = _name(words)
+    if name not in COMMANDS:
+        return _list_commands(words)
+    return run(COMMANDS[name], words[len(name.split()) :], prog=f'mirage {name}')
+
+
+def run(command: Command, words: Sequence[str], *, prog: str) -> int:
+    """Run one command; return its exit status as `main` does."""
+    try:
+        config = parse(_load(command.config), words, prog=prog)
+        return _load(command.function)(config)
+    except KeyboardInterrupt:
+        print(f'{prog}: interrupted', file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f'{prog}: {error}', file=sys.stderr)
+        return 1
+
+
+def parse(cls: type[Config], words: Sequence[str], *, prog: str) -> Config:
+    """Make a configuration from options, and from a YAML file given with ``--config``.
+
+    The file's keys are the options' names; options override the file. A list may be given as
+    in YAML: ``--seeds '[0, 1]'``. Ends the program with 2 for an unknown or a wrong option.
+    Raises ValueError for a file that cannot be used.
+    """
+    path, given = _take_config(list(words), prog=prog)
+    from_file = [] if path is None else _options(path, _read(path), _names(cls))
+    description = (
+        f'{cls.__doc__}\n\n--config FILE reads options from YAML; options given here override it.'
+    )
+    options = [*from_file, *(part for word in given for part in _split(word))]
+    return tyro.cli(cls, args=options, prog=prog, description=description)
+
+
+def _name(words: list[str]) -> str:
+    """Return the command that the words begin with, or ''."""
+    for count in (2, 1):
+        if (name := ' '.join(words[:count])) in COMMANDS:
+            return name
+    return ''
+
+
+def _list_commands(words: list[str]) -> int:
+    """Print the commands, or those of a group; 0 where help was asked for."""
+    asked = bool(words) and words[-1] in ('-h', '--help')
+    group = words[0] if words and not words[0].startswith('-') else ''
+    listed = {name: c for name, c in COMMANDS.items() if not group or name.split()[0] == group}
+    if asked and listed:
+        print(f'usage: mirage {group or "COMMAND"}{" COMMAND" if group else ""} [options]\n')
+        for name, command in listed.items():
+            print(f'  {name:28}{command.summary}')
+        print('\nmirage COMMAND --help lists the options of a command.')
+        return 0
+    unknown = ' '.join(words[: 2 if listed else 1])
+    print(f'mirage: {unknown!r} is not a command, there are:', file=sys.stderr)
+    print(textwrap.indent('\n'.join(listed or COMMANDS), '  '), file=sys.stderr)
+    return 2
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(':')
+    return getattr(import_module(module), name)
+
+
+def _take_config(words: list[str], *, prog: str) -> tuple[Path | None, list[str]]:
+    for at, word in enumerate(words):
+        if word.startswith('--config='):
+            return Path(word.partition('=')[2]), words[:at] + words[at + 1 :]
+        if word == '--config':
+            if at + 1 == len(words):
+                print(f'{prog}: --config: needs a file', file=sys.stderr)
+                raise SystemExit(2)
+            return Path(words[at + 1]), words[:at] + words[at + 2 :]
+    return None, words
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f'{path}: cannot be read as YAML: {error}') from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f'{path}: is {type(values).__name__}, must be names with values')
+    return values
+
+
+def _names(cls: type, prefix: str = '') -> set[str]:
+    """Return the names of all options, with dots where a part's options have its name before them."""
+    names = set()
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        markers = getattr(hint, '__metadata__', ())
+        kind = hint.__origin__ if markers else hint
+        if is_dataclass(kind):
+            inner = prefix if OmitArgPrefixes in markers else f'{prefix}{name}.'
+            names |= _names(kind, inner)
+        elif Positional not in markers:
+            names.add(prefix + name)
+    return names
+
+
+def _options(path: Path, values: Mapping[str, object], names: set[str]) -> list[str]:
+    """Return the values of a file as options."""
+    flat = _flatten(values)
+    if unknown := sorted(set(flat) - names):
+        raise ValueError(f'{path}: {", ".join(unknown)}: not among {", ".join(sorted(names))}')
+    words: list[str] = []
+    for name, value in flat.items():
+        part, dot, last = name.replace('_', '-').rpartition('.')
+        if isinstance(value, bool):
+            words.append(f'--{part}{dot}{"" if value else "no-"}{last}')
+        elif isinstance(value, list):
+            words += [f'--{part}{dot}{last}', *map(str, value)]
+        else:
+            words.append(f'--{part}{dot}{last}={value}')
+    return words
+
+
+def _flatten(values: Mapping[str, object], prefix: str = '') -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flatten(value, f'{prefix}{name}.') if inner else {f'{prefix}{name}': value}
+    return flat
+
+
+def _split(word: str) -> list[str]:
+    """Return the items of a list in YAML's form as words of their own."""
+    flag, equals, text = word.partition('=') if word.startswith('--') else ('', '', word)
+    if not (text.startswith('[') and text.endswith(']')):
+        return [word]
+    return [*([flag] if equals else []), *map(str, yaml.safe_load(text))]
+
+
+if __name__ == '__main__':
+    sys.exit(main())

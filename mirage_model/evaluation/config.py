@@ -1,0 +1,304 @@
+"""Configurations of replay, protocols and benchmarks, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from mirage_model.data.config import BagConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What is imagined of a recording, and what the memory observes before."""
+
+    horizon: float = 4.0
+    """Length of each imagined segment [s]."""
+    stride: float = 4.0
+    """Time from the start of one segment to the start of the next [s]."""
+    observe: float = math.inf
+    """How far back frames are observed before a segment [s]; inf: all, 0: its first frame alone."""
+    observe_every: float = 0.5
+    """Time between observed frames [s]."""
+    seeds: tuple[int, ...] = (0,)
+    """Random seeds; each segment is imagined once with each."""
+    steps: int = 0
+    """Denoising steps; 0 takes the model's default."""
+    model_folder: str = ''
+    """Folder of weights; empty for mirage-tiny."""
+    devices: tuple[str, ...] = ('cpu',)
+    """Devices such as cpu or cuda:1; several share the segments, one process each."""
+    allow_unscaled_depth: bool = False
+    """Accept estimated depth whose scale in metres is unknown."""
+    refine_cameras: bool = False
+    """Estimate the cameras of imagined frames before they are written to the memory."""
+
+    def __post_init__(self) -> None:
+        for name in ('horizon', 'stride', 'observe_every'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f'{name}: {getattr(self, name)}, must be positive seconds')
+        if not self.observe >= 0:
+            raise ValueError(f'observe: {self.observe}, must be 0 or more seconds')
+        for name in ('seeds', 'devices'):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f'{name}: {list(values)}, must be different values, at least 1')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayCommand:
+    """Replay a recording: imagine along its poses and compare with its images."""
+
+    bag: Positional[Path]
+    """Folder or file of the bag, MCAP or sqlite3."""
+    out: Path = Path('out/replay/file')
+    """Folder of the results; an interrupted replay continues from them."""
+    topics: OmitArgPrefixes[BagConfig]
+    replay: OmitArgPrefixes[ReplayConfig] = ReplayConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayNodeCommand(ReplayCommand):
+    """Replay a recording through a node, which is started and ended."""
+
+    out: Path = Path('out/replay/node')
+    """Folder of the results; an interrupted replay continues from them."""
+    free_running: bool = False
+    """Play the bag at its pace, without waiting for answers."""
+    pace: float = 1.0
+    """Speed of a free run, as a multiple of real time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleBagConfig:
+    """Write a sample bag: a trajectory through a map of Freedoom."""
+
+    out: Path = Path('out/replay/sample')
+    """Folder of the bag; an existing bag is replaced."""
+    map_name: str = 'E2M6'
+    """Map; mirage-tiny was not trained on the default."""
+    kind: str = 'wander'
+    """Trajectory: forward, turn, out_and_back or wander."""
+    seconds: float = 64.0
+    """Length of the recording [s]."""
+    seed: int = 2
+    """Random seed of the trajectory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare two replays: every frame, mask and metric must be equal."""
+
+    folders: Positional[tuple[Path, Path]]
+    """Folders of results of two replays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutQualityConfig:
+    """Measure mirage-tiny along trajectories through maps that it was not trained on."""
+
+    model: Path | None = None
+    """Folder of weights; None for mirage-tiny."""
+    trajectories: int = 64
+    """Number of trajectories."""
+    frames: int = 129
+    """Frames of a trajectory, the seed included; 16 k + 1 for mirage-tiny."""
+    out: Path = Path('out/eval')
+    """Folder of the results; an interrupted evaluation continues from them."""
+    workers: int = 2
+    """Processes of one thread each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReprojectionConfig:
+    """Measure how well latents survive reprojection, against warped pixels."""
+
+    clips: Path
+    """Folder of clips with train/ and the held-out split."""
+    held_out: str = 'validation'
+    """Split that is measured."""
+    codec: Path | None = None
+    """Folder of the codec; None for that of mirage-tiny."""
+    pairs: int = 70
+    """Held-out pairs of frames at every gap."""
+    training_pairs: int = 240
+    """Pairs that the repair networks are trained on, over all gaps."""
+    steps: int = 1500
+    """Training steps of a repair network."""
+    out: Path = Path('out/reprojection.json')
+    """File of the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealEstate10KConfig:
+    """Evaluate on RealEstate10K: the first frame and the true trajectory in, frames out."""
+
+    text: Path
+    """Folder of the data set's text files."""
+    frames: Path
+    """Folder with a folder of frames for every sequence."""
+    manifest: Path
+    """File with one sequence name a line; written if absent."""
+    clips: int = 100
+    """Sequences of a manifest that is written."""
+    length: int = 65
+    """Most frames of a clip."""
+    model: Path | None = None
+    """Folder of weights; None for mirage-tiny."""
+    device: str = 'cpu'
+    """Device of the model."""
+    out: Path = Path('out/realestate10k')
+    """Folder of the results; an interrupted evaluation continues from them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldScoreConfig:
+    """Camera paths and images of WorldScore."""
+
+    frames: int = 49
+    """Frames of a layout, both ends included."""
+    resolution: tuple[int, int] = (1280, 720)
+    """Width and height that images are cropped and scaled to [px]."""
+    focal_length: float = 500.0
+    """Focal length at that resolution [px]."""
+    metres_per_unit: float = 1.0
+    """Length of a unit of the camera paths [m]."""
+    seed: int = 0
+    """Random seed of every instance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldScoreCommand:
+    """Imagine the instances of WorldScore's data set in its toolkit's layout."""
+
+    dataset: tuple[Path, ...]
+    """JSON files of the data set."""
+    root: Path
+    """Folder that the images' names are relative to."""
+    model: Path | None = None
+    """Folder of weights; None for mirage-tiny."""
+    device: str = 'cpu'
+    """Device of the model."""
+    out: Path = Path('out/worldscore_output')
+    """Folder of the toolkit; an interrupted run continues from it."""
+    worldscore: OmitArgPrefixes[WorldScoreConfig] = WorldScoreConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldScoreAggregateConfig:
+    """Average the scores that WorldScore's toolkit wrote."""
+
+    out: Path = Path('out/worldscore_output')
+    """Folder of the toolkit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """Print results of several folders as a table in the paper's form."""
+
+    folders: Positional[tuple[str, ...]]
+    """NAME=DIR of every row."""
+    first: str = 'variant'
+    """Title of the column of names."""
+    out: Path | None = None
+    """Markdown file; None to print only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySpeedConfig:
+    """Measure how fast the latent memory is, as ratios to a plain implementation."""
+
+    out: Path = Path('out/bench/memory.json')
+    """File of the results."""
+    scale: float = 1.0
+    """Share of the full number of points to measure with."""
+    repeats: int = 20
+    """Repeats of every timing; the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Measure speed and error of the coarse coverage of candidates, against the exact coverage."""
+
+    out: Path = Path('out/bench/score.json')
+    """File of the results."""
+    points: int = 1_000_000
+    """Points in the memory."""
+    rooms: int = 64
+    """Rooms of the building."""
+    repeats: int = 20
+    """Repeats of every timing; the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfResolutionConfig:
+    """Measure quality and time of candidates at half resolution, on validation maps."""
+
+    out: Path = Path('out/bench/half.json')
+    """File of the results."""
+    trajectories: int = 12
+    """Number of trajectories."""
+    frames: int = 33
+    """Frames of a trajectory, the first included; 16 k + 1 for mirage-tiny."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGrowthConfig:
+    """Measure how much the memory grows along a corridor and on the way back through a map."""
+
+    out: Path = Path('out/bench/growth.json')
+    """File of the results."""
+    map_name: str = 'E1M1'
+    """Map of Freedoom."""
+    frames: int = 33
+    """Frames of the way out."""
+    stride: int = 8
+    """Width of a cell of the latent grid [px]."""
+    seed: int = 3
+    """Random seed of the trajectory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySoakConfig:
+    """Read and write the memory for thousands of steps under a cap on its size."""
+
+    out: Path = Path('out/bench/soak.json')
+    """File of the results."""
+    map_name: str = 'E1M1'
+    """Map of Freedoom."""
+    steps: int = 2000
+    """Number of writes, and of reads."""
+    stride: int = 4
+    """Width of a cell of the latent grid [px]."""
+    channels: int = 48
+    """Latent channels."""
+    capacity: int = 20_000
+    """Most points that the memory holds."""
+    policy: str = 'oldest'
+    """Which points are evicted first."""
+    seed: int = 0
+    """Random seed of the trajectory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyConfig:
+    """Measure time and size of all memories along rollouts; write the page of results."""
+
+    sizes: tuple[Literal['embedded', 'wan22_5b'], ...] = ('embedded', 'wan22_5b')
+    """Models: embedded is run whole, wan22_5b is composed of single timings."""
+    chunks: int = 20
+    """Chunks of a rollout."""
+    runs: int = 3
+    """Repeats of every rollout or timing."""
+    only: tuple[str, ...] = ()
+    """Timings of wan22_5b to take now: encode, decode-1, decode-2 or a memory; empty for all."""
+    model: Path | None = None
+    """Folder of the embedded model's weights; None for mirage-tiny."""
+    out: Path = Path('out/bench/efficiency')
+    """Folder of finished timings; an interrupted benchmark continues from them."""
+    docs: Path = Path('docs/measurements')
+    """Folder of the page."""
