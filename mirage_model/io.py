@@ -39,6 +39,23 @@ def as_json(content: object, *, indent: int | None = 1) -> str:
     return json.dumps(_plain(content), indent=indent, allow_nan=False)
 
 
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: The file is missing or does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f'{path}: the file is missing') from None
+    except ValueError as error:
+        raise ValueError(f'{path}: not valid JSON, {error}') from None
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: holds a {type(content).__name__}, a JSON object is needed')
+    return content
+
+
 def write_json(path: Path, content: object) -> None:
     """Write strict JSON; the file is whole or absent."""
     text = as_json(content) + '\n'

@@ -46,8 +46,8 @@ from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.eviction import Limits
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.registry import create_memory
-from mirage_model.model.checkpoint import EMBEDDED, Model, described, load_model
-from mirage_model.model.rollout import on_grid, rollouts
+from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
+from mirage_model.model.rollout import on_latent_grid, rollouts
 from mirage_model.perception import Estimate
 from mirage_model.write_filter import write_frames
 
@@ -104,7 +104,7 @@ class Engine:
         )
 
     def describe(self) -> ModelInfo:
-        return described(self.model.config, self.model.sha256)
+        return self.model.info
 
     def warm(self) -> None:
         """As `EngineProtocol.warm`: a seed, an observation, two chunks, and one of half the size where it fits."""
@@ -267,7 +267,7 @@ class Engine:
         if not trajectories:
             return []
         lengths = [len(path.times) for path in trajectories]
-        cameras = on_grid(cameras_along_all(place.camera, trajectories), self.model)
+        cameras = on_latent_grid(cameras_along_all(place.camera, trajectories), self.model)
         cameras = cameras.to(place.frame.device)
         if coarse:
             every = self._latent(place, 'scored coarsely').coverage(cameras).split(lengths)
@@ -361,7 +361,7 @@ class Engine:
         """``before`` is where the memory's depth came from: metres that were guessed once stay a guess."""
         fitted = fit_view(view, self.model.config.height, self.model.config.width)
         frame, camera = fitted.frame.to(self.model.device), fitted.camera.to(self.model.device)
-        on_cells = on_grid(camera, self.model)
+        on_cells = on_latent_grid(camera, self.model)
         readout = memory.readout(on_cells) if len(memory) else None
         seen = self.model.perception.estimate(frame, camera, readout)
         source: DepthSource = 'perception' if bool(seen.scaled.all()) else 'perception_unscaled'

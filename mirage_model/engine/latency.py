@@ -24,7 +24,7 @@ class LatencyModel:
         self._means: dict[tuple[float, int], _Means] = {}
 
     def learn(self, scale: float, batch: int, *, steps: int, stages: Mapping[str, float]) -> None:
-        """``stages`` are those of `ImaginedChunk`."""
+        """``stages`` are those of `GeneratedChunk`."""
         rest = sum(stages.values()) - stages['denoise']
         new = _Means(stages['denoise'] / steps, rest)
         old = self._means.get((scale, batch), new)

@@ -16,11 +16,11 @@ from mirage_model.memory import Memory
 from mirage_model.memory.coverage import Coverage
 from mirage_model.model.checkpoint import Model
 from mirage_model.model.codec import Codec
-from mirage_model.model.rollout import ImaginedChunk, on_grid
+from mirage_model.model.rollout import GeneratedChunk, on_latent_grid
 
 
 def chunk_of(
-    imagined: ImaginedChunk,
+    imagined: GeneratedChunk,
     *,
     model: Model,
     request_id: str,
@@ -31,7 +31,7 @@ def chunk_of(
     memory_frames: np.ndarray | None,
     seconds: float,
 ) -> Chunk:
-    readout = imagined.remembered
+    readout = imagined.readout
     mask = torch.full(readout.visible.shape, NOTHING, dtype=torch.uint8)
     mask[readout.visible.cpu()] = IMAGINED
     mask[readout.observed.cpu()] = OBSERVED
@@ -64,7 +64,7 @@ def last_frame_of(chunk: Chunk) -> Chunk:
 
 def memory_frames(memory: Memory, cameras: Cameras, model: Model) -> np.ndarray:
     """The memory's latents decoded as they are, grey where it holds nothing."""
-    readout = memory.readout(on_grid(cameras, model))
+    readout = memory.readout(on_latent_grid(cameras, model))
     frames = model.codec.decode_images(readout.latents).clamp(0, 1)
     stride = model.codec.spatial_stride
     visible = readout.visible.repeat_interleave(stride, 1).repeat_interleave(stride, 2)

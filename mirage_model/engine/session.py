@@ -16,7 +16,7 @@ from mirage_model.memory import Memory
 from mirage_model.memory.eviction import Limits
 from mirage_model.memory.latent import LatentMemory
 from mirage_model.model.checkpoint import Model
-from mirage_model.model.rollout import Branch
+from mirage_model.model.rollout import RolloutInput
 
 SCALES = {'full': 1.0, 'half': 0.5}
 """Of the model's height and width, by resolution."""
@@ -110,8 +110,8 @@ def scaled(place: Session, model: Model, resolution: str) -> Session:
     return replace(place, frame=frame, camera=resized(place.camera, *size))
 
 
-def branch(place: Session, memory: Memory, cameras: Cameras, seed: int) -> Branch:
-    return Branch(
+def branch(place: Session, memory: Memory, cameras: Cameras, seed: int) -> RolloutInput:
+    return RolloutInput(
         memory=memory,
         frame=place.frame,
         camera=place.camera,

@@ -73,7 +73,7 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
         )
     )
     stride = model.codec.spatial_stride
-    covered = torch.cat([chunk.remembered.visible for chunk in chunks])
+    covered = torch.cat([chunk.readout.visible for chunk in chunks])
     return Imagined(
         frames=torch.cat([chunk.frames for chunk in chunks]),
         covered=covered.repeat_interleave(stride, 1).repeat_interleave(stride, 2),

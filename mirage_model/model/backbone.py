@@ -1,4 +1,4 @@
-"""The Wan transformer with the side branch: one forward."""
+"""The Wan transformer with the side branch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = {
     'ffn_dim': 768,
     'num_layers': 6,
 }
-"""Arguments of `WanTransformer3DModel`: the published sizes, and those of mirage-tiny."""
+"""Arguments of `WanTransformer3DModel`: Wan2.2-TI2V-5B and mirage-tiny."""
 
 SIDE_BRANCHES = {
     'wan22_5b': SideBranchConfig(layers=tuple(range(0, 30, 4))),
@@ -41,13 +41,13 @@ SIDE_BRANCHES = {
 
 
 class Backbone(nn.Module):
-    """Predicts the flow's velocity, noise minus latents, of every latent frame at its own noise level.
+    """Predict the flow's velocity (noise minus latents), with a noise level for each latent frame.
 
-    Without a side input it is `WanTransformer3DModel.forward`, operation for operation; with a side
-    branch that was never trained it still is.
+    Without a side input, or with an untrained side branch, the output equals that of
+    `WanTransformer3DModel.forward` bit for bit.
     """
 
-    def __init__(self, wan: WanTransformer3DModel, side_branch: SideBranch):
+    def __init__(self, wan: WanTransformer3DModel, side_branch: SideBranch) -> None:
         super().__init__()
         self.wan = wan
         self.side_branch = side_branch
@@ -60,13 +60,17 @@ class Backbone(nn.Module):
         text: Float[Tensor, 'b words dim'],
         side: Float[Tensor, 'b s k h w'] | None = None,
     ) -> Float[Tensor, 'b c k h w']:
-        """``timesteps`` run from 0, clean, to 1000, noise. ``side`` None leaves the side branch out.
+        """Return the velocity, in the dtype of ``latents``; computation runs in the dtype of the weights.
 
-        The weights' type is computed in; what is returned has the type of ``latents``.
+        Args:
+            latents: Noisy latents.
+            timesteps: From 0 (clean) to 1000 (noise).
+            text: Embedding of the prompt.
+            side: Channels of `side_input`; None leaves the side branch out.
         """
         wan = self.wan
         b, _, k, h, w = latents.shape
-        given, dtype = latents.dtype, wan.patch_embedding.weight.dtype
+        output_dtype, dtype = latents.dtype, wan.patch_embedding.weight.dtype
         latents, text = latents.to(dtype), text.to(dtype)
         side = None if side is None else side.to(dtype)
         p_t, p_h, p_w = wan.config.patch_size
@@ -75,20 +79,20 @@ class Backbone(nn.Module):
 
         rotary = wan.rope(latents)
         hidden = wan.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
-        token_times = timesteps.repeat_interleave(tokens_per_frame, dim=1)
+        token_timesteps = timesteps.repeat_interleave(tokens_per_frame, dim=1)
         temb, time, text, _ = wan.condition_embedder(
-            token_times.flatten(), text, None, timestep_seq_len=token_times.shape[1]
+            token_timesteps.flatten(), text, None, timestep_seq_len=token_timesteps.shape[1]
         )
         time = time.unflatten(2, (6, -1))
 
-        added = {} if side is None else self.side_branch(side, hidden, text, time, rotary)
+        residuals = {} if side is None else self.side_branch(side, hidden, text, time, rotary)
         for layer, block in enumerate(wan.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, text, time, rotary, use_reentrant=False)
             else:
                 hidden = block(hidden, text, time, rotary)
-            if layer in added:
-                hidden = hidden + added[layer]
+            if layer in residuals:
+                hidden = hidden + residuals[layer]
 
         shift, scale = (wan.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         normed = wan.norm_out(hidden.float()) * (1 + scale.squeeze(2)) + shift.squeeze(2)
@@ -97,4 +101,4 @@ class Backbone(nn.Module):
         head = self.side_branch.head
         if side is not None and head is not None:
             velocity = velocity + head(latents, side, normed, temb[:, ::tokens_per_frame])
-        return velocity.to(given)
+        return velocity.to(output_dtype)

@@ -1,8 +1,8 @@
-"""A model is a folder: diffusers' layout for backbone, VAE and scheduler, ours for the rest.
+"""Load and save model folders.
 
-``model.json``, ``transformer/``, ``vae/``, ``scheduler/``, ``side_branch/`` (with the adapter, if there is
-one), ``text/embedding.safetensors`` and ``perception/`` in the layout of its own library. Weights are
-safetensors only.
+A model folder holds ``model.json``; ``transformer/``, ``vae/`` and ``scheduler/`` in diffusers' layout;
+``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``; and
+``perception/`` in the layout of its library. Weights are safetensors only.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from mirage_model.interface import ModelInfo
+from mirage_model.io import read_json
 from mirage_model.memory.registry import MEMORIES
 from mirage_model.model.backbone import Backbone
 from mirage_model.model.codec import Codec, load_pretrained
-from mirage_model.model.lora import load_adapter, read_json
+from mirage_model.model.lora import load_adapter
 from mirage_model.model.sampler import SCHEDULERS, Scheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.perception import Perception
@@ -37,58 +38,75 @@ PERCEPTIONS: dict[str, Callable[[Path], Perception]] = {
     'depth-anything': DepthAnything,
     'depth-anything-3': DepthAnything3,
 }
-_UNPICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
+_PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """``model.json``. ``steps`` is the sampler's default; the first frame of every chunk is given.
-
-    ``splat_size`` is the largest number of cells, along a side, that one remembered cell may cover;
-    ``perception`` is one of `PERCEPTIONS`, ``memory`` one of `MEMORIES`: the one it was trained with.
-    """
+    """Content of ``model.json``."""
 
     name: str
+    """Name of the model, sent with each chunk."""
+
     height: int
+    """Height of the frames [px]."""
+
     width: int
+    """Width of the frames [px]."""
+
     chunk_frames: int
+    """Frames of a chunk, the context frame included."""
+
     frame_rate: float
+    """Frames per second of the training clips."""
+
     steps: int
+    """Default number of denoising steps."""
+
     splat_size: int
+    """Largest side of the square that a latent point covers in a readout [cells]; odd."""
+
     perception: str = 'embedded'
+    """Perception network, a key of `PERCEPTIONS`."""
+
     memory: str = 'latent'
+    """Kind of memory that the model was trained with, a key of `MEMORIES`."""
 
     def __post_init__(self) -> None:
         for name in ('height', 'width', 'chunk_frames', 'steps', 'splat_size'):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f'{name} must be a whole number, got {value!r}')
+                raise ValueError(f'{name}: {value!r} is not allowed, an integer is needed')
         for name in ('height', 'width', 'frame_rate', 'steps', 'splat_size'):
             if not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+                raise ValueError(f'{name}: {getattr(self, name)} is not positive')
         if self.chunk_frames < 2:
-            raise ValueError(f'a chunk needs 2 frames at least, got {self.chunk_frames}')
+            raise ValueError(
+                f'chunk_frames: {self.chunk_frames} is too few, at least 2 are needed'
+            )
         if self.splat_size % 2 == 0:
-            raise ValueError(f'splat_size must be odd, got {self.splat_size}')
+            raise ValueError(f'splat_size: {self.splat_size} is even, an odd number is needed')
         if self.perception not in PERCEPTIONS:
             raise ValueError(
-                f'perception must be one of {sorted(PERCEPTIONS)}, got {self.perception!r}'
+                f'perception: {self.perception!r} is unknown, allowed are {sorted(PERCEPTIONS)}'
             )
         if self.memory not in MEMORIES:
-            raise ValueError(f'memory must be one of {sorted(MEMORIES)}, got {self.memory!r}')
+            raise ValueError(f'memory: {self.memory!r} is unknown, allowed are {sorted(MEMORIES)}')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Everything that a rollout needs. ``text`` is (words, dim); ``sha256`` is over all weights."""
+    """A loaded model folder."""
 
     config: ModelConfig
     codec: Codec
     backbone: Backbone
     scheduler: Scheduler
     text: Float[Tensor, 'words dim']
+    """Embedding of the prompt."""
     perception: Perception
     sha256: str
+    """Hash over all weights of the folder."""
 
     @property
     def device(self) -> torch.device:
@@ -96,8 +114,12 @@ class Model:
 
     @property
     def new_frames(self) -> int:
-        """Frames that a chunk adds to the one it was given."""
+        """Number of frames that a chunk adds to its context frame."""
         return self.config.chunk_frames - 1
+
+    @property
+    def info(self) -> ModelInfo:
+        return _model_info(self.config, self.sha256)
 
 
 def load_model(
@@ -105,7 +127,11 @@ def load_model(
 ) -> Model:
     """Load a model folder.
 
-    Raises ValueError that names the file that is missing, pickled, cut short or of the wrong shape.
+    Args:
+        dtype: Type of the backbone and the text; the codec stays in float32.
+
+    Raises:
+        ValueError: A file is missing, may hold a pickle, is damaged or does not fit the others.
     """
     folder = Path(folder)
     config = _read_folder(folder)
@@ -124,20 +150,21 @@ def load_model(
 
 
 def load_backbone(folder: Path) -> tuple[Backbone, Float[Tensor, 'words dim']]:
-    """Backbone and text of a model folder, in float32. Raises ValueError as `load_model` does."""
+    """Load backbone and text of a model folder in float32; raise ValueError as `load_model` does."""
     _read_folder(folder)
     return _load_backbone(folder, torch.float32)
 
 
-def describe(folder: Path = EMBEDDED) -> ModelInfo:
-    """What `load_model` would give, from the configuration and the bytes of the weights alone.
+def load_model_info(folder: Path = EMBEDDED) -> ModelInfo:
+    """Return `Model.info` of a model folder without loading its networks.
 
-    Raises ValueError for a model.json that is missing or wrong.
+    Raises:
+        ValueError: model.json is missing or invalid.
     """
-    return described(_read_config(folder / 'model.json'), _sha256(folder))
+    return _model_info(_read_config(folder / 'model.json'), _sha256(folder))
 
 
-def described(config: ModelConfig, sha256: str) -> ModelInfo:
+def _model_info(config: ModelConfig, sha256: str) -> ModelInfo:
     return ModelInfo(
         model=config.name,
         sha256=sha256,
@@ -150,7 +177,7 @@ def described(config: ModelConfig, sha256: str) -> ModelInfo:
 
 
 def load_perception(folder: Path, *, device: str = 'cpu') -> tuple[ModelConfig, Perception]:
-    """The configuration and the perception of a model folder alone. Raises ValueError as `load_model` does."""
+    """Load only configuration and perception of a model folder; raise ValueError as `load_model` does."""
     config = _read_config(folder / 'model.json')
     return config, _load_perception(config.perception, folder / 'perception', device)
 
@@ -164,7 +191,7 @@ def save_model(
     scheduler: Scheduler,
     text: Float[Tensor, 'words dim'],
 ) -> None:
-    """Write all but the perception network and the adapter, which have writers of their own."""
+    """Write a model folder without perception and adapter; see `save_network` and `save_adapter`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'model.json').write_text(json.dumps(asdict(config), indent=2) + '\n')
     vae.save_pretrained(folder / 'vae')
@@ -183,10 +210,10 @@ def save_model(
 
 def _read_folder(folder: Path) -> ModelConfig:
     if not folder.is_dir():
-        raise ValueError(f'no model folder at {folder}')
+        raise ValueError(f'{folder}: no such folder, a model folder is needed')
     for path in sorted(folder.rglob('*')):
-        if path.suffix in _UNPICKLED:
-            raise ValueError(f'{path} may hold a pickle and is refused: convert it to safetensors')
+        if path.suffix in _PICKLE_SUFFIXES:
+            raise ValueError(f'{path}: may hold a pickle, convert it to safetensors')
     return _read_config(folder / 'model.json')
 
 
@@ -196,10 +223,11 @@ def _load_backbone(folder: Path, dtype: torch.dtype) -> tuple[Backbone, Tensor]:
     if any((folder / 'side_branch').glob('adapter.*')):
         load_adapter(folder / 'side_branch', wan)
     text_path = folder / 'text' / 'embedding.safetensors'
-    text = _tensors(text_path).get('embedding')
-    if text is None or text.ndim != 2 or text.shape[1] != wan.config.text_dim:
+    text = _load_tensors(text_path).get('embedding')
+    text_dim = wan.config.text_dim
+    if text is None or text.ndim != 2 or text.shape[1] != text_dim:
         raise ValueError(
-            f'{text_path} must hold `embedding` of shape (words, {wan.config.text_dim})'
+            f'{text_path}: no fitting text, `embedding` of shape (words, {text_dim}) is needed'
         )
     return Backbone(wan, side_branch), text
 
@@ -208,12 +236,12 @@ def _read_config(path: Path) -> ModelConfig:
     try:
         return ModelConfig(**read_json(path))
     except (ValueError, TypeError) as error:
-        raise ValueError(f'{path} is no model configuration: {error}') from None
+        raise ValueError(f'{path}: not a valid model configuration, {error}') from None
 
 
 def _load_perception(name: str, folder: Path, device: str) -> Perception:
     if not folder.is_dir():
-        raise ValueError(f'{folder} is missing')
+        raise ValueError(f'{folder}: the folder is missing')
     perception = PERCEPTIONS[name](folder)
     perception.to(device)
     return perception
@@ -226,12 +254,12 @@ def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
         config = SideBranchConfig(**{**fields, 'layers': tuple(fields['layers'])})
         side_branch = SideBranch(wan, config)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no configuration of a side branch: {error}') from None
+        raise ValueError(f'{path}: not a valid side branch configuration, {error}') from None
     path = folder / 'model.safetensors'
     try:
-        side_branch.load_state_dict(_tensors(path))
+        side_branch.load_state_dict(_load_tensors(path))
     except RuntimeError as error:
-        raise ValueError(f'{path} does not fit the backbone: {error}') from None
+        raise ValueError(f'{path}: does not fit the backbone, {error}') from None
     return side_branch
 
 
@@ -241,18 +269,18 @@ def _check_sizes(config: ModelConfig, codec: Codec, wan: WanTransformer3DModel) 
         step = codec.spatial_stride * patch
         if getattr(config, name) % step:
             raise ValueError(
-                f'model.json: {name} {getattr(config, name)} is no multiple of {step}, '
-                'the stride of the codec times the patch'
+                f'model.json: {name} {getattr(config, name)} does not fit, '
+                f'a multiple of {step} (codec stride times patch size) is needed'
             )
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise ValueError(f'{path} is missing') from None
+        raise ValueError(f'{path}: the file is missing') from None
     except SafetensorError as error:
-        raise ValueError(f'{path} is damaged or no safetensors file: {error}') from None
+        raise ValueError(f'{path}: not a valid safetensors file, {error}') from None
 
 
 def _load_scheduler(path: Path) -> Scheduler:
@@ -260,13 +288,13 @@ def _load_scheduler(path: Path) -> Scheduler:
     name = config.get('_class_name')
     if name not in SCHEDULERS:
         raise ValueError(
-            f'{path}: the scheduler must be one of {sorted(SCHEDULERS)}, got {name!r}'
+            f'{path}: scheduler {name!r} is unknown, allowed are {sorted(SCHEDULERS)}'
         )
     try:
         scheduler = SCHEDULERS[name].from_config(config)
         SCHEDULERS[name].from_config(config).set_timesteps(2)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f'{path} is no configuration of {name}: {error}') from None
+        raise ValueError(f'{path}: not a valid {name} configuration, {error}') from None
     return scheduler
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters on the backbone's self-attention, and their files. The only user of peft."""
+"""LoRA adapters on the backbone's self-attention, and their files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mirage_model.io import read_json
+
 SELF_ATTENTION = r'blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)'
 
 
 def add_adapter(wan: WanTransformer3DModel, *, rank: int = 64) -> None:
-    """Add trainable low-rank adapters that change nothing until they are trained."""
+    """Add trainable low-rank adapters in place; untrained adapters leave the output unchanged."""
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=SELF_ATTENTION, lora_dropout=0.0)
     inject_adapter_in_model(config, wan)
 
 
 def remove_adapter(wan: WanTransformer3DModel) -> None:
-    """Put the plain layers back, without what the adapter adds to them."""
+    """Restore the plain layers in place and discard the adapter."""
     for name, module in list(wan.named_modules()):
         if isinstance(module, LoraLayer):
             parent, _, child = name.rpartition('.')
@@ -34,7 +36,7 @@ def remove_adapter(wan: WanTransformer3DModel) -> None:
 
 
 def merge_adapter(wan: WanTransformer3DModel) -> None:
-    """Put plain layers back that do what the adapted ones did, up to rounding."""
+    """Restore plain layers in place, with the adapter added to their weights."""
     for _, module in list(wan.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
@@ -42,45 +44,38 @@ def merge_adapter(wan: WanTransformer3DModel) -> None:
 
 
 def save_adapter(folder: Path, wan: WanTransformer3DModel, *, rank: int) -> None:
+    """Write ``adapter.safetensors`` and ``adapter.json`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in get_peft_model_state_dict(wan).items()}
     save_file(state, folder / 'adapter.safetensors')
     (folder / 'adapter.json').write_text(json.dumps({'rank': rank}))
 
 
-def read_json(path: Path) -> dict:
-    """Raises ValueError that names a file which is missing or no JSON object."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f'{path} is missing') from None
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
-    if not isinstance(value, dict):
-        raise ValueError(f'{path} holds no JSON object')
-    return value
-
-
 def load_adapter(folder: Path, wan: WanTransformer3DModel) -> None:
-    """Add the adapter that ``folder`` holds. Raises ValueError naming what does not fit."""
+    """Add the adapter in a folder, as `save_adapter` writes it, to the backbone in place.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the adapter does not fit the backbone.
+    """
+    path = folder / 'adapter.safetensors'
     rank = read_json(folder / 'adapter.json').get('rank')
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(
-            f'{folder / "adapter.json"}: rank must be a positive number, got {rank!r}'
+            f'{folder / "adapter.json"}: rank is {rank!r}, a positive integer is needed'
         )
     try:
-        state = load_file(folder / 'adapter.safetensors')
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f'{folder / "adapter.safetensors"} cannot be read: {error}') from None
+        raise ValueError(f'{path}: cannot be read, {error}') from None
     add_adapter(wan, rank=rank)
-    own = get_peft_model_state_dict(wan)
-    if state.keys() != own.keys():
-        wrong = sorted(state.keys() ^ own.keys())[:3]
-        raise ValueError(f'{folder / "adapter.safetensors"} does not fit the backbone: {wrong}')
+    expected = get_peft_model_state_dict(wan)
+    if state.keys() != expected.keys():
+        names = sorted(state.keys() ^ expected.keys())[:3]
+        raise ValueError(f'{path}: does not fit the backbone, missing or unexpected are {names}')
     for name, value in state.items():
-        if value.shape != own[name].shape:
+        if value.shape != expected[name].shape:
             raise ValueError(
-                f'{folder / "adapter.safetensors"}: {name} is {tuple(value.shape)}, '
-                f'the backbone needs {tuple(own[name].shape)}'
+                f'{path}: {name} has shape {tuple(value.shape)}, '
+                f'the backbone needs {tuple(expected[name].shape)}'
             )
     set_peft_model_state_dict(wan, state)

@@ -1,4 +1,4 @@
-"""Imagine along paths, chunk by chunk, each on a memory that grows with what was imagined."""
+"""Generate frames along camera paths: read the memory, denoise a chunk, write it back, repeat."""
 
 from __future__ import annotations
 
@@ -24,28 +24,36 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branch:
-    """One path: the frame and camera that it starts from, its memory and its random numbers."""
+class RolloutInput:
+    """One camera path to generate frames along."""
 
     memory: Memory
+    """Read for every chunk; generated chunks are written into it."""
     frame: Float[Tensor, '1 3 H W']
+    """The frame that the path starts from, in 0..1."""
     camera: Cameras
+    """The camera of ``frame``."""
     cameras: Cameras
+    """The cameras of the frames to generate; a multiple of `Model.new_frames`."""
     generator: torch.Generator
+    """Source of the noise, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImaginedChunk:
-    """New frames in 0..1, their cameras, and what the memory held at each before it was imagined.
-
-    ``remembered`` is without latents. ``stages`` are seconds by name: read, denoise, decode, and
-    remember, that of the chunk before; what branches did together is shared out evenly.
-    """
+class GeneratedChunk:
+    """The new frames of a chunk."""
 
     frames: Float[Tensor, 'n 3 H W']
+    """In 0..1."""
     cameras: Cameras
-    remembered: Readout
+    """The planned cameras of ``frames``."""
+    readout: Readout
+    """The memory at ``cameras`` before the chunk was generated; without latents."""
     stages: Mapping[str, float]
+    """Seconds of read, denoise and decode, and of the write of the chunk before.
+
+    Paths share the time of a batched step evenly.
+    """
 
 
 def rollout(
@@ -60,9 +68,9 @@ def rollout(
     refine_cameras: bool = False,
     write_last: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[ImaginedChunk]:
-    """Yield the frames that ``cameras`` see, the path's start being ``context_frame``: `rollouts` of one."""
-    branch = Branch(
+) -> Iterator[GeneratedChunk]:
+    """Yield the chunks of one path; see `rollouts`."""
+    path = RolloutInput(
         memory=memory,
         frame=context_frame,
         camera=context_camera,
@@ -71,7 +79,7 @@ def rollout(
     )
     chunks = rollouts(
         model,
-        [branch],
+        [path],
         steps=steps,
         refine_cameras=refine_cameras,
         write_last=write_last,
@@ -84,73 +92,84 @@ def rollout(
 @torch.no_grad()
 def rollouts(
     model: Model,
-    branches: Sequence[Branch],
+    paths: Sequence[RolloutInput],
     *,
     steps: int,
     refine_cameras: bool = False,
     write_last: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[int, ImaginedChunk]]:
-    """Yield a branch's place and chunk: a chunk of each, in their order, before the next of any.
+) -> Iterator[tuple[int, GeneratedChunk]]:
+    """Yield (index of the path, chunk): chunk k of all paths in order, then chunk k + 1.
 
-    Branches are denoised together, and otherwise one after the other. A branch's memory is written
-    to as it goes, after a chunk was handed out and before the next is begun; after its last one only
-    with ``write_last``, and then when what comes next is asked for. A latent frame takes the
-    camera of the last frame it stands for, for reading and for writing. With ``refine_cameras`` what
-    was imagined is written where it was seen from, found by matching features, in place of where it
-    was planned. Raises ValueError if a number of cameras is no multiple of the new frames of a
-    chunk, and Cancelled within one denoising step.
+    All paths are denoised in one batch; reading, decoding and writing go path by path. Latent frame k
+    is read and written at the camera of the last frame that it stands for. A chunk is written into
+    its memory when the caller asks for the next item.
+
+    Args:
+        steps: Denoising steps of a chunk.
+        refine_cameras: Write generated frames at cameras estimated from matched features instead
+            of the planned ones.
+        write_last: Write the last chunk of a path too.
+        cancelled: Polled before each denoising step.
+
+    Raises:
+        ValueError: The number of cameras is not a multiple of `Model.new_frames`.
+        Cancelled: ``cancelled()`` returned true.
     """
-    for branch in branches:
-        if len(branch.cameras) == 0 or len(branch.cameras) % model.new_frames:
+    for path in paths:
+        if len(path.cameras) == 0 or len(path.cameras) % model.new_frames:
             raise ValueError(
-                f'{len(branch.cameras)} frames do not fit: '
+                f'cameras: {len(path.cameras)} do not fill whole chunks, '
                 f'the count must be a multiple of {model.new_frames}'
             )
-    contexts = [_Context.of(branch, model) for branch in branches]
-    for start in range(0, max(len(branch.cameras) for branch in branches), model.new_frames):
+    contexts = [_encode_context(model, path.frame, path.camera) for path in paths]
+    for start in range(0, max(len(path.cameras) for path in paths), model.new_frames):
         stop = start + model.new_frames
-        going = [index for index, branch in enumerate(branches) if start < len(branch.cameras)]
+        active = [index for index, path in enumerate(paths) if start < len(path.cameras)]
         clock = _Clock(model.device)
-        ahead = [_ahead(model, branches[i], contexts[i], start) for i in going]
-        read = clock.lap() / len(going)
+        conditions = [
+            _read_memory(model, paths[i].memory, contexts[i], paths[i].cameras[start:stop])
+            for i in active
+        ]
+        read_seconds = clock.lap() / len(active)
         latents = sample_chunk(
             model.backbone,
             model.scheduler,
-            context=torch.cat([contexts[i].latents for i in going])[:, :, None],
-            latent_frames=len(ahead[0].readout.visible),
-            side=torch.cat([one.side for one in ahead]),
-            text=model.text[None].expand(len(going), -1, -1),
+            context=torch.cat([contexts[i].latents for i in active])[:, :, None],
+            latent_frames=len(conditions[0].readout.visible),
+            side=torch.cat([condition.side for condition in conditions]),
+            text=model.text[None].expand(len(active), -1, -1),
             steps=steps,
-            generator=[branches[i].generator for i in going],
+            generator=[paths[i].generator for i in active],
             cancelled=cancelled,
         )
-        denoise = clock.lap() / len(going)
-        for row, index in enumerate(going):
-            branch, one = branches[index], ahead[row]
+        denoise_seconds = clock.lap() / len(active)
+        for row, index in enumerate(active):
+            path, condition = paths[index], conditions[row]
             clock.lap()
             frames = model.codec.decode(latents[row : row + 1])[0, 1:].clamp(0, 1)
-            decode = clock.lap()
-            remembered = branch.memory.readout(on_grid(one.new, model), latents=False)
+            decode_seconds = clock.lap()
+            readout = path.memory.readout(on_latent_grid(condition.cameras, model), latents=False)
             stages = {
-                'read': read + clock.lap(),
-                'denoise': denoise,
-                'decode': decode,
-                'remember': contexts[index].seconds,
+                'read': read_seconds + clock.lap(),
+                'denoise': denoise_seconds,
+                'decode': decode_seconds,
+                'write': contexts[index].seconds,
             }
             yield (
                 index,
-                ImaginedChunk(
-                    frames=frames, cameras=one.new, remembered=remembered, stages=stages
+                GeneratedChunk(
+                    frames=frames, cameras=condition.cameras, readout=readout, stages=stages
                 ),
             )
-            if stop < len(branch.cameras) or write_last:
-                contexts[index] = _remember(
+            if stop < len(path.cameras) or write_last:
+                new_latents = latents[row, :, 1:].movedim(1, 0)
+                contexts[index] = _write_chunk(
                     model,
-                    branch,
+                    path.memory,
                     contexts[index],
-                    one,
-                    latents[row, :, 1:].movedim(1, 0),
+                    condition,
+                    new_latents,
                     frames,
                     refine_cameras=refine_cameras,
                 )
@@ -158,76 +177,74 @@ def rollouts(
 
 @dataclass(frozen=True, kw_only=True)
 class _Context:
-    """What a chunk goes on from, and the seconds that it took to remember."""
+    """The clean frame that a chunk begins with."""
 
     latents: Float[Tensor, '1 c h w']
     frame: Float[Tensor, '1 3 H W']
     camera: Cameras
     seconds: float
-
-    @classmethod
-    def of(cls, branch: Branch, model: Model) -> _Context:
-        clock = _Clock(model.device)
-        latents = model.codec.encode_images(branch.frame)
-        return cls(latents=latents, frame=branch.frame, camera=branch.camera, seconds=clock.lap())
+    """Time to encode the frame and to write the chunk before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ahead:
-    """What a branch is about to imagine, and what it is told: the readout and side of latent frames."""
+class _Condition:
+    """The inputs of a chunk from its memory and cameras."""
 
-    new: Cameras
+    cameras: Cameras
+    """Of the new frames."""
     readout: Readout
+    """Of the latent frames, the context's first."""
     side: Float[Tensor, '1 s k h w']
+    """Input of the side branch."""
 
 
-def _ahead(model: Model, branch: Branch, context: _Context, start: int) -> _Ahead:
-    new = branch.cameras[start : start + model.new_frames]
-    chunk = concatenate([context.camera, new])
-    latent_cameras = on_grid(chunk[:: model.codec.temporal_stride], model)
-    readout = branch.memory.readout(latent_cameras)
+def _encode_context(
+    model: Model, frame: Float[Tensor, '1 3 H W'], camera: Cameras, clock: _Clock | None = None
+) -> _Context:
+    clock = clock or _Clock(model.device)
+    latents = model.codec.encode_images(frame)
+    return _Context(latents=latents, frame=frame, camera=camera, seconds=clock.lap())
+
+
+def _read_memory(model: Model, memory: Memory, context: _Context, cameras: Cameras) -> _Condition:
+    chunk = concatenate([context.camera, cameras])
+    latent_cameras = on_latent_grid(chunk[:: model.codec.temporal_stride], model)
+    readout = memory.readout(latent_cameras)
     side = side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None])
-    return _Ahead(new=new, readout=readout, side=side)
+    return _Condition(cameras=cameras, readout=readout, side=side)
 
 
-def _remember(
+def _write_chunk(
     model: Model,
-    branch: Branch,
+    memory: Memory,
     context: _Context,
-    ahead: _Ahead,
+    condition: _Condition,
     latents: Float[Tensor, 'k c h w'],
     frames: Float[Tensor, 'n 3 H W'],
     *,
     refine_cameras: bool,
 ) -> _Context:
-    """Write what was imagined into the branch's memory; return what its next chunk goes on from.
+    """Write a generated chunk into the memory and return the context of the next chunk.
 
-    The latents are written as they are. The last frame alone is encoded: a chunk begins with a frame
-    that nothing is before, and to a causal codec that is another thing than the last of a clip.
+    The denoised latents are written as they are. The last frame is encoded again on its own, since
+    a causal codec encodes the first frame of a clip differently from the last.
     """
     clock, stride = _Clock(model.device), model.codec.temporal_stride
     last_of_latent = frames[stride - 1 :: stride]
-    seen = model.perception.estimate(
-        last_of_latent, ahead.new[stride - 1 :: stride], ahead.readout[1:]
+    estimate = model.perception.estimate(
+        last_of_latent, condition.cameras[stride - 1 :: stride], condition.readout[1:]
     )
     if refine_cameras:
-        found = _refined(
-            last_of_latent, seen.cameras, context.frame, context.camera, ahead.readout
-        )
-        seen = replace(seen, cameras=found)
+        refined = _refine(last_of_latent, estimate.cameras, context, condition.readout)
+        estimate = replace(estimate, cameras=refined)
     write_frames(
-        branch.memory, last_of_latent, seen, codec=model.codec, observed=False, latents=latents
+        memory, last_of_latent, estimate, codec=model.codec, observed=False, latents=latents
     )
-    return _Context(
-        latents=model.codec.encode_images(frames[-1:]),
-        frame=frames[-1:],
-        camera=ahead.new[-1:],
-        seconds=clock.lap(),
-    )
+    return _encode_context(model, frames[-1:], condition.cameras[-1:], clock)
 
 
 class _Clock:
-    """Seconds between laps, of the device's work too."""
+    """Seconds between laps, the device's queued work included."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -241,30 +258,26 @@ class _Clock:
         return self._last - before
 
 
-def _refined(
-    frames: Float[Tensor, 'n 3 H W'],
-    cameras: Cameras,
-    context_frame: Float[Tensor, '1 3 H W'],
-    context_camera: Cameras,
-    readout: Readout,
+def _refine(
+    frames: Float[Tensor, 'n 3 H W'], cameras: Cameras, context: _Context, readout: Readout
 ) -> Cameras:
-    """Cameras found from features that the frames share with the context, on the memory's depth."""
+    """Return cameras from features matched with the context frame on the memory's depth."""
     depth = readout.depth[:1].masked_fill(~readout.visible[:1], torch.nan)
-    depth = F.interpolate(depth[None], context_frame.shape[-2:], mode='nearest-exact')[0]
-    found = refine(
+    depth = F.interpolate(depth[None], context.frame.shape[-2:], mode='nearest-exact')[0]
+    refined = refine(
         frames,
         cameras,
-        reference_frames=context_frame,
+        reference_frames=context.frame,
         reference_depth=depth,
-        reference_cameras=context_camera,
+        reference_cameras=context.camera,
     )
-    for index, reason in enumerate(found.reasons):
+    for index, reason in enumerate(refined.reasons):
         if reason:
-            _log.info('imagined frame %d keeps its planned camera: %s', index, reason)
-    return found.cameras
+            _log.info('generated frame %d keeps its planned camera: %s', index, reason)
+    return refined.cameras
 
 
-def on_grid(cameras: Cameras, model: Model) -> Cameras:
-    """Cameras of frames as those of the latent grid."""
+def on_latent_grid(cameras: Cameras, model: Model) -> Cameras:
+    """Return the cameras of frames at the size of the latent grid."""
     stride = model.codec.spatial_stride
     return resized(cameras, cameras.height // stride, cameras.width // stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mirage_model.interface import Cancelled
 
-Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
+Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
 SCHEDULERS = {
     'FlowMatchEulerDiscreteScheduler': FlowMatchEulerDiscreteScheduler,
     'UniPCMultistepScheduler': UniPCMultistepScheduler,
@@ -19,7 +20,7 @@ SCHEDULERS = {
 
 
 def tiny_scheduler() -> Scheduler:
-    """The scheduler that mirage-tiny ships: UniPC on flow matching, as Wan2.2 does."""
+    """Return the scheduler of mirage-tiny: UniPC on flow matching, as in Wan2.2."""
     return UniPCMultistepScheduler(
         prediction_type='flow_prediction', use_flow_sigmas=True, flow_shift=3.0
     )
@@ -27,7 +28,7 @@ def tiny_scheduler() -> Scheduler:
 
 @torch.no_grad()
 def sample_chunk(
-    velocity_of: Callable[..., Tensor],
+    backbone: Callable[..., Tensor],
     scheduler: Scheduler,
     *,
     context: Float[Tensor, 'b c context h w'],
@@ -38,34 +39,50 @@ def sample_chunk(
     generator: torch.Generator | Sequence[torch.Generator],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Float[Tensor, 'b c k h w']:
-    """Latents of a chunk: the clean ``context`` first, unchanged, then what was imagined.
+    """Denoise one chunk and return its latents, the unchanged context first.
 
-    ``velocity_of`` is called as `Backbone.forward` is. ``generator`` is one for the whole batch, or one
-    for each of it, which then has the noise that it has alone.
-    The context carries timestep 0 at every step. Noise is drawn on the CPU, so that a seed gives the same
-    noise on every device. Raises Cancelled as soon as ``cancelled()`` is true between two steps.
+    Context latents carry timestep 0 in each step. Noise is drawn on the CPU, so that a seed gives
+    the same noise on any device.
+
+    Args:
+        backbone: Predicts the flow's velocity; called as `Backbone.forward`.
+        context: Clean latents.
+        latent_frames: Latent frames of the chunk, context included.
+        side: Input of the side branch; None leaves the side branch out.
+        generator: One generator for the batch, or one for each item. An item's noise depends on its
+            own generator alone.
+        cancelled: Polled before each step.
+
+    Raises:
+        ValueError: ``steps`` is below 1, or the context is empty or fills the chunk.
+        Cancelled: ``cancelled()`` returned true.
     """
     if steps < 1:
-        raise ValueError(f'the number of steps must be at least 1, got {steps}')
-    b, c, n_context, h, w = context.shape
-    if not 0 < n_context < latent_frames:
-        raise ValueError(f'{n_context} context frames do not fit a chunk of {latent_frames}')
-    shape = (c, latent_frames - n_context, h, w)
+        raise ValueError(f'steps: {steps} is too few, at least 1 is needed')
+    b, c, context_frames, h, w = context.shape
+    if not 0 < context_frames < latent_frames:
+        raise ValueError(
+            f'context: {context_frames} latent frames do not fit a chunk of {latent_frames}, '
+            f'allowed are 1 to {latent_frames - 1}'
+        )
+    shape = (c, latent_frames - context_frames, h, w)
     if isinstance(generator, torch.Generator):
         noise = torch.randn((b, *shape), generator=generator)
     else:
-        noise = torch.stack([torch.randn(shape, generator=own) for own in generator])
+        noise = torch.stack([torch.randn(shape, generator=item) for item in generator])
     target = noise.to(context)
-    # the scheduler keeps its state in itself: a copy of its own for every chunk
+    # a scheduler is stateful: each chunk takes a copy
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=context.device)
-    # of many steps the first two may round to one timestep, by which the scheduler would look for its place
+    # with many steps the first two may round to one timestep, and a search by timestep is ambiguous
     scheduler.set_begin_index(0)
     for timestep in scheduler.timesteps:
         if cancelled():
             raise Cancelled
-        times = timestep.float().expand(b, latent_frames).clone()
-        times[:, :n_context] = 0
-        velocity = velocity_of(torch.cat([context, target], dim=2), times, text, side)
-        target = scheduler.step(velocity[:, :, n_context:], timestep, target, return_dict=False)[0]
+        timesteps = timestep.float().expand(b, latent_frames).clone()
+        timesteps[:, :context_frames] = 0
+        velocity = backbone(torch.cat([context, target], dim=2), timesteps, text, side)
+        target = scheduler.step(
+            velocity[:, :, context_frames:], timestep, target, return_dict=False
+        )[0]
     return torch.cat([context, target], dim=2)

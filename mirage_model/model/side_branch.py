@@ -1,7 +1,7 @@
-"""The side branch: parallel blocks that carry a memory's readout and the camera's rays into the backbone.
+"""The side branch: parallel blocks that condition the backbone on the memory's readout and camera rays.
 
-In the manner of ControlNet and of VACE: copies of the backbone's block, joined through projections that
-start at zero, so that an untrained branch changes nothing.
+It follows ControlNet and VACE: blocks of the backbone's architecture feed it through projections that
+start at zero, so an untrained branch leaves the output unchanged.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from mirage_model.memory import Readout
 HEAD_BLOCKS = 3
 STATE_CHANNELS = 32
 EXTRA_CHANNELS = 11
-"""Beside the latents: visible, observed, offset (2), depth ratio, ray direction (3) and origin (3)."""
+"""Channels after the latents: visible, observed, offset (2), depth ratio, ray direction (3), origin (3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideBranchConfig:
-    """``layers`` are the backbone's layers after which a block of the branch adds its output.
-
-    ``head`` is the width of a `CellHead`, for a backbone whose tokens are too narrow to carry the noise and
-    what the memory shows through all its layers; 0 is none.
-    """
+    """Architecture of a side branch."""
 
     layers: tuple[int, ...]
+    """Layers of the backbone after which a block of the branch adds its output."""
+
     head: int = 0
+    """Width of a `GridHead`, for backbones with narrow tokens; 0 adds none."""
 
 
 def side_input(readout: Readout, rays: Float[Tensor, 'b k 6 h w']) -> Float[Tensor, 'b c k h w']:
-    """What the branch sees at every cell of every latent frame; ``readout`` has the batch shape (b, k)."""
+    """Return the input channels of the branch; ``readout`` has the batch shape (b, k)."""
     channels = [
         readout.latents,
         readout.visible[:, :, None].float(),
@@ -52,15 +51,21 @@ def side_input(readout: Readout, rays: Float[Tensor, 'b k 6 h w']) -> Float[Tens
 
 
 class SideBranch(nn.Module):
-    """``backbone`` gives the sizes only: nothing of it is shared or kept."""
+    """Parallel transformer blocks whose outputs are added to the backbone's hidden state."""
 
-    def __init__(self, backbone: WanTransformer3DModel, config: SideBranchConfig):
+    def __init__(self, backbone: WanTransformer3DModel, config: SideBranchConfig) -> None:
+        """Build a branch of the sizes of ``backbone``, which shares no weights with it.
+
+        Raises:
+            ValueError: ``config.layers`` is empty, has a layer twice or one that does not exist.
+        """
         super().__init__()
         c = backbone.config
         fits = all(0 <= layer < c.num_layers for layer in config.layers)
         if not config.layers or not fits or len(set(config.layers)) < len(config.layers):
             raise ValueError(
-                f'side branch layers {config.layers} do not fit {c.num_layers} layers'
+                f'layers: {config.layers} do not fit the backbone, '
+                f'needed are different numbers from 0 to {c.num_layers - 1}'
             )
         self.config = config
         self.gradient_checkpointing = False
@@ -76,10 +81,9 @@ class SideBranch(nn.Module):
             for _ in config.layers
         )
         self.proj_out = nn.ModuleList(nn.Linear(dim, dim) for _ in config.layers)
-        for projection in self.proj_out:
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
-        self.head = CellHead(c, config.head) if config.head else None
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
+        self.head = GridHead(c, config.head) if config.head else None
 
     def forward(
         self,
@@ -89,9 +93,9 @@ class SideBranch(nn.Module):
         time: Tensor,
         rotary: tuple[Tensor, Tensor],
     ) -> dict[int, Float[Tensor, 'b tokens dim']]:
-        """What to add to the backbone's hidden state after each of the configured layers."""
+        """Return what is added to the hidden state, by layer of the backbone."""
         state = self.proj_in(self.embedding(side).flatten(2).transpose(1, 2)) + hidden
-        added = {}
+        residuals = {}
         for layer, block, projection in zip(
             self.config.layers, self.blocks, self.proj_out, strict=True
         ):
@@ -99,32 +103,31 @@ class SideBranch(nn.Module):
                 state = checkpoint(block, state, text, time, rotary, use_reentrant=False)
             else:
                 state = block(state, text, time, rotary)
-            added[layer] = projection(state)
-        return added
+            residuals[layer] = projection(state)
+        return residuals
 
 
-class CellHead(nn.Module):
-    """Convolutions over the cells of each latent frame that add to the backbone's velocity; zero at first.
+class GridHead(nn.Module):
+    """Convolutions over the latent grid whose output is added to the backbone's velocity.
 
-    They see the noisy latents and the side input, of the latent frame and of the one before, and the
-    backbone's last state, at the noise level of the latent frame.
+    Input of a latent frame: its noisy latents and side channels, those of the frame before, and the
+    backbone's last hidden state. The output starts at zero.
     """
 
-    def __init__(self, c: FrozenDict, width: int):
-        """``c`` is the configuration of the backbone."""
+    def __init__(self, c: FrozenDict, width: int) -> None:
+        """Build a head of ``width`` channels for a backbone of configuration ``c``."""
         super().__init__()
         dim = c.num_attention_heads * c.attention_head_dim
         self.patch = tuple(c.patch_size)
         self.state = nn.Linear(dim, STATE_CHANNELS * math.prod(self.patch))
-        seen = 2 * c.in_channels + EXTRA_CHANNELS
-        self.proj_in = nn.Conv2d(2 * seen + STATE_CHANNELS, width, 3, padding=1)
+        channels = 2 * c.in_channels + EXTRA_CHANNELS
+        self.proj_in = nn.Conv2d(2 * channels + STATE_CHANNELS, width, 3, padding=1)
         self.blocks = nn.ModuleList(_HeadBlock(width, dim) for _ in range(HEAD_BLOCKS))
         self.norm = nn.GroupNorm(8, width)
         self.proj_out = nn.Conv2d(width, c.out_channels, 3, padding=1)
         self.gate = nn.Linear(dim, c.out_channels)
-        for layer in (self.proj_out, self.gate):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.proj_out.parameters(), *self.gate.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -134,10 +137,10 @@ class CellHead(nn.Module):
         time: Float[Tensor, 'b k dim'],
     ) -> Float[Tensor, 'b c k h w']:
         b, _, k, h, w = latents.shape
-        seen = torch.cat([latents, side], dim=1)
-        before = torch.cat([torch.zeros_like(seen[:, :, :1]), seen[:, :, :-1]], dim=2)
+        current = torch.cat([latents, side], dim=1)
+        previous = torch.cat([torch.zeros_like(current[:, :, :1]), current[:, :, :-1]], dim=2)
         state = unpatchify(self.state(state), self.patch, (k, h, w))
-        x = torch.cat([seen, before, state], dim=1).movedim(2, 1).flatten(0, 1)
+        x = torch.cat([current, previous, state], dim=1).movedim(2, 1).flatten(0, 1)
         level = F.silu(time).flatten(0, 1)
         x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
@@ -148,9 +151,9 @@ class CellHead(nn.Module):
 
 
 class _HeadBlock(nn.Module):
-    """A residual block whose first normalisation is scaled and shifted by the noise level."""
+    """A residual block; the noise level scales and shifts its normalised input."""
 
-    def __init__(self, width: int, dim: int):
+    def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, width)
         self.level = nn.Linear(dim, 2 * width)
@@ -162,8 +165,8 @@ class _HeadBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, 'n c h w'], level: Float[Tensor, 'n dim']) -> Tensor:
         scale, shift = self.level(level)[..., None, None].chunk(2, dim=1)
-        x_level = self.norm(x) * (1 + scale) + shift
-        return x + self.second(F.silu(self.first(F.silu(x_level))))
+        x_modulated = self.norm(x) * (1 + scale) + shift
+        return x + self.second(F.silu(self.first(F.silu(x_modulated))))
 
 
 def unpatchify(
@@ -171,7 +174,7 @@ def unpatchify(
     patch: tuple[int, int, int],
     shape: tuple[int, int, int],
 ) -> Float[Tensor, 'b c k h w']:
-    """Values of every patch of cells, channels last, as `WanTransformer3DModel` orders them."""
+    """Return the latent grid from patch tokens, in the order of `WanTransformer3DModel`."""
     (p_t, p_h, p_w), (k, h, w) = patch, shape
     patches = tokens.reshape(len(tokens), k // p_t, h // p_h, w // p_w, p_t, p_h, p_w, -1)
     patches = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)

@@ -1,6 +1,6 @@
-"""Embed a prompt once: ``python -m mirage_model.model.text --encoder DIR --prompt TEXT --model DIR``.
+"""Write a prompt's embedding into a model folder.
 
-Needed for models that were trained with text, such as Wan2.2; mirage-tiny's one embedding was learned.
+Models that were trained with text, such as Wan2.2, need it; the embedding of mirage-tiny was learned.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 import torch
@@ -18,17 +19,21 @@ from mirage_model.io import written_whole
 
 
 @torch.no_grad()
-def embed(encoder_folder: Path, prompt: str, *, words: int = 512) -> Tensor:
-    """The (words, dim) embedding of a prompt by a UMT5 encoder, zero after the prompt's end, as Wan wants it.
+def embed(encoder_folder: Path, prompt: str, *, words: int = 512) -> Float[Tensor, 'words dim']:
+    """Return the UMT5 embedding of a prompt, zero after the prompt's end, as Wan expects it.
 
-    ``encoder_folder`` holds ``text_encoder/`` and ``tokenizer/`` in diffusers' layout.
-    Raises ValueError naming a folder that is missing.
+    Args:
+        encoder_folder: Holds ``text_encoder/`` and ``tokenizer/`` in diffusers' layout.
+        words: Length of the embedding [tokens].
+
+    Raises:
+        ValueError: A folder is missing.
     """
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     for name in ('text_encoder', 'tokenizer'):
         if not (encoder_folder / name).is_dir():
-            raise ValueError(f'{encoder_folder / name} is missing')
+            raise ValueError(f'{encoder_folder / name}: the folder is missing')
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder / 'tokenizer', local_files_only=True)
     encoder = UMT5EncoderModel.from_pretrained(
         encoder_folder / 'text_encoder', local_files_only=True, use_safetensors=True
@@ -47,8 +52,8 @@ def main() -> None:
     parser.add_argument('--model', required=True, type=Path, help='model folder to write into')
     arguments = parser.parse_args()
     path = arguments.model / 'text' / 'embedding.safetensors'
-    about = {'prompt': arguments.prompt, 'encoder': arguments.encoder.resolve().name}
-    if _metadata(path) == about:
+    metadata = {'prompt': arguments.prompt, 'encoder': arguments.encoder.resolve().name}
+    if _metadata(path) == metadata:
         print(f'{path} holds this prompt already')
         return
     embedding = embed(arguments.encoder, arguments.prompt).contiguous()
@@ -57,16 +62,16 @@ def main() -> None:
         wanted = json.loads(transformer.read_text())['text_dim']
         if embedding.shape[1] != wanted:
             parser.error(
-                f'the encoder gives {embedding.shape[1]} numbers a word, {arguments.model} takes {wanted}'
+                f'encoder: its embeddings have {embedding.shape[1]} channels, {arguments.model} needs {wanted}'
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
-        save_file({'embedding': embedding}, part, metadata=about)
+        save_file({'embedding': embedding}, part, metadata=metadata)
     print(f'wrote {path}')
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What the embedding at ``path`` is of; nothing for one that is not there or is cut short."""
+    """Return the metadata of a safetensors file; empty if the file is missing or damaged."""
     try:
         with safe_open(path, framework='pt') as file:
             return file.metadata() or {}

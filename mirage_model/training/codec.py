@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.clip import load_clip
 from mirage_model.metrics import psnr
-from mirage_model.model.codec import Codec, load_pretrained, use_still_aware_convolutions
+from mirage_model.model.codec import Codec, load_pretrained, use_single_frame_convolutions
 from mirage_model.training.reprojection import Mover, Pairs
 from mirage_model.training.trainer import (
     StepResult,
@@ -406,7 +406,7 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
         vae.train().requires_grad_(True)
-    use_still_aware_convolutions(vae)
+    use_single_frame_convolutions(vae)
     # all but the statistics of the latents, which follow from the weights
     about = {k: vae.config[k] for k in TINY_VAE if not k.startswith('latents_')}
     paths = sorted((arguments.clips / 'train').glob('*.safetensors'))[::16]

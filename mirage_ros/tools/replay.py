@@ -76,12 +76,12 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
 
     from mirage_model.evaluation.replay import command as replay
     from mirage_model.evaluation.replay.truncated import intact
-    from mirage_model.model.checkpoint import EMBEDDED, describe
+    from mirage_model.model.checkpoint import EMBEDDED, load_model_info
     from mirage_ros.tools.replay_client import NodeEngine
     from mirage_ros.tools.replay_realtime import play
 
     config = dataclasses.replace(command.replay, devices=command.replay.devices[:1])
-    about = describe(Path(config.model_folder) if config.model_folder else EMBEDDED)
+    about = load_model_info(Path(config.model_folder) if config.model_folder else EMBEDDED)
     depth = bool(command.topics.depth)
     use_depth = f'use_depth:={str(depth).lower()}'
     line = [*node_command(config, lockstep=not command.free_running), '-p', use_depth]

@@ -25,7 +25,7 @@ from mirage_model.interface import (
 )
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
-from mirage_model.model.rollout import Branch, on_grid, rollouts
+from mirage_model.model.rollout import RolloutInput, on_latent_grid, rollouts
 
 SEEDS = (5, 5, 9)
 
@@ -116,7 +116,7 @@ def first_latents(model: Model, batch: int, paths: int) -> torch.Tensor:
                     width=width,
                 )
                 branches.append(
-                    Branch(
+                    RolloutInput(
                         memory=seeded(model, frame, cameras[:1]),
                         frame=frame,
                         camera=cameras[:1],
@@ -136,7 +136,7 @@ def seeded(model: Model, frame: torch.Tensor, camera: Cameras) -> LatentMemory:
     memory = LatentMemory(
         MemoryConfig(channels=model.codec.channels, splat_size=model.config.splat_size)
     )
-    grid = on_grid(camera, model)
+    grid = on_latent_grid(camera, model)
     size = (1, grid.height, grid.width)
     memory.write(
         model.codec.encode_images(frame),

@@ -12,7 +12,7 @@ from test_engine import request, score_of, view
 from mirage_model.engine.engine import Engine
 from mirage_model.interface import InvalidRequest
 from mirage_model.memory.eviction import Limits
-from mirage_model.model.rollout import on_grid
+from mirage_model.model.rollout import on_latent_grid
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,7 @@ def far(depth: float) -> dict[str, np.ndarray]:
 def ahead(engine: Engine) -> np.ndarray:
     """Depths that the memory shows at the camera of the seed."""
     place = engine._places['default']
-    readout = place.memory.readout(on_grid(place.camera, engine.model))
+    readout = place.memory.readout(on_latent_grid(place.camera, engine.model))
     assert readout.visible.all()
     return readout.depth[0].numpy()
 

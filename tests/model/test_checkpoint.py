@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 import torch
 
 from mirage_model.engine.engine import Engine
-from mirage_model.model.checkpoint import describe, load_model
+from mirage_model.model.checkpoint import load_model, load_model_info
 from mirage_model.perception.adapters import DepthAnything
 
 
@@ -32,9 +32,9 @@ def test_a_saved_model_loads_whole(folder):
 
 
 def test_a_folder_is_described_as_the_engine_that_loads_it(folder):
-    assert describe(folder) == Engine.from_folder(folder).describe()
+    assert load_model_info(folder) == Engine.from_folder(folder).describe()
     with pytest.raises(ValueError, match=r'model\.json'):
-        describe(folder / 'vae')
+        load_model_info(folder / 'vae')
 
 
 def test_every_weight_counts_in_the_hash(folder):

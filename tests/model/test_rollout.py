@@ -61,7 +61,7 @@ def test_chunks_come_in_order_and_what_is_context_is_not_given_out_again(model):
         assert torch.equal(
             chunk.cameras.times, forward(17).times[start : start + CHUNK_FRAMES - 1]
         )
-        assert chunk.remembered.visible.shape == (CHUNK_FRAMES - 1, 4, 6)
+        assert chunk.readout.visible.shape == (CHUNK_FRAMES - 1, 4, 6)
 
 
 def test_a_seed_gives_the_same_frames_twice(model):
@@ -73,7 +73,7 @@ def test_a_seed_gives_the_same_frames_twice(model):
 def test_what_the_memory_holds_changes_what_is_imagined(model):
     seeded = next(imagine(model)).frames
     empty = next(imagine(model, memory=memory_of(model, seeded=False)))
-    assert not empty.remembered.visible.any()
+    assert not empty.readout.visible.any()
     assert not torch.equal(seeded, empty.frames)
 
 

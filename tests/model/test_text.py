@@ -36,7 +36,7 @@ def test_a_prompt_is_embedded_and_padded_with_zeros(encoder_folder):
 
 
 def test_a_missing_encoder_is_named(tmp_path):
-    with pytest.raises(ValueError, match='text_encoder is missing'):
+    with pytest.raises(ValueError, match='text_encoder: the folder is missing'):
         embed(tmp_path, 'a room')
 
 
@@ -57,5 +57,5 @@ def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path, monke
     monkeypatch.setattr(sys, 'argv', ['text', *words[:2], '--prompt', 'a hall', *words[4:]])
     with pytest.raises(SystemExit):
         main()
-    assert 'the encoder gives 8 numbers a word' in capsys.readouterr().err
+    assert 'embeddings have 8 channels' in capsys.readouterr().err
     assert path.read_bytes() == whole
