@@ -1,185 +1,147 @@
-"""What the two actions share: a goal is accepted, waited for, cancelled, and answered once."""
+"""Goals of the actions as jobs of the worker: accepted, cancelled and finished in one callback group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 import queue
 import threading
-import time
 import traceback
-from typing import Any, Literal
+from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.action.server import GoalEvent, ServerGoalHandle
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import QoSProfile
 
 from mirage_model.engine.worker import Job, Outcome
 from mirage_ros.context import NodeContext
 from mirage_ros.publishers import Publishers
 
-CANCEL_POLL = 0.02  # seconds
-TURN = 1.0  # seconds
+SERVICE_QOS = QoSProfile(depth=256)
+"""Requests of goals, cancels and results that may arrive at once; rclpy keeps 10, and DDS drops the others."""
 
-
-@dataclass(eq=False)
-class _Accepted:
-    goal: Any
-    state: Literal['accepted', 'arrived', 'done'] = 'accepted'
+Finish = Callable[[Outcome, Any], None]
+"""Called once with the outcome and the result message of a goal, from any thread."""
 
 
 class Goals:
-    """How many may be served or wait at once, over all actions of the node, and in which order they came.
+    """The goals that run or wait, over all actions of the node.
 
-    A goal is known by its message itself.
+    Acceptance, cancellation and the end of a goal share one mutually exclusive callback group. Jobs are therefore
+    submitted in the order of acceptance, and no goal ends between its cancel request and the change of its state.
     """
 
-    def __init__(self, most: int):
-        self.most = most
-        self._left = threading.Semaphore(most)
-        self._turn = threading.Condition()
-        self._accepted: list[_Accepted] = []
+    def __init__(self, node: NodeContext, publishers: Publishers):
+        self._node = node
+        self._publishers = publishers
+        self._group = MutuallyExclusiveCallbackGroup()
+        self._cancel: dict[bytes, Callable[[], None]] = {}
+        self._changed = threading.Condition()
+        self._ended: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = node.create_guard_condition(self._finish_ended, callback_group=self._group)
 
-    def take(self, goal: Any) -> bool:
-        """Whether there is room for a goal, which then has its turn after those before it."""
-        room = self._left.acquire(blocking=False)
-        if room:
-            with self._turn:
-                self._accepted.append(_Accepted(goal))
-        return room
+    def serve(
+        self,
+        kind: type,
+        name: str,
+        *,
+        requested_id: Callable[[Any], str],
+        make_job: Callable[[ServerGoalHandle, str, Finish], Job],
+        make_result: Callable[[Outcome], Any],
+    ) -> ActionServer:
+        """Return an action server whose goals become jobs.
 
-    @contextmanager
-    def turn(self, goal: Any) -> Iterator[None]:
-        """Wait until the goals before have had their turn: each has a thread of its own, and may be overtaken there.
-
-        One that has not come to its turn in `TURN` seconds is given up and its room given back: its client went away
-        before it could be told that the goal was accepted.
+        Args:
+            requested_id: Returns the request id that a goal carries, or ''.
+            make_job: Takes the goal's handle, its request id, and the function that finishes the goal. A ValueError
+                rejects the goal.
+            make_result: Returns the result message of a goal for which there is no job.
         """
-        with self._turn:
-            own = self._of(goal)
-            if own is not None:
-                own.state = 'arrived'
-                self._turn.notify_all()
-            while own is not None and (before := self._first()) is not own:
-                state = before.state
-                limit = TURN if state == 'accepted' else None
-                if not self._turn.wait_for(lambda b=before, s=state: b.state != s, timeout=limit):
-                    self._give_back(before)
-        try:
-            yield
-        finally:
-            with self._turn:
-                if own is not None:
-                    own.state = 'done'
-                self._turn.notify_all()
 
-    def give_back(self, goal: Any) -> None:
-        with self._turn:
-            own = self._of(goal)
-            if own is not None:
-                self._give_back(own)
+        def on_accepted(handle: ServerGoalHandle) -> None:
+            goal_id = bytes(handle.goal_id.uuid)
+            request_id = requested_id(handle.request) or f'goal-{goal_id.hex()[:12]}'
 
-    def _give_back(self, accepted: _Accepted) -> None:
-        accepted.state = 'done'
-        self._accepted.remove(accepted)
-        self._left.release()
-        self._turn.notify_all()
+            def finish(outcome: Outcome, result: Any) -> None:
+                self._publishers.log(outcome)
+                execute = partial(self._execute, outcome=outcome, result=result)
+                self._ended.put(lambda: server.notify_execute(handle, execute))
+                self._wake.trigger()
 
-    def _of(self, goal: Any) -> _Accepted | None:
-        return next((one for one in self._accepted if one.goal is goal), None)
+            with self._changed:
+                self._cancel[goal_id] = lambda: None
+            # handle.execute() would also start the execute callback, and rclpy's executor polls a waiting coroutine
+            # without pause; the callback is started when the job has ended
+            handle._update_state(GoalEvent.EXECUTE)
+            try:
+                worker = self._node.worker
+                with self._node.figures.timing('convert'):
+                    job = make_job(handle, request_id, finish)
+                self._cancel[goal_id] = lambda: worker.cancel(job)
+                worker.submit(job)
+            except ValueError as error:
+                outcome = Outcome(request_id=request_id, status='refused', reason=str(error))
+                finish(outcome, make_result(outcome))
+            except Exception as error:
+                outcome = Outcome(
+                    request_id=request_id,
+                    status='failed',
+                    reason=f'{type(error).__name__}: {error}',
+                    details=traceback.format_exc(),
+                )
+                finish(outcome, make_result(outcome))
 
-    def _first(self) -> _Accepted | None:
-        """Of those that have not had their turn."""
-        return next((one for one in self._accepted if one.state != 'done'), None)
+        server = ActionServer(
+            self._node,
+            kind,
+            name,
+            self._execute,
+            goal_callback=lambda goal: self._on_goal(name),
+            handle_accepted_callback=on_accepted,
+            cancel_callback=self._on_cancel,
+            callback_group=self._group,
+            goal_service_qos_profile=SERVICE_QOS,
+            cancel_service_qos_profile=SERVICE_QOS,
+            result_service_qos_profile=SERVICE_QOS,
+            result_timeout=round(self._node.settings.result_seconds),
+        )
+        return server
 
     def wait_for_all(self, seconds: float) -> None:
-        """Wait until every goal has its answer, so long for each."""
-        for _ in range(self.most):
-            self._left.acquire(timeout=seconds)
+        """Wait until all goals have their results, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._cancel, timeout=seconds)
 
-
-def serve(
-    node: NodeContext,
-    answers: Publishers,
-    goals: Goals,
-    kind: type,
-    name: str,
-    *,
-    asked_id: Callable[[Any], str],
-    job: Callable[[ServerGoalHandle, str, Callable[[Outcome], None]], Job],
-    result: Callable[[Outcome, Any], Any],
-) -> ActionServer:
-    """An action server whose goals become jobs.
-
-    ``asked_id`` is the request id of a goal, or nothing. ``job`` is given the handle, the id, and what to call at the
-    end; its ValueError refuses the goal. ``result`` makes the answer of the outcome and of the job, None where there was none.
-    """
-
-    def on_goal(goal: Any) -> GoalResponse:
-        if goals.take(goal):
+    def _on_goal(self, name: str) -> GoalResponse:
+        # a client that vanishes before it hears of its acceptance takes no room: rclpy skips on_accepted then
+        most = self._node.settings.max_goals
+        if len(self._cancel) < most:
             return GoalResponse.ACCEPT
-        node.figures.count('requests dropped')
-        node.complain(f'goal of {name} dropped: {goals.most} goals are being served')
+        self._node.figures.count('requests dropped')
+        self._node.complain(f'goal of {name} dropped: {most} goals are being served')
         return GoalResponse.REJECT
 
-    def on_execute(handle: ServerGoalHandle) -> Any:
-        """Wait for the worker; every goal runs this in a thread of its own."""
-        try:
-            request_id = (
-                asked_id(handle.request) or f'goal-{bytes(handle.goal_id.uuid).hex()[:12]}'
-            )
-            made, outcome = _outcome(node, goals, handle, request_id, job)
-            answers.log(outcome)
-            if outcome.status == 'done':
-                handle.succeed()
-            elif outcome.status == 'cancelled' and handle.is_cancel_requested:
-                handle.canceled()
-            else:
-                handle.abort()
-            return result(outcome, made)
-        finally:
-            goals.give_back(handle.request)
+    def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
+        if cancel := self._cancel.get(bytes(handle.goal_id.uuid)):
+            cancel()
+        return CancelResponse.ACCEPT
 
-    return ActionServer(
-        node,
-        kind,
-        name,
-        on_execute,
-        goal_callback=on_goal,
-        cancel_callback=lambda goal: CancelResponse.ACCEPT,
-        callback_group=ReentrantCallbackGroup(),
-        result_timeout=round(node.settings.result_seconds),
-    )
+    def _finish_ended(self) -> None:
+        while not self._ended.empty():
+            self._ended.get()()
 
-
-def _outcome(
-    node: NodeContext, goals: Goals, handle: ServerGoalHandle, request_id: str, make: Callable
-) -> tuple[Job | None, Outcome]:
-    outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-    try:
-        with goals.turn(handle.request):
-            worker = node.worker
-            with node.figures.timing('convert'):
-                job = make(handle, request_id, outcomes.put)
-            worker.submit(job)
-    except ValueError as error:
-        return None, Outcome(request_id=request_id, status='refused', reason=str(error))
-    except Exception as error:
-        return None, Outcome(
-            request_id=request_id,
-            status='failed',
-            reason=f'{type(error).__name__}: {error}',
-            details=traceback.format_exc(),
-        )
-    while True:
-        try:
-            return job, outcomes.get(timeout=CANCEL_POLL)
-        except queue.Empty:
-            if handle.is_cancel_requested:
-                worker.cancel(job)
-            elif job.due is not None and time.monotonic() > job.due:
-                worker.cancel(job, 'the deadline passed while it waited', running=False)
+    def _execute(self, handle: ServerGoalHandle, *, outcome: Outcome, result: Any) -> Any:
+        if outcome.status == 'done':
+            handle.succeed()
+        elif outcome.status == 'cancelled' and handle.is_cancel_requested:
+            handle.canceled()
+        else:
+            handle.abort()
+        with self._changed:
+            del self._cancel[bytes(handle.goal_id.uuid)]
+            self._changed.notify_all()
+        return result
 
 
 def message_of(outcome: Outcome) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 import math
 import time
 
@@ -13,7 +15,7 @@ from rclpy.action.server import ServerGoalHandle
 from mirage_model.engine.worker import Job, Outcome
 from mirage_model.interface import Candidate, CandidatesRequest, InvalidRequest, Trajectory
 from mirage_ros import convert
-from mirage_ros.action_server import Goals, message_of, serve
+from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import NodeContext
 from mirage_ros.images import Compression, rgb_from_image, size_of
 from mirage_ros.initial_state import own_seed, start
@@ -27,25 +29,18 @@ FEWER = 'ask for fewer frames, for the last ones alone or for half the resolutio
 
 
 class CandidatesServer:
-    def __init__(self, node: NodeContext, answers: Publishers, goals: Goals):
+    def __init__(self, node: NodeContext, publishers: Publishers, goals: Goals):
         self._node = node
-        self._answers = answers
-        self._results: dict[str, list[ImaginedCandidate]] = {}
-        self._predicted: dict[str, float] = {}
-        self.action = serve(
-            node,
-            answers,
-            goals,
+        self._publishers = publishers
+        self.action = goals.serve(
             ImagineCandidates,
             'imagine_candidates',
-            asked_id=lambda goal: '',
-            job=self._job,
-            result=self._result,
+            requested_id=lambda goal: '',
+            make_job=self._job,
+            make_result=self._result,
         )
 
-    def _job(
-        self, handle: ServerGoalHandle, request_id: str, on_end: Callable[[Outcome], None]
-    ) -> Job:
+    def _job(self, handle: ServerGoalHandle, request_id: str, finish: Finish) -> Job:
         node, goal = self._node, handle.request
         accepted, settings = time.monotonic(), node.settings
         count = len(goal.trajectories)
@@ -75,14 +70,12 @@ class CandidatesServer:
             resolution=RESOLUTIONS[goal.resolution],
             goal=self._goal_image(goal),
         )
-        predicted = node.worker.call(lambda engine: engine.predicted_seconds(request)).result()
-        # until they are made; a deadline may pass while all of them wait
-        results = self._results[request_id] = [
+        # incomplete until it is imagined: the deadline may pass before that
+        results = [
             ImaginedCandidate(index=index, request_id=path.request_id, goal_distance=math.nan)
             for index, path in enumerate(paths)
         ]
-        self._predicted[request_id] = predicted
-        done = size = 0
+        done, size, predicted = 0, 0, 0.0
 
         def feedback() -> None:
             handle.publish_feedback(
@@ -97,7 +90,7 @@ class CandidatesServer:
             nonlocal done, size
             message = results[candidate.index]
             chunks = [
-                self._answers.message(chunk, begin.camera_frame, compression=compression)
+                self._publishers.message(chunk, begin.camera_frame, compression=compression)
                 for chunk in candidate.chunks
             ]
             size += sum(map(convert.picture_bytes, chunks))
@@ -113,13 +106,22 @@ class CandidatesServer:
                 node.figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
             feedback()
 
-        feedback()
+        def on_prediction(prediction: Future[float]) -> None:
+            nonlocal predicted
+            with suppress(ValueError):  # the engine rejects the job for the same reason
+                predicted = prediction.result()
+                feedback()
+
+        # the worker computes it before it begins the job
+        node.worker.call(lambda engine: engine.predicted_seconds(request)).add_done_callback(
+            on_prediction
+        )
         return Job(
             request=request,
             view=begin.view,
             wanted=begin.wanted,
             on_answer=on_candidate,
-            on_end=on_end,
+            on_end=lambda outcome: finish(outcome, self._result(outcome, results, predicted)),
             client=paths[0].client,
             kind='goal',
             replaces=goal.replace_older,
@@ -162,15 +164,19 @@ class CandidatesServer:
         size_of(goal.goal_image[0], 'image', max_pixels=self._node.settings.max_pixels)
         return rgb_from_image(goal.goal_image[0])
 
-    def _result(self, outcome: Outcome, job: Job | None) -> ImagineCandidates.Result:
-        results = self._results.pop(outcome.request_id, [])
+    def _result(
+        self,
+        outcome: Outcome,
+        candidates: Sequence[ImaginedCandidate] = (),
+        predicted_seconds: float = 0.0,
+    ) -> ImagineCandidates.Result:
         return ImagineCandidates.Result(
             request_id=outcome.request_id,
             complete=outcome.status == 'done',
             message=message_of(outcome),
-            candidates=results,
+            candidates=list(candidates),
             depth_source=outcome.depth_source,
-            predicted_seconds=self._predicted.pop(outcome.request_id, 0.0),
+            predicted_seconds=predicted_seconds,
             seconds=outcome.seconds,
         )
 

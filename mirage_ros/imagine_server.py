@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
 from mirage.action import Imagine as ImagineAction
@@ -15,7 +14,7 @@ from rclpy.qos import QoSProfile
 from mirage_model.engine.worker import Job, Outcome
 from mirage_model.interface import Chunk, ImagineRequest
 from mirage_ros import convert
-from mirage_ros.action_server import Goals, message_of, serve
+from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
 from mirage_ros.convert import PlannedPath
 from mirage_ros.initial_state import InitialState, check_name, own_seed, start
@@ -25,9 +24,9 @@ REQUEST_QOS = QoSProfile(depth=10)
 
 
 class ImagineServer:
-    def __init__(self, node: NodeContext, answers: Publishers, goals: Goals):
+    def __init__(self, node: NodeContext, publishers: Publishers, goals: Goals):
         self._node = node
-        self._answers = answers
+        self._publishers = publishers
         self._ids = count(1)
         group = MutuallyExclusiveCallbackGroup()
         for kind, name, callback in (
@@ -35,15 +34,12 @@ class ImagineServer:
             (Path, 'path', self._on_path),
         ):
             node.create_subscription(kind, name, callback, REQUEST_QOS, callback_group=group)
-        self.action = serve(
-            node,
-            answers,
-            goals,
+        self.action = goals.serve(
             ImagineAction,
             'imagine',
-            asked_id=lambda goal: goal.trajectory.request_id,
-            job=self._goal_job,
-            result=self._result,
+            requested_id=lambda goal: goal.trajectory.request_id,
+            make_job=self._goal_job,
+            make_result=self._result,
         )
 
     def _on_trajectory(self, message: PlannedTrajectory) -> None:
@@ -85,16 +81,14 @@ class ImagineServer:
                 request=request,
                 view=begin.view,
                 wanted=begin.wanted,
-                on_answer=lambda chunk: self._answers.publish(chunk, begin.camera_frame),
-                on_end=self._answers.log,
+                on_answer=lambda chunk: self._publishers.publish(chunk, begin.camera_frame),
+                on_end=self._publishers.log,
                 client=planned.client,
                 replaces=settings.newest_wins,
             )
         )
 
-    def _goal_job(
-        self, handle: ServerGoalHandle, request_id: str, on_end: Callable[[Outcome], None]
-    ) -> Job:
+    def _goal_job(self, handle: ServerGoalHandle, request_id: str, finish: Finish) -> Job:
         node, goal = self._node, handle.request
         planned = convert.planned_from_trajectory(
             goal.trajectory, max_poses=node.settings.max_poses
@@ -108,8 +102,8 @@ class ImagineServer:
             node.promise_room(keep_in)
 
         def on_chunk(chunk: Chunk) -> None:
-            self._answers.publish(chunk, begin.camera_frame)
-            header = self._answers.header(chunk.times[-1], begin.camera_frame)
+            self._publishers.publish(chunk, begin.camera_frame)
+            header = self._publishers.header(chunk.times[-1], begin.camera_frame)
             handle.publish_feedback(
                 ImagineAction.Feedback(
                     chunk_index=chunk.index,
@@ -120,7 +114,7 @@ class ImagineServer:
                 )
             )
 
-        def on_done(outcome: Outcome) -> None:
+        def on_end(outcome: Outcome) -> None:
             # the one that it started from is known, or was forgotten meanwhile
             if keep_in not in (None, begin.memory) and outcome.status == 'done':
                 origin = node.memories.get(begin.memory)
@@ -129,7 +123,7 @@ class ImagineServer:
                 )
             if keep_in is not None:
                 node.end_promise(keep_in)
-            on_end(outcome)
+            finish(outcome, self._result(outcome))
 
         return Job(
             request=_request(
@@ -143,13 +137,13 @@ class ImagineServer:
             view=begin.view,
             wanted=begin.wanted,
             on_answer=on_chunk,
-            on_end=on_done,
+            on_end=on_end,
             client=planned.client,
             kind='goal',
             replaces=goal.replace_older,
         )
 
-    def _result(self, outcome: Outcome, job: Job | None) -> ImagineAction.Result:
+    def _result(self, outcome: Outcome) -> ImagineAction.Result:
         engine = self._node.engine_or_none
         return ImagineAction.Result(
             request_id=outcome.request_id,

@@ -34,8 +34,8 @@ from mirage_ros.publishers import Publishers
 from mirage_ros.services import Services
 
 RESULTS_LEAVE = 0.2  # seconds; rclpy has no call that waits until results are sent
-OTHER_THREADS = 10
-"""Beside goals: camera, requests, frames, timers, states, and services that wait."""
+EXECUTOR_THREADS = 10
+"""Camera, requests, actions, transforms, timers, transitions, and services that wait for the worker."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -67,10 +67,10 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self._load = load
         self._loaded: EngineProtocol | None = None
         self._warm = False
-        self._goals = Goals(self.settings.max_goals)
-        answers = Publishers(self)
-        requests = ImagineServer(self, answers, self._goals)
-        candidates = CandidatesServer(self, answers, self._goals)
+        publishers = Publishers(self)
+        self._goals = Goals(self, publishers)
+        requests = ImagineServer(self, publishers, self._goals)
+        candidates = CandidatesServer(self, publishers, self._goals)
         self._actions = (requests.action, candidates.action)
         self._parts = (Observer(self), requests, candidates, Services(self), MemoryViews(self))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -83,11 +83,6 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         change = self._service_change_state.callback
         self._service_change_state.callback = lambda *of: self._changed(change, *of)
-
-    @property
-    def threads(self) -> int:
-        """That an executor needs."""
-        return self._goals.most + OTHER_THREADS
 
     # states
 
@@ -250,7 +245,7 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
 
 
 def _serve(node: MirageNode, stop: threading.Event, *, asked: Callable[[], bool]) -> int:
-    executor = MultiThreadedExecutor(num_threads=node.threads)
+    executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
 
     def spin() -> None:

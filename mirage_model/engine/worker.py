@@ -155,14 +155,11 @@ class Worker:
         if reason is not None:
             self._end(entry, 'dropped', reason)
 
-    def cancel(
-        self, job: Job, reason: str = 'cancelled by the client', *, running: bool = True
-    ) -> None:
-        """Cancel a job that waits or, unless ``running`` is false, runs; one that has ended is left alone."""
+    def cancel(self, job: Job, reason: str = 'cancelled by the client') -> None:
+        """Cancel a job that waits or runs. A job that has ended is left alone."""
         with self._changed:
             if self._running and self._running.job is job:
-                if running:
-                    self._running.cancel_reason = reason
+                self._running.cancel_reason = reason
                 return
             entry = next((entry for entry in self._waiting if entry.job is job), None)
             if entry is None:
@@ -220,9 +217,11 @@ class Worker:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._calls or self._closed)
+            self._end_overdue()
+            with self._changed:
                 if self._closed:
                     return
-                if not self._calls:
+                if self._waiting and not self._calls:
                     self._running = min(self._waiting, key=lambda entry: entry.turn)
                     self._waiting.remove(self._running)
                     # not by turns alone: clients that are new every time would keep the others waiting
@@ -248,6 +247,16 @@ class Worker:
             except Exception as error:
                 future.set_exception(error)
 
+    def _end_overdue(self) -> None:
+        """End the jobs whose deadline passed while they waited."""
+        now = time.monotonic()
+        with self._changed:
+            overdue = [e for e in self._waiting if e.job.due is not None and now > e.job.due]
+            for entry in overdue:
+                self._waiting.remove(entry)
+        for entry in overdue:
+            self._end(entry, 'cancelled', 'the deadline passed while it waited')
+
     def _ended(self, entry: _Entry) -> tuple[Status, str]:
         try:
             self._serve(entry)
@@ -267,6 +276,7 @@ class Worker:
 
         def cancelled() -> bool:
             self._answer_calls()
+            self._end_overdue()
             return entry.cancel_reason is not None
 
         if cancelled():

@@ -342,3 +342,14 @@ def test_a_deadline_counts_from_the_submission(requests):
     outcome = requests.outcome('late')
     assert outcome.reason == '3 candidates are incomplete at the deadline'
     assert [candidate.complete for candidate in requests.chunks['late']] == [False] * 3
+
+
+def test_deadline_ends_a_waiting_job(requests):
+    """The running job goes on, and the overdue one never starts."""
+    running = requests.submit('running', steps=1000)
+    requests.worker.submit(candidates(requests, 'late', steps=1, due=time.monotonic() + 0.1))
+    outcome = requests.outcome('late')
+    assert (outcome.status, outcome.reason) == ('cancelled', 'the deadline passed while it waited')
+    assert not requests.chunks['late'] and 'running' not in requests.outcomes
+    requests.worker.cancel(running)
+    assert requests.outcome('running').status == 'cancelled'

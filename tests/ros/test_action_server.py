@@ -1,59 +1,109 @@
-"""Goals have their turns in the order in which they were accepted, whatever order their threads run in."""
+"""Goals become jobs in the order of acceptance, and each ends with one result."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+import threading
 import time
 
+from action_msgs.msg import GoalStatus
+from instant_engine import InstantEngine
 from mirage.action import Imagine
+from processes import Client, Goal, seed_messages, trajectory
 import pytest
+from rclpy.executors import MultiThreadedExecutor
 
-from mirage_ros.action_server import TURN, Goals
+from mirage_ros.node import EXECUTOR_THREADS, MirageNode
 
-
-def serve(goals: Goals, accepted: list, seconds: float = 0.0) -> list[int]:
-    """Numbers of the goals in the order of their turns, their threads started the other way round."""
-    served, inside = [], []
-
-    def one(goal: Imagine.Goal) -> None:
-        with goals.turn(goal):
-            inside.append(goal.seed)
-            time.sleep(seconds)
-            assert inside == [goal.seed]
-            inside.clear()
-            served.append(goal.seed)
-
-    with ThreadPoolExecutor(len(accepted)) as pool:
-        running = []
-        for goal in reversed(accepted):
-            running.append(pool.submit(one, goal))
-            time.sleep(0.01)
-        for future in running:
-            future.result()
-    return served
+GOALS = 12  # the default of max_goals, more than the threads of the executor
 
 
-@pytest.mark.parametrize('seconds', [0.0, 0.3 * TURN])
-def test_turns_are_in_the_order_of_acceptance_however_long_they_take(seconds):
-    goals = Goals(6)
-    accepted = [Imagine.Goal(seed=n) for n in range(6)]
-    assert all(goals.take(goal) for goal in accepted)
-    assert not goals.take(Imagine.Goal())
-    assert serve(goals, accepted, seconds) == list(range(6))
-    for goal in accepted:
-        goals.give_back(goal)
-    assert all(goals.take(Imagine.Goal()) for _ in range(6))
+@pytest.fixture
+def node(ros) -> Iterator[MirageNode]:
+    """A node in this process, whose engine takes a second for each chunk of four steps."""
+    node = MirageNode(lambda settings: InstantEngine(step_seconds=0.25))
+    executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin)
+    spinning.start()
+    assert node.start()
+    yield node
+    node.close()
+    executor.shutdown()
+    spinning.join()
+    node.destroy_node()
 
 
-def test_goals_that_never_come_to_their_turn_give_their_room_back():
-    goals = Goals(6)
-    accepted = [Imagine.Goal(seed=n) for n in range(6)]
-    assert all(goals.take(goal) for goal in accepted)
-    never, late = accepted[0], accepted[3]
-    began = time.monotonic()
-    assert serve(goals, [g for g in accepted if g is not never and g is not late]) == [1, 2, 4, 5]
-    assert 2 * TURN <= time.monotonic() - began < 3 * TURN
-    with goals.turn(late):
-        pass
-    goals.give_back(late)  # its room was given back before
-    assert sum(goals.take(Imagine.Goal()) for _ in range(6)) == 2
+def goal(request_id: str, *, steps: int = 1, **keywords) -> Imagine.Goal:
+    image, camera_info, depth = seed_messages()
+    path = trajectory(16, request_id=request_id)
+    path.camera_info = [camera_info]
+    path.client = keywords.pop('client', '') or request_id
+    return Imagine.Goal(
+        trajectory=path, seed_image=[image], seed_depth=[depth], steps=steps, **keywords
+    )
+
+
+def test_goals_are_served_in_order_without_threads(client: Client, node: MirageNode):
+    """As many goals as may be served, then one too many; services are answered while all of them wait."""
+    client.until(client.action.server_is_ready)
+    names = [f'goal {number}' for number in range(GOALS + 1)]
+    sent = [client.action.send_goal_async(goal(name)) for name in names]
+    client.until(lambda: all(future.done() for future in sent))
+    handles = [future.result() for future in sent]
+    assert [handle.accepted for handle in handles] == [True] * GOALS + [False]
+    assert handles[-2].status in (GoalStatus.STATUS_UNKNOWN, GoalStatus.STATUS_EXECUTING)
+    cpu = time.process_time()
+    client.until(lambda: len(client.chunks) == 2)
+    assert time.process_time() - cpu < 0.6  # the executor sleeps while goals wait
+    results = [handle.get_result_async() for handle in handles[:-1]]
+    client.until(lambda: all(future.done() for future in results))
+    assert {future.result().status for future in results} == {GoalStatus.STATUS_SUCCEEDED}
+    assert [chunk.request_id for chunk in client.chunks] == names[:-1]
+    assert Goal(client, goal('afterwards')).result()[0] == GoalStatus.STATUS_SUCCEEDED
+
+
+def test_cancelled_goals_end_as_cancelled(client: Client, node: MirageNode):
+    """Waiting goals too, whose jobs end before their state has changed."""
+    client.until(client.action.server_is_ready)
+    goals = [Goal(client, goal(f'goal {number}', steps=1000)) for number in range(6)]
+    for sent in reversed(goals):
+        sent.cancel()
+        status, result = sent.result()
+        assert status == GoalStatus.STATUS_CANCELED
+        assert result.message == 'cancelled: cancelled by the client'
+
+
+def test_a_goal_may_cancel_twice_or_too_late(client: Client, node: MirageNode):
+    client.until(client.action.server_is_ready)
+    sent = Goal(client, goal('done'))
+    assert sent.result()[0] == GoalStatus.STATUS_SUCCEEDED
+    sent.cancel()
+    assert sent.result()[0] == GoalStatus.STATUS_SUCCEEDED
+    assert Goal(client, goal('next')).result()[0] == GoalStatus.STATUS_SUCCEEDED
+
+
+def test_deactivation_answers_every_goal(client: Client, node: MirageNode):
+    client.until(client.action.server_is_ready)
+    goals = [Goal(client, goal(f'goal {number}', steps=1000)) for number in range(3)]
+    node.trigger_deactivate()
+    for sent in goals:
+        status, result = sent.result()
+        assert status == GoalStatus.STATUS_ABORTED
+        assert result.message.endswith(': the node was deactivated')
+    status, result = Goal(client, goal('inactive')).result()
+    assert status == GoalStatus.STATUS_ABORTED and 'the node is not active' in result.message
+    node.trigger_activate()
+    assert Goal(client, goal('active')).result()[0] == GoalStatus.STATUS_SUCCEEDED
+
+
+def test_vanished_clients_take_no_room(client: Client, node: MirageNode):
+    """rclpy accepts their goals, cannot answer, and skips the callback that submits them."""
+    client.until(client.action.server_is_ready)
+    server = node._actions[0]
+    accepted = server._handle_accepted_callback
+    server.register_handle_accepted_callback(lambda handle: None)
+    for number in range(GOALS):
+        assert Goal(client, goal(f'vanishes {number}')).handle.accepted
+    server.register_handle_accepted_callback(accepted)
+    assert Goal(client, goal('stays')).result()[0] == GoalStatus.STATUS_SUCCEEDED
