@@ -234,7 +234,7 @@ def hill(rng: np.random.Generator, palette: Palette) -> list[Solid]:
 OUTDOORS = {piece.__name__: piece for piece in (tree, building, hill)}
 
 
-def splat_size(solids: list[Solid]) -> tuple[float, float]:
+def footprint(solids: list[Solid]) -> tuple[float, float]:
     """Half sizes in x and y of what solids that are not turned cover of the floor, around (0.0, 0)."""
     x = max(abs(s.centre[0]) + s.size[0] for s in solids)
     y = max(abs(s.centre[1]) + s.size[1] for s in solids)

@@ -21,7 +21,7 @@ from mirage_model.worlds.furniture import (
     Finish,
     Palette,
     Solid,
-    splat_size,
+    footprint,
 )
 
 _THICK = 0.08
@@ -136,8 +136,8 @@ class _Builder:
             walls=walls,
             footprints=np.array(self.footprints).reshape(-1, 4),
             sky=((0.2 + blue, 0.4 + blue, 0.9), (0.75, 0.85, rng.uniform(0.8, 1.0))),
-            view_angle=rng.uniform(75.0, 100.0),
-            eye=rng.uniform(0.7, 1.5),
+            view_angle=rng.uniform(45.0, 100.0),
+            eye=rng.uniform(0.3, 1.7),
             text=self._text(rooms),
         )
 
@@ -278,7 +278,7 @@ class _Builder:
             name = str(rng.choice(list(FURNITURE)))
             solids = FURNITURE[name](rng, self.palette)
             side = str(rng.choice(list('WESN')))
-            half = splat_size(solids)
+            half = footprint(solids)
             hx, hy = half if side in 'NS' else half[::-1]
             low = np.array([room.x0 + _THICK + 0.02 + hx, room.y0 + _THICK + 0.02 + hy])
             high = np.array([room.x1 - _THICK - 0.02 - hx, room.y1 - _THICK - 0.02 - hy])

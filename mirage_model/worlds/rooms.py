@@ -6,8 +6,9 @@ the same colour from everywhere. The world frame is the house's: metres, z up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
+from pathlib import Path
 import re
 
 import cv2
@@ -19,9 +20,13 @@ from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
 from mirage_model.worlds.drive import Floor, plan
 from mirage_model.worlds.house import House, Solid, build_house
+from mirage_model.worlds.photographs import cut_texture
 from mirage_model.worlds.textures import SIZE, paint
 
 NAME = re.compile(r'room-(\d{4})')
+
+PHOTOGRAPHIC = 0.7
+"""Share of the surfaces that photographs cover, where there are photographs."""
 
 _SUPERSAMPLING = 3  # odd, so that a sample lies in the centre of the pixel
 _NEAR, _FAR = 0.05, 200.0
@@ -64,14 +69,20 @@ class RoomWorld:
         height: int = 96,
         width: int = 160,
         rate: float = 8.0,
+        photographs: Sequence[Path] = (),
     ):
-        """Raises ValueError for a name that is no scene's."""
+        """Build the scene; ``photographs`` are pictures for most of its surfaces.
+
+        Raises:
+            ValueError: If the name is not a scene's.
+        """
         match = NAME.fullmatch(scene)
         if match is None:
             raise ValueError(f'no scene {scene!r}: rooms are called room-0000 to room-9999')
         self.scene = scene
         self.house = build_house(int(match[1]))
         self.height, self.width, self.rate = height, width, rate
+        self._photographs = photographs
         corners = self.house.walls.reshape(-1, 2)
         self._floor = Floor(
             walls=self.house.walls,
@@ -86,7 +97,7 @@ class RoomWorld:
 
     def __enter__(self) -> RoomWorld:
         mujoco = load_mujoco()
-        spec = _specification(mujoco, self.house)
+        spec = _specification(mujoco, self.house, self._photographs)
         K = intrinsics(self.house.view_angle, self.height, self.width)
         size = (self.height * _SUPERSAMPLING, self.width * _SUPERSAMPLING)
         spec.visual.global_.offheight, spec.visual.global_.offwidth = size
@@ -104,8 +115,15 @@ class RoomWorld:
         self._renderer.close()
 
     def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """A drive of one of the `KINDS`: ``frames`` poses (frames, 4, 4) from a random open place."""
-        return plan(self._floor, kind, frames, rng, rate=self.rate, height=self.house.eye)
+        """Return ``frames`` camera poses (frames, 4, 4) of one of the `KINDS` from a random open place.
+
+        Half of the trajectories have a camera that is tilted, by one angle, up to 40 degrees down or 30 up.
+        """
+        poses = plan(self._floor, kind, frames, rng, rate=self.rate, height=self.house.eye)
+        pitch = rng.uniform(-40.0, 30.0) if rng.random() < 0.5 else 0.0
+        tilt = np.eye(4)
+        tilt[:3, :3] = Rotation.from_euler('x', pitch, degrees=True).as_matrix()
+        return poses @ tilt
 
     def record(
         self,
@@ -171,7 +189,7 @@ class RoomWorld:
         return frame, depth, sky & ~moving, moving
 
 
-def _specification(mujoco, house: House):
+def _specification(mujoco, house: House, photographs: Sequence[Path]):
     """The house as MuJoCo's model, without a camera; movers are mocap bodies, in their order."""
     spec = mujoco.MjSpec()
     spec.stat.extent = 1.0  # near and far are shares of it
@@ -199,14 +217,18 @@ def _specification(mujoco, house: House):
     )
     for index, finish in enumerate(house.finishes):
         rng = np.random.default_rng((index, round(1e6 * finish.base[0])))
+        if photographs and (finish.painter == 'picture' or rng.random() < PHOTOGRAPHIC):
+            picture = cut_texture(photographs, rng, 2 * SIZE, tiled=finish.metres > 0)
+        else:
+            picture = paint(finish.painter, rng, np.array(finish.base))
         texture = spec.add_texture(
             name=f'texture{index}',
             type=mujoco.mjtTexture.mjTEXTURE_2D,
-            width=SIZE,
-            height=SIZE,
+            width=picture.shape[1],
+            height=picture.shape[0],
             nchannel=3,
         )
-        texture.data = paint(finish.painter, rng, np.array(finish.base)).tobytes()
+        texture.data = picture.tobytes()
         repeat = 1 / finish.metres if finish.metres else 1.0
         material = spec.add_material(
             name=f'finish{index}',
