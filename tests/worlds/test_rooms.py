@@ -21,7 +21,7 @@ SCENE = 'room-0004'
 
 @pytest.fixture(scope='module')
 def clip() -> Clip:
-    return record_drive(SCENE, 'wander', frames=25, seed=4, name='drive')
+    return record_drive(SCENE, 'wander', frames=25, seed=5, name='drive')
 
 
 def first_hit(solid: Solid, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_depth_and_cameras_explain_the_frames(clip, gap):
 def test_a_clip_is_whole_and_repeatable(clip):
     check_cameras(clip.cameras)
     assert clip.scene == SCENE and 'open sky' in clip.text and why_left_out(clip) is None
-    again = record_drive(SCENE, 'wander', frames=25, seed=4, name='drive')
+    again = record_drive(SCENE, 'wander', frames=25, seed=5, name='drive')
     for name in ('frames', 'sky', 'moving'):
         assert torch.equal(getattr(clip, name), getattr(again, name)), name
     assert torch.equal(clip.depth.nan_to_num(-1), again.depth.nan_to_num(-1))
