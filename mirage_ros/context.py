@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-import threading
 import traceback
 from typing import Any
 
@@ -17,46 +15,27 @@ from mirage_model.engine.worker import Worker
 from mirage_model.interface import ModelInfo
 from mirage_ros.convert import seconds, stamp
 from mirage_ros.diagnostics import NodeMetrics
+from mirage_ros.memory_registry import MemoryRegistry
 from mirage_ros.parameters import declare
 from mirage_ros.sensor_sync import SensorSync
 from mirage_ros.throttled_log import ThrottledLog
 from mirage_ros.trajectory import CameraFrames
 from mirage_ros.transforms import listen
 
-DRIVEN = 'driven'
-"""The memory of what was driven through."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryRecord:
-    """Of a memory: the frame id of its camera, empty where that is not known, and whether it is ``loaded``.
-
-    What was loaded, and copies of it, lie in the map as it was saved: no jump of odometry moves them. What a sensor
-    saw since hangs on odometry.
-    """
-
-    camera_frame: str
-    loaded: bool = False
-
 
 class NodeContext(Node):
-    """``memories`` are those that requests may start from, by name. ``when_forgotten`` is called with the name of one
-    that is no more.
-    """
+    """Node with what its parts share: parameters, camera frames, sensors, names of memories, metrics and the worker."""
 
     def __init__(self) -> None:
         super().__init__('mirage')
         self._about: ModelInfo | None = None
         self._worker: Worker | None = None
         self.settings = settings = declare(self)
-        self.memories: dict[str, MemoryRecord] = {}
-        self._promised: list[str] = []
-        self._room = threading.Lock()
-        self.when_forgotten: list[Callable[[str], None]] = []
+        self.memories = MemoryRegistry(max_memories=settings.max_memories)
         self.figures = NodeMetrics()
         self.refusals = ThrottledLog(self.figures)
         self.frames = CameraFrames(settings, listen(self, settings, self._refused))
-        self.seeds = SensorSync(
+        self.sensors = SensorSync(
             use_depth=settings.use_depth,
             tolerance=settings.stamp_tolerance,
             max_pixels=settings.max_pixels,
@@ -104,29 +83,6 @@ class NodeContext(Node):
     @property
     def engine_or_none(self) -> ModelInfo | None:
         return self._about
-
-    def camera_of(self, memory: str) -> str:
-        """The frame id of the camera that a memory was seen by; that of the newest camera_info where it was loaded."""
-        return self.memories[memory].camera_frame or self.seeds.camera_frame
-
-    def promise_room(self, memory: str) -> None:
-        """Keep room for a memory that is to be made, until `end_promise`. Raise ValueError where it would be one too many."""
-        with self._room:
-            others = {*self.memories, *self._promised, memory} - {DRIVEN}
-            if len(others) > self.settings.max_memories:
-                raise ValueError(
-                    f"memory '{memory}' would be one more than max_memories, {self.settings.max_memories}"
-                )
-            self._promised.append(memory)
-
-    def end_promise(self, memory: str) -> None:
-        with self._room:
-            self._promised.remove(memory)
-
-    def forget(self, memory: str) -> None:
-        self.memories.pop(memory, None)
-        for call in self.when_forgotten:
-            call(memory)
 
     @contextmanager
     def refusing(self, what: str) -> Iterator[None]:

@@ -15,9 +15,10 @@ from mirage_model.engine.worker import Job, Outcome
 from mirage_model.interface import Chunk, ImagineRequest
 from mirage_ros import convert
 from mirage_ros.action_server import Finish, Goals, message_of
-from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
+from mirage_ros.context import NodeContext
 from mirage_ros.convert import PlannedPath
-from mirage_ros.initial_state import InitialState, check_name, own_seed, start
+from mirage_ros.initial_state import InitialState, own_seed, start
+from mirage_ros.memory_registry import DRIVEN, MemoryRecord, check_name
 from mirage_ros.publishers import Publishers
 
 REQUEST_QOS = QoSProfile(depth=10)
@@ -99,7 +100,7 @@ class ImagineServer:
         if keep_in == DRIVEN != begin.memory:
             raise ValueError(f"keep_in '{DRIVEN}' would replace what was driven through")
         if keep_in is not None:
-            node.promise_room(keep_in)
+            node.memories.reserve(keep_in)
 
         def on_chunk(chunk: Chunk) -> None:
             self._publishers.publish(chunk, begin.camera_frame)
@@ -115,14 +116,14 @@ class ImagineServer:
             )
 
         def on_end(outcome: Outcome) -> None:
-            # the one that it started from is known, or was forgotten meanwhile
             if keep_in not in (None, begin.memory) and outcome.status == 'done':
-                origin = node.memories.get(begin.memory)
-                node.memories[keep_in] = MemoryRecord(
-                    camera_frame=begin.camera_frame, loaded=origin is not None and origin.loaded
+                record = MemoryRecord(
+                    camera_frame=begin.camera_frame,
+                    loaded=begin.memory in node.memories.names(loaded=True),
                 )
+                node.memories.add(keep_in, record)
             if keep_in is not None:
-                node.end_promise(keep_in)
+                node.memories.release(keep_in)
             finish(outcome, self._result(outcome))
 
         return Job(

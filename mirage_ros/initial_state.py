@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import re
 
 from jaxtyping import Float64
 import numpy as np
@@ -12,12 +11,11 @@ from sensor_msgs.msg import CameraInfo
 
 from mirage_model.interface import Observation
 from mirage_ros import convert
-from mirage_ros.context import DRIVEN, NodeContext
+from mirage_ros.context import NodeContext
 from mirage_ros.convert import PlannedPath, seconds
+from mirage_ros.memory_registry import DRIVEN
 from mirage_ros.sensor_sync import AnyImage
 from mirage_ros.trajectory import FramePlan, frames_along, world_path
-
-_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +39,6 @@ class InitialState:
     @property
     def wanted(self) -> tuple[int, ...]:
         return tuple(plan.wanted for plan in self.plans)
-
-
-def check_name(name: str, what: str) -> str:
-    """Raise ValueError for a name that is no plain word, a folder or a hidden file among them."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{what} '{name}' is not a name: up to 64 letters, digits and _ . - that begin with no dot"
-        )
-    return name
 
 
 def own_seed(
@@ -79,14 +68,10 @@ def start(
     first = paths[0]
     if seed is not None and memory:
         raise ValueError(f"seed_image and memory '{memory}': a request starts from one of them")
-    driven = node.settings.start_from_driven and DRIVEN in node.memories
+    driven = node.settings.start_from_driven and node.memories.find(DRIVEN)
     if seed is None and (memory or driven):
         memory = memory or DRIVEN
-        if memory not in node.memories:
-            raise ValueError(
-                f"no memory '{memory}'; there are: {', '.join(sorted(node.memories)) or 'none'}"
-            )
-        camera_frame = node.camera_of(memory)
+        camera_frame = node.memories.get(memory).camera_frame or node.sensors.camera_frame
         poses = [camera_path(node, planned, camera_frame) for planned in paths]
         return InitialState(
             memory=memory,
@@ -95,7 +80,7 @@ def start(
             plans=_plans(node, paths, poses, starts_at_seed=False),
         )
     if seed is None:
-        image, camera_info, depth = node.seeds.newest()
+        image, camera_info, depth = node.sensors.newest()
         for planned in paths:
             if planned.camera_info is not None:
                 convert.check_same_camera(planned.camera_info, camera_info)

@@ -12,7 +12,8 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from mirage_model.interface import Points
-from mirage_ros.context import DRIVEN, NodeContext
+from mirage_ros.context import NodeContext
+from mirage_ros.memory_registry import DRIVEN
 
 UNKNOWN, IMAGINED_ONLY, OBSERVED_THERE = -1, 50, 100
 """Values of the grid: nothing remembered above that square, something imagined, something observed."""
@@ -32,7 +33,7 @@ class MemoryViews:
     def _publish(self) -> None:
         node, settings = self._node, self._node.settings
         wanted = [p for p in (self._cloud, self._grid) if p.get_subscription_count()]
-        if not wanted or not node.is_active or DRIVEN not in node.memories:
+        if not wanted or not node.is_active or node.memories.find(DRIVEN) is None:
             return
         with node.refusing('view of the memory'):
             points = node.worker.call(

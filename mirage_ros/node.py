@@ -24,9 +24,10 @@ from mirage_model.engine.worker import SHUTTING_DOWN, Worker
 from mirage_model.interface import EngineProtocol
 from mirage_ros.action_server import Goals
 from mirage_ros.candidates_server import CandidatesServer
-from mirage_ros.context import DRIVEN, NodeContext
+from mirage_ros.context import NodeContext
 from mirage_ros.diagnostics import diagnostics
 from mirage_ros.imagine_server import ImagineServer
+from mirage_ros.memory_registry import DRIVEN
 from mirage_ros.memory_views import MemoryViews
 from mirage_ros.observer import Observer
 from mirage_ros.parameters import NodeParameters
@@ -134,8 +135,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self._end_worker()
         self._loaded = self._about = None
         self._warm = False
-        for memory in list(self.memories):
-            self.forget(memory)
+        self.memories.clear()
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -183,10 +183,10 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         with self.refusing('diagnostics'):
             worker, about, holdings, nbytes = self._worker, self._about, None, 0
             if worker is not None:
-                known = DRIVEN in self.memories
+                driven = self.memories.find(DRIVEN)
                 holdings, nbytes = worker.call(
                     lambda engine: (
-                        engine.holdings(memory=DRIVEN) if known else None,
+                        engine.holdings(memory=DRIVEN) if driven else None,
                         engine.device_nbytes(),
                     )
                 ).result()

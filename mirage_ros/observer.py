@@ -16,8 +16,9 @@ from std_srvs.srv import Trigger
 from mirage_model.engine.keyframes import KeyframeConfig, KeyframeSelector, motion
 from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
 from mirage_ros import convert
-from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
+from mirage_ros.context import NodeContext
 from mirage_ros.convert import seconds
+from mirage_ros.memory_registry import DRIVEN, MemoryRecord
 from mirage_ros.parameters import reliability
 from mirage_ros.sensor_sync import AnyImage
 
@@ -39,13 +40,13 @@ class Observer:
                 refresh=settings.keyframe_refresh,
             )
         )
+        self._record: MemoryRecord | None = None
         self._paused = False
         self._came = 0
         self._counting = threading.Lock()
         self._looked_at = -np.inf
         self._world_from_odom: np.ndarray | None = None
         self._busy: Future | None = None
-        node.when_forgotten.append(self._forgotten)
         qos = QoSProfile(
             depth=settings.sensor_depth, reliability=reliability(settings.sensor_reliability)
         )
@@ -53,21 +54,17 @@ class Observer:
         kind = Image if raw else CompressedImage
         image, depth = ('image', 'depth') if raw else ('image/compressed', 'depth/compressedDepth')
         node.create_subscription(kind, image, self._on_image, qos)
-        node.create_subscription(CameraInfo, 'camera_info', node.seeds.add_camera_info, qos)
+        node.create_subscription(CameraInfo, 'camera_info', node.sensors.add_camera_info, qos)
         if settings.use_depth:
-            node.create_subscription(kind, depth, node.seeds.add_depth, qos)
+            node.create_subscription(kind, depth, node.sensors.add_depth, qos)
         group = MutuallyExclusiveCallbackGroup()
         node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
         node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
         if settings.pose_source != 'none':
             node.create_timer(1 / settings.observe_rate, self._look, callback_group=group)
 
-    def _forgotten(self, memory: str) -> None:
-        if memory == DRIVEN:
-            self._keyframes.reset()
-
     def _on_image(self, message: AnyImage) -> None:
-        self._node.seeds.add_image(message)
+        self._node.sensors.add_image(message)
         with self._counting:
             self._came += 1
 
@@ -101,7 +98,7 @@ class Observer:
     def _observe(self) -> None:
         node = self._node
         try:
-            image, camera_info, depth = node.seeds.newest()
+            image, camera_info, depth = node.sensors.newest()
         except ValueError:
             node.figures.count('images dropped: incomplete')
             return
@@ -120,14 +117,16 @@ class Observer:
 
         def task(engine: EngineProtocol) -> None:
             """In the worker's thread, so that the memory is the one that the image goes to."""
-            begun = DRIVEN in node.memories
+            record = node.memories.find(DRIVEN)
+            if record is not self._record:  # the memory was dropped or loaded meanwhile
+                self._keyframes.reset()
             here = Trajectory(world_from_camera=world_from_camera[None], times=np.array([time]))
             verdict = self._keyframes.judge(
                 world_from_camera,
                 time,
                 lambda: float(engine.score([here], memory=DRIVEN)[0].observed[0]),
             )
-            if begun and not verdict.keyframe:
+            if record and not verdict.keyframe:
                 node.figures.count(f'images dropped: {verdict.reason}')
                 return
             with node.figures.timing('observe'):
@@ -138,8 +137,9 @@ class Observer:
                     world_from_camera=world_from_camera,
                     max_pixels=node.settings.max_pixels,
                 )
-                (engine.observe if begun else engine.seed)(view, memory=DRIVEN)
-            node.memories[DRIVEN] = MemoryRecord(camera_frame=camera_frame)
+                (engine.observe if record else engine.seed)(view, memory=DRIVEN)
+            self._record = MemoryRecord(camera_frame=camera_frame)
+            node.memories.add(DRIVEN, self._record)
             self._keyframes.taken(world_from_camera, time)
             node.figures.count('images observed')
 
@@ -175,8 +175,8 @@ class Observer:
     ) -> None:
         """In the worker's thread: what is observed or imagined next finds every memory where it belongs."""
         node, on_jump = self._node, self._node.settings.on_jump
-        hang = sorted(name for name, known in node.memories.items() if not known.loaded)
-        lie = sorted(name for name, known in node.memories.items() if known.loaded)
+        hang = node.memories.names(loaded=False)
+        lie = node.memories.names(loaded=True)
         if on_jump != 'ignore':
             node.worker.interrupt(
                 lambda request: _keeps(request) and request.memory not in lie,
@@ -187,7 +187,7 @@ class Observer:
                 engine.reanchor(new_from_old, memory=name)
             elif on_jump == 'reset':
                 engine.drop(memory=name)
-                node.forget(name)
+                node.memories.remove(name)
         if on_jump == 'reanchor':
             self._keyframes.reanchor(new_from_old)
         done = {'reanchor': 're-anchored', 'reset': 'reset', 'ignore': 'left as they are'}[on_jump]

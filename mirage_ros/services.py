@@ -16,8 +16,9 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
 from mirage_ros import convert
 from mirage_ros.candidates_server import RESOLUTIONS
-from mirage_ros.context import DRIVEN, MemoryRecord, NodeContext
-from mirage_ros.initial_state import camera_path, check_name
+from mirage_ros.context import NodeContext
+from mirage_ros.initial_state import camera_path
+from mirage_ros.memory_registry import DRIVEN, MemoryRecord, check_name
 
 
 class Services:
@@ -74,10 +75,9 @@ class Services:
             )
             for trajectory in request.trajectories
         ]
+        camera_frame = node.memories.get(memory).camera_frame or node.sensors.camera_frame
         asked = [
-            Trajectory(
-                world_from_camera=camera_path(node, path, node.camera_of(memory)), times=path.times
-            )
+            Trajectory(world_from_camera=camera_path(node, path, camera_frame), times=path.times)
             for path in paths
         ]
         scores = node.worker.call(
@@ -144,13 +144,13 @@ class Services:
         def task(engine: EngineProtocol) -> None:
             """All in the worker's thread: what is observed next goes to this memory."""
             engine.load(path, memory=memory)
-            node.memories[memory] = MemoryRecord(camera_frame='', loaded=True)
+            node.memories.add(memory, MemoryRecord(camera_frame='', loaded=True))
 
-        node.promise_room(memory)
+        node.memories.reserve(memory)
         try:
             node.worker.call(task).result()
         finally:
-            node.end_promise(memory)
+            node.memories.release(memory)
         node.get_logger().info(f"memory '{memory}' loaded from {path}")
 
     def _reset(self, request: ResetMemory.Request, response: ResetMemory.Response) -> None:
@@ -159,17 +159,14 @@ class Services:
         def task(engine: EngineProtocol) -> None:
             """All in the worker's thread: what is observed next begins a new memory."""
             engine.drop(memory=memory)
-            node.forget(memory)
+            node.memories.remove(memory)
 
         node.worker.call(task).result()
         node.get_logger().info(f"memory '{memory}' forgotten")
 
     def _memory(self, name: str) -> str:
         name = name or DRIVEN
-        if name not in self._node.memories:
-            if name == DRIVEN:
-                raise ValueError('nothing was driven through yet: there is no memory')
-            raise ValueError(f"no memory '{name}'")
+        self._node.memories.get(name)
         return name
 
     def _file(self, name: str) -> Path:

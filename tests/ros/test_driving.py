@@ -222,7 +222,7 @@ def test_candidates(robot):
         ({'seeds': [1, 2]}, '2 seeds for 3 candidates'),
         ({'resolution': 7}, 'resolution 7'),
         ({'deadline': float('nan')}, 'deadline'),
-        ({'memory': 'none'}, "no memory 'none'"),
+        ({'memory': 'none'}, "memory 'none' does not exist"),
         (
             {'trajectories': [in_odom(511)] * 3},
             '3 candidates of 1536 frames in all take about 5.6 MiB (jpeg), max_message_bytes allows 3.0',
@@ -272,9 +272,9 @@ def test_imagined_cells_are_kept_by_name_only_when_asked(robot):
     waits = [robot.client.goal(goal) for goal in long]
     for goal, why in (
         # of the two that there is room for one is there and one is being made
-        (waits[1], "memory 'c' would be one more than max_memories, 2"),
-        (Imagine.Goal(trajectory=in_odom(), memory='none'), "no memory 'none'"),
-        (Imagine.Goal(trajectory=in_odom(), keep_in='../x'), "keep_in '../x' is not a name"),
+        (waits[1], "memory 'c': there is no room for it, limits.max_memories is 2"),
+        (Imagine.Goal(trajectory=in_odom(), memory='none'), "memory 'none' does not exist"),
+        (Imagine.Goal(trajectory=in_odom(), keep_in='../x'), "keep_in: '../x' is not a name"),
     ):
         sent = goal if isinstance(goal, Goal) else robot.client.goal(goal)
         status, result = sent.result()
@@ -327,11 +327,11 @@ def test_save_forget_and_load_inside_one_folder(robot, folder):
     assert robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
     asked.memory = 'one'
     refused = robot.client.call(ScoreTrajectories, 'score_trajectories', asked)
-    assert refused.message == "no memory 'one'"
+    assert refused.message.startswith("memory 'one' does not exist")
     assert file('load_memory', 'drive.npz', 'one').success
     assert robot.client.call(ScoreTrajectories, 'score_trajectories', asked).success
     assert file('load_memory', 'drive.npz', 'two').success
-    assert 'max_memories, 2' in file('load_memory', 'drive.npz', 'three').message
+    assert 'max_memories is 2' in file('load_memory', 'drive.npz', 'three').message
 
 
 def away(robot, memory: str) -> float:

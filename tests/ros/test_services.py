@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mirage_model.interface import Observation
-from mirage_ros.context import DRIVEN, MemoryRecord
+from mirage_ros.memory_registry import DRIVEN, MemoryRecord
 from mirage_ros.node import MirageNode
 from mirage_ros.services import Services
 
@@ -51,7 +51,7 @@ def next_in_line(node: MirageNode, ask) -> bool:
     asking.start()
     while not node.worker._calls:
         pass
-    found = node.worker.call(lambda engine: DRIVEN in node.memories)
+    found = node.worker.call(lambda engine: node.memories.find(DRIVEN) is not None)
     begin.set()
     asking.join()
     assert held.result()
@@ -62,7 +62,7 @@ def test_what_is_observed_next_finds_the_memory_that_was_loaded_or_forgotten(nod
     (services,) = (part for part in node._parts if isinstance(part, Services))
     view = seed_view()
     node.worker.call(lambda engine: engine.seed(view, memory=DRIVEN)).result()
-    node.memories[DRIVEN] = MemoryRecord(camera_frame='camera')
+    node.memories.add(DRIVEN, MemoryRecord(camera_frame='camera'))
     file = MemoryFile.Request(file='drive')
     services._save(file, MemoryFile.Response())
     forget = lambda: services._reset(ResetMemory.Request(), ResetMemory.Response())  # noqa: E731
