@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.io import as_json, begin_run, write_json, written_whole
 
 
@@ -19,8 +19,8 @@ def test_what_is_not_known_is_null():
 
 
 def test_figures_that_are_not_known_are_written_as_null(tmp_path, capsys):
-    figure = Figure(name='of nothing', value=math.nan, goal=1.0)
-    assert report([figure], tmp_path / 'figures.json', {}) == 1
+    metric = Metric(name='of nothing', value=math.nan, goal=1.0)
+    assert report([metric], tmp_path / 'figures.json', {}) == 1
     assert 'nan' in capsys.readouterr().out
     assert 'NaN' not in (tmp_path / 'figures.json').read_text()
 

@@ -294,8 +294,6 @@ class EfficiencyConfig:
     """Chunks of a rollout."""
     runs: int = 3
     """Repeats of every rollout or timing."""
-    only: tuple[str, ...] = ()
-    """Timings of wan22_5b to take now: encode, decode-1, decode-2 or a memory; empty for all."""
     model: Path | None = None
     """Folder of the embedded model's weights; None for mirage-tiny."""
     out: Path = Path('out/bench/efficiency')

@@ -27,10 +27,10 @@ from mirage_model.model.codec import Codec
 GAPS = (4, 8, 16)
 LEARNED = {
     'latents, one point a cell': ('still', 1, False),
-    'the same, with offset and depth ratio': ('still', 1, True),
-    'latents, splat size up to 3x3': ('still', 3, False),
-    'the same, with offset and depth ratio, splat size': ('still', 3, True),
-    'video latents, one point a cell, with offset and depth ratio': ('video', 1, True),
+    'latents, one point a cell, offset and depth ratio': ('still', 1, True),
+    'latents, splats up to 3x3': ('still', 3, False),
+    'latents, splats up to 3x3, offset and depth ratio': ('still', 3, True),
+    'video latents, one point a cell, offset and depth ratio': ('video', 1, True),
     'pixels warped, then encoded': ('pixels', 1, False),
 }
 """Source of the latents, splat size, and whether the extra channels are given."""
@@ -195,7 +195,7 @@ def evaluate(
 
 
 def to_markdown(table: dict) -> str:
-    lines = ['| what is moved | ' + ' | '.join(f'gap {gap}' for gap in GAPS) + ' |']
+    lines = ['| method | ' + ' | '.join(f'gap {gap}' for gap in GAPS) + ' |']
     lines.append('|---|' + '---|' * len(GAPS))
     for name, by_gap in table.items():
         cells = [

@@ -9,7 +9,7 @@ import torch
 
 from mirage_model.camera import concatenate
 from mirage_model.cli import main
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.benchmarks.memory_speed import (
     HEIGHT,
     WIDTH,
@@ -57,9 +57,9 @@ def test_the_plain_version_covers_the_same_cells_as_the_memory():
 
 def test_a_report_says_what_is_missed(tmp_path, capsys):
     figures = [
-        Figure(name='kept', value=2.0, goal=2.0),
-        Figure(name='told', value=9.0, goal=None),
-        Figure(name='short', value=1.0, bound='at least', goal=1.5, seconds=(0.1, 0.2)),
+        Metric(name='kept', value=2.0, goal=2.0),
+        Metric(name='told', value=9.0, goal=None),
+        Metric(name='short', value=1.0, bound='at least', goal=1.5, seconds=(0.1, 0.2)),
     ]
     out = tmp_path / 'deep' / 'figures.json'
     assert report(figures[:2], out, {}) == 0 and json.loads(out.read_text())['holds']

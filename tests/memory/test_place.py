@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mirage_model.cli import main
-from mirage_model.evaluation.benchmarks.efficiency_large import Setting, memory_laps
+from mirage_model.evaluation.benchmarks.efficiency import ComposedSize, memory_laps
 from mirage_model.evaluation.benchmarks.memory_growth import (
     Walk,
     coming_back,
@@ -67,10 +67,10 @@ def test_a_forward_drive_at_full_size_stays_small():
 def test_a_long_drive_of_imagination_adds_only_what_is_new_or_finer(name):
     """What was imagined from far ahead is too coarse from close by: if it stayed it would be shown,
     and something finer written beside it, from every place that is passed."""
-    setting = Setting(height=176, width=320, step=0.05)
-    cells = [lap['cells'] for lap in memory_laps(setting, name, 12)]
-    stride = 1 if name == 'rgb_cloud' else setting.vae['scale_factor_spatial']
-    seen = setting.new_frames // 4 * (setting.height // stride) * (setting.width // stride)
+    size = ComposedSize(height=176, width=320, step=0.05)
+    cells = [lap['cells'] for lap in memory_laps(size, name, 12)]
+    stride = 1 if name == 'rgb_cloud' else size.vae['scale_factor_spatial']
+    seen = size.new_frames // 4 * (size.height // stride) * (size.width // stride)
     assert (cells[-1] - cells[-4]) / 3 < 0.2 * seen
 
 

@@ -1,4 +1,4 @@
-"""Figures with their goals: how commands that check the memory say what holds."""
+"""Metrics with goals, as the benchmarks print and write them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from mirage_model.io import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure with its goal, None where none is set; ``seconds`` are those that it is made of."""
+class Metric:
+    """A value and the goal that it is compared with."""
 
     name: str
     value: float
     bound: Literal['at least', 'at most'] = 'at most'
     goal: float | None
+    """None where no goal is set."""
     seconds: tuple[float, ...] = ()
+    """Times that the value is computed from [s]."""
 
     @property
     def holds(self) -> bool:
@@ -31,18 +33,19 @@ class Figure:
         return self.value >= self.goal if self.bound == 'at least' else self.value <= self.goal
 
 
-def report(figures: list[Figure], out: Path, about: Mapping[str, object]) -> int:
-    """Print the figures, write them with what is said ``about`` them to a JSON file.
+def report(metrics: list[Metric], out: Path, about: Mapping[str, object]) -> int:
+    """Print the metrics and write them to a JSON file, with the machine and ``about``.
 
-    Returns 0 if every goal holds, else 1: what a command exits with.
+    Returns:
+        0 if all goals hold, else 1: the exit status of a benchmark.
     """
-    for figure in figures:
-        goal = 'no goal' if figure.goal is None else f'{figure.bound} {figure.goal:g}'
-        verdict = '' if figure.goal is None else 'holds' if figure.holds else 'MISSED'
-        seconds = ' against '.join(f'{value * 1e3:.2f} ms' for value in figure.seconds)
-        line = f'{figure.value:10.3f}  {goal:13} {verdict:6}  {figure.name}'
+    for metric in metrics:
+        goal = 'no goal' if metric.goal is None else f'{metric.bound} {metric.goal:g}'
+        verdict = '' if metric.goal is None else 'holds' if metric.holds else 'MISSED'
+        seconds = ' against '.join(f'{value * 1e3:.2f} ms' for value in metric.seconds)
+        line = f'{metric.value:10.3f}  {goal:13} {verdict:6}  {metric.name}'
         print(f'{line}  ({seconds})' if seconds else line)
-    holds = all(figure.holds for figure in figures)
+    holds = all(metric.holds for metric in metrics)
     content = {
         'machine': {
             'processor': platform.processor() or platform.machine(),
@@ -51,10 +54,10 @@ def report(figures: list[Figure], out: Path, about: Mapping[str, object]) -> int
             'load': os.getloadavg()[0],
         },
         **about,
-        'figures': [asdict(figure) | {'holds': figure.holds} for figure in figures],
+        'figures': [asdict(metric) | {'holds': metric.holds} for metric in metrics],
         'holds': holds,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, content)
-    print(f'{out}: {"every goal holds" if holds else "a goal is missed"}')
+    print(f'{out}: {"all goals hold" if holds else "a goal is missed"}')
     return 0 if holds else 1

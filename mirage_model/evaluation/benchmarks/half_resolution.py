@@ -1,7 +1,7 @@
 """What half the resolution costs and gives: candidates imagined at full and at half size along the same drives.
 
 ``mirage bench half-resolution`` records drives through the validation maps, starts from the first
-frame with its true depth, prints the figures and writes them to out/bench/half.json. The full frames are also compared
+frame with its true depth, prints the metrics and writes them to out/bench/half.json. The full frames are also compared
 at half the size, so that both are judged on the same pixels; the half ones also at the full size, enlarged.
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mirage_model.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
 from mirage_model.engine.engine import Engine
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.config import HalfResolutionConfig
 from mirage_model.evaluation.rollout_quality import KINDS
 from mirage_model.interface import CandidatesRequest, Observation, Trajectory
@@ -70,7 +70,7 @@ def halved(frames: Float[Tensor, 'n 3 h w']) -> Float[Tensor, 'n 3 h2 w2']:
     return F.interpolate(frames, scale_factor=0.5, mode='area')
 
 
-def measure(drives: int, frames: int) -> list[Figure]:
+def measure(drives: int, frames: int) -> list[Metric]:
     engine = Engine.from_folder()
     engine.warm()
     rows: dict[str, list[float]] = {}
@@ -95,26 +95,26 @@ def measure(drives: int, frames: int) -> list[Figure]:
         ):
             rows.setdefault(name, []).append(value)
     print(file=sys.stderr)
-    figures = [
-        Figure(name=f'PSNR, dB: {name}', value=float(np.mean(values)), goal=None)
+    metrics = [
+        Metric(name=f'PSNR, dB: {name}', value=float(np.mean(values)), goal=None)
         for name, values in rows.items()
     ]
     full, half = (float(np.median(seconds[resolution])) for resolution in ('full', 'half'))
-    ratio = Figure(
+    ratio = Metric(
         name='a chunk, full against half size, times',
         value=full / half,
         goal=None,
         seconds=(full, half),
     )
-    return [*figures, ratio]
+    return [*metrics, ratio]
 
 
 def main(config: HalfResolutionConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
-    figures = measure(config.trajectories, config.frames)
+    metrics = measure(config.trajectories, config.frames)
     about = {
         'drives': config.trajectories,
         'frames_each': config.frames,
         'maps': maps_of('validation'),
     }
-    return report(figures, config.out, about)
+    return report(metrics, config.out, about)

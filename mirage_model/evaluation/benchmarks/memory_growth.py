@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, directions, resized
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.config import MemoryGrowthConfig
 from mirage_model.memory.depth_grid import depth_to_grid
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -141,36 +141,36 @@ def main(settings: MemoryGrowthConfig) -> int:
     out, back, beside = ways(
         settings.map_name, settings.frames, stride=settings.stride, seed=settings.seed
     )
-    table, figures = [], []
+    table, metrics = [], []
     for voxel in (1.0, 1.5, 2.0):
         config = MemoryConfig(channels=2, voxel=voxel)
         same, near = coming_back(config, out, back), coming_back(config, out, beside)
         table.append({'voxel': voxel, **same, 'added_beside': near['added_back']})
         print(f'voxel {voxel}:', ', '.join(f'{k} {v:.3f}' for k, v in table[-1].items()))
         if voxel == MemoryConfig(channels=2).voxel:
-            figures.append(
-                Figure(
+            metrics.append(
+                Metric(
                     name='coming back along the same path: cells added / added on the way out',
                     value=same['added_back'],
                     goal=0.05,
                 )
             )
     print(f'drive: {drive.cells:,} cells, {drive.seed_cells:,} of them the seed')
-    figures += [
-        Figure(
+    metrics += [
+        Metric(
             name='bytes of a cell of 48 channels', value=drive.nbytes / drive.cells, goal=128.0
         ),
-        Figure(
+        Metric(
             name=f'forward drive, {drive.covered:.0%} of each view covered before: '
             f'MiB of {drive.cells - drive.seed_cells:,} cells over the seed',
             value=(drive.nbytes - drive.seed_nbytes) / MIB,
             goal=2.6,
         ),
-        Figure(
+        Metric(
             name='bytes of the directory for each of its cells',
             value=drive.index_nbytes / drive.cells,
             goal=None,
         ),
     ]
     about = {name: value for name, value in asdict(settings).items() if name != 'out'}
-    return report(figures, settings.out, {**about, 'drive': vars(drive), 'ways': table})
+    return report(metrics, settings.out, {**about, 'drive': vars(drive), 'ways': table})

@@ -2,7 +2,7 @@
 
 A camera walks through a Freedoom map; at every step it reads the memory and writes what it sees, by
 turns as observed and as imagined, under a cap on cells. Depth is exact, the latents are random.
-Writes its figures to out/bench/soak.json and exits with 1 where a goal is missed. Seconds are those
+Writes its metrics to out/bench/soak.json and exits with 1 where a goal is missed. Seconds are those
 that the processor worked for this process: other processes disturb them less than the clock.
 """
 
@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from mirage_model.camera import concatenate
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.benchmarks.memory_growth import Walk, recorded
 from mirage_model.evaluation.config import MemorySoakConfig
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -87,7 +87,7 @@ def resident_bytes() -> int:
     return (int(resident) - int(shared)) * os.sysconf('SC_PAGE_SIZE')
 
 
-def judge(steps: list[Step], capacity: int) -> list[Figure]:
+def judge(steps: list[Step], capacity: int) -> list[Metric]:
     """Figures of a soak: of the cap, and of what does not drift after the first quarter."""
     rest = steps[len(steps) // 4 :]
     rss, third = [step.rss for step in rest], len(rest) // 3
@@ -99,26 +99,26 @@ def judge(steps: list[Step], capacity: int) -> list[Figure]:
     held = max(step.cells for step in steps)
     directory = max(step.index_nbytes for step in rest)
     return [
-        Figure(name='cells held / the cap', value=held / capacity, goal=1.0),
-        Figure(
+        Metric(name='cells held / the cap', value=held / capacity, goal=1.0),
+        Metric(
             name='share of the steps until the cap is near', value=full / len(steps), goal=0.25
         ),
-        Figure(
+        Metric(
             name='largest resident size / that after the first quarter',
             value=max(rss) / rss[0],
             goal=1.05,
         ),
-        Figure(
+        Metric(
             name='resident size after the first quarter / the smallest since',
             value=rss[0] / min(rss),
             goal=1.05,
         ),
-        Figure(
+        Metric(
             name='largest directory / that after the first quarter',
             value=directory / rest[0].index_nbytes,
             goal=1.5,
         ),
-        Figure(
+        Metric(
             name='median read of the last quarter / of the second',
             value=last / first,
             goal=1.2,

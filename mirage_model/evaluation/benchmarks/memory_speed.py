@@ -1,6 +1,6 @@
 """How fast the latent memory is, as ratios against a plain version and against the machine itself.
 
-``mirage bench memory`` prints the figures, writes them with their goals
+``mirage bench memory`` prints the metrics, writes them with their goals
 to out/bench/memory.json and exits with 1 where a goal is missed. Every time is the median of 20
 runs with cold caches, since between two readouts of a rollout the model runs and leaves nothing of
 the memory in them.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, concatenate, project, unproject
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.config import MemorySpeedConfig
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
@@ -162,9 +162,9 @@ def median(work: Callable[[], object], repeats: int) -> float:
 
 def ratio(
     name: str, over: float, under: float, bound: str = 'at most', goal: float | None = None
-) -> Figure:
+) -> Metric:
     """``over`` / ``under`` seconds; ``under`` is the memory's own time where more is better."""
-    return Figure(
+    return Metric(
         name=name,
         value=over / under,
         bound=bound,
@@ -183,11 +183,11 @@ def reads(
     faster: float,
     passes: float | None = None,
     near: LatentMemory | None = None,
-) -> list[Figure]:
+) -> list[Metric]:
     """One camera and the nine of a chunk against sort-and-assign over ``plain_positions`` (goal:
     ``faster`` times as fast), a pass over the ``positions`` in view (goal: at most ``passes`` for
     each camera), and a memory of what is ``near`` (goal: at most 1.5 times as long)."""
-    figures, chunk = [], chunk_ahead()
+    metrics, chunk = [], chunk_ahead()
     latents = torch.randn(len(plain_positions), CHANNELS)
     one_pass = median(positions.sum, repeats)
     for cameras in (chunk[:1], chunk):
@@ -196,17 +196,17 @@ def reads(
         if near is not None:
             other = median(partial(near.readout, cameras), repeats)
             of = f'{about}: read / read of {len(near):,} cells'
-            figures.append(ratio(of, read, other, goal=1.5))
+            metrics.append(ratio(of, read, other, goal=1.5))
         plain = median(partial(sort_and_assign, plain_positions, latents, cameras), repeats)
-        figures.append(ratio(f'{about}: sort-and-assign / read', plain, read, 'at least', faster))
+        metrics.append(ratio(f'{about}: sort-and-assign / read', plain, read, 'at least', faster))
         of = f'{about}: read / a pass over the positions in view'
-        figures.append(ratio(f'{of} for each camera', read, n * one_pass, goal=passes))
+        metrics.append(ratio(f'{of} for each camera', read, n * one_pass, goal=passes))
         if n > 1:
-            figures.append(ratio(f'{of}, one pass for all', read, one_pass))
-    return figures
+            metrics.append(ratio(f'{of}, one pass for all', read, one_pass))
+    return metrics
 
 
-def writes(how: str, whole: Filled, small: LatentMemory, repeats: int) -> list[Figure]:
+def writes(how: str, whole: Filled, small: LatentMemory, repeats: int) -> list[Metric]:
     """One chunk into a large memory and into a small one, each into a fork that is then dropped,
     and the slowest of the writes that filled the large one."""
     chunk = chunk_ahead()
@@ -216,20 +216,20 @@ def writes(how: str, whole: Filled, small: LatentMemory, repeats: int) -> list[F
     def write(memory: LatentMemory, *, observed: bool) -> None:
         memory.fork().write(seen, depth, chunk, valid=valid, observed=observed)
 
-    figures = []
+    metrics = []
     for observed in (True, False):
         into_whole = median(partial(write, whole.memory, observed=observed), repeats)
         into_small = median(partial(write, small, observed=observed), repeats)
         name = f'write of {"an observed" if observed else "an imagined"} chunk, {how}: '
         name += f'into {len(whole.memory):,} cells / into {len(small):,}'
-        figures.append(ratio(name, into_whole, into_small, goal=3.0))
+        metrics.append(ratio(name, into_whole, into_small, goal=3.0))
     usual, slowest = statistics.median(whole.seconds), max(whole.seconds)
     stalls = f'slowest / median of the writes that filled the building, {how}'
-    return [*figures, ratio(stalls, slowest, usual, goal=10.0)]
+    return [*metrics, ratio(stalls, slowest, usual, goal=10.0)]
 
 
-def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
-    """All figures, at ``scale`` times the numbers of cells, and those numbers."""
+def measure(scale: float, repeats: int) -> tuple[list[Metric], dict[str, int]]:
+    """All metrics, at ``scale`` times the numbers of cells, and those numbers."""
     million, building, few = (int(count * scale) for count in (1e6, 1e7, 1e5))
     rooms = max(1, round(ROOMS * scale))
     chunk = chunk_ahead()
@@ -238,7 +238,7 @@ def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
         'in view', chunks(1), million, lambda *view: in_view(view[0], chunk, view[1]).all(dim=0)
     )
     name = f'{len(dense.memory):,} cells in view'
-    figures = reads(
+    metrics = reads(
         name, dense.memory, dense.positions, dense.positions, repeats, faster=8.0, passes=12.0
     )
     counts = {'in_view_of_all': len(dense.memory)}
@@ -252,7 +252,7 @@ def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
         lambda *view: in_view(view[0], chunk, view[1]).any(dim=0),
     )
     name = f'{len(whole.memory):,} cells, {len(part.memory):,} in view'
-    figures += reads(
+    metrics += reads(
         name,
         whole.memory,
         part.positions,
@@ -264,20 +264,20 @@ def measure(scale: float, repeats: int) -> tuple[list[Figure], dict[str, int]]:
     counts |= {'building': len(whole.memory), 'building_in_view': len(part.memory)}
     del part
     small = fill('one room', chunks(1), few, everything)
-    figures += writes('nothing merged', whole, small.memory, repeats)
+    metrics += writes('nothing merged', whole, small.memory, repeats)
     counts['one_room'] = len(small.memory)
     del whole, small
     whole = fill('building, merged', chunks(rooms), building, everything, MERGED)
     small = fill('one room, merged', chunks(1), few, everything, MERGED)
-    figures += writes('merged', whole, small.memory, repeats)
+    metrics += writes('merged', whole, small.memory, repeats)
     counts |= {'building_merged': len(whole.memory), 'one_room_merged': len(small.memory)}
-    return figures, counts
+    return metrics, counts
 
 
 def main(config: MemorySpeedConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
     torch.manual_seed(0)
-    figures, counts = measure(config.scale, config.repeats)
+    metrics, counts = measure(config.scale, config.repeats)
     about = {
         'grid': [HEIGHT, WIDTH],
         'channels': CHANNELS,
@@ -285,4 +285,4 @@ def main(config: MemorySpeedConfig) -> int:
         'repeats': config.repeats,
         'cells': counts,
     }
-    return report(figures, config.out, about)
+    return report(metrics, config.out, about)

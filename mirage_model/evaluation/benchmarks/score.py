@@ -1,7 +1,7 @@
 """How fast and how right the coarse coverage of many candidate paths is, against the exact one.
 
 ``mirage bench score`` fills a building of equal rooms, a part of it
-imagined, asks for candidates from places in it, prints the figures, writes them with their goals to
+imagined, asks for candidates from places in it, prints the metrics, writes them with their goals to
 out/bench/score.json and exits with 1 where a goal is missed. Errors are of shares of the view, in
 points of a hundred.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from mirage_model.camera import Cameras, concatenate, resized
 from mirage_model.engine.engine import Engine
 from mirage_model.engine.session import Session
-from mirage_model.evaluation.benchmarks.goals import Figure, report
+from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.benchmarks.memory_speed import (
     CHANNELS,
     CHUNK,
@@ -105,14 +105,14 @@ def through_engine(memory: LatentMemory, paths: list[Cameras], repeats: int) -> 
     return median(lambda: engine.score(asked, memory='building', coarse=True), repeats)
 
 
-def error(name: str, ours: Float[Tensor, 'n'], truth: Float[Tensor, 'n']) -> Figure:
+def error(name: str, ours: Float[Tensor, 'n'], truth: Float[Tensor, 'n']) -> Metric:
     missed = 100 * (ours - truth).abs()
     about = f'mean error of the share {name}, points; 95% are within {missed.quantile(0.95):.1f}'
     mean = f'it is {truth.mean():.2f} on average'
-    return Figure(name=f'{about}, {mean}', value=float(missed.mean()), goal=3.0)
+    return Metric(name=f'{about}, {mean}', value=float(missed.mean()), goal=3.0)
 
 
-def measure(cells: int, rooms: int, repeats: int) -> tuple[list[Figure], dict[str, int]]:
+def measure(cells: int, rooms: int, repeats: int) -> tuple[list[Metric], dict[str, int]]:
     memory = building(cells, rooms)
     paths = candidates(CANDIDATES, rooms)
     every = concatenate(paths)
@@ -125,20 +125,20 @@ def measure(cells: int, rooms: int, repeats: int) -> tuple[list[Figure], dict[st
     truth = exact(memory, paths)
     slow = perf_counter() - start
     about = f'{CANDIDATES} candidates of {POSES} poses against {len(memory):,} cells'
-    figures = [
-        Figure(name=f'{about}, coarse, ms', value=1e3 * seconds, goal=100.0),
-        Figure(name='the same as the node asks for it, ms', value=1e3 * asked, goal=100.0),
-        Figure(
+    metrics = [
+        Metric(name=f'{about}, coarse, ms', value=1e3 * seconds, goal=100.0),
+        Metric(name='the same as the node asks for it, ms', value=1e3 * asked, goal=100.0),
+        Metric(
             name='the first time, when all cells are grouped, ms', value=1e3 * first, goal=None
         ),
-        Figure(name='exact, ms', value=1e3 * slow, goal=None),
+        Metric(name='exact, ms', value=1e3 * slow, goal=None),
         error('visible', coarse.visible, truth.visible),
         error('observed', coarse.observed, truth.observed),
     ]
-    return figures, {'cells': len(memory)}
+    return metrics, {'cells': len(memory)}
 
 
 def main(config: ScoreConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
-    figures, counts = measure(config.points, config.rooms, config.repeats)
-    return report(figures, config.out, {'grid': [HEIGHT, WIDTH], **counts})
+    metrics, counts = measure(config.points, config.rooms, config.repeats)
+    return report(metrics, config.out, {'grid': [HEIGHT, WIDTH], **counts})
