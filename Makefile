@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node soak lint format clean
+.PHONY: help setup demo test test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node soak lint format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -16,9 +16,9 @@ setup:  ## environment in .venv and ROS interfaces; nothing to do when they are 
 demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes out/demo/
 	@.venv/bin/mirage_demo --out out/demo
 
-# shapes are checked in the first run; the second runs the code as it is where Mirage is used
-test: setup  ## the whole suite, then its ROS-free part on numpy 1.26
-	@scripts/setup.sh numpy1
+# shapes are checked in the first run; the second runs the code as users run it
+test:  ## the whole suite, then its ROS-free part on numpy 1.26
+	@scripts/setup.sh tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
 	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
 		-- .venv/bin/python -m pytest tests/ros
@@ -56,9 +56,13 @@ bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/measurements/efficiency.md
 	$(MIRAGE) bench efficiency
 
-lint: setup  ## style and formatting
+test-fast: setup  ## what a change breaks first, in three minutes: everything but the tests marked slow
+	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv/bin/python -m pytest -m 'not slow' --ignore=tests/ros -n auto --dist loadfile
+
+lint: setup  ## style, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 format: setup  ## put the formatting right
 	.venv/bin/ruff check --fix .

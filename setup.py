@@ -1,6 +1,6 @@
-"""pip's way in: the two Python packages, and the ROS interfaces built by CMake.
+"""Build for pip: the two Python packages, and the ROS interfaces by CMake. pyproject.toml has the metadata.
 
-colcon never reads this file, since package.xml says ament_cmake.
+colcon does not read this file, since package.xml says ament_cmake.
 """
 
 import os
@@ -18,13 +18,8 @@ SITE_PACKAGES = f'lib/python{sys.version_info.major}.{sys.version_info.minor}/si
 OWN_PACKAGES = ('mirage_model', 'mirage_ros')
 
 
-def requirements(name: str) -> list[str]:
-    lines = (ROOT / 'requirements' / name).read_text().splitlines()
-    return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
-
-
 def ros_prefix() -> Path:
-    """Return the folder that ROS 2 is installed in: this environment, or the one whose tools are on the path."""
+    """Return the prefix of ROS 2: this environment, or the one whose tools are on the path."""
     candidates = [
         Path(sys.prefix),
         *(Path(d).parent for d in os.environ['PATH'].split(os.pathsep)),
@@ -58,7 +53,11 @@ def build_interfaces() -> list[tuple[str, list[str]]]:
 
 
 def build_package(source: Path, build: Path, stage: Path, prefix: Path) -> None:
-    """Build an interface package and install it to ``stage``. Ends the program where that fails."""
+    """Build an interface package and install it to ``stage``.
+
+    Raises:
+        SystemExit: A command failed.
+    """
     path = os.pathsep.join([str(prefix / 'bin'), os.environ['PATH']])
     environment = os.environ | {'AMENT_PREFIX_PATH': str(prefix), 'PATH': path}
     generator = ['-G', 'Ninja'] if shutil.which('ninja') else []
@@ -87,7 +86,7 @@ class BuildWithInterfaces(build_py):
 
 
 class BinaryDistribution(Distribution):
-    """Says that the wheel is bound to a platform, and to editable installs that there are data files."""
+    """Mark the wheel as bound to a platform, and tell editable installs that there are data files."""
 
     def has_ext_modules(self) -> bool:
         return True
@@ -97,23 +96,10 @@ class BinaryDistribution(Distribution):
 
 
 setup(
-    name='mirage',
     version=re.search(r'<version>(.+?)</version>', (ROOT / 'package.xml').read_text())[1],
     packages=find_packages(include=['mirage_model*', 'mirage_ros*']),
     package_data={'mirage_model': ['weights/**/*', 'worlds/*.yaml', 'worlds/*.json']},
-    install_requires=requirements('model.txt') + requirements('system.txt'),
-    extras_require={'dev': requirements('dev.txt')},
-    entry_points={
-        'console_scripts': [
-            'mirage_node=mirage_ros.node:main',
-            'mirage_demo=mirage_ros.tools.demo:main',
-            'mirage=mirage_model.cli:main',
-            'mirage_replay_node=mirage_ros.tools.replay:main',
-            'mirage_viewer=mirage_ros.tools.viewer:main',
-        ]
-    },
     cmdclass={'build_py': BuildWithInterfaces},
     distclass=BinaryDistribution,
-    python_requires='>=3.11',
     zip_safe=False,
 )
