@@ -25,7 +25,13 @@ ARGUMENTS = {
     'dds_profile': (str(CONFIG / 'fastdds.xml'), 'profile for Fast DDS'),
     'log_level': ('info', 'debug, info, warn or error'),
 }
-PARAMETERS = ('model_folder', 'device', 'autostart', 'use_sim_time')
+PARAMETERS = {
+    'model.folder': 'model_folder',
+    'model.device': 'device',
+    'autostart': 'autostart',
+    'use_sim_time': 'use_sim_time',
+}
+"""Launch arguments by the ROS parameters that they set."""
 TOPICS = (
     'image',
     'camera_info',
@@ -74,7 +80,7 @@ def generate_launch_description() -> LaunchDescription:
         namespace=LaunchConfiguration('namespace'),
         parameters=[
             LaunchConfiguration('params_file'),
-            {name: LaunchConfiguration(name) for name in PARAMETERS},
+            {name: LaunchConfiguration(argument) for name, argument in PARAMETERS.items()},
         ],
         remappings=remappings,
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],

@@ -104,7 +104,7 @@ class Goals:
             goal_service_qos_profile=SERVICE_QOS,
             cancel_service_qos_profile=SERVICE_QOS,
             result_service_qos_profile=SERVICE_QOS,
-            result_timeout=round(self._node.settings.result_seconds),
+            result_timeout=round(self._node.parameters.request.result_timeout),
         )
         return server
 
@@ -115,7 +115,7 @@ class Goals:
 
     def _on_goal(self, name: str) -> GoalResponse:
         # a client that vanishes before it hears of its acceptance takes no room: rclpy skips on_accepted then
-        most = self._node.settings.max_goals
+        most = self._node.parameters.limits.max_goals
         if len(self._cancel) < most:
             return GoalResponse.ACCEPT
         self._node.figures.count('requests dropped')

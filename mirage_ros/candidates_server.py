@@ -42,16 +42,18 @@ class CandidatesServer:
 
     def _job(self, handle: ServerGoalHandle, request_id: str, finish: Finish) -> Job:
         node, goal = self._node, handle.request
-        accepted, settings = time.monotonic(), node.settings
+        accepted, parameters = time.monotonic(), node.parameters
         count = len(goal.trajectories)
-        if not 1 <= count <= settings.max_candidates:
-            raise ValueError(f'{count} candidates, max_candidates is {settings.max_candidates}')
+        if not 1 <= count <= parameters.limits.max_candidates:
+            raise ValueError(
+                f'trajectories: {count} candidates, limits.max_candidates is {parameters.limits.max_candidates}'
+            )
         if goal.resolution not in RESOLUTIONS:
             raise ValueError(f'resolution {goal.resolution} is neither FULL nor HALF')
         if not goal.deadline >= 0:
             raise ValueError(f'deadline: {goal.deadline} s')
         paths = [
-            convert.planned_from_trajectory(trajectory, max_poses=settings.max_poses)
+            convert.planned_from_trajectory(trajectory, max_poses=parameters.limits.max_poses)
             for trajectory in goal.trajectories
         ]
         seed = own_seed(goal.seed_image, goal.seed_depth, paths[0])
@@ -66,7 +68,7 @@ class CandidatesServer:
             seeds=_seeds(goal.seeds, count),
             memory=begin.memory,
             steps=goal.steps or None,
-            batch=min(goal.batch or settings.batch, count, self._fit(goal, begin.plans)),
+            batch=min(goal.batch or parameters.request.batch, count, self._fit(goal, begin.plans)),
             resolution=RESOLUTIONS[goal.resolution],
             goal=self._goal_image(goal),
         )
@@ -94,10 +96,10 @@ class CandidatesServer:
                 for chunk in candidate.chunks
             ]
             size += sum(map(convert.picture_bytes, chunks))
-            if size > settings.max_message_bytes:
+            if size > parameters.limits.max_message_bytes:
                 raise InvalidRequest(
-                    f'{done} of {count} candidates fill the result: max_message_bytes, '
-                    f'{settings.max_message_bytes}: {FEWER}'
+                    f'{done} of {count} candidates fill the result: limits.max_message_bytes is '
+                    f'{parameters.limits.max_message_bytes}: {FEWER}'
                 )
             message.chunks = chunks
             message.complete, message.goal_distance = candidate.complete, candidate.goal_distance
@@ -139,29 +141,29 @@ class CandidatesServer:
         self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]
     ) -> Compression:
         """Of the pictures of a result. Raise ValueError where they could not fit into a message."""
-        settings = self._node.settings
+        parameters = self._node.parameters
         frames = len(plans) if goal.last_frame_only else sum(plan.wanted for plan in plans)
         nbytes = frames * self._frame_bytes(goal)
         chosen = convert.chosen_compression(
-            settings.compression, nbytes, raw_bytes=settings.largest_raw
+            parameters.compression.format, nbytes, raw_bytes=parameters.largest_raw
         )
         packed = nbytes / PACKED[chosen]
-        if packed > settings.max_message_bytes:
+        if packed > parameters.limits.max_message_bytes:
             raise ValueError(
                 f'{len(plans)} candidates of {frames} frames in all take about {packed / 2**20:.1f} MiB ({chosen}), '
-                f'max_message_bytes allows {settings.max_message_bytes / 2**20:.1f}: {FEWER}'
+                f'limits.max_message_bytes allows {parameters.limits.max_message_bytes / 2**20:.1f}: {FEWER}'
             )
         return chosen
 
     def _fit(self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]) -> int:
         """Candidates whose frames may lie in memory at once: those of the largest result, or one."""
         longest = max(len(plan.times) for plan in plans) * self._frame_bytes(goal)
-        return max(1, PACKED['jpeg'] * self._node.settings.max_message_bytes // longest)
+        return max(1, PACKED['jpeg'] * self._node.parameters.limits.max_message_bytes // longest)
 
     def _goal_image(self, goal: ImagineCandidates.Goal):
         if not goal.goal_image:
             return None
-        size_of(goal.goal_image[0], 'image', max_pixels=self._node.settings.max_pixels)
+        size_of(goal.goal_image[0], 'image', max_pixels=self._node.parameters.limits.max_pixels)
         return rgb_from_image(goal.goal_image[0])
 
     def _result(

@@ -1,4 +1,4 @@
-"""What the parts of the node share: settings, frames, seeds, memories, figures, and the worker while it is active."""
+"""What the parts of the node share: parameters, frames, seeds, memories, figures, and the worker while it is active."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class NodeContext(Node):
         super().__init__('mirage')
         self._about: ModelInfo | None = None
         self._worker: Worker | None = None
-        self.settings = settings = declare(self)
-        self.memories = MemoryRegistry(max_memories=settings.max_memories)
+        self.parameters = parameters = declare(self)
+        self.memories = MemoryRegistry(max_memories=parameters.limits.max_memories)
         self.figures = NodeMetrics()
         self.refusals = ThrottledLog(self.figures)
-        self.frames = CameraFrames(settings, listen(self, settings, self._refused))
+        self.frames = CameraFrames(parameters, listen(self, parameters, self._refused))
         self.sensors = SensorSync(
-            use_depth=settings.use_depth,
-            tolerance=settings.stamp_tolerance,
-            max_pixels=settings.max_pixels,
+            use_depth=parameters.sensors.use_depth,
+            tolerance=parameters.sensors.stamp_tolerance,
+            max_pixels=parameters.limits.max_pixels,
         )
 
     def create_subscription(

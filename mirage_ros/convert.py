@@ -232,7 +232,7 @@ def _step_seconds(
 
 def _check_length(count: int, max_poses: int) -> None:
     if count > max_poses:
-        raise ValueError(f'{count} poses, the limit max_poses is {max_poses}')
+        raise ValueError(f'{count} poses, limits.max_poses is {max_poses}')
 
 
 def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
@@ -403,7 +403,7 @@ def message_from_chunk(
     if size > max_bytes:
         raise ValueError(
             f'chunk {chunk.index} of {n} frames of {height}x{width} takes {size / 2**20:.1f} MiB ({compression}), '
-            f'max_message_bytes allows {max_bytes / 2**20:.1f}: choose jpeg, or a lower quality'
+            f'limits.max_message_bytes allows {max_bytes / 2**20:.1f}: choose jpeg, or a lower quality'
         )
     return message
 

@@ -74,7 +74,7 @@ class NodeMetrics:
 
 def diagnostics(
     figures: NodeMetrics,
-    settings: NodeParameters,
+    parameters: NodeParameters,
     *,
     name: str,
     state: str,
@@ -83,9 +83,9 @@ def diagnostics(
     holdings: MemoryStats | None,
     device_bytes: int,
 ) -> DiagnosticArray:
-    """One status; its level by the thresholds of the settings. The stamp is left to the caller."""
+    """One status; its level by the thresholds of the parameters. The stamp is left to the caller."""
     latencies = figures.latencies()
-    values: dict[str, object] = {'state': state, 'device': settings.device}
+    values: dict[str, object] = {'state': state, 'device': parameters.model.device}
     if engine is not None:
         values |= {'model': engine.model, 'model sha256': engine.sha256}
     for stage, (median, late) in latencies.items():
@@ -96,33 +96,36 @@ def diagnostics(
     if holdings is not None:
         values |= {'memory cells': holdings.cells, 'memory bytes': holdings.nbytes}
     values |= figures.counts
-    level, why = _level(settings, latencies.get('chunk', (0.0, 0.0))[1], waiting, holdings)
+    level, why = _level(parameters, latencies.get('chunk', (0.0, 0.0))[1], waiting, holdings)
     status = DiagnosticStatus(
         level=level,
         name=f'{name}: imagination',
         message=why or state,
-        hardware_id=settings.device,
+        hardware_id=parameters.model.device,
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
     )
     return DiagnosticArray(status=[status])
 
 
 def _level(
-    settings: NodeParameters, chunk_seconds: float, waiting: int, holdings: MemoryStats | None
+    parameters: NodeParameters, chunk_seconds: float, waiting: int, holdings: MemoryStats | None
 ) -> tuple[bytes, str]:
     cells, nbytes = (holdings.cells, holdings.nbytes) if holdings else (0, 0)
     over = lambda value, limit: 0 < limit < value  # noqa: E731
     errors = [
         (
-            over(chunk_seconds, settings.error_chunk_seconds),
+            over(chunk_seconds, parameters.diagnostics.error_chunk_seconds),
             f'a chunk takes {chunk_seconds:.1f} s',
         ),
-        (over(nbytes, settings.error_bytes), f'the memory takes {nbytes} bytes'),
+        (over(nbytes, parameters.diagnostics.error_bytes), f'the memory takes {nbytes} bytes'),
     ]
     warnings = [
-        (over(chunk_seconds, settings.warn_chunk_seconds), f'a chunk takes {chunk_seconds:.1f} s'),
-        (over(cells, settings.warn_cells), f'the memory holds {cells} cells'),
-        (waiting >= settings.queue_size, f'{waiting} requests are waiting'),
+        (
+            over(chunk_seconds, parameters.diagnostics.warn_chunk_seconds),
+            f'a chunk takes {chunk_seconds:.1f} s',
+        ),
+        (over(cells, parameters.diagnostics.warn_points), f'the memory holds {cells} cells'),
+        (waiting >= parameters.limits.queue_size, f'{waiting} requests are waiting'),
     ]
     for level, found in ((DiagnosticStatus.ERROR, errors), (DiagnosticStatus.WARN, warnings)):
         if why := [text for is_over, text in found if is_over]:

@@ -98,7 +98,7 @@ def size_of(message: Image | CompressedImage, name: str, *, max_pixels: int) -> 
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not '{message.format}' data: {error}") from None
     if height * width > max_pixels:
-        raise ValueError(f'{name}: {height}x{width} is more than max_pixels, {max_pixels}')
+        raise ValueError(f'{name}: {height}x{width} is more than limits.max_pixels, {max_pixels}')
     return height, width
 
 
@@ -114,7 +114,7 @@ def check_image(
         raise ValueError(f'{name}: empty, {message.height}x{message.width}')
     if max_pixels is not None and message.height * message.width > max_pixels:
         raise ValueError(
-            f'{name}: {message.height}x{message.width} is more than max_pixels, {max_pixels}'
+            f'{name}: {message.height}x{message.width} is more than limits.max_pixels, {max_pixels}'
         )
     row = message.width * bytes_per_pixel[message.encoding]
     if message.step < row or len(message.data) != message.step * message.height:

@@ -47,35 +47,37 @@ class ImagineServer:
         message.request_id = message.request_id or f'trajectory-{next(self._ids)}'
         with self._node.refusing(f"request '{message.request_id}'"):
             self._submit(
-                convert.planned_from_trajectory(message, max_poses=self._node.settings.max_poses)
+                convert.planned_from_trajectory(
+                    message, max_poses=self._node.parameters.limits.max_poses
+                )
             )
 
     def _on_path(self, message: Path) -> None:
-        settings = self._node.settings
+        parameters = self._node.parameters
         request_id = f'path-{next(self._ids)}'
         with self._node.refusing(f"request '{request_id}'"):
             self._submit(
                 convert.planned_from_path(
                     message,
                     request_id=request_id,
-                    moving_frame=settings.base_frame,
-                    speed=settings.nominal_speed,
-                    turn_rate=settings.nominal_turn_rate,
-                    max_poses=settings.max_poses,
+                    moving_frame=parameters.frames.base,
+                    speed=parameters.path.speed,
+                    turn_rate=parameters.path.turn_rate,
+                    max_poses=parameters.limits.max_poses,
                 )
             )
 
     def _submit(self, planned: PlannedPath) -> None:
-        node, settings = self._node, self._node.settings
+        node, parameters = self._node, self._node.parameters
         worker = node.worker
         with node.figures.timing('convert'):
             begin = start(node, [planned], request_id=planned.request_id)
         request = _request(
             planned.request_id,
             begin,
-            seed=settings.seed,
-            steps=settings.steps,
-            memory_frames=settings.memory_frames,
+            seed=parameters.request.seed,
+            steps=parameters.request.steps,
+            memory_frames=parameters.request.memory_frames,
         )
         worker.submit(
             Job(
@@ -85,14 +87,14 @@ class ImagineServer:
                 on_answer=lambda chunk: self._publishers.publish(chunk, begin.camera_frame),
                 on_end=self._publishers.log,
                 client=planned.client,
-                replaces=settings.newest_wins,
+                replaces=parameters.request.replace_older,
             )
         )
 
     def _goal_job(self, handle: ServerGoalHandle, request_id: str, finish: Finish) -> Job:
         node, goal = self._node, handle.request
         planned = convert.planned_from_trajectory(
-            goal.trajectory, max_poses=node.settings.max_poses
+            goal.trajectory, max_poses=node.parameters.limits.max_poses
         )
         seed = own_seed(goal.seed_image, goal.seed_depth, planned)
         begin = start(node, [planned], request_id=request_id, seed=seed, memory=goal.memory)

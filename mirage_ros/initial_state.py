@@ -68,7 +68,7 @@ def start(
     first = paths[0]
     if seed is not None and memory:
         raise ValueError(f"seed_image and memory '{memory}': a request starts from one of them")
-    driven = node.settings.start_from_driven and node.memories.find(DRIVEN)
+    driven = node.parameters.memory.start_from_driven and node.memories.find(DRIVEN)
     if seed is None and (memory or driven):
         memory = memory or DRIVEN
         camera_frame = node.memories.get(memory).camera_frame or node.sensors.camera_frame
@@ -95,7 +95,7 @@ def start(
         seed.camera_info,
         seed.depth,
         world_from_camera=poses[0][0] if starts_at_seed else world_from_seed,
-        max_pixels=node.settings.max_pixels,
+        max_pixels=node.parameters.limits.max_pixels,
     )
     return InitialState(
         memory=f'request {request_id}', view=view, camera_frame=camera_frame, plans=plans
@@ -121,7 +121,7 @@ def _world_from_seed(
         )
         world = node.frames.world_from(planned.frame, planned.frame_time)
         return world @ planned.frame_from_seed @ from_camera
-    if node.settings.pose_source == 'none':
+    if node.parameters.observe.pose_source == 'none':
         return None
     return node.frames.world_from_camera(camera_frame, seconds(seed.image.header.stamp))
 
@@ -139,7 +139,7 @@ def _plans(
             planned.times,
             starts_at_seed=starts_at_seed,
             engine=node.engine,
-            max_frames=node.settings.max_frames,
+            max_frames=node.parameters.limits.max_frames,
         )
         for planned, world_from_camera in zip(paths, poses)
     )

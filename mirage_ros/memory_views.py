@@ -25,21 +25,23 @@ class MemoryViews:
         self._cloud = node.create_publisher(PointCloud2, 'memory/points', 1)
         self._grid = node.create_publisher(OccupancyGrid, 'memory/coverage', 1)
         node.create_timer(
-            node.settings.view_period,
+            node.parameters.view.period,
             self._publish,
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
 
     def _publish(self) -> None:
-        node, settings = self._node, self._node.settings
+        node, parameters = self._node, self._node.parameters
         wanted = [p for p in (self._cloud, self._grid) if p.get_subscription_count()]
         if not wanted or not node.is_active or node.memories.find(DRIVEN) is None:
             return
         with node.refusing('view of the memory'):
             points = node.worker.call(
-                lambda engine: engine.points(memory=DRIVEN, most=settings.view_points)
+                lambda engine: engine.points(memory=DRIVEN, most=parameters.view.max_points)
             ).result()
-            header = Header(stamp=node.get_clock().now().to_msg(), frame_id=settings.world_frame)
+            header = Header(
+                stamp=node.get_clock().now().to_msg(), frame_id=parameters.frames.world
+            )
             if self._cloud in wanted:
                 self._cloud.publish(cloud_message(points, header))
             if self._grid in wanted:
@@ -48,8 +50,8 @@ class MemoryViews:
                         points.positions,
                         points.observed,
                         header,
-                        resolution=settings.grid_resolution,
-                        most=settings.grid_size,
+                        resolution=parameters.view.grid_resolution,
+                        most=parameters.view.grid_size,
                     )
                 )
 

@@ -40,23 +40,23 @@ EXECUTOR_THREADS = 10
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-def load_engine(settings: NodeParameters) -> EngineProtocol:
+def load_engine(parameters: NodeParameters) -> EngineProtocol:
     """The model of a folder, or mirage-tiny, in this process."""
     from mirage_model.engine.engine import Engine
     from mirage_model.memory.eviction import Limits
 
-    folder = FilePath(settings.model_folder) if settings.model_folder else None
+    folder = FilePath(parameters.model.folder) if parameters.model.folder else None
     return Engine.from_folder(
         folder,
-        device=settings.device,
+        device=parameters.model.device,
         limits=Limits(
-            capacity=settings.memory_capacity,
-            policy=settings.memory_policy,
-            resident=settings.memory_resident,
-            folder=settings.memory_pages,
+            capacity=parameters.memory.capacity,
+            policy=parameters.memory.policy,
+            resident=parameters.memory.resident,
+            folder=parameters.memory.pages,
         ),
-        allow_unscaled_depth=settings.allow_unscaled_depth,
-        refine_cameras=settings.refine_cameras,
+        allow_unscaled_depth=parameters.model.allow_unscaled_depth,
+        refine_cameras=parameters.model.refine_cameras,
     )
 
 
@@ -76,7 +76,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self._parts = (Observer(self), requests, candidates, Services(self), MemoryViews(self))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_timer(
-            self.settings.diagnostics_period,
+            self.parameters.diagnostics.period,
             self._report,
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
@@ -94,7 +94,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once, so that the first request is as fast as the tenth."""
         try:
-            self._loaded = self._load(self.settings)
+            self._loaded = self._load(self.parameters)
             self._loaded.warm()
         except (ValueError, ImportError, OSError, RuntimeError) as error:
             # a model, a device or a parameter that cannot be served
@@ -114,11 +114,11 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             self.get_logger().error(' '.join(str(error).split()))
             return FAILURE
         self._warm = True
-        self._worker = Worker(self._loaded, queue_size=self.settings.queue_size)
+        self._worker = Worker(self._loaded, queue_size=self.parameters.limits.queue_size)
         about = self._about
         self.get_logger().info(
             f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at {about.frame_rate:g} Hz, '
-            f'{about.new_frames_per_chunk} frames a chunk, on {self.settings.device}'
+            f'{about.new_frames_per_chunk} frames a chunk, on {self.parameters.model.device}'
         )
         return SUCCESS
 
@@ -192,7 +192,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
                 ).result()
             message = diagnostics(
                 self.figures,
-                self.settings,
+                self.parameters,
                 name=self.get_fully_qualified_name(),
                 state=self._state_machine.current_state[1],
                 engine=about,
@@ -219,14 +219,14 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
         if loading:
             raise SystemExit(0)  # loading is left at once; anything else is ended in order
 
-    def load_until_told_to_end(settings: NodeParameters) -> EngineProtocol:
+    def load_until_told_to_end(parameters: NodeParameters) -> EngineProtocol:
         nonlocal loading
         here = threading.current_thread() is threading.main_thread()
         try:
             loading = here
             if asked_to_end:
                 raise SystemExit(0)
-            return load(settings)
+            return load(parameters)
         finally:
             loading = False
 
@@ -257,7 +257,7 @@ def _serve(node: MirageNode, stop: threading.Event, *, asked: Callable[[], bool]
     spinning = threading.Thread(target=spin, name='executor')
     spinning.start()
     try:
-        if not node.settings.autostart:
+        if not node.parameters.autostart:
             node.get_logger().info('waits to be configured')
         elif not node.start():
             return 1

@@ -31,13 +31,13 @@ class Observer:
 
     def __init__(self, node: NodeContext):
         self._node = node
-        settings = node.settings
+        parameters = node.parameters
         self._keyframes = KeyframeSelector(
             KeyframeConfig(
-                distance=settings.keyframe_distance,
-                angle=settings.keyframe_angle,
-                gain=settings.keyframe_gain,
-                refresh=settings.keyframe_refresh,
+                distance=parameters.keyframe.distance,
+                angle=parameters.keyframe.angle,
+                gain=parameters.keyframe.gain,
+                refresh=parameters.keyframe.refresh,
             )
         )
         self._record: MemoryRecord | None = None
@@ -48,20 +48,21 @@ class Observer:
         self._world_from_odom: np.ndarray | None = None
         self._busy: Future | None = None
         qos = QoSProfile(
-            depth=settings.sensor_depth, reliability=reliability(settings.sensor_reliability)
+            depth=parameters.qos.sensor.depth,
+            reliability=reliability(parameters.qos.sensor.reliability),
         )
-        raw = settings.image_transport == 'raw'
+        raw = parameters.sensors.transport == 'raw'
         kind = Image if raw else CompressedImage
         image, depth = ('image', 'depth') if raw else ('image/compressed', 'depth/compressedDepth')
         node.create_subscription(kind, image, self._on_image, qos)
         node.create_subscription(CameraInfo, 'camera_info', node.sensors.add_camera_info, qos)
-        if settings.use_depth:
+        if parameters.sensors.use_depth:
             node.create_subscription(kind, depth, node.sensors.add_depth, qos)
         group = MutuallyExclusiveCallbackGroup()
         node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
         node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
-        if settings.pose_source != 'none':
-            node.create_timer(1 / settings.observe_rate, self._look, callback_group=group)
+        if parameters.observe.pose_source != 'none':
+            node.create_timer(1 / parameters.observe.rate, self._look, callback_group=group)
 
     def _on_image(self, message: AnyImage) -> None:
         self._node.sensors.add_image(message)
@@ -135,7 +136,7 @@ class Observer:
                     camera_info,
                     depth,
                     world_from_camera=world_from_camera,
-                    max_pixels=node.settings.max_pixels,
+                    max_pixels=node.parameters.limits.max_pixels,
                 )
                 (engine.observe if record else engine.seed)(view, memory=DRIVEN)
             self._record = MemoryRecord(camera_frame=camera_frame)
@@ -152,7 +153,7 @@ class Observer:
 
     def _follow_jump(self, time: float, world_from_camera: Float64[np.ndarray, '4 4']) -> None:
         """What joins world and odometry has jumped: all that was seen before lies elsewhere now."""
-        node, settings = self._node, self._node.settings
+        node, parameters = self._node, self._node.parameters
         world_from_odom = node.frames.world_from_odom(time)
         if world_from_odom is None:
             return
@@ -162,10 +163,10 @@ class Observer:
         new_from_old = world_from_odom @ np.linalg.inv(before)
         # as the camera feels it, which may be far from the origins of both frames
         moved, turned = motion(np.linalg.inv(world_from_camera) @ new_from_old @ world_from_camera)
-        if moved <= settings.jump_distance and turned <= settings.jump_angle:
+        if moved <= parameters.jump.distance and turned <= parameters.jump.angle:
             return
         node.figures.count('jumps')
-        jump = f"'{settings.odom_frame}' jumped in '{settings.world_frame}' by {moved:.2f} m and {turned:.3f} rad"
+        jump = f"'{parameters.frames.odom}' jumped in '{parameters.frames.world}' by {moved:.2f} m and {turned:.3f} rad"
         node.worker.call(lambda engine: self._move(engine, new_from_old, jump)).add_done_callback(
             self._done
         )
@@ -174,7 +175,7 @@ class Observer:
         self, engine: EngineProtocol, new_from_old: Float64[np.ndarray, '4 4'], jump: str
     ) -> None:
         """In the worker's thread: what is observed or imagined next finds every memory where it belongs."""
-        node, on_jump = self._node, self._node.settings.on_jump
+        node, on_jump = self._node, self._node.parameters.jump.action
         hang = node.memories.names(loaded=False)
         lie = node.memories.names(loaded=True)
         if on_jump != 'ignore':

@@ -1,8 +1,12 @@
-"""The node's parameters: one frozen dataclass, from which ROS parameters, their ranges and config/mirage.yaml are made."""
+"""ROS parameters of the node, declared from frozen dataclasses; config/mirage.yaml is generated from them.
+
+A group of parameters is a nested dataclass, and its fields have names such as ``keyframe.angle`` in ROS.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 import textwrap
 from typing import Any
 
@@ -14,12 +18,13 @@ from rclpy.qos import ReliabilityPolicy
 from mirage_model.engine.keyframes import KeyframeConfig
 
 KEYFRAMES = KeyframeConfig()
+INT_MAX = 2**31 - 1
 
 
-def setting(
+def parameter(
     default: Any, description: str, *, low=None, high=None, among: tuple[str, ...] = ()
 ) -> Any:
-    """Declare a field with what ROS tools show of it. ``low`` and ``high`` belong to the range."""
+    """Declare a field with the description and the inclusive range that ROS tools show."""
     if among:
         description += ' One of: ' + ', '.join(among) + '.'
     metadata = {'description': description, 'low': low, 'high': high, 'among': among}
@@ -27,271 +32,402 @@ def setting(
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeParameters:
-    """What can be set at the start of the node. Read-only while it runs."""
+class ModelParameters:
+    folder: str = parameter(
+        '', 'Folder with the weights of the model; empty for the mirage-tiny of the package.'
+    )
+    device: str = parameter('cpu', 'Torch device of the model, such as cpu, cuda or cuda:1.')
+    allow_unscaled_depth: bool = parameter(
+        False,
+        'Accept images without metric depth, for which lengths along a path have no meaning.',
+    )
+    refine_cameras: bool = parameter(
+        False,
+        'Estimate the cameras of generated frames by matched features before the frames are written to the memory.',
+    )
 
-    model_folder: str = setting(
-        '', 'Folder with the weights; empty: mirage-tiny, which comes along.'
-    )
-    device: str = setting('cpu', 'Where the model runs: cpu, cuda, cuda:1 and so on.')
 
-    autostart: bool = setting(
-        True, 'Configure and activate at the start; false: a lifecycle manager does.'
+@dataclass(frozen=True, kw_only=True)
+class FrameParameters:
+    world: str = parameter(
+        'map', 'Fixed frame of the memory. Paths may be in any frame that TF connects to it.'
     )
-
-    world_frame: str = setting(
-        'map',
-        'The fixed frame that the memory lies in. Paths may be in any frame that TF joins to it.',
+    odom: str = parameter(
+        'odom', 'Odometry frame. Its jumps in frames.world are handled as loop closures.'
     )
-    base_frame: str = setting(
-        'base_link',
-        'The frame that a nav_msgs/Path moves, and that trajectories may move instead of the camera.',
+    base: str = parameter(
+        'base_link', 'Frame whose poses a nav_msgs/Path holds; a trajectory may hold them too.'
     )
-    base_from_camera: tuple[float, ...] = setting(
+    base_from_camera: tuple[float, ...] = parameter(
         (),
-        "The camera's optical frame in base_frame: x y z in metres, quaternion x y z w. "
-        'Empty: looked up in TF where poses are of base_frame.',
+        "Pose of the camera's optical frame in frames.base: x y z [m], quaternion x y z w. Empty to look it up in TF.",
     )
-    use_tf: bool = setting(True, 'Listen to /tf and /tf_static.')
-    tf_seconds: float = setting(
-        30.0, 'How long transforms are kept, seconds.', low=1.0, high=3600.0
-    )
-    tf_wait: float = setting(
-        0.2, 'How long a lookup waits for a transform to come, seconds.', low=0.0, high=5.0
-    )
-    nominal_speed: float = setting(
-        0.5, 'Times the poses of an unstamped path, m/s.', low=0.01, high=50.0
-    )
-    nominal_turn_rate: float = setting(
-        0.8, 'Times the turns on the spot of an unstamped path, rad/s.', low=0.01, high=20.0
+    imagined_prefix: str = parameter(
+        'imagined/', "Prefix of the camera's frame id on everything that was imagined."
     )
 
-    use_depth: bool = setting(
-        True,
-        'Take the seed with the depth image of its stamp, and wait for that; false: without depth.',
+
+@dataclass(frozen=True, kw_only=True)
+class TfParameters:
+    enabled: bool = parameter(True, 'Subscribe to /tf and /tf_static.')
+    history: float = parameter(
+        30.0, 'Time for which transforms are kept [s].', low=1.0, high=3600.0
     )
-    allow_unscaled_depth: bool = setting(
-        False,
-        'Serve a seed without metric depth, although the lengths along the path mean nothing then.',
+    wait: float = parameter(
+        0.2, 'Time that a lookup waits for a transform that is late [s].', low=0.0, high=5.0
     )
-    refine_cameras: bool = setting(
-        False,
-        'Find the cameras of imagined frames anew by matched features before they are remembered.',
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathParameters:
+    speed: float = parameter(
+        0.5, 'Speed along a nav_msgs/Path without stamps [m/s].', low=0.01, high=50.0
     )
-    stamp_tolerance: float = setting(
+    turn_rate: float = parameter(
+        0.8, 'Turn rate along a nav_msgs/Path without stamps [rad/s].', low=0.01, high=20.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensorParameters:
+    transport: str = parameter(
+        'raw',
+        'Transport of image and depth; compressed subscribes to image/compressed (JPEG or PNG) and '
+        'depth/compressedDepth (PNG).',
+        among=('raw', 'compressed'),
+    )
+    use_depth: bool = parameter(True, 'Require a depth image with the stamp of the image.')
+    stamp_tolerance: float = parameter(
         0.02,
-        'How far the stamps of image, camera_info and depth may lie apart to belong together, seconds.',
+        'Largest difference between the stamps of an image, its camera_info and its depth image [s].',
         low=0.0,
         high=1.0,
     )
 
-    image_transport: str = setting(
-        'raw',
-        'compressed: take image/compressed (JPEG or PNG) and depth/compressedDepth (PNG of 16UC1) instead.',
-        among=('raw', 'compressed'),
-    )
 
-    pose_source: str = setting(
+@dataclass(frozen=True, kw_only=True)
+class ObserveParameters:
+    pose_source: str = parameter(
         'none',
-        'Where the camera is when an image comes: tf, the topic odometry (nav_msgs/Odometry) or the topic pose '
-        '(geometry_msgs/PoseStamped of base_frame). none: not known, so that nothing is observed on the way, and a seed '
-        "is at its trajectory's first pose.",
+        'Source of the pose of the camera or of frames.base: TF, the topic odometry (nav_msgs/Odometry) or the topic pose '
+        '(geometry_msgs/PoseStamped). With none no images are written to the memory, and an imagined path begins '
+        'where its image was taken.',
         among=('none', 'tf', 'odometry', 'pose'),
     )
-    observe_rate: float = setting(
+    rate: float = parameter(
         2.0,
-        'Images that are looked at per second; the rest is dropped and counted.',
+        'Rate at which the newest image is considered for the memory [Hz].',
         low=0.01,
         high=60.0,
     )
-    keyframe_distance: float = setting(
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyframeParameters:
+    distance: float = parameter(
         KEYFRAMES.distance,
-        'An image is remembered if the camera has moved this far since the one before that was, m, or turned',
+        'Translation since the last keyframe after which an image may become the next [m].',
         low=0.0,
         high=100.0,
     )
-    keyframe_angle: float = setting(KEYFRAMES.angle, 'this far, rad,', low=0.0, high=3.2)
-    keyframe_gain: float = setting(
+    angle: float = parameter(
+        KEYFRAMES.angle,
+        'Rotation since the last keyframe after which an image may become the next [rad].',
+        low=0.0,
+        high=3.2,
+    )
+    gain: float = parameter(
         KEYFRAMES.gain,
-        'and at least this share of its view is not observed yet;',
+        'Smallest unobserved share of the view for an image to become a keyframe after motion [0 to 1].',
         low=0.0,
         high=1.0,
     )
-    keyframe_refresh: float = setting(
-        KEYFRAMES.refresh, 'or if that is so many seconds ago.', low=0.0, high=1e6
+    refresh: float = parameter(
+        KEYFRAMES.refresh,
+        'Time since the last keyframe after which an image becomes the next without motion or gain [s].',
+        low=0.0,
+        high=1e6,
     )
-    start_from_driven: bool = setting(
-        True,
-        'Requests start from what was driven through, where there is such a memory; false: from the newest image alone.',
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpParameters:
+    distance: float = parameter(
+        0.2,
+        'Translation of frames.odom in frames.world between two images that counts as a jump [m].',
+        low=0.0,
+        high=100.0,
     )
-    odom_frame: str = setting(
-        'odom', 'The frame whose jumps in world_frame are watched: they are loop closures.'
+    angle: float = parameter(
+        0.1,
+        'Rotation of frames.odom in frames.world between two images that counts as a jump [rad].',
+        low=0.0,
+        high=3.2,
     )
-    jump_distance: float = setting(
-        0.2, 'Between two images: what moves odom_frame further is a jump, m.', low=0.0, high=100.0
-    )
-    jump_angle: float = setting(
-        0.1, 'What turns odom_frame further is a jump, rad.', low=0.0, high=3.2
-    )
-    on_jump: str = setting(
+    action: str = parameter(
         'reanchor',
-        'What happens to the memory at a jump: moved by it as a whole, forgotten, or left.',
+        'Action on the memories at a jump: transform them, delete them, or leave them.',
         among=('reanchor', 'reset', 'ignore'),
     )
 
-    newest_wins: bool = setting(
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryParameters:
+    start_from_driven: bool = parameter(
         True,
-        'A new trajectory or path on a topic replaces the older ones of the same client. Goals are replaced only by goals '
-        'that ask for it.',
+        "Start requests that name no memory from the memory 'driven' once it has an observation; false: from the newest image.",
     )
-    queue_size: int = setting(
-        4, 'Requests of a client that may wait; more are dropped with an answer.', low=1, high=64
+    folder: str = parameter(
+        '', 'Folder that memories are saved to and loaded from; empty to reject both services.'
     )
-    max_goals: int = setting(
-        12, 'Goals of the actions that are served or wait, of all clients.', low=1, high=128
+    capacity: int = parameter(
+        4_000_000,
+        'Largest number of latent points in a memory, about 125 bytes each for mirage-tiny; 0 for no limit.',
+        low=0,
+        high=INT_MAX,
     )
-    result_seconds: float = setting(
-        30.0,
-        'The result of a goal, and the goal, are kept so long for clients that ask late, seconds.',
-        low=1.0,
-        high=900.0,
+    policy: str = parameter(
+        'oldest',
+        'Latent points that a full memory evicts first.',
+        among=('oldest', 'furthest', 'imagined'),
     )
-    max_poses: int = setting(10_000, 'Poses in a trajectory.', low=1, high=1_000_000)
-    max_candidates: int = setting(64, 'Candidates of one request.', low=1, high=4096)
-    batch: int = setting(
+    resident: int = parameter(
+        0,
+        'Latent points of a memory that stay in RAM; those furthest from the camera go to memory.pages. 0 keeps all.',
+        low=0,
+        high=INT_MAX,
+    )
+    pages: str = parameter(
+        '', 'Folder for the latent points that memory.resident leaves no room for.'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestParameters:
+    replace_older: bool = parameter(
+        True,
+        'Let a trajectory or path on a topic end the older ones of its client. Goals have a field for that.',
+    )
+    seed: int = parameter(0, 'Random seed of requests that come by topic.')
+    steps: int = parameter(
+        0,
+        'Denoising steps of requests that come by topic; 0 for the default of the model.',
+        low=0,
+        high=1000,
+    )
+    memory_frames: bool = parameter(
+        False, 'Add decoded readouts of the memory to chunks of requests that come by topic.'
+    )
+    batch: int = parameter(
         1,
-        'Candidates that go through the model together where a goal does not say.',
+        'Candidates that are generated together if the goal does not set a batch.',
         low=1,
         high=256,
     )
-    max_memories: int = setting(8, 'Memories that requests may keep by name.', low=1, high=1024)
-    memory_folder: str = setting(
-        '', 'Memories are saved to and loaded from this folder alone; empty: neither is served.'
-    )
-    memory_capacity: int = setting(
-        4_000_000,
-        'Cells that a memory holds at most, of about 125 bytes each for mirage-tiny; 0: no bound.',
-        low=0,
-        high=2**31 - 1,
-    )
-    memory_policy: str = setting(
-        'oldest', 'What a full memory forgets first.', among=('oldest', 'furthest', 'imagined')
-    )
-    memory_resident: int = setting(
-        0,
-        'Cells of a memory that stay in RAM, the furthest of the others in memory_pages; 0: all.',
-        low=0,
-        high=2**31 - 1,
-    )
-    memory_pages: str = setting('', 'A folder for what memory_resident leaves no room for.')
-    max_frames: int = setting(512, 'Frames that one request may ask for.', low=1, high=100_000)
-    max_pixels: int = setting(4096 * 2304, 'Pixels of a seed image.', low=1, high=2**28)
-
-    seed: int = setting(0, 'Of the random numbers for requests that come by topic.')
-    steps: int = setting(
-        0, "Denoising steps for requests that come by topic; 0: the model's own.", low=0, high=1000
-    )
-    memory_frames: bool = setting(
-        False, 'Chunks of requests that come by topic also carry what the memory saw.'
+    result_timeout: float = parameter(
+        30.0,
+        'Time for which the result of a goal can still be fetched [s].',
+        low=1.0,
+        high=900.0,
     )
 
-    imagined_prefix: str = setting(
-        'imagined/',
-        "Put before the camera's frame id on everything imagined, so that none is taken for sensor data.",
+
+@dataclass(frozen=True, kw_only=True)
+class LimitParameters:
+    queue_size: int = parameter(
+        4, 'Waiting requests of a client; more are dropped.', low=1, high=64
     )
-    compression: str = setting(
-        'auto',
-        'Of the pictures in a chunk, or in all the result of a goal with candidates. auto: jpeg above raw_bytes.',
-        among=('auto', 'none', 'jpeg', 'png'),
+    max_goals: int = parameter(
+        12, 'Goals of all clients that run or wait; more are rejected.', low=1, high=128
     )
-    raw_bytes: int = setting(
-        8 * 2**20, 'Largest chunk or result that auto sends raw, bytes.', low=0, high=2**30
-    )
-    jpeg_quality: int = setting(90, 'Of jpeg, percent.', low=1, high=100)
-    max_message_bytes: int = setting(
+    max_poses: int = parameter(10_000, 'Poses in a trajectory.', low=1, high=1_000_000)
+    max_frames: int = parameter(512, 'Frames along one path.', low=1, high=100_000)
+    max_candidates: int = parameter(64, 'Candidates in a request.', low=1, high=4096)
+    max_memories: int = parameter(8, "Named memories beside 'driven'.", low=1, high=1024)
+    max_pixels: int = parameter(4096 * 2304, 'Pixels of an input image.', low=1, high=2**28)
+    max_message_bytes: int = parameter(
         32 * 2**20,
-        'Largest chunk that is published, and largest result of a goal with candidates; one above it ends its request.',
+        'Size of a published chunk and of the result of imagine_candidates [bytes]; a larger message ends its request.',
         low=2**16,
         high=2**30,
     )
 
-    sensor_reliability: str = setting(
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionParameters:
+    format: str = parameter(
+        'auto',
+        'Format of the images in chunks and results; auto is jpeg above compression.raw_bytes and none below.',
+        among=('auto', 'none', 'jpeg', 'png'),
+    )
+    raw_bytes: int = parameter(
+        8 * 2**20,
+        'Largest chunk or result that compression.format auto sends raw [bytes].',
+        low=0,
+        high=2**30,
+    )
+    jpeg_quality: int = parameter(90, 'JPEG quality of images [percent].', low=1, high=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensorQosParameters:
+    reliability: str = parameter(
         'best_effort',
-        'QoS of image, camera_info and depth. best_effort hears every publisher.',
+        'Reliability of the subscriptions to image, camera_info and depth; best_effort matches all publishers.',
         among=('best_effort', 'reliable'),
     )
-    sensor_depth: int = setting(5, 'QoS depth of those.', low=1, high=1000)
-    imagined_reliability: str = setting(
-        'reliable', 'QoS of what is imagined.', among=('best_effort', 'reliable')
-    )
-    imagined_depth: int = setting(
-        100, 'QoS depth of imagined frames, which come a chunk at once.', low=1, high=10_000
+    depth: int = parameter(
+        5, 'Queue depth of the subscriptions to image, camera_info and depth.', low=1, high=1000
     )
 
-    view_period: float = setting(
+
+@dataclass(frozen=True, kw_only=True)
+class ImaginedQosParameters:
+    reliability: str = parameter(
+        'reliable',
+        'Reliability of the publishers of imagined data.',
+        among=('best_effort', 'reliable'),
+    )
+    depth: int = parameter(
+        100,
+        'Queue depth of the publishers of imagined frames; the frames of a chunk are published at once.',
+        low=1,
+        high=10_000,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QosParameters:
+    sensor: SensorQosParameters = field(default_factory=SensorQosParameters)
+    imagined: ImaginedQosParameters = field(default_factory=ImaginedQosParameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewParameters:
+    period: float = parameter(
         2.0,
-        'Between two clouds or grids of the memory, while they are subscribed to, seconds.',
+        'Period of memory/points and memory/coverage while they have subscribers [s].',
         low=0.1,
         high=3600.0,
     )
-    view_points: int = setting(100_000, 'Points of the cloud.', low=1, high=10_000_000)
-    grid_resolution: float = setting(0.1, 'Of the grid, m.', low=0.01, high=10.0)
-    grid_size: int = setting(
-        1024,
-        'Most cells along a side of the grid; what lies beyond is left out.',
-        low=16,
-        high=8192,
+    max_points: int = parameter(100_000, 'Points of memory/points.', low=1, high=10_000_000)
+    grid_resolution: float = parameter(
+        0.1, 'Cell size of memory/coverage [m].', low=0.01, high=10.0
+    )
+    grid_size: int = parameter(
+        1024, 'Largest width and height of memory/coverage [cells].', low=16, high=8192
     )
 
-    diagnostics_period: float = setting(
-        1.0, 'Between two messages on /diagnostics, seconds.', low=0.1, high=60.0
-    )
-    warn_chunk_seconds: float = setting(
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsParameters:
+    period: float = parameter(1.0, 'Period of /diagnostics [s].', low=0.1, high=60.0)
+    warn_chunk_seconds: float = parameter(
         0.0,
-        'Diagnostics warn where the 95th percentile of a chunk takes longer; 0: never.',
+        'Warning threshold of the 95th percentile of the time of a chunk [s]; 0 for no warning.',
         low=0.0,
         high=3600.0,
     )
-    error_chunk_seconds: float = setting(
+    error_chunk_seconds: float = parameter(
         0.0,
-        'Diagnostics report an error where it takes longer than this; 0: never.',
+        'Error threshold of the 95th percentile of the time of a chunk [s]; 0 for no error.',
         low=0.0,
         high=3600.0,
     )
-    warn_cells: int = setting(
+    warn_points: int = parameter(
         10_000_000,
-        'Diagnostics warn where the driven memory holds more cells; 0: never.',
+        "Warning threshold of the latent points in the memory 'driven'; 0 for no warning.",
         low=0,
-        high=2**31 - 1,
+        high=INT_MAX,
     )
-    error_bytes: int = setting(
-        0, 'Diagnostics report an error where it takes more bytes; 0: never.', low=0, high=2**62
+    error_bytes: int = parameter(
+        0,
+        "Error threshold of the size of the memory 'driven' [bytes]; 0 for no error.",
+        low=0,
+        high=2**62,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeParameters:
+    """Parameters of the node. They are read-only while it runs."""
+
+    autostart: bool = parameter(
+        True, 'Configure and activate at the start; false leaves that to a lifecycle manager.'
+    )
+    model: ModelParameters = field(default_factory=ModelParameters)
+    frames: FrameParameters = field(default_factory=FrameParameters)
+    tf: TfParameters = field(default_factory=TfParameters)
+    path: PathParameters = field(default_factory=PathParameters)
+    sensors: SensorParameters = field(default_factory=SensorParameters)
+    observe: ObserveParameters = field(default_factory=ObserveParameters)
+    keyframe: KeyframeParameters = field(default_factory=KeyframeParameters)
+    jump: JumpParameters = field(default_factory=JumpParameters)
+    memory: MemoryParameters = field(default_factory=MemoryParameters)
+    request: RequestParameters = field(default_factory=RequestParameters)
+    limits: LimitParameters = field(default_factory=LimitParameters)
+    compression: CompressionParameters = field(default_factory=CompressionParameters)
+    qos: QosParameters = field(default_factory=QosParameters)
+    view: ViewParameters = field(default_factory=ViewParameters)
+    diagnostics: DiagnosticsParameters = field(default_factory=DiagnosticsParameters)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what ranges cannot say."""
-        for item in fields(self):
-            among = item.metadata['among']
-            if among and getattr(self, item.name) not in among:
-                raise ValueError(
-                    f'{item.name}: {getattr(self, item.name)!r} is not one of {among}'
-                )
-        for name in ('world_frame', 'base_frame', 'odom_frame', 'imagined_prefix'):
-            if not getattr(self, name):
-                raise ValueError(f'{name} must not be empty')
-        if len(self.base_from_camera) not in (0, 7):
-            raise ValueError(f'base_from_camera needs 7 numbers, got {len(self.base_from_camera)}')
+        """Raise ValueError for values that a range cannot exclude."""
+        frames = self.frames
+        for name in ('world', 'base', 'odom', 'imagined_prefix'):
+            if not getattr(frames, name):
+                raise ValueError(f'frames.{name}: must not be empty')
+        if len(frames.base_from_camera) not in (0, 7):
+            raise ValueError(
+                f'frames.base_from_camera: has {len(frames.base_from_camera)} numbers, needs 7: '
+                'x y z and a quaternion x y z w'
+            )
 
     @property
     def largest_raw(self) -> int:
-        """Bytes of pictures that the compression auto sends as they are."""
-        return min(self.raw_bytes, self.max_message_bytes)
+        """Largest size of images that the compression auto sends raw [bytes]."""
+        return min(self.compression.raw_bytes, self.limits.max_message_bytes)
+
+
+def leaves(kind: type, prefix: str = '') -> Iterator[tuple[str, Field]]:
+    """Yield the ROS name and the dataclass field of each parameter."""
+    for item in fields(kind):
+        if item.default_factory is MISSING:
+            yield prefix + item.name, item
+        else:
+            assert isinstance(item.default_factory, type)
+            yield from leaves(item.default_factory, f'{prefix}{item.name}.')
+
+
+def from_values(values: Mapping[str, Any]) -> NodeParameters:
+    """Return parameters by their ROS names; the others have their defaults. Raises ValueError."""
+    known = dict(leaves(NodeParameters))
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f'{name}: not a parameter')
+        among = known[name].metadata['among']
+        if among and value not in among:
+            raise ValueError(f'{name}: {value!r} is not one of {among}')
+    return _build(NodeParameters, values, '')
+
+
+def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    assert is_dataclass(kind)
+    chosen = {}
+    for item in fields(kind):
+        name = prefix + item.name
+        if item.default_factory is not MISSING:
+            assert isinstance(item.default_factory, type)
+            chosen[item.name] = _build(item.default_factory, values, f'{name}.')
+        elif name in values:
+            chosen[item.name] = values[name]
+    return kind(**chosen)
 
 
 def declare(node: Node) -> NodeParameters:
     """Declare all parameters on a node and return their values."""
     values = {}
-    for item in fields(NodeParameters):
+    for name, item in leaves(NodeParameters):
         low, high = item.metadata['low'], item.metadata['high']
         descriptor = ParameterDescriptor(
             description=item.metadata['description'],
@@ -303,12 +439,12 @@ def declare(node: Node) -> NodeParameters:
         elif low is not None:
             descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
         if isinstance(item.default, tuple):
-            # an empty list has no type in YAML, so that the list's type is said here
-            parameter = node.declare_parameter(item.name, Parameter.Type.DOUBLE_ARRAY, descriptor)
-            values[item.name] = tuple(parameter.value or ())
+            # an empty list has no type in YAML
+            declared = node.declare_parameter(name, Parameter.Type.DOUBLE_ARRAY, descriptor)
+            values[name] = tuple(declared.value or ())
         else:
-            values[item.name] = node.declare_parameter(item.name, item.default, descriptor).value
-    return NodeParameters(**values)
+            values[name] = node.declare_parameter(name, item.default, descriptor).value
+    return from_values(values)
 
 
 def reliability(name: str) -> ReliabilityPolicy:
@@ -319,28 +455,37 @@ def reliability(name: str) -> ReliabilityPolicy:
 
 
 def as_yaml() -> str:
-    """Write config/mirage.yaml: every parameter with its default, what it means and its range."""
+    """Return config/mirage.yaml: each parameter with its description, range and default."""
     lines = [
-        '# Every parameter of the node with its default. Made by `python -m mirage_ros.parameters > config/mirage.yaml`.',
+        '# Parameters of the node with their defaults.',
+        '# Generated by `python -m mirage_ros.parameters > config/mirage.yaml`.',
         '/**:',
         '  ros__parameters:',
     ]
-    for item in fields(NodeParameters):
+    open_groups: list[str] = []
+    for name, item in leaves(NodeParameters):
+        *groups, last = name.split('.')
+        lines.append('')
+        for depth, group in enumerate(groups):
+            if open_groups[: depth + 1] != groups[: depth + 1]:
+                lines.append('  ' * (depth + 2) + f'{group}:')
+        open_groups = groups
+        indent = '  ' * (len(groups) + 2)
         text = item.metadata['description']
         if item.metadata['low'] is not None:
             text += f' Range {item.metadata["low"]} to {item.metadata["high"]}.'
-        lines.append('')
-        lines += textwrap.wrap(text, 110, initial_indent='    # ', subsequent_indent='    # ')
+        comment = f'{indent}# '
+        lines += textwrap.wrap(text, 110, initial_indent=comment, subsequent_indent=comment)
         value = item.default
         if isinstance(value, bool):
             value = str(value).lower()
         elif isinstance(value, str):
             value = f"'{value}'"
-        # ROS refuses an empty list without a type
+        # ROS rejects an empty list without a type
         lines.append(
-            f'    {item.name}: {value}'
+            f'{indent}{last}: {value}'
             if value != ()
-            else f'    # {item.name}: [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
+            else f'{indent}# {last}: [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
         )
     return '\n'.join(lines) + '\n'
 

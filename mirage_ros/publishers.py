@@ -22,11 +22,12 @@ class Publishers:
 
     def __init__(self, node: NodeContext):
         self._node = node
-        self._settings = settings = node.settings
+        self._parameters = parameters = node.parameters
         frames = QoSProfile(
-            depth=settings.imagined_depth, reliability=reliability(settings.imagined_reliability)
+            depth=parameters.qos.imagined.depth,
+            reliability=reliability(parameters.qos.imagined.reliability),
         )
-        chunks = QoSProfile(depth=10, reliability=reliability(settings.imagined_reliability))
+        chunks = QoSProfile(depth=10, reliability=reliability(parameters.qos.imagined.reliability))
         self._image = node.create_publisher(Image, 'imagined/image', frames)
         self._camera_info = node.create_publisher(CameraInfo, 'imagined/camera_info', frames)
         self._visibility = node.create_publisher(Image, 'imagined/visibility', frames)
@@ -45,26 +46,29 @@ class Publishers:
     def message(
         self, chunk: Chunk, camera_frame: str, *, compression: Compression | None = None
     ) -> ImaginedChunk:
-        """Compressed as the settings say unless ``compression`` does. Raise ValueError where it would be larger than
+        """Compressed as the parameters say unless ``compression`` does. Raise ValueError where it would be larger than
         max_message_bytes.
         """
-        settings = self._settings
+        parameters = self._parameters
         return convert.message_from_chunk(
             chunk,
-            world_frame=settings.world_frame,
-            frame_id=settings.imagined_prefix + camera_frame,
+            world_frame=parameters.frames.world,
+            frame_id=parameters.frames.imagined_prefix + camera_frame,
             sha256=self._node.engine.sha256,
             compression=compression
             or convert.chosen_compression(
-                settings.compression, convert.raw_bytes_of(chunk), raw_bytes=settings.largest_raw
+                parameters.compression.format,
+                convert.raw_bytes_of(chunk),
+                raw_bytes=parameters.largest_raw,
             ),
-            quality=settings.jpeg_quality,
-            max_bytes=settings.max_message_bytes,
+            quality=parameters.compression.jpeg_quality,
+            max_bytes=parameters.limits.max_message_bytes,
         )
 
     def header(self, time: float, camera_frame: str) -> Header:
         return Header(
-            stamp=convert.stamp(time), frame_id=self._settings.imagined_prefix + camera_frame
+            stamp=convert.stamp(time),
+            frame_id=self._parameters.frames.imagined_prefix + camera_frame,
         )
 
     def log(self, outcome: Outcome) -> None:
@@ -96,7 +100,7 @@ class Publishers:
                 self._visibility.publish(convert.image_message(visibility, 'mono8', header))
 
     def _path_of(self, chunk: Chunk) -> Path:
-        world = self._settings.world_frame
+        world = self._parameters.frames.world
         poses = [
             PoseStamped(
                 header=Header(stamp=convert.stamp(time), frame_id=world),

@@ -57,7 +57,7 @@ class SensorSync:
             if camera_info is None:
                 missing = missing or 'no camera_info'
             elif depth is None and self._use_depth:
-                missing = missing or 'no depth (set use_depth to false to do without)'
+                missing = missing or 'no depth (set sensors.use_depth to false to do without)'
             else:
                 return image, camera_info, depth
         raise ValueError(

@@ -61,17 +61,20 @@ class Services:
     def _score(
         self, request: ScoreTrajectories.Request, response: ScoreTrajectories.Response
     ) -> None:
-        node, settings = self._node, self._node.settings
+        node, parameters = self._node, self._node.parameters
         began = time.monotonic()
         count = len(request.trajectories)
-        if not 1 <= count <= settings.max_candidates:
-            raise ValueError(f'{count} candidates, max_candidates is {settings.max_candidates}')
+        if not 1 <= count <= parameters.limits.max_candidates:
+            raise ValueError(
+                f'trajectories: {count} candidates, limits.max_candidates is {parameters.limits.max_candidates}'
+            )
         if not 0 <= request.threshold <= 1:
             raise ValueError(f'threshold {request.threshold} is not in 0..1')
         memory = self._memory(request.memory)
         paths = [
             convert.planned_from_trajectory(
-                trajectory, max_poses=min(settings.max_poses, settings.max_frames)
+                trajectory,
+                max_poses=min(parameters.limits.max_poses, parameters.limits.max_frames),
             )
             for trajectory in request.trajectories
         ]
@@ -101,17 +104,17 @@ class Services:
         node.figures.took('score', response.seconds)
 
     def _predict(self, request: PredictSeconds.Request, response: PredictSeconds.Response) -> None:
-        node, settings = self._node, self._node.settings
-        if not 1 <= request.candidates <= settings.max_candidates:
+        node, parameters = self._node, self._node.parameters
+        if not 1 <= request.candidates <= parameters.limits.max_candidates:
             raise ValueError(
-                f'{request.candidates} candidates, max_candidates is {settings.max_candidates}'
+                f'candidates: {request.candidates}, limits.max_candidates is {parameters.limits.max_candidates}'
             )
         if request.resolution not in RESOLUTIONS:
             raise ValueError(f'resolution {request.resolution} is neither FULL nor HALF')
         frames = request.path_seconds * node.engine.frame_rate
-        if not 0.5 < frames < settings.max_frames + 0.5:
+        if not 0.5 < frames < parameters.limits.max_frames + 0.5:
             raise ValueError(
-                f'path_seconds {request.path_seconds}: 1 to {settings.max_frames} frames'
+                f'path_seconds {request.path_seconds}: 1 to {parameters.limits.max_frames} frames'
             )
         per_chunk = node.engine.new_frames_per_chunk
         times = np.arange(-(-round(frames) // per_chunk) * per_chunk) / node.engine.frame_rate
@@ -121,7 +124,7 @@ class Services:
             trajectories=(path,) * request.candidates,
             seeds=(0,) * request.candidates,
             steps=request.steps or None,
-            batch=min(request.batch or settings.batch, request.candidates),
+            batch=min(request.batch or parameters.request.batch, request.candidates),
             resolution=RESOLUTIONS[request.resolution],
         )
         served: list[ImagineRequest | CandidatesRequest] = node.worker.served
@@ -170,10 +173,10 @@ class Services:
         return name
 
     def _file(self, name: str) -> Path:
-        """Inside memory_folder, links followed. Raise ValueError for anything else."""
-        folder = self._node.settings.memory_folder
+        """Return a path in memory.folder. Raises ValueError for a name or a link that leads out of it."""
+        folder = self._node.parameters.memory.folder
         if not folder:
-            raise ValueError('memory_folder is not set: memories are neither saved nor loaded')
+            raise ValueError('memory.folder: is empty, set it to save and load memories')
         path = (Path(folder) / check_name(name, 'file')).resolve()
         if path.parent != Path(folder).resolve():
             raise ValueError(f"file '{name}' leads out of {folder}")

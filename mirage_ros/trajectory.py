@@ -21,25 +21,25 @@ ROUNDED = 2e-6
 class CameraFrames:
     """Where the camera is, by parameters and transforms. Raises ValueError that names both frames and the times."""
 
-    def __init__(self, settings: NodeParameters, transforms: Transforms):
-        self._settings = settings
+    def __init__(self, parameters: NodeParameters, transforms: Transforms):
+        self._parameters = parameters
         self._transforms = transforms
         self._base_from_camera = (
-            matrix_from_numbers(settings.base_from_camera, name='base_from_camera')
-            if settings.base_from_camera
+            matrix_from_numbers(parameters.frames.base_from_camera, name='frames.base_from_camera')
+            if parameters.frames.base_from_camera
             else None
         )
 
     def world_from(self, frame: str, time: float | None) -> Float64[np.ndarray, '4 4']:
         """``time`` None is the newest that is known."""
-        world = self._settings.world_frame
+        world = self._parameters.frames.world
         if frame == world:
             return np.eye(4)
         if not frame:
             raise ValueError(
                 f"the path is in frame '', it must name one that is joined to '{world}'"
             )
-        return self._transforms.lookup(world, frame, time, wait=self._settings.tf_wait)
+        return self._transforms.lookup(world, frame, time, wait=self._parameters.tf.wait)
 
     def moving_from_camera(
         self, moving: str, camera: str, time: float | None
@@ -47,30 +47,30 @@ class CameraFrames:
         """Where the camera sits on what moves."""
         if moving in ('', camera):
             return np.eye(4)
-        if moving == self._settings.base_frame and self._base_from_camera is not None:
+        if moving == self._parameters.frames.base and self._base_from_camera is not None:
             return self._base_from_camera
         if not camera:
             raise ValueError('which camera it is, is not known: no camera_info has come')
         try:
-            return self._transforms.lookup(moving, camera, time, wait=self._settings.tf_wait)
+            return self._transforms.lookup(moving, camera, time, wait=self._parameters.tf.wait)
         except ValueError as error:
             raise ValueError(
                 f"the poses are of '{moving}', and where the camera '{camera}' sits on it is not known "
-                f'(base_from_camera is of {self._settings.base_frame}): {error}'
+                f'(frames.base_from_camera is of {self._parameters.frames.base}): {error}'
             ) from None
 
     def world_from_camera(
         self, camera: str, time: float, *, wait: float | None = None
     ) -> Float64[np.ndarray, '4 4']:
         """Where the camera was at a time. Raise ValueError too where there is no ``pose_source``."""
-        settings = self._settings
-        if settings.pose_source == 'none':
-            raise ValueError('pose_source is none: where the camera is, is not known')
-        wait = settings.tf_wait if wait is None else wait
+        parameters = self._parameters
+        if parameters.observe.pose_source == 'none':
+            raise ValueError('observe.pose_source is none: the pose of the camera is unknown')
+        wait = parameters.tf.wait if wait is None else wait
         if self._base_from_camera is None:
-            return self._transforms.lookup(settings.world_frame, camera, time, wait=wait)
+            return self._transforms.lookup(parameters.frames.world, camera, time, wait=wait)
         world_from_base = self._transforms.lookup(
-            settings.world_frame, settings.base_frame, time, wait=wait
+            parameters.frames.world, parameters.frames.base, time, wait=wait
         )
         return world_from_base @ self._base_from_camera
 
@@ -78,7 +78,7 @@ class CameraFrames:
         """None where the tree has no such frame at that time."""
         try:
             return self._transforms.lookup(
-                self._settings.world_frame, self._settings.odom_frame, time
+                self._parameters.frames.world, self._parameters.frames.odom, time
             )
         except ValueError:
             return None
@@ -123,7 +123,7 @@ def frames_along(
         )
     if wanted > max_frames:
         raise ValueError(
-            f'the path takes {wanted} frames at {engine.frame_rate:g} Hz, max_frames is {max_frames}'
+            f'the path takes {wanted} frames at {engine.frame_rate:g} Hz, limits.max_frames is {max_frames}'
         )
     padded = -(-wanted // engine.new_frames_per_chunk) * engine.new_frames_per_chunk
     at = times[0] + np.arange(first, first + padded) / engine.frame_rate

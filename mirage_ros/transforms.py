@@ -233,13 +233,13 @@ def checked(transform: TransformStamped) -> tuple[str, str, Float64[np.ndarray, 
 
 
 def listen(
-    node: Node, settings: NodeParameters, on_bad: Callable[[str, ValueError], None]
+    node: Node, parameters: NodeParameters, on_bad: Callable[[str, ValueError], None]
 ) -> Transforms:
     """What the node knows of frames: parameters and, as they say, /tf, odometry and poses.
 
     ``on_bad`` is called with the name of a topic and the error for every message that is refused.
     """
-    keep = settings.tf_seconds
+    keep = parameters.tf.history
     kind = Tree if tf2_ros is None else Tf2
     known: Transforms = kind(keep=keep, clock=node.get_clock())
     group = MutuallyExclusiveCallbackGroup()  # others wait for what comes in here
@@ -259,7 +259,7 @@ def listen(
             [t for t in message.transforms if t.child_frame_id.removeprefix('/') not in posed],
         )
 
-    if settings.use_tf:
+    if parameters.tf.enabled:
         node.create_subscription(TFMessage, '/tf', on_tf, LIVE, callback_group=group)
         node.create_subscription(
             TFMessage,
@@ -270,11 +270,11 @@ def listen(
         )
 
     def on_odometry(message: Odometry) -> None:
-        child = message.child_frame_id or settings.base_frame
+        child = message.child_frame_id or parameters.frames.base
         with_pose(message.header, child, message.pose.pose, 'odometry')
 
     def on_pose(message: PoseStamped) -> None:
-        with_pose(message.header, settings.base_frame, message.pose, 'pose')
+        with_pose(message.header, parameters.frames.base, message.pose, 'pose')
 
     def with_pose(header, child: str, pose, topic: str) -> None:
         try:
@@ -286,9 +286,9 @@ def listen(
         posed.add(child.removeprefix('/'))
         add(topic, [transform])
 
-    if settings.pose_source == 'odometry':
+    if parameters.observe.pose_source == 'odometry':
         node.create_subscription(Odometry, 'odometry', on_odometry, LIVE, callback_group=group)
-    if settings.pose_source == 'pose':
+    if parameters.observe.pose_source == 'pose':
         node.create_subscription(PoseStamped, 'pose', on_pose, LIVE, callback_group=group)
     return known
 

@@ -245,8 +245,8 @@ if __name__ == '__main__':
     }
     sys.exit(
         main(
-            lambda settings: InstantEngine(
-                allow_unscaled_depth=settings.allow_unscaled_depth, **numbers
+            lambda parameters: InstantEngine(
+                allow_unscaled_depth=parameters.model.allow_unscaled_depth, **numbers
             )
         )
     )

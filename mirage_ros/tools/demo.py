@@ -54,10 +54,14 @@ def running_node(command: list[str]) -> Iterator[subprocess.Popen]:
 
 
 def node_command(model_folder: str, device: str) -> list[str]:
-    parameters = {'model_folder': model_folder, 'device': device, 'memory_frames': 'true'}
+    parameters = {
+        'model.folder': f"'{model_folder}'",
+        'model.device': f"'{device}'",
+        'request.memory_frames': 'true',
+    }
     command = [sys.executable, '-m', 'mirage_ros.node', '--ros-args', '--log-level', 'warn']
     for name, value in parameters.items():
-        command += ['-p', f"{name}:='{value}'" if name != 'memory_frames' else f'{name}:={value}']
+        command += ['-p', f'{name}:={value}']
     return command
 
 

@@ -19,31 +19,31 @@ from mirage_model.io import as_json, write_json
 from mirage_ros.tools.demo import quiet_network, running_node
 
 OBSERVING = {
-    'pose_source': 'tf',
-    'tf_wait': 5.0,
-    'tf_seconds': 3600.0,
-    'diagnostics_period': 0.1,
-    'sensor_reliability': 'reliable',
-    'compression': 'none',
-    'max_frames': 100_000,
-    'max_message_bytes': 2**30,
+    'observe.pose_source': 'tf',
+    'tf.wait': 5.0,
+    'tf.history': 3600.0,
+    'diagnostics.period': 0.1,
+    'qos.sensor.reliability': 'reliable',
+    'compression.format': 'none',
+    'limits.max_frames': 100_000,
+    'limits.max_message_bytes': 2**30,
 }
 EVERY_IMAGE = {
-    'observe_rate': 60.0,
-    'keyframe_distance': 0.0,
-    'keyframe_angle': 0.0,
-    'keyframe_gain': 0.0,
+    'observe.rate': 60.0,
+    'keyframe.distance': 0.0,
+    'keyframe.angle': 0.0,
+    'keyframe.gain': 0.0,
 }
 """In lockstep the replay chooses what is observed, and the node takes all of it."""
 
 
 def node_command(config: ReplayConfig, *, lockstep: bool) -> list[str]:
     parameters = {
-        'model_folder': f"'{config.model_folder}'",
-        'device': f"'{config.devices[0]}'",
-        'steps': config.steps,
-        'allow_unscaled_depth': str(config.allow_unscaled_depth).lower(),
-        'refine_cameras': str(config.refine_cameras).lower(),
+        'model.folder': f"'{config.model_folder}'",
+        'model.device': f"'{config.devices[0]}'",
+        'request.steps': config.steps,
+        'model.allow_unscaled_depth': str(config.allow_unscaled_depth).lower(),
+        'model.refine_cameras': str(config.refine_cameras).lower(),
         **OBSERVING,
         **(EVERY_IMAGE if lockstep else {}),
     }
@@ -83,7 +83,7 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
     config = dataclasses.replace(command.replay, devices=command.replay.devices[:1])
     about = load_model_info(Path(config.model_folder) if config.model_folder else EMBEDDED)
     depth = bool(command.topics.depth)
-    use_depth = f'use_depth:={str(depth).lower()}'
+    use_depth = f'sensors.use_depth:={str(depth).lower()}'
     line = [*node_command(config, lockstep=not command.free_running), '-p', use_depth]
     with running_node(line) as node:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)

@@ -280,10 +280,10 @@ class Soak:
 
     def _start(self) -> subprocess.Popen:
         parameters = {
-            'pose_source': 'odometry',
-            'base_from_camera': '[0.0, 0.0, 0.4, -0.5, 0.5, -0.5, 0.5]',
-            'observe_rate': '10.0',
-            'memory_folder': f"'{self._memories}'",
+            'observe.pose_source': 'odometry',
+            'frames.base_from_camera': '[0.0, 0.0, 0.4, -0.5, 0.5, -0.5, 0.5]',
+            'observe.rate': '10.0',
+            'memory.folder': f"'{self._memories}'",
         }
         command = [*self._command, '--ros-args', '--log-level', 'fatal']
         for name, value in parameters.items():

@@ -84,7 +84,9 @@ def _frame_cost(client: Client) -> float:
 def _score_costs(log: Path) -> tuple[list[float], list[float]]:
     """Milliseconds from the question to the answer, and those of them that the node says it took."""
     node = NodeProcess(
-        log, pose_source='odometry', base_from_camera='[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
+        log,
+        observe__pose_source='odometry',
+        frames__base_from_camera='[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
     )
     request = ScoreTrajectories.Request(
         trajectories=[trajectory(POSES - 1) for _ in range(CANDIDATES)], coarse=True

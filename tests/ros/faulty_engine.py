@@ -38,4 +38,4 @@ class FaultyEngine(InstantEngine):
 
 
 if __name__ == '__main__':
-    sys.exit(main(lambda settings: FaultyEngine()))
+    sys.exit(main(lambda parameters: FaultyEngine()))

@@ -98,7 +98,7 @@ class NodeProcess:
         arguments = ['--ros-args'] if parameters else []
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            arguments += ['-p', f'{name}:={text}']
+            arguments += ['-p', f'{name.replace("__", ".")}:={text}']
         instant_environment = {
             f'INSTANT_{name.upper()}': str(value) for name, value in (instant or {}).items()
         }

@@ -21,7 +21,7 @@ GOALS = 12  # the default of max_goals, more than the threads of the executor
 @pytest.fixture
 def node(ros) -> Iterator[MirageNode]:
     """A node in this process, whose engine takes a second for each chunk of four steps."""
-    node = MirageNode(lambda settings: InstantEngine(step_seconds=0.25))
+    node = MirageNode(lambda parameters: InstantEngine(step_seconds=0.25))
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
     spinning = threading.Thread(target=executor.spin)

@@ -207,7 +207,7 @@ def test_trajectory():
     planned = convert.planned_from_trajectory(over_the_wire(message), max_poses=5)
     assert planned.request_id == 'x' and planned.frame_from_seed is None
     np.testing.assert_allclose(np.diff(planned.times), 0.125)
-    with pytest.raises(ValueError, match='max_poses is 4'):
+    with pytest.raises(ValueError, match='limits.max_poses is 4'):
         convert.planned_from_trajectory(message, max_poses=4)
 
 
@@ -314,7 +314,8 @@ def test_compressed_chunk_there_and_back(compression, worst):
 
 def test_message_has_a_cap():
     with pytest.raises(
-        ValueError, match='chunk 1 of 5 frames of 24x40 takes .* max_message_bytes allows 0.0'
+        ValueError,
+        match='chunk 1 of 5 frames of 24x40 takes .* limits.max_message_bytes allows 0.0',
     ):
         convert.message_from_chunk(
             smooth_chunk(), world_frame='map', frame_id='i', sha256='', max_bytes=1000

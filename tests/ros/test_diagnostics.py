@@ -6,13 +6,13 @@ import pytest
 
 from mirage_model.interface import MemoryStats
 from mirage_ros.diagnostics import NodeMetrics, diagnostics
-from mirage_ros.parameters import NodeParameters
+from mirage_ros.parameters import from_values
 
 
-def report(figures: NodeMetrics, *, waiting: int = 0, cells: int = 10, **settings):
+def report(figures: NodeMetrics, *, waiting: int = 0, cells: int = 10, **parameters):
     (status,) = diagnostics(
         figures,
-        NodeParameters(**settings),
+        from_values({f'diagnostics.{name}': value for name, value in parameters.items()}),
         name='/mirage',
         state='active',
         engine=None,
@@ -43,7 +43,7 @@ def test_medians_percentiles_rates_and_counts():
     [
         ({'warn_chunk_seconds': 1.0}, b'\1', 'a chunk takes 2.0 s'),
         ({'error_chunk_seconds': 1.5, 'warn_chunk_seconds': 1.0}, b'\2', 'a chunk takes 2.0 s'),
-        ({'cells': 11, 'warn_cells': 10}, b'\1', 'the memory holds 11 cells'),
+        ({'cells': 11, 'warn_points': 10}, b'\1', 'the memory holds 11 cells'),
         ({'error_bytes': 999}, b'\2', 'the memory takes 1000 bytes'),
         ({'waiting': 4}, b'\1', '4 requests are waiting'),
     ],

@@ -90,16 +90,16 @@ def folder(tmp_path_factory) -> FilePath:
 def robot(ros, folder, tmp_path_factory):
     node = NodeProcess(
         tmp_path_factory.mktemp('log') / 'node.log',
-        pose_source='tf',
-        observe_rate=20.0,
-        keyframe_gain=0.0,
-        tf_wait=1.0,
-        diagnostics_period=0.1,
-        view_period=0.2,
-        memory_folder=f"'{folder}'",
-        max_memories=2,
-        max_candidates=3,
-        max_message_bytes=3 * 2**20,
+        observe__pose_source='tf',
+        observe__rate=20.0,
+        keyframe__gain=0.0,
+        tf__wait=1.0,
+        diagnostics__period=0.1,
+        view__period=0.2,
+        memory__folder=f"'{folder}'",
+        limits__max_memories=2,
+        limits__max_candidates=3,
+        limits__max_message_bytes=3 * 2**20,
         instant={'step_seconds': 0.0005},
     )
     with Client() as client:
@@ -162,7 +162,7 @@ def test_scores(robot):
     assert response.scores[0].observed_ends == -1
     for bad, why in (
         ([], '0 candidates'),
-        ([in_odom()] * 4, '4 candidates, max_candidates is 3'),
+        ([in_odom()] * 4, '4 candidates, limits.max_candidates is 3'),
         ([trajectory(4, frame_id='mars')], "'mars'"),
     ):
         request = ScoreTrajectories.Request(trajectories=bad)
@@ -218,14 +218,14 @@ def test_candidates(robot):
 
     for change, why in (
         ({'trajectories': []}, '0 candidates'),
-        ({'trajectories': [in_odom()] * 4}, 'max_candidates is 3'),
+        ({'trajectories': [in_odom()] * 4}, 'limits.max_candidates is 3'),
         ({'seeds': [1, 2]}, '2 seeds for 3 candidates'),
         ({'resolution': 7}, 'resolution 7'),
         ({'deadline': float('nan')}, 'deadline'),
         ({'memory': 'none'}, "memory 'none' does not exist"),
         (
             {'trajectories': [in_odom(511)] * 3},
-            '3 candidates of 1536 frames in all take about 5.6 MiB (jpeg), max_message_bytes allows 3.0',
+            '3 candidates of 1536 frames in all take about 5.6 MiB (jpeg), limits.max_message_bytes allows 3.0',
         ),
     ):
         bad = ImagineCandidates.Goal(trajectories=goal.trajectories)
@@ -248,7 +248,7 @@ def test_a_result_that_packs_worse_than_expected_is_cut_with_the_reason(robot):
     goal.trajectories[0].camera_info = [camera_info]
     status, result = Goal(robot.client, goal, action).result()
     assert status == GoalStatus.STATUS_ABORTED
-    assert '1 of 3 candidates fill the result: max_message_bytes' in result.message
+    assert '1 of 3 candidates fill the result: limits.max_message_bytes' in result.message
     assert [len(c.chunks) for c in result.candidates] == [10, 0, 0]
     assert [c.complete for c in result.candidates] == [True, False, False]
 

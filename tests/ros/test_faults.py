@@ -31,10 +31,10 @@ def start_faulty(tmp_path):
 
 def test_faults_and_a_killed_node(client, start_faulty, tmp_path):
     parameters = {
-        'pose_source': 'odometry',
-        'observe_rate': 20.0,
-        'base_from_camera': '[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
-        'memory_folder': f"'{tmp_path}'",
+        'observe__pose_source': 'odometry',
+        'observe__rate': 20.0,
+        'frames__base_from_camera': '[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]',
+        'memory__folder': f"'{tmp_path}'",
     }
     node = start_faulty(**parameters)
     client.publisher('odometry', Odometry)

@@ -131,11 +131,11 @@ CAMERA_IS_THE_BASE = '[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
 def test_fuzzed_messages_then_a_good_one(client, start_node):
     rng = random.Random(0)
     node = start_node(
-        pose_source='odometry',
-        observe_rate=50.0,
-        tf_wait=0.0,
-        base_from_camera=CAMERA_IS_THE_BASE,
-        start_from_driven=False,
+        observe__pose_source='odometry',
+        observe__rate=50.0,
+        tf__wait=0.0,
+        frames__base_from_camera=CAMERA_IS_THE_BASE,
+        memory__start_from_driven=False,
     )
     unheard = ('pose', '/clock', *COMPRESSED)
     connect(client, *unheard)
@@ -173,12 +173,12 @@ def test_fuzzed_compressed_messages_in_simulated_time_then_good_ones(client, sta
     """The clock is fuzzed too; what the node does at times of its own it does by the clock afterwards."""
     rng = random.Random(0)
     node = start_node(
-        pose_source='pose',
-        image_transport='compressed',
+        observe__pose_source='pose',
+        sensors__transport='compressed',
         use_sim_time=True,
-        tf_wait=0.0,
-        base_from_camera=CAMERA_IS_THE_BASE,
-        start_from_driven=False,
+        tf__wait=0.0,
+        frames__base_from_camera=CAMERA_IS_THE_BASE,
+        memory__start_from_driven=False,
     )
     unheard = ('odometry', *RAW)
     client.receive('/diagnostics', DiagnosticArray)

@@ -60,8 +60,8 @@ def test_chunk_is_compressed_and_arrives(client, start_node):
 def test_chunk_above_the_cap_ends_its_request_with_the_reason(client, start_node):
     node = start_node(
         instant={'height': HEIGHT, 'width': WIDTH, 'new_frames': 8},
-        compression='none',
-        max_message_bytes=2**24,
+        compression__format='none',
+        limits__max_message_bytes=2**24,
     )
     client.connect()
     large_seed(client)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 import importlib.util
 from pathlib import Path
 import sys
@@ -10,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from mirage_ros.parameters import NodeParameters
+from mirage_ros.parameters import NodeParameters, leaves
 
 LAUNCH = Path(__file__).resolve().parents[2] / 'launch'
 
@@ -108,7 +107,7 @@ def test_node(described):
     assert viewer['condition'].arguments[0].arguments == (configuration('viewer'), 'rerun')
     params_file, overrides = node['parameters']
     assert params_file == configuration('params_file')
-    assert set(overrides) <= {item.name for item in fields(NodeParameters)} | {'use_sim_time'}
+    assert set(overrides) <= {name for name, _ in leaves(NodeParameters)} | {'use_sim_time'}
     assert node['remappings'] == viewer['remappings']
     remapped = dict(node['remappings'])
     assert remapped.pop('image/compressed') == [configuration('image'), '/compressed']

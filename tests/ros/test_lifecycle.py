@@ -48,7 +48,7 @@ def test_what_fails_on_the_way_can_be_tried_again(ros):
     """A model that cannot be loaded leaves the node unconfigured, and so does what nobody expected."""
     engines = [OSError('the folder is gone'), KeyError('never thought of'), InstantEngine()]
 
-    def load(settings) -> InstantEngine:
+    def load(parameters) -> InstantEngine:
         engine = engines.pop(0)
         if isinstance(engine, Exception):
             raise engine

@@ -34,7 +34,7 @@ def test_topics(client, start_node):
         ('imagined/visibility', Image),
     ):
         client.receive(name, kind)
-    start_node(seed=7)
+    start_node(request__seed=7)
     client.connect()
     client.send_seed(value=40)
     client.send('trajectory', trajectory(20, request_id='around the corner'))
@@ -74,9 +74,9 @@ def test_topics(client, start_node):
 def test_path_of_the_base(client, start_node):
     """Unstamped poses of base_link, timed by the nominal speed, carry a camera that looks forward."""
     start_node(
-        base_from_camera='[0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]',
-        nominal_speed=0.8,
-        compression='png',
+        frames__base_from_camera='[0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]',
+        path__speed=0.8,
+        compression__format='png',
     )
     client.publisher('path', Path)
     client.connect()
@@ -104,7 +104,7 @@ def test_path_of_the_base(client, start_node):
 
 def test_action(client, start_node):
     """An image of the goal's own, steps and seed; feedback for every chunk, and a result, which is not kept for ever."""
-    start_node(result_seconds=1.0)
+    start_node(request__result_timeout=1.0)
     client.connect()
     image, camera_info, depth = seed_messages(value=90, frame_id='other_camera')
     goal = Imagine.Goal(seed=5, memory_frames=True, seed_image=[image], seed_depth=[depth])
@@ -271,7 +271,7 @@ BAD_GOALS = [
 
 def test_bad_goals_then_a_good_one(client, start_node):
     """Every one is answered with its reason, and the node goes on."""
-    start_node(max_frames=64)
+    start_node(limits__max_frames=64)
     client.connect()
     for change, reason in BAD_GOALS:
         status, result = client.goal(broken(change)).result()
@@ -317,7 +317,7 @@ def test_bad_messages_then_good_ones(client, start_node):
 
 
 def test_unscaled_depth_is_marked(client, start_node):
-    start_node(use_depth=False, allow_unscaled_depth=True)
+    start_node(sensors__use_depth=False, model__allow_unscaled_depth=True)
     client.connect('depth')
     client.send_seed(depth=False)
     client.send('trajectory', trajectory(16))
@@ -342,7 +342,7 @@ def test_newest_trajectory_wins(client, start_node):
 
 
 def test_full_queue_answers(client, start_node):
-    start_node(instant={'step_seconds': 0.1}, queue_size=1)
+    start_node(instant={'step_seconds': 0.1}, limits__queue_size=1)
     client.connect()
     client.send_seed()
     goals = []
@@ -376,7 +376,7 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
 
 
 def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
-    node = MirageNode(lambda settings: InstantEngine())
+    node = MirageNode(lambda parameters: InstantEngine())
     with node.refusing('a message'):
         raise OverflowError('cannot convert float infinity to integer')
     node.close()
@@ -392,7 +392,7 @@ import sys, threading
 import rclpy
 from instant_engine import InstantEngine
 from mirage_ros.node import main
-def load(settings):
+def load(parameters):
     threading.Timer(1.0, rclpy.shutdown).start()
     return InstantEngine()
 sys.exit(main(load))
@@ -421,7 +421,7 @@ def worker(*arguments, **keywords):
     os.kill(os.getpid(), signal.SIGINT)
     return started
 node.Worker = worker
-sys.exit(node.main(lambda settings: InstantEngine()))
+sys.exit(node.main(lambda parameters: InstantEngine()))
 """
     run = subprocess.run(
         [sys.executable, '-c', program],
@@ -439,7 +439,7 @@ def test_a_node_that_is_still_loading_ends_at_once(tmp_path):
     program = """
 import sys, time
 from mirage_ros.node import main
-def load(settings):
+def load(parameters):
     print('loading', flush=True)
     time.sleep(1000)
 sys.exit(main(load))

@@ -107,7 +107,7 @@ def test_colcon_build_and_the_node_starts(source, model_folder, tmp_path):
         tmp_path / 'node.log',
         program=['bash', '-c', sourced, '_', str(installed / 'lib' / 'mirage' / 'mirage_node')],
         environment=environment,
-        model_folder=f"'{model_folder}'",
+        model__folder=f"'{model_folder}'",
     )
     node.stop()
 
@@ -164,6 +164,6 @@ def test_pip_install_and_the_node_starts(source, model_folder, tmp_path):
         tmp_path / 'node.log',
         program=[str(tmp_path / 'venv' / 'bin' / 'mirage_node')],
         environment=fresh,
-        model_folder=f"'{model_folder}'",
+        model__folder=f"'{model_folder}'",
     )
     node.stop()

@@ -1,43 +1,51 @@
-"""Parameters come from one dataclass."""
+"""Parameters come from nested dataclasses."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import rclpy
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 import yaml
 
-from mirage_ros.parameters import NodeParameters, as_yaml, declare
+from mirage_ros.parameters import NodeParameters, as_yaml, declare, from_values, leaves
 
 CONFIG = Path(__file__).resolve().parents[2] / 'config' / 'mirage.yaml'
 
 
-def declared(*overrides: Parameter) -> tuple[Node, NodeParameters]:
-    node = Node('settings', parameter_overrides=list(overrides))
+def declared(**values) -> NodeParameters:
+    overrides = [Parameter(name.replace('__', '.'), value=value) for name, value in values.items()]
+    node = Node('parameters', parameter_overrides=overrides)
     try:
-        return node, declare(node)
+        return declare(node)
     finally:
         node.destroy_node()
 
 
-def test_config_file_is_the_dataclass():
+def flat(values: dict, prefix: str = '') -> dict:
+    found = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict)
+        found |= flat(value, f'{prefix}{name}.') if nested else {prefix + name: value}
+    return found
+
+
+def test_config_file_is_generated():
     assert CONFIG.read_text() == as_yaml()
-    parameters = yaml.safe_load(as_yaml())['/**']['ros__parameters']
-    assert NodeParameters(**parameters) == NodeParameters()
-    assert set(parameters) | {'base_from_camera'} == {item.name for item in fields(NodeParameters)}
+    values = flat(yaml.safe_load(as_yaml())['/**']['ros__parameters'])
+    assert from_values(values) == NodeParameters()
+    names = {name for name, _ in leaves(NodeParameters)}
+    assert set(values) | {'frames.base_from_camera'} == names
 
 
 def test_declared_with_defaults_ranges_and_descriptions(ros):
-    node = Node('settings')
+    node = Node('parameters')
     assert declare(node) == NodeParameters()
-    for item in fields(NodeParameters):
-        descriptor = node.describe_parameter(item.name)
-        assert descriptor.description and descriptor.read_only
+    for name, item in leaves(NodeParameters):
+        descriptor = node.describe_parameter(name)
+        assert descriptor.description.endswith('.') and descriptor.read_only
         ranges = [*descriptor.floating_point_range, *descriptor.integer_range]
         assert bool(ranges) == (item.metadata['low'] is not None)
     node.destroy_node()
@@ -45,16 +53,18 @@ def test_declared_with_defaults_ranges_and_descriptions(ros):
 
 def test_values_and_their_limits(ros):
     numbers = [0.0, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]
-    _, settings = declared(
-        Parameter('queue_size', value=9), Parameter('base_from_camera', value=numbers)
+    parameters = declared(
+        limits__queue_size=9, frames__base_from_camera=numbers, qos__sensor__depth=7
     )
-    assert settings.queue_size == 9 and settings.base_from_camera == tuple(numbers)
+    assert parameters.limits.queue_size == 9 and parameters.qos.sensor.depth == 7
+    assert parameters.frames.base_from_camera == tuple(numbers)
     with pytest.raises(InvalidParameterValueException):
-        declared(Parameter('jpeg_quality', value=101))
-    with pytest.raises(ValueError, match='compression'):
-        declared(Parameter('compression', value='gif'))
-    with pytest.raises(ValueError, match='needs 7 numbers'):
-        declared(Parameter('base_from_camera', value=numbers[:6]))
-    with pytest.raises(ValueError, match='world_frame must not be empty'):
-        declared(Parameter('world_frame', value=''))
-    assert rclpy.ok()
+        declared(compression__jpeg_quality=101)
+    with pytest.raises(ValueError, match="compression.format: 'gif' is not one of"):
+        declared(compression__format='gif')
+    with pytest.raises(ValueError, match='base_from_camera: has 6 numbers, needs 7'):
+        declared(frames__base_from_camera=numbers[:6])
+    with pytest.raises(ValueError, match='frames.world: must not be empty'):
+        declared(frames__world='')
+    with pytest.raises(ValueError, match='frames.wrold: not a parameter'):
+        from_values({'frames.wrold': 'map'})

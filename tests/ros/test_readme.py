@@ -29,7 +29,7 @@ def test_quick_start(client, tmp_path):
     folder = save_small_model(tmp_path / 'model')
     command = (
         shell.strip().replace('mirage_node ', 'exec mirage_node ')
-        + f" -p model_folder:='{folder}'"
+        + f" -p model.folder:='{folder}'"
     )
     node = NodeProcess(
         tmp_path / 'node.log',

@@ -78,7 +78,7 @@ def test_images_that_are_too_large_are_not_kept():
     seeds = SensorSync(use_depth=True, tolerance=0.02, max_pixels=pixels - 1)
     seeds.add_camera_info(info)
     for add, message in ((seeds.add_image, image), (seeds.add_depth, depth)):
-        with pytest.raises(ValueError, match=f'more than max_pixels, {pixels - 1}'):
+        with pytest.raises(ValueError, match=f'more than limits.max_pixels, {pixels - 1}'):
             add(message)
     with pytest.raises(ValueError, match='no image has come'):
         seeds.newest()

@@ -19,8 +19,9 @@ from mirage_ros.services import Services
 @pytest.fixture
 def node(ros, tmp_path):
     engine = InstantEngine()
-    node = MirageNode(lambda settings: engine)
-    node.settings = replace(node.settings, memory_folder=str(tmp_path))
+    node = MirageNode(lambda parameters: engine)
+    memory = replace(node.parameters.memory, folder=str(tmp_path))
+    node.parameters = replace(node.parameters, memory=memory)
     assert node.start()
     yield node
     node.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mirage_ros.convert import matrix_from_numbers, seconds, stamp
-from mirage_ros.parameters import NodeParameters
+from mirage_ros.parameters import from_values
 from mirage_ros.trajectory import CameraFrames, frames_along
 from mirage_ros.transforms import Tree, transform_message
 
@@ -56,7 +56,7 @@ def test_too_short_too_long_and_empty():
     ask = {'starts_at_seed': True, 'engine': ENGINE, 'max_frames': 16}
     with pytest.raises(ValueError, match='takes 0.100 s, less than one frame at 8 Hz'):
         frames_along(*straight(0.1), **ask)
-    with pytest.raises(ValueError, match='takes 17 frames at 8 Hz, max_frames is 16'):
+    with pytest.raises(ValueError, match='takes 17 frames at 8 Hz, limits.max_frames is 16'):
         frames_along(*straight(17 / 8), **ask)
     with pytest.raises(ValueError, match='empty'):
         frames_along(np.zeros((0, 4, 4)), np.zeros(0), **ask)
@@ -65,8 +65,11 @@ def test_too_short_too_long_and_empty():
 LOOKING_FORWARD = (0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5)
 
 
-def frames(tree: Tree | None = None, **settings) -> CameraFrames:
-    return CameraFrames(NodeParameters(tf_wait=0.0, **settings), tree or Tree())
+def frames(
+    tree: Tree | None = None, base_from_camera: tuple[float, ...] = (), pose_source: str = 'none'
+) -> CameraFrames:
+    values = {'frames.base_from_camera': base_from_camera, 'observe.pose_source': pose_source}
+    return CameraFrames(from_values({'tf.wait': 0.0, **values}), tree or Tree())
 
 
 def test_camera_on_the_base():
@@ -109,10 +112,10 @@ def test_camera_in_the_world():
     tree.add(transform_message('base_link', 'camera', base_from_camera, 0.0), static=True)
     by_tree = frames(tree, pose_source='tf')
     np.testing.assert_allclose(by_tree.world_from_camera('camera', 5.0), expected, atol=1e-9)
-    with pytest.raises(ValueError, match='pose_source is none'):
+    with pytest.raises(ValueError, match='observe.pose_source is none'):
         frames(tree).world_from_camera('camera', 5.0)
 
 
 def test_zero_quaternion_in_the_parameter():
-    with pytest.raises(ValueError, match='base_from_camera: the quaternion has length 0'):
+    with pytest.raises(ValueError, match='frames.base_from_camera: the quaternion has length 0'):
         frames(base_from_camera=(0.0,) * 7)

@@ -19,7 +19,7 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros import transforms
 from mirage_ros.convert import pose_from_matrix, seconds, stamp
-from mirage_ros.parameters import NodeParameters
+from mirage_ros.parameters import NodeParameters, from_values
 from mirage_ros.transforms import MAX_FRAMES, Tree, listen, transform_message
 
 
@@ -203,7 +203,7 @@ def test_a_transform_is_known_at_its_own_time_to_the_nanosecond(ros, known_to):
 def test_a_pose_by_topic_goes_before_the_parent_that_tf_gives_the_same_frame(ros, known_to):
     """A localiser says where base_link is in the map, while TF has it below odom."""
     node = Node('listens')
-    known = known_to(node, NodeParameters(pose_source='pose'))
+    known = known_to(node, from_values({'observe.pose_source': 'pose'}))
     hear = {one.topic_name: one.callback for one in node.subscriptions}
     for time in (10.0, 11.0):
         tf = TFMessage(

@@ -23,7 +23,7 @@ NEW_FRAMES = CHUNK_FRAMES - 1
 def node(tmp_path_factory):
     folder = save_small_model(tmp_path_factory.mktemp('model'))
     log = tmp_path_factory.mktemp('log') / 'node.log'
-    node = NodeProcess(log, program=NODE, model_folder=f"'{folder}'", memory_frames=True)
+    node = NodeProcess(log, program=NODE, model__folder=f"'{folder}'", request__memory_frames=True)
     yield node
     node.stop()
 
@@ -76,11 +76,11 @@ def test_goal_is_cancelled_within_a_step_and_the_next_is_served(client, node):
 
 def test_folder_without_a_model_ends_the_node(tmp_path):
     run = subprocess.run(
-        [*NODE, '--ros-args', '-p', f"model_folder:='{tmp_path}'"],
+        [*NODE, '--ros-args', '-p', f"model.folder:='{tmp_path}'"],
         capture_output=True,
         text=True,
         timeout=180,
     )
     assert run.returncode == 1
-    assert f'{tmp_path}/model.json is missing' in run.stdout + run.stderr
+    assert f'{tmp_path}/model.json: the file is missing' in run.stdout + run.stderr
     assert 'Traceback' not in run.stderr
