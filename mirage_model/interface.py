@@ -1,6 +1,7 @@
-"""What crosses the engine's boundary: plain frozen dataclasses of NumPy arrays, and the engine's verbs.
+"""Requests and answers of the engine: frozen dataclasses of NumPy arrays, and the engine's verbs.
 
-Frames are RGB uint8. World and camera conventions are those of `mirage_model.camera`.
+Frames are RGB uint8. Conventions of worlds and cameras are those of `mirage_model.camera`: optical
+camera frames, metres, K in pixels with the centre of the top-left pixel at (0, 0). Times are seconds.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ NOTHING, IMAGINED, OBSERVED = 0, 128, 255
 """Values of a visibility mask: what the memory holds at a pixel."""
 
 DepthSource = Literal['sensor', 'perception', 'perception_unscaled']
-"""Where a seed's depth came from; unscaled means that its metres are a guess."""
+"""Source of a memory's depth; with 'perception_unscaled' the metres are the network's guess."""
 
 
 class InvalidRequest(ValueError):
-    """The request cannot be served as it stands; the message says what is wrong and what would fit."""
+    """The request cannot be served; the message names the value and what is allowed."""
 
 
 class Cancelled(Exception):
@@ -29,232 +30,339 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """A frame that a sensor saw, with its camera and, where there was a depth sensor, its depth.
-
-    ``image`` is (height, width, 3) at any size: the engine crops and scales it to the model's.
-    ``depth`` is (height, width) float32 in metres, registered to ``image``; not finite or <= 0 is invalid.
-    """
+    """A frame from a sensor, with its camera."""
 
     image: np.ndarray
+    """(height, width, 3) uint8 of any size; the engine crops and scales it to the model's."""
+
     K: np.ndarray
+    """(3, 3) intrinsics of ``image`` [px]."""
+
     world_from_camera: np.ndarray
+    """(4, 4) pose of the camera [m]."""
+
     time: float
+    """Time of exposure [s]."""
+
     depth: np.ndarray | None = None
+    """(height, width) float32 depth registered to ``image`` [m]; not finite or <= 0 is invalid.
+
+    None lets the model's perception estimate it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagineRequest:
-    """Imagine the frames that a camera sees along a path, starting from the last view of a memory.
+    """Imagine the frames along a path that starts from the last observation of a memory.
 
-    ``world_from_camera`` is (n, 4, 4) and ``times`` (n,), one for each frame to imagine, the view the path
-    starts from left out. n must be a multiple of the model's new frames per chunk, else it is refused.
-    The camera's K is that of the view it starts from, cropped and scaled to the model's frame.
-    ``steps`` None takes the model's own count. With ``memory_frames`` every chunk also carries pictures of
-    what the memory held, before the model was asked. ``keep_in`` names the memory that the imagined cells
-    stay in: None throws them away when the request ends, the name of ``memory`` itself lets them stay there,
-    another name makes that memory, or replaces it, by a fork of ``memory`` with what was imagined.
+    The frames take the intrinsics of that observation, cropped and scaled to the model's frame.
     """
 
     request_id: str
+    """Copied into each chunk."""
+
     world_from_camera: np.ndarray
+    """(n, 4, 4) pose of each frame to imagine, without the observation that the path starts from [m].
+
+    n must be a multiple of `ModelInfo.new_frames_per_chunk`.
+    """
+
     times: np.ndarray
+    """(n,) time of each frame, increasing [s]."""
+
     memory: str = 'default'
+    """Name of the memory to start from."""
+
     seed: int = 0
+    """Seed of the noise."""
+
     steps: int | None = None
+    """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
+
     memory_frames: bool = False
+    """Whether chunks carry `Chunk.memory_frames`."""
+
     keep_in: str | None = None
+    """Name of the memory that keeps the imagined points.
+
+    None discards them. The name in ``memory`` writes them there. Another name creates or replaces
+    that memory: a fork of ``memory`` with the imagined points.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """A path that a planner is thinking of: ``world_from_camera`` (n, 4, 4) and ``times`` (n,)."""
+    """A planned path."""
 
     world_from_camera: np.ndarray
+    """(n, 4, 4) poses of the camera [m]."""
+
     times: np.ndarray
+    """(n,) times of the poses, increasing [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidatesRequest:
-    """Imagine along several paths, each on a fork of one memory that is thrown away with the request.
-
-    Every path is as in `ImagineRequest`; they may differ in length. ``seeds`` are one for each of them.
-    ``batch`` candidates go through the model together; where the device has no memory for so many, half as
-    many do. In batches of one a candidate's frames are bit for bit those that `ImagineRequest` gives for its path
-    and seed; in larger ones they differ by rounding.
-
-    ``last_frame_only``: of each candidate the last frame alone, or of an incomplete one the last that
-    exists. ``resolution`` 'half' imagines frames of half the model's height and width: latents on half the
-    grid, of cells that cover twice as much, K scaled with them. The memory is read on that grid and holds
-    latents of smaller cells.
-    It is refused where half the frame is no multiple of what the codec and the backbone need.
-
-    ``deadline`` is in seconds after `EngineProtocol.imagine_candidates` was called: the chunk that is being
-    denoised then is given up. ``goal`` is an image as that of `Observation`, cropped and scaled like one.
-    """
+    """Imagine along several paths, each on a fork of one memory; the forks are discarded."""
 
     request_id: str
+    """Copied into each chunk."""
+
     trajectories: tuple[Trajectory, ...]
+    """The candidates' paths; each follows the rules of `ImagineRequest`, lengths may differ."""
+
     seeds: tuple[int, ...]
+    """Seed of the noise for each candidate."""
+
     memory: str = 'default'
+    """Name of the memory to start from."""
+
     steps: int | None = None
+    """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
+
     batch: int = 1
-    last_frame_only: bool = False
+    """Candidates that are denoised together; halved when the device runs out of memory.
+
+    With 1 the frames equal those of an `ImagineRequest` bit for bit; more differ by rounding.
+    """
+
     resolution: Literal['full', 'half'] = 'full'
+    """Size of the frames relative to the model's; 'half' reads the memory on half the latent grid.
+
+    Rejected where half the frame does not fit the codec and the backbone.
+    """
+
     deadline: float | None = None
+    """Seconds after the call at which candidates are returned as far as they exist; None waits."""
+
     goal: np.ndarray | None = None
+    """(height, width, 3) uint8 image for `Candidate.goal_distance`, cropped and scaled to the frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Imagined frames in the order of their times.
-
-    ``frames`` (n, height, width, 3); ``visibility`` (n, height, width) of NOTHING, IMAGINED and OBSERVED;
-    ``visible`` and ``observed`` (n,) are shares of the view in 0..1, observed being part of visible;
-    ``memory_frames`` like ``frames`` or None. ``stages`` are the seconds that its parts took, by name.
-    """
+    """Imagined frames in the order of their times."""
 
     request_id: str
+    """Copied from the request."""
+
     index: int
+    """Number of the chunk along the path, from 0."""
+
     count: int
+    """Number of chunks of the path."""
+
     frames: np.ndarray
+    """(n, height, width, 3) uint8."""
+
     visibility: np.ndarray
+    """(n, height, width) uint8 of NOTHING, IMAGINED and OBSERVED, before the chunk was imagined."""
+
     visible: np.ndarray
+    """(n,) share of the view that the memory covers, in 0..1."""
+
     observed: np.ndarray
+    """(n,) share of the view that rests on observations, in 0..1; part of ``visible``."""
+
     K: np.ndarray
+    """(3, 3) intrinsics of all frames [px]."""
+
     world_from_camera: np.ndarray
+    """(n, 4, 4) pose of each frame [m]."""
+
     times: np.ndarray
+    """(n,) time of each frame [s]."""
+
     memory_frames: np.ndarray | None
+    """The memory's latents decoded without the model, shaped like ``frames``; grey where it is empty."""
+
     depth_source: DepthSource
+    """Source of the memory's depth."""
+
     model: str
+    """Name of the model."""
+
     seed: int
+    """Seed of the noise."""
+
     seconds: float
+    """Time that the chunk took [s]."""
+
     stages: Mapping[str, float] = field(default_factory=dict)
+    """Time of each stage [s]: read, denoise, decode, and write of the chunk before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What was imagined along one of several paths.
-
-    ``index`` is its place in the request. Its chunks are those of `ImagineRequest`, as far as they were made:
-    ``complete`` says whether all were. ``goal_distance`` is the root of the mean square between the codec's
-    latents of its last frame and of the goal, both normalised to unit deviation: 0 for the same picture,
-    about 1.4 for two that have nothing in common; NaN where there is no goal or no frame.
-    """
+    """The imagined frames along one path of a `CandidatesRequest`."""
 
     index: int
+    """Position of the path in the request."""
+
     chunks: tuple[Chunk, ...]
+    """The chunks that were imagined before the deadline, as those of an `ImagineRequest`."""
+
     complete: bool
+    """Whether all chunks of the path exist."""
+
     goal_distance: float
+    """Root mean square difference of the normalised latents of the last frame and the goal.
+
+    0 for equal images, about 1.4 for unrelated ones; NaN without a goal or without frames.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoverageScore:
-    """What a memory covers along a path of n poses, nothing generated.
-
-    ``visible`` and ``observed`` (n,) are shares of the view in 0..1, observed being part of visible;
-    ``age`` (n,) is the mean age of what is in view, in seconds, NaN where nothing is, ``mean_age`` that
-    over all poses. ``visible_ends`` and ``observed_ends`` are the first pose at which the share is below
-    the threshold that was asked for, None where it never is.
-    """
+    """Coverage of a path of n poses by a memory, without generating frames."""
 
     visible: np.ndarray
+    """(n,) share of the view that the memory covers, in 0..1."""
+
     observed: np.ndarray
+    """(n,) share of the view that rests on observations, in 0..1; part of ``visible``."""
+
     age: np.ndarray
+    """(n,) mean age of what is in view [s]; NaN where nothing is."""
+
     mean_age: float
+    """Mean age over all poses, weighted by ``visible`` [s]; NaN where nothing is in view."""
+
     visible_ends: int | None
+    """First pose at which ``visible`` is below the threshold; None if there is none."""
+
     observed_ends: int | None
+    """First pose at which ``observed`` is below the threshold; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Cells of a memory to look at: places (m, 3) in metres, colours (m, 3) RGB uint8, observed (m,) bool.
-
-    A colour is a linear map of the cell's latents, fitted to the codec: what it shows, roughly.
-    """
+    """Points of a memory, for display."""
 
     positions: np.ndarray
+    """(m, 3) float32 positions in the world [m]."""
+
     colours: np.ndarray
+    """(m, 3) RGB uint8, a linear map of the latents fitted to the codec: approximate."""
+
     observed: np.ndarray
+    """(m,) bool; False where the point was imagined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStats:
-    """What a memory holds: its cells, and the bytes of them and of their directory."""
+    """Size of a memory."""
 
-    cells: int
+    points: int
+    """Number of points."""
+
     nbytes: int
+    """Bytes of the points and of their index."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a client must know of an engine to ask well."""
+    """The model's properties that a client needs to build requests."""
 
     model: str
+    """Name of the model."""
+
     sha256: str
+    """Hash over all weights."""
+
     height: int
+    """Height of the frames [px]."""
+
     width: int
+    """Width of the frames [px]."""
+
     frame_rate: float
+    """Frames per second that the model was trained at."""
+
     new_frames_per_chunk: int
+    """Frames that a chunk adds to a path."""
+
     steps: int
+    """Default number of denoising steps."""
 
 
 @runtime_checkable
 class EngineProtocol(Protocol):
-    """Owns memories and a model. Every verb raises InvalidRequest for what cannot be served, and stays usable.
+    """A model and named memories.
 
-    Memories have names. One is made by `seed` or `load`, or by `imagine` as ``keep_in`` says; to reset one
-    is to `drop` it.
+    `seed`, `load`, and `imagine` with ``keep_in``, create memories; `drop` removes them. Any verb
+    raises InvalidRequest for what it cannot serve, and leaves the engine and its memories usable.
     """
 
     def describe(self) -> ModelInfo: ...
 
     def warm(self) -> None:
-        """Bring the model onto its device and run all of it once, so that the first request is as fast
-        as the tenth and `predicted_seconds` knows this machine. The memories stay as they were.
+        """Move the model to its device and run all of it once; memories stay unchanged.
+
+        After it the first request is as fast as later ones, and `predicted_seconds` has timings.
         """
         ...
 
     def release(self) -> None:
-        """Give the device's memory back. Memories stay, and can be saved, loaded, moved and dropped;
-        what needs the model is refused until `warm`.
+        """Free the device's memory.
+
+        Memories stay and can be scored, saved, loaded, reanchored and dropped. `seed`, `observe`,
+        `imagine` and `imagine_candidates` raise InvalidRequest until `warm`.
         """
         ...
 
     def device_nbytes(self) -> int:
-        """Bytes that this process holds on the device; 0 on the CPU."""
+        """Return the bytes that this process holds on the device; 0 on the CPU."""
         ...
 
-    def seed(self, view: Observation, *, memory: str = 'default') -> DepthSource:
-        """Start a memory afresh from one view, and remember it as where imagination starts."""
+    def seed(self, observation: Observation, *, memory: str = 'default') -> DepthSource:
+        """Create or replace a memory from one observation, which becomes the start of paths.
+
+        Raises:
+            InvalidRequest: An array is malformed, the depth has no valid pixel, or there is no
+                depth and unscaled depth is not allowed. The old memory stays.
+        """
         ...
 
-    def observe(self, view: Observation, *, memory: str = 'default') -> DepthSource:
-        """Add a view to a memory that exists; imagination starts from it from now on.
+    def observe(self, observation: Observation, *, memory: str = 'default') -> DepthSource:
+        """Write an observation into a memory; it becomes the start of paths.
 
-        What it sees through is removed; what was imagined gives way to it.
+        Points that the observation sees through are removed, imagined points give way to it.
+
+        Raises:
+            InvalidRequest: As `seed`, or the memory does not exist.
         """
         ...
 
     def imagine(
         self, request: ImagineRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Chunk]:
-        """Yield each chunk as soon as it exists. Raises Cancelled within one denoising step."""
+        """Yield the chunks of a path, each as soon as it exists.
+
+        Raises:
+            InvalidRequest: The memory does not exist or the path is malformed.
+            Cancelled: ``cancelled()`` returned true; it is polled before each denoising step.
+        """
         ...
 
     def imagine_candidates(
         self, request: CandidatesRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Candidate]:
-        """Yield every candidate of the request once, in its order, as soon as its batch is done.
+        """Yield the candidates in order, each as soon as its batch is done.
 
-        After the deadline what exists is yielded at once, marked incomplete, with no chunk where none was
-        made. Raises Cancelled within one denoising step; what was yielded before stays good.
+        After the deadline the remaining candidates are yielded at once with the chunks that exist.
+
+        Raises:
+            InvalidRequest: The memory does not exist or a value of the request is not allowed.
+            Cancelled: ``cancelled()`` returned true; it is polled before each denoising step.
         """
         ...
 
     def predicted_seconds(self, request: ImagineRequest | CandidatesRequest) -> float:
-        """How long a request would take from now on if nothing else ran, from what chunks took so far.
+        """Return how long a request would take from the times of earlier chunks; ignore its deadline.
 
-        A deadline is not looked at. Refused before `warm`, or any request, has measured a chunk.
+        Raises:
+            InvalidRequest: No chunk was timed yet.
         """
         ...
 
@@ -266,27 +374,62 @@ class EngineProtocol(Protocol):
         threshold: float = 0.5,
         coarse: bool = False,
     ) -> list[CoverageScore]:
-        """What the memory covers along each of the paths, in their order.
+        """Return the coverage of each path by the memory.
 
-        Exact, it is what chunks of these cameras would carry before anything is imagined. ``coarse``
-        estimates it from groups of cells, for many candidates at once: `memory.coverage` says how well.
+        Args:
+            threshold: Share of the view for `CoverageScore.visible_ends` and ``observed_ends``.
+            coarse: Estimate from groups of points, for many paths; see `mirage_model.memory.coverage`.
+                Otherwise the values equal those of chunks along the paths.
+
+        Raises:
+            InvalidRequest: The memory does not exist or a path is malformed.
         """
         ...
 
     def reanchor(self, new_from_old: np.ndarray, *, memory: str = 'default') -> None:
-        """Move all of a memory by a rigid transform (4, 4), after its world frame has jumped."""
+        """Transform a memory rigidly, after its world frame jumped.
+
+        Args:
+            new_from_old: (4, 4), from the old world frame to the new one [m].
+
+        Raises:
+            InvalidRequest: The memory does not exist or the transform is not rigid.
+        """
         ...
 
-    def points(self, *, memory: str = 'default', most: int = 100_000) -> Points:
-        """Up to ``most`` of a memory's cells, spread evenly over all of them."""
+    def points(self, *, memory: str = 'default', max_points: int = 100_000) -> Points:
+        """Return up to ``max_points`` points of a memory, sampled evenly.
+
+        Raises:
+            InvalidRequest: The memory does not exist or its kind holds no latent points.
+        """
         ...
 
-    def holdings(self, *, memory: str = 'default') -> MemoryStats: ...
+    def stats(self, *, memory: str = 'default') -> MemoryStats:
+        """Return the size of a memory.
 
-    def save(self, path: Path, *, memory: str = 'default') -> None: ...
+        Raises:
+            InvalidRequest: The memory does not exist.
+        """
+        ...
 
-    def load(self, path: Path, *, memory: str = 'default') -> None: ...
+    def save(self, path: Path, *, memory: str = 'default') -> None:
+        """Write a memory and the start of its paths to a safetensors file, whole or not at all.
+
+        Raises:
+            InvalidRequest: The memory does not exist or its kind cannot be saved.
+            OSError: The file cannot be written.
+        """
+        ...
+
+    def load(self, path: Path, *, memory: str = 'default') -> None:
+        """Create or replace a memory from a file that `save` wrote.
+
+        Raises:
+            InvalidRequest: The file is missing, damaged or of another model. The old memory stays.
+        """
+        ...
 
     def drop(self, *, memory: str = 'default') -> None:
-        """Forget a memory; dropping one that does not exist is no error."""
+        """Delete a memory, if it exists."""
         ...

@@ -94,7 +94,7 @@ def diagnostics(
     values['requests waiting'] = waiting
     values['device memory bytes'] = device_bytes
     if holdings is not None:
-        values |= {'memory cells': holdings.cells, 'memory bytes': holdings.nbytes}
+        values |= {'memory cells': holdings.points, 'memory bytes': holdings.nbytes}
     values |= figures.counts
     level, why = _level(parameters, latencies.get('chunk', (0.0, 0.0))[1], waiting, holdings)
     status = DiagnosticStatus(
@@ -110,7 +110,7 @@ def diagnostics(
 def _level(
     parameters: NodeParameters, chunk_seconds: float, waiting: int, holdings: MemoryStats | None
 ) -> tuple[bytes, str]:
-    cells, nbytes = (holdings.cells, holdings.nbytes) if holdings else (0, 0)
+    cells, nbytes = (holdings.points, holdings.nbytes) if holdings else (0, 0)
     over = lambda value, limit: 0 < limit < value  # noqa: E731
     errors = [
         (

@@ -37,7 +37,7 @@ class MemoryViews:
             return
         with node.refusing('view of the memory'):
             points = node.worker.call(
-                lambda engine: engine.points(memory=DRIVEN, most=parameters.view.max_points)
+                lambda engine: engine.points(memory=DRIVEN, max_points=parameters.view.max_points)
             ).result()
             header = Header(
                 stamp=node.get_clock().now().to_msg(), frame_id=parameters.frames.world

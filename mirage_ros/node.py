@@ -186,7 +186,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
                 driven = self.memories.find(DRIVEN)
                 holdings, nbytes = worker.call(
                     lambda engine: (
-                        engine.holdings(memory=DRIVEN) if driven else None,
+                        engine.stats(memory=DRIVEN) if driven else None,
                         engine.device_nbytes(),
                     )
                 ).result()

@@ -122,13 +122,13 @@ class Observer:
             if record is not self._record:  # the memory was dropped or loaded meanwhile
                 self._keyframes.reset()
             here = Trajectory(world_from_camera=world_from_camera[None], times=np.array([time]))
-            verdict = self._keyframes.judge(
+            decision = self._keyframes.decide(
                 world_from_camera,
                 time,
                 lambda: float(engine.score([here], memory=DRIVEN)[0].observed[0]),
             )
-            if record and not verdict.keyframe:
-                node.figures.count(f'images dropped: {verdict.reason}')
+            if record and not decision.keyframe:
+                node.figures.count(f'images dropped: {decision.reason}')
                 return
             with node.figures.timing('observe'):
                 view = convert.view_from_messages(
@@ -141,7 +141,7 @@ class Observer:
                 (engine.observe if record else engine.seed)(view, memory=DRIVEN)
             self._record = MemoryRecord(camera_frame=camera_frame)
             node.memories.add(DRIVEN, self._record)
-            self._keyframes.taken(world_from_camera, time)
+            self._keyframes.accept(world_from_camera, time)
             node.figures.count('images observed')
 
         self._busy = node.worker.call(task)

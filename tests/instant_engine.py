@@ -60,16 +60,16 @@ class InstantEngine:
     def describe(self) -> ModelInfo:
         return self._description
 
-    def seed(self, view: Observation, *, memory: str = 'default') -> DepthSource:
-        if (view.image == 13).all():
+    def seed(self, observation: Observation, *, memory: str = 'default') -> DepthSource:
+        if (observation.image == 13).all():
             raise RuntimeError('this image breaks the engine')
-        if view.depth is None and not self._allow_unscaled_depth:
+        if observation.depth is None and not self._allow_unscaled_depth:
             raise InvalidRequest('the view has no depth: send it, or allow unscaled depth')
-        self.memories[memory] = view
-        return 'perception_unscaled' if view.depth is None else 'sensor'
+        self.memories[memory] = observation
+        return 'perception_unscaled' if observation.depth is None else 'sensor'
 
-    def observe(self, view: Observation, *, memory: str = 'default') -> DepthSource:
-        return self.seed(view, memory=memory)
+    def observe(self, observation: Observation, *, memory: str = 'default') -> DepthSource:
+        return self.seed(observation, memory=memory)
 
     def imagine(
         self, request: ImagineRequest, *, cancelled: Callable[[], bool] = lambda: False
@@ -142,8 +142,6 @@ class InstantEngine:
                 if cancelled():
                     raise
                 complete = False
-            if request.last_frame_only and chunks:
-                chunks = [_last_frame(chunks[-1])]
             yield Candidate(
                 index=index,
                 chunks=tuple(chunks),
@@ -196,7 +194,7 @@ class InstantEngine:
             view, world_from_camera=new_from_old @ view.world_from_camera
         )
 
-    def points(self, *, memory: str = 'default', most: int = 100_000) -> Points:
+    def points(self, *, memory: str = 'default', max_points: int = 100_000) -> Points:
         """The centre of the view's camera, once."""
         view = self._memory(memory)
         return Points(
@@ -205,8 +203,8 @@ class InstantEngine:
             observed=np.ones(1, np.bool_),
         )
 
-    def holdings(self, *, memory: str = 'default') -> MemoryStats:
-        return MemoryStats(cells=1, nbytes=self._memory(memory).image.nbytes)
+    def stats(self, *, memory: str = 'default') -> MemoryStats:
+        return MemoryStats(points=1, nbytes=self._memory(memory).image.nbytes)
 
     def save(self, path: Path, *, memory: str = 'default') -> None:
         with path.open('wb') as file:  # by a name alone, numpy would add to it
@@ -225,11 +223,6 @@ class InstantEngine:
         if name not in self.memories:
             raise InvalidRequest(f"no memory '{name}'")
         return self.memories[name]
-
-
-def _last_frame(chunk: Chunk) -> Chunk:
-    per_frame = ('frames', 'visibility', 'visible', 'observed', 'K', 'world_from_camera', 'times')
-    return replace(chunk, **{name: getattr(chunk, name)[-1:] for name in per_frame})
 
 
 if __name__ == '__main__':

@@ -47,7 +47,7 @@ LAYERS = (
     ('model/checkpoint.py',),
     ('model/rollout.py', 'engine/latency.py', 'engine/keyframes.py', 'engine/worker.py'),
     ('engine/inputs.py', 'engine/outputs.py', 'engine/session.py'),
-    ('engine/engine.py',),
+    ('engine/candidates.py', 'engine/engine.py'),
     ('worlds/',),
     ('data/',),
     ('training/', 'evaluation/'),

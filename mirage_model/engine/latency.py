@@ -1,46 +1,54 @@
-"""How long imagination takes on this machine, learnt from the chunks that it made."""
+"""Predict how long imagination takes on this machine, from the chunks so far."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-RECENT = 0.3
+SMOOTHING = 0.3
 """Weight of the newest chunk in the running means."""
 
 
-@dataclass(frozen=True)
-class _Means:
-    """Seconds of a chunk of one candidate: a denoising step's, and all the rest."""
+@dataclass(frozen=True, kw_only=True)
+class _ChunkTime:
+    """Mean time of a chunk of one candidate."""
 
     step: float
+    """A denoising step [s]."""
     rest: float
+    """All other stages together [s]."""
 
 
 class LatencyModel:
-    """Running means of a chunk's seconds, by the share of the frame's size and the batch."""
+    """Running means of chunk times, by scale of the frame and batch size."""
 
     def __init__(self) -> None:
-        self._means: dict[tuple[float, int], _Means] = {}
+        self._means: dict[tuple[float, int], _ChunkTime] = {}
 
-    def learn(self, scale: float, batch: int, *, steps: int, stages: Mapping[str, float]) -> None:
-        """``stages`` are those of `GeneratedChunk`."""
+    def update(self, scale: float, batch: int, *, steps: int, stages: Mapping[str, float]) -> None:
+        """Add the times of a chunk.
+
+        Args:
+            scale: Height of the frames, relative to the model's.
+            batch: Candidates that were denoised together.
+            stages: Seconds by stage, as `GeneratedChunk.stages`.
+        """
+        step = stages['denoise'] / steps
         rest = sum(stages.values()) - stages['denoise']
-        new = _Means(stages['denoise'] / steps, rest)
-        old = self._means.get((scale, batch), new)
-        self._means[scale, batch] = _Means(
-            (1 - RECENT) * old.step + RECENT * new.step,
-            (1 - RECENT) * old.rest + RECENT * new.rest,
+        old = self._means.get((scale, batch), _ChunkTime(step=step, rest=rest))
+        self._means[scale, batch] = _ChunkTime(
+            step=(1 - SMOOTHING) * old.step + SMOOTHING * step,
+            rest=(1 - SMOOTHING) * old.rest + SMOOTHING * rest,
         )
 
-    def seconds(self, scale: float, batch: int, *, steps: int, chunks: int) -> float | None:
-        """Of ``chunks``, counted for every candidate; None where nothing was measured.
+    def predict(self, scale: float, batch: int, *, steps: int, chunks: int) -> float | None:
+        """Return the seconds of ``chunks`` chunks, summed over candidates; None without timings.
 
-        What was not measured itself is taken from what comes nearest, first in scale, then in batch,
-        in proportion to the pixels.
+        Settings without timings take those of the nearest scale, then of the nearest batch size,
+        in proportion to the number of pixels.
         """
         if not self._means:
             return None
         nearest = min(self._means, key=lambda key: (abs(key[0] - scale), abs(key[1] - batch)))
-        means, pixels = self._means[nearest], (scale / nearest[0]) ** 2
-        return chunks * pixels * (steps * means.step + means.rest)
+        mean, pixels = self._means[nearest], (scale / nearest[0]) ** 2
+        return chunks * pixels * (steps * mean.step + mean.rest)

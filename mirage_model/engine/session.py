@@ -1,4 +1,4 @@
-"""Where imagination starts: a memory and the view that was written to it last; scaled, saved and loaded."""
+"""A memory with the observation that its paths start from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from jaxtyping import Float
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, resized
-from mirage_model.engine.inputs import checked
+from mirage_model.engine.inputs import cameras_along, checked
 from mirage_model.interface import DepthSource, InvalidRequest
 from mirage_model.memory import Memory
 from mirage_model.memory.eviction import Limits
@@ -19,25 +22,38 @@ from mirage_model.model.checkpoint import Model
 from mirage_model.model.rollout import RolloutInput
 
 SCALES = {'full': 1.0, 'half': 0.5}
-"""Of the model's height and width, by resolution."""
+"""Scale of the frames relative to the model's, by name of the resolution."""
 
 _SOURCES = get_args(DepthSource)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A memory and the view that imagination starts from, at the size of the frames to imagine."""
+    """A memory and the start of its paths, at the size of the frames to generate."""
 
     memory: Memory
-    frame: torch.Tensor
+    frame: Float[Tensor, '1 3 H W']
+    """The last observation, in 0..1."""
     camera: Cameras
+    """The camera of ``frame``."""
     depth_source: DepthSource
+    """Source of the memory's depth."""
 
     def to(self, device: torch.device) -> Session:
         return replace(self, frame=self.frame.to(device), camera=self.camera.to(device))
 
+    def rollout_input(self, memory: Memory, cameras: Cameras, seed: int) -> RolloutInput:
+        """Return the input of a rollout from this session that reads and writes ``memory``."""
+        return RolloutInput(
+            memory=memory,
+            frame=self.frame,
+            camera=self.camera,
+            cameras=cameras,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
     def save(self, path: Path) -> None:
-        """Write the memory, a latent one, and the view as one safetensors file, whole or not at all."""
+        """Write a session with a latent memory to a safetensors file, whole or not at all."""
         assert isinstance(self.memory, LatentMemory)
         self.memory.save(
             path,
@@ -52,50 +68,61 @@ class Session:
 
 
 def load_session(path: Path, model: Model, limits: Limits) -> Session:
-    """What `Session.save` wrote, within ``limits``. Raises InvalidRequest for a file that is damaged or of another model."""
+    """Read a file of `Session.save` into a memory with ``limits``.
+
+    Raises:
+        InvalidRequest: The file is missing, damaged or of another model.
+    """
     config = model.config
     if config.memory != 'latent':
         raise InvalidRequest(
-            f'{path}: the model {config.name} has {config.memory!r} for its memory'
+            f'{path}: {config.name} uses a {config.memory!r} memory, only a latent one can be loaded'
         )
     try:
-        loaded, view = LatentMemory.load_attached(path, limits)
+        memory, start = LatentMemory.load_attached(path, limits)
         camera = Cameras(
-            K=view['K'],
-            world_from_camera=view['world_from_camera'],
-            times=view['times'],
+            K=start['K'],
+            world_from_camera=start['world_from_camera'],
+            times=start['times'],
             height=config.height,
             width=config.width,
         )
-        frame, source = view['frame'], _SOURCES[int(view['depth_source'])]
+        frame, source = start['frame'], _SOURCES[int(start['depth_source'])]
     except KeyError as error:
-        raise InvalidRequest(f'{path}: holds no view to start from, {error} is missing') from None
+        raise InvalidRequest(f'{path}: not a saved memory, {error} is missing') from None
     except (ValueError, IndexError) as error:
         raise InvalidRequest(str(error)) from None
-    if loaded.config.channels != model.codec.channels:
+    if memory.config.channels != model.codec.channels:
         raise InvalidRequest(
-            f'{path}: its cells have {loaded.config.channels} channels, '
-            f'the model {config.name} has {model.codec.channels}'
+            f'{path}: its latents have {memory.config.channels} channels, '
+            f'{config.name} needs {model.codec.channels}'
         )
     if frame.dtype != torch.uint8 or frame.shape != (1, 3, config.height, config.width):
         raise InvalidRequest(
-            f'{path}: its view is {tuple(frame.shape)}, not of the model {config.name}'
+            f'{path}: its frame is {frame.dtype} {tuple(frame.shape)}, '
+            f'{config.name} needs torch.uint8 {(1, 3, config.height, config.width)}'
         )
     camera = checked(camera)
     return Session(
-        memory=loaded,
+        memory=memory,
         frame=frame.to(model.device).float() / 255,
         camera=camera.to(model.device),
         depth_source=source,
     )
 
 
-def scaled(place: Session, model: Model, resolution: str) -> Session:
-    """The place with its view at the resolution that is to be imagined at."""
+def at_resolution(session: Session, model: Model, resolution: str) -> Session:
+    """Return the session with its frame and camera at a resolution of `SCALES`.
+
+    Raises:
+        InvalidRequest: The resolution is unknown, or half the frame does not fit codec and backbone.
+    """
     if resolution not in SCALES:
-        raise InvalidRequest(f'resolution must be one of {sorted(SCALES)}, got {resolution!r}')
+        raise InvalidRequest(
+            f'resolution: {resolution!r} is unknown, allowed are {sorted(SCALES)}'
+        )
     if resolution == 'full':
-        return place
+        return session
     config, patch = model.config, model.backbone.wan.config.patch_size
     size = []
     for name, step in (('height', patch[1]), ('width', patch[2])):
@@ -103,18 +130,39 @@ def scaled(place: Session, model: Model, resolution: str) -> Session:
         size.append(round(getattr(config, name) * SCALES[resolution]))
         if getattr(config, name) * SCALES[resolution] % step:
             raise InvalidRequest(
-                f'{config.name} cannot imagine at half its size: {name} '
-                f'{getattr(config, name)} is no multiple of {2 * step}'
+                f'resolution: {config.name} has no half resolution, its {name} '
+                f'{getattr(config, name)} is not a multiple of {2 * step}'
             )
-    frame = F.interpolate(place.frame, tuple(size), mode='area')
-    return replace(place, frame=frame, camera=resized(place.camera, *size))
+    height, width = size
+    frame = F.interpolate(session.frame, (height, width), mode='area')
+    return replace(session, frame=frame, camera=resized(session.camera, height, width))
 
 
-def branch(place: Session, memory: Memory, cameras: Cameras, seed: int) -> RolloutInput:
-    return RolloutInput(
-        memory=memory,
-        frame=place.frame,
-        camera=place.camera,
-        cameras=cameras,
-        generator=torch.Generator().manual_seed(seed),
-    )
+def target_cameras(
+    session: Session, model: Model, world_from_camera: np.ndarray, times: np.ndarray
+) -> Cameras:
+    """Return the cameras of a path on the model's device.
+
+    Raises:
+        InvalidRequest: The path is malformed or does not fill whole chunks.
+    """
+    cameras = cameras_along(session.camera, world_from_camera, times)
+    if len(cameras) % model.new_frames:
+        raise InvalidRequest(
+            f'world_from_camera: {len(cameras)} poses do not fill whole chunks, '
+            f'the count must be a multiple of {model.new_frames}'
+        )
+    return cameras.to(model.device)
+
+
+def denoising_steps(steps: int | None, model: Model) -> int:
+    """Return the steps of a request, or the model's default for None.
+
+    Raises:
+        InvalidRequest: The number is not in 1..1000.
+    """
+    if steps is None:
+        return model.config.steps
+    if not 1 <= steps <= 1000:
+        raise InvalidRequest(f'steps: {steps} is not allowed, the range is 1 to 1000')
+    return steps

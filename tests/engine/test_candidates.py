@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 import time
 
-from models import HEIGHT, WIDTH, save_small_model
+from models import save_small_model
 import numpy as np
 import pytest
 from test_engine import K, request, view
@@ -67,7 +67,7 @@ def same(a: Chunk, b: Chunk) -> bool:
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_one_at_a_time_they_are_bit_for_bit_single_requests(engine):
+def test_unbatched_candidates_equal_single_requests(engine):
     results = list(engine.imagine_candidates(candidates()))
     assert [result.index for result in results] == [0, 1, 2]
     assert all(result.complete and math.isnan(result.goal_distance) for result in results)
@@ -80,7 +80,7 @@ def test_one_at_a_time_they_are_bit_for_bit_single_requests(engine):
 
 
 @pytest.mark.parametrize('batch', [2, 3, 8])
-def test_in_batches_they_are_nearly_the_same_and_in_the_same_order(engine, batch):
+def test_batched_candidates_equal_single_requests_nearly(engine, batch):
     results = list(engine.imagine_candidates(candidates(batch=batch)))
     assert [result.index for result in results] == [0, 1, 2]
     assert [len(result.chunks) for result in results] == [2, 1, 2]
@@ -149,24 +149,12 @@ def seeded(model: Model, frame: torch.Tensor, camera: Cameras) -> LatentMemory:
 
 
 @pytest.mark.parametrize('weights', ['small', 'mirage-tiny'])
-def test_latents_of_the_first_chunk_in_a_batch_are_those_of_one_alone(folder, weights):
+def test_first_chunk_latents_do_not_depend_on_batch(folder, weights):
     model = load_model(folder if weights == 'small' else EMBEDDED)
     one, two = (first_latents(model, batch, 2) for batch in (1, 2))
     assert one.shape == two.shape
     assert (one - two).abs().max() < 1e-3
     assert (one[0] - one[1]).abs().max() > 1e-2  # the seeds differ
-
-
-def test_the_last_frame_alone(engine):
-    whole = list(engine.imagine_candidates(candidates()))
-    for last, result in zip(
-        engine.imagine_candidates(candidates(last_frame_only=True)), whole, strict=True
-    ):
-        (chunk,) = last.chunks
-        assert last.complete and chunk.frames.shape == (1, HEIGHT, WIDTH, 3)
-        assert np.array_equal(chunk.frames[-1], result.chunks[-1].frames[-1])
-        assert chunk.times[0] == result.chunks[-1].times[-1]
-        assert chunk.visibility.shape[0] == len(chunk.visible) == len(chunk.observed) == 1
 
 
 def slowly(engine: Engine, seconds: float) -> None:
@@ -180,24 +168,20 @@ def slowly(engine: Engine, seconds: float) -> None:
     engine.model.backbone.forward = slow
 
 
-@pytest.mark.parametrize('last_frame_only', [False, True])
-def test_after_the_deadline_what_exists_comes_back_marked_incomplete(engine, last_frame_only):
+def test_candidates_are_incomplete_after_the_deadline(engine):
     list(engine.imagine_candidates(candidates(batch=2)))
     slowly(engine, 0.4)
     began = time.monotonic()
-    request = candidates(deadline=1.9, last_frame_only=last_frame_only)
-    results = list(engine.imagine_candidates(request))
+    results = list(engine.imagine_candidates(candidates(deadline=1.9)))
     assert time.monotonic() - began < 5.0
     assert [result.index for result in results] == [0, 1, 2]
     # two chunks of two steps each take 1.6 s at least: the second candidate is not begun or given up
     assert not results[1].complete and not results[2].complete
     assert results[2].chunks == ()
-    assert all(same(a, b) for a, b in zip(results[0].chunks[:1], alone(engine, 0)[:1])) or (
-        last_frame_only
-    )
+    assert all(same(a, b) for a, b in zip(results[0].chunks[:1], alone(engine, 0)[:1]))
 
 
-def test_a_deadline_that_has_passed_gives_every_candidate_back_empty(engine):
+def test_passed_deadline_returns_empty_candidates(engine):
     results = list(engine.imagine_candidates(candidates(deadline=0.0, batch=2)))
     assert [(result.index, result.complete, result.chunks) for result in results] == [
         (0, False, ()),
@@ -220,7 +204,7 @@ def test_cancel_between_two_steps(engine):
     assert len(asked) <= 7
 
 
-def test_out_of_device_memory_halves_the_batch_and_changes_nothing_else(engine, caplog):
+def test_out_of_memory_halves_the_batch(engine, caplog):
     expected = list(engine.imagine_candidates(candidates()))
     forward, batches = engine.model.backbone.forward, []
 
@@ -238,7 +222,7 @@ def test_out_of_device_memory_halves_the_batch_and_changes_nothing_else(engine, 
         assert all(same(a, b) for a, b in zip(ours.chunks, theirs.chunks, strict=True))
 
 
-def test_out_of_device_memory_with_one_is_an_error_after_which_the_engine_goes_on(engine):
+def test_engine_survives_out_of_memory_with_one_candidate(engine):
     expected = alone(engine, 0)
     forward = engine.model.backbone.forward
 
@@ -252,7 +236,7 @@ def test_out_of_device_memory_with_one_is_an_error_after_which_the_engine_goes_o
     assert all(same(a, b) for a, b in zip(alone(engine, 0), expected, strict=True))
 
 
-def test_a_goal_ranks_candidates_by_their_last_frames(engine):
+def test_goal_distance_uses_the_last_frame(engine):
     last = alone(engine, 1)[-1].frames[-1]
     results = list(engine.imagine_candidates(candidates(goal=last)))
     distances = [result.goal_distance for result in results]
@@ -265,10 +249,10 @@ def test_a_goal_ranks_candidates_by_their_last_frames(engine):
         next(engine.imagine_candidates(candidates(goal=grey)))
 
 
-def test_the_memory_stays_as_it_was(engine):
-    before, frames = engine.holdings(), alone(engine, 0)[0].frames
+def test_candidates_leave_the_memory_unchanged(engine):
+    before, frames = engine.stats(), alone(engine, 0)[0].frames
     list(engine.imagine_candidates(candidates(batch=2)))
-    assert engine.holdings() == before
+    assert engine.stats() == before
     assert np.array_equal(alone(engine, 0)[0].frames, frames)
 
 
@@ -284,7 +268,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('name', BAD)
-def test_bad_requests_are_refused_and_the_engine_goes_on(engine, name):
+def test_invalid_request_is_rejected(engine, name):
     with pytest.raises(InvalidRequest):
         next(engine.imagine_candidates(candidates(**BAD[name])))
     assert next(engine.imagine_candidates(candidates())).complete
@@ -315,7 +299,7 @@ def test_half_resolution_halves_frames_and_K():
     assert part != pytest.approx(whole / 4, rel=1e-6)  # measured, not in proportion to the pixels
 
 
-def test_a_forecast_comes_from_what_chunks_took(engine):
+def test_predicted_seconds_follow_measured_chunks(engine):
     fresh = Engine(engine.model)
     with pytest.raises(InvalidRequest, match='warm'):
         fresh.predicted_seconds(candidates())
@@ -334,6 +318,6 @@ def test_a_forecast_comes_from_what_chunks_took(engine):
     assert 0.3 * took < engine.predicted_seconds(candidates()) < 3 * took
 
 
-def test_K_of_the_view_is_that_of_the_candidates(engine):
+def test_candidates_have_K_of_the_observation(engine):
     (result, *_) = engine.imagine_candidates(candidates())
     np.testing.assert_allclose(result.chunks[0].K, K, atol=1e-5)

@@ -33,20 +33,20 @@ def far(depth: float) -> dict[str, np.ndarray]:
 
 def ahead(engine: Engine) -> np.ndarray:
     """Depths that the memory shows at the camera of the seed."""
-    place = engine._places['default']
-    readout = place.memory.readout(on_latent_grid(place.camera, engine.model))
+    session = engine._sessions['default']
+    readout = session.memory.readout(on_latent_grid(session.camera, engine.model))
     assert readout.visible.all()
     return readout.depth[0].numpy()
 
 
-def test_what_is_seen_through_is_removed(engine):
+def test_points_seen_through_are_removed(engine):
     """A door three metres ahead opens onto a wall at six; a cell at the border may reach out of the view."""
     assert ahead(engine) == pytest.approx(3.0, abs=0.1)
     engine.observe(view(time=101.0, **far(6.0)))
     assert ahead(engine)[1:-1, 1:-1] == pytest.approx(6.0, abs=0.1)
 
 
-def test_what_is_imagined_and_kept_never_takes_the_place_of_what_was_observed(engine):
+def test_kept_imagination_never_hides_observations(engine):
     before = score_of(engine, request())
     list(engine.imagine(request(16, keep_in='default')))
     after = score_of(engine, request())
@@ -54,24 +54,24 @@ def test_what_is_imagined_and_kept_never_takes_the_place_of_what_was_observed(en
     assert (after.visible >= before.visible - 1e-6).all()
 
 
-def test_imagination_is_thrown_away_kept_or_kept_in_a_fork(engine):
-    seeded = engine.holdings().cells
+def test_keep_in_discards_keeps_or_forks(engine):
+    seeded = engine.stats().points
     list(engine.imagine(request(16)))
-    assert engine.holdings().cells == seeded
+    assert engine.stats().points == seeded
     list(engine.imagine(request(16, keep_in='fork')))
-    assert engine.holdings().cells == seeded
-    grown = engine.holdings(memory='fork').cells
+    assert engine.stats().points == seeded
+    grown = engine.stats(memory='fork').points
     assert grown >= seeded
     list(engine.imagine(request(16, keep_in='default')))
-    assert engine.holdings().cells == grown
+    assert engine.stats().points == grown
 
 
-def test_what_is_seen_while_a_request_runs_is_where_the_next_one_starts(engine):
+def test_observation_during_a_request_is_the_next_start(engine):
     running = engine.imagine(request(16, keep_in='default'))
     next(running)
     engine.observe(view(time=150.0))
     list(running)
-    assert engine._places['default'].camera.times.tolist() == [150.0]
+    assert engine._sessions['default'].camera.times.tolist() == [150.0]
     running = engine.imagine(request(16, keep_in='default'))
     next(running)
     engine.drop()
@@ -80,27 +80,25 @@ def test_what_is_seen_while_a_request_runs_is_where_the_next_one_starts(engine):
         engine.score([])
 
 
-def test_a_memory_stays_within_its_limits_and_so_does_one_that_was_saved_without(
-    folder, engine, tmp_path
-):
-    held = engine.holdings().cells
+def test_limits_hold_for_seeded_and_loaded_memories(folder, engine, tmp_path):
+    held = engine.stats().points
     bounded = Engine.from_folder(folder, limits=Limits(capacity=held // 2))
     bounded.seed(view())
-    assert 0 < bounded.holdings().cells <= held // 2
+    assert 0 < bounded.stats().points <= held // 2
     engine.save(tmp_path / 'whole.safetensors')
     bounded.load(tmp_path / 'whole.safetensors', memory='loaded')
-    assert 0 < bounded.holdings(memory='loaded').cells <= held // 2
+    assert 0 < bounded.stats(memory='loaded').points <= held // 2
     with pytest.raises(ValueError, match='needs a folder'):
         Engine.from_folder(folder, limits=Limits(resident=10))
     paged = Engine.from_folder(folder, limits=Limits(resident=1, folder=str(tmp_path)))
     paged.load(tmp_path / 'whole.safetensors')
-    assert paged.holdings().cells == held
+    assert paged.stats().points == held
 
 
 JUMP = np.array([[0.0, 0, 1, 4], [0, 1, 0, -1], [-1, 0, 0, 2], [0, 0, 0, 1.0]])
 
 
-def test_after_a_jump_the_same_path_in_the_new_frame_is_covered_as_before(engine):
+def test_reanchored_memory_covers_the_transformed_path(engine):
     before, frames = score_of(engine, request()), next(engine.imagine(request())).frames
     engine.reanchor(JUMP)
     there = request(world_from_camera=JUMP @ request().world_from_camera)
@@ -114,21 +112,21 @@ def test_after_a_jump_the_same_path_in_the_new_frame_is_covered_as_before(engine
 @pytest.mark.parametrize(
     'transform', [2 * np.eye(4), np.eye(3), np.full((4, 4), np.nan), np.eye(4)[:, ::-1]]
 )
-def test_what_is_no_rigid_transform_is_refused_and_the_memory_stays(engine, transform):
+def test_nonrigid_transform_is_rejected(engine, transform):
     before = score_of(engine, request())
     with pytest.raises(InvalidRequest):
         engine.reanchor(transform)
     np.testing.assert_array_equal(score_of(engine, request()).visible, before.visible)
 
 
-def test_a_reset_memory_is_seeded_anew(engine):
+def test_dropped_memory_needs_a_new_seed(engine):
     engine.drop()
     with pytest.raises(InvalidRequest, match='no seed'):
         engine.observe(view())
     assert engine.seed(view()) == 'sensor'
 
 
-def test_a_released_engine_keeps_its_memories_and_answers_as_before_once_warm(engine):
+def test_release_keeps_memories_until_warm(engine):
     frames, covered = next(engine.imagine(request())).frames, score_of(engine, request())
     engine.release()
     for verb in (
@@ -144,8 +142,8 @@ def test_a_released_engine_keeps_its_memories_and_answers_as_before_once_warm(en
     assert engine.predicted_seconds(request()) > 0
 
 
-def test_points_are_the_cells_in_their_colours(engine):
+def test_points_cover_the_memory_in_colour(engine):
     points = engine.points()
-    assert len(points.positions) == engine.holdings().cells == len(points.colours)
+    assert len(points.positions) == engine.stats().points == len(points.colours)
     assert points.colours.dtype == np.uint8 and points.observed.all()
     np.testing.assert_allclose(points.positions[:, 2], 3.0, atol=1e-4)

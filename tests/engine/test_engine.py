@@ -62,7 +62,7 @@ def score_of(engine: Engine, path: ImagineRequest) -> CoverageScore:
     ]
 
 
-def test_refinement_of_cameras_is_the_engines_option(folder, caplog):
+def test_engine_refines_cameras_if_configured(folder, caplog):
     engine = Engine.from_folder(folder, refine_cameras=True)
     engine.seed(view())
     with caplog.at_level('INFO'):
@@ -70,7 +70,7 @@ def test_refinement_of_cameras_is_the_engines_option(folder, caplog):
     assert 'keeps its planned camera' in caplog.text
 
 
-def test_imagine_gives_frames_masks_and_cameras(engine):
+def test_imagine_returns_frames_masks_and_cameras(engine):
     assert engine.seed(view()) == 'sensor'
     chunks = list(engine.imagine(request(16, memory_frames=True)))
     assert [(c.index, c.count) for c in chunks] == [(0, 2), (1, 2)]
@@ -93,14 +93,14 @@ def test_imagine_gives_frames_masks_and_cameras(engine):
     assert np.concatenate([c.times for c in chunks]).tolist() == request(16).times.tolist()
 
 
-def test_a_request_leaves_the_memory_as_it_was_unless_told_to_keep(engine):
+def test_request_leaves_the_memory_unchanged_by_default(engine):
     engine.seed(view())
     first = [c.frames for c in engine.imagine(request(16))]
     second = [c.frames for c in engine.imagine(request(16))]
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_nothing_is_imagined_before_a_seed(engine):
+def test_imagine_needs_a_seed(engine):
     with pytest.raises(InvalidRequest, match='no seed'):
         next(engine.imagine(request()))
     engine.seed(view(), memory='a')
@@ -111,14 +111,14 @@ def test_nothing_is_imagined_before_a_seed(engine):
         next(engine.imagine(request(memory='a')))
 
 
-def test_depth_that_is_a_guess_is_refused_unless_allowed(engine, folder):
+def test_unscaled_depth_is_rejected_unless_allowed(engine, folder):
     with pytest.raises(InvalidRequest, match='depth'):
         engine.seed(view(depth=None))
     allowed = Engine.from_folder(folder, allow_unscaled_depth=True)
     assert allowed.seed(view(depth=None)) == 'perception_unscaled'
 
 
-def test_metres_that_were_guessed_once_stay_a_guess_until_a_new_seed(engine, folder, tmp_path):
+def test_unscaled_memory_stays_unscaled_until_a_new_seed(engine, folder, tmp_path):
     allowed = Engine.from_folder(folder, allow_unscaled_depth=True)
     allowed.seed(view(depth=None))
     assert allowed.observe(view(depth=None)) == 'perception_unscaled'
@@ -126,14 +126,14 @@ def test_metres_that_were_guessed_once_stay_a_guess_until_a_new_seed(engine, fol
     assert next(allowed.imagine(request())).depth_source == 'perception_unscaled'
     allowed.save(tmp_path / 'guess.safetensors')
     engine.seed(view())
-    with pytest.raises(InvalidRequest, match='guess.safetensors: its metres are a guess'):
+    with pytest.raises(InvalidRequest, match='guess.safetensors: its depth is unscaled'):
         engine.load(tmp_path / 'guess.safetensors')
     assert engine.observe(view()) == 'sensor'
     assert allowed.seed(view()) == 'sensor'
     assert allowed.observe(view()) == 'sensor'
 
 
-def test_a_refused_seed_leaves_the_old_one(engine):
+def test_rejected_seed_keeps_the_old_memory(engine):
     engine.seed(view())
     frames = next(engine.imagine(request())).frames
     with pytest.raises(InvalidRequest):
@@ -163,7 +163,7 @@ BAD_VIEWS = {
 
 
 @pytest.mark.parametrize('name', BAD_VIEWS)
-def test_bad_views_are_refused_and_the_engine_goes_on(engine, name):
+def test_invalid_observation_is_rejected(engine, name):
     with pytest.raises(InvalidRequest):
         engine.seed(view(**BAD_VIEWS[name]))
     assert engine.seed(view()) == 'sensor'
@@ -180,7 +180,7 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize('name', BAD_REQUESTS)
-def test_bad_requests_are_refused_and_the_engine_goes_on(engine, name):
+def test_invalid_request_is_rejected(engine, name):
     engine.seed(view())
     with pytest.raises(InvalidRequest):
         next(engine.imagine(replace(request(), **BAD_REQUESTS[name])))
@@ -193,7 +193,7 @@ def test_cancel(engine):
         next(engine.imagine(request(), cancelled=lambda: True))
 
 
-def test_score_agrees_with_the_masks_of_the_first_chunk(engine):
+def test_score_equals_masks_of_the_first_chunk(engine):
     engine.seed(view())
     chunk = next(engine.imagine(request()))
     score = score_of(engine, request())
@@ -206,7 +206,7 @@ def test_score_agrees_with_the_masks_of_the_first_chunk(engine):
 
 
 @pytest.mark.parametrize('coarse', [False, True])
-def test_paths_are_scored_together_as_each_alone(engine, coarse):
+def test_joint_scores_equal_single_scores(engine, coarse):
     engine.seed(view())
     path = request()
     paths = [
@@ -227,7 +227,7 @@ def test_paths_are_scored_together_as_each_alone(engine, coarse):
         engine.score([paths[0], bent], coarse=coarse)
 
 
-def test_the_same_view_at_twice_the_size_and_another_aspect_covers_the_same(engine):
+def test_crop_and_scale_keep_the_coverage(engine):
     """Cropping and scaling keep K right: the memory lies where it lay."""
     engine.seed(view())
     expected = score_of(engine, request())
@@ -240,7 +240,7 @@ def test_the_same_view_at_twice_the_size_and_another_aspect_covers_the_same(engi
     np.testing.assert_allclose(next(engine.imagine(request())).K, K, atol=1e-4)
 
 
-def test_save_and_load_answer_as_before(engine, folder, tmp_path):
+def test_loaded_memory_gives_the_same_frames(engine, folder, tmp_path):
     engine.seed(view())
     expected = next(engine.imagine(request())).frames
     engine.save(tmp_path / 'memory.safetensors')
@@ -249,7 +249,7 @@ def test_save_and_load_answer_as_before(engine, folder, tmp_path):
     assert np.array_equal(next(fresh.imagine(request())).frames, expected)
 
 
-def test_a_truncated_file_is_refused_and_the_memory_stays(engine, tmp_path):
+def test_truncated_file_is_rejected(engine, tmp_path):
     engine.seed(view())
     expected = next(engine.imagine(request())).frames
     path = tmp_path / 'memory.safetensors'
@@ -270,7 +270,7 @@ def _serve(connection, folder: Path) -> None:
     connection.close()
 
 
-def test_an_engine_in_another_process_gives_the_same_chunks(engine, folder):
+def test_engine_in_another_process_gives_equal_chunks(engine, folder):
     context = multiprocessing.get_context('spawn')
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, folder))

@@ -80,7 +80,7 @@ def test_a_rollout_takes_any_memory_by_configuration(model, name):
 @pytest.mark.parametrize('name', MEMORIES)
 def test_what_is_kept_grows_the_memory_with_what_was_imagined(model, name):
     engine = engine_of(model, name)
-    memory = engine._place('default').memory
+    memory = engine._session('default').memory
     before = len(memory)
     turned = request(keep_in='default')
     turned.world_from_camera[8:, :3, :3] = np.diag([-1.0, 1.0, -1.0])
@@ -100,7 +100,7 @@ def test_only_the_latent_memory_is_saved_and_loaded(model, name, tmp_path):
     with pytest.raises(InvalidRequest, match=f"'{name}' cannot be saved"):
         engine.save(path)
     engine_of(model, 'latent').save(path)
-    with pytest.raises(InvalidRequest, match=f"has '{name}' for its memory"):
+    with pytest.raises(InvalidRequest, match=f"uses a '{name}' memory"):
         engine.load(path)
 
 
@@ -124,6 +124,6 @@ def test_frames_are_encoded_only_as_context_and_for_renderings(model, monkeypatc
 
 
 def test_a_model_of_an_unknown_memory_is_refused(model):
-    with pytest.raises(ValueError, match="memory must be one of.*'cloud'"):
+    with pytest.raises(ValueError, match="memory: 'cloud' is unknown"):
         replace(model.config, memory='cloud')
     assert ModelConfig(**vars(model.config)).memory == 'latent'

@@ -19,7 +19,7 @@ def inputs(batch: int = 2):
     return latents, times, text, side
 
 
-def test_without_side_input_it_is_the_plain_wan_transformer_bit_for_bit():
+def test_without_side_input_equals_wan_transformer():
     backbone = small_backbone()
     latents, times, text, _ = inputs()
     tokens = times.repeat_interleave(6, dim=1)
@@ -27,13 +27,13 @@ def test_without_side_input_it_is_the_plain_wan_transformer_bit_for_bit():
     assert torch.equal(backbone(latents, times, text), plain)
 
 
-def test_an_untrained_side_branch_changes_nothing_bit_for_bit():
+def test_untrained_side_branch_leaves_output_unchanged():
     backbone = small_backbone()
     latents, times, text, side = inputs()
     assert torch.equal(backbone(latents, times, text, side), backbone(latents, times, text))
 
 
-def test_every_part_of_the_side_branch_learns():
+def test_all_side_branch_parameters_get_gradients():
     backbone = small_backbone()
     latents, times, text, side = inputs()
     optimizer = torch.optim.SGD(backbone.side_branch.parameters(), lr=0.1)
@@ -45,7 +45,7 @@ def test_every_part_of_the_side_branch_learns():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_the_head_sees_a_latent_frame_and_the_one_before():
+def test_head_depends_on_current_and_previous_latent_frame():
     backbone = small_backbone()
     head = backbone.side_branch.head
     latents, times, _, side = inputs()
@@ -87,7 +87,7 @@ def test_side_branch_layers_must_exist():
         SideBranch(small_backbone().wan, SideBranchConfig(layers=(0, 3)))
 
 
-def test_adapter_saves_and_loads_and_starts_as_nothing(tmp_path):
+def test_adapter_starts_as_identity_and_round_trips(tmp_path):
     backbone = small_backbone()
     latents, times, text, _ = inputs()
     before = backbone(latents, times, text)
@@ -104,7 +104,7 @@ def test_adapter_saves_and_loads_and_starts_as_nothing(tmp_path):
     assert torch.equal(loaded(latents, times, text), backbone(latents, times, text))
 
 
-def test_an_adapter_of_another_size_is_refused(tmp_path):
+def test_adapter_of_another_rank_is_rejected(tmp_path):
     backbone = small_backbone()
     add_adapter(backbone.wan, rank=4)
     save_adapter(tmp_path, backbone.wan, rank=8)

@@ -17,7 +17,7 @@ def folder(tmp_path):
     return save_small_model(tmp_path / 'model')
 
 
-def test_a_saved_model_loads_whole(folder):
+def test_saved_model_round_trips(folder):
     model, again = load_model(folder), load_model(folder)
     assert model.config.name == 'small-random' and model.new_frames == 8
     assert model.sha256 == again.sha256
@@ -31,13 +31,13 @@ def test_a_saved_model_loads_whole(folder):
     )
 
 
-def test_a_folder_is_described_as_the_engine_that_loads_it(folder):
+def test_model_info_equals_that_of_the_loaded_engine(folder):
     assert load_model_info(folder) == Engine.from_folder(folder).describe()
     with pytest.raises(ValueError, match=r'model\.json'):
         load_model_info(folder / 'vae')
 
 
-def test_every_weight_counts_in_the_hash(folder):
+def test_hash_depends_on_all_weights(folder):
     before = load_model(folder).sha256
     path = folder / 'text' / 'embedding.safetensors'
     save_file({'embedding': load_file(path)['embedding'] + 1}, path)
@@ -58,14 +58,14 @@ MISSING = [
 
 
 @pytest.mark.parametrize('name', MISSING)
-def test_a_missing_file_is_named(folder, name):
+def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(ValueError, match=name.split('/')[0]):
         load_model(folder)
 
 
 @pytest.mark.parametrize('name', [n for n in MISSING if n.endswith('.safetensors')])
-def test_a_truncated_file_is_named(folder, name):
+def test_truncated_file_is_named(folder, name):
     path = folder / name
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=name.split('/')[0]):
@@ -75,7 +75,7 @@ def test_a_truncated_file_is_named(folder, name):
 @pytest.mark.parametrize(
     'name', ['transformer/diffusion_pytorch_model.safetensors', 'side_branch/model.safetensors']
 )
-def test_a_wrong_shape_is_named(folder, name):
+def test_wrong_shape_is_named(folder, name):
     tensors = load_file(folder / name)
     key = next(k for k, v in tensors.items() if v.ndim == 2)
     tensors[key] = tensors[key][:-1].contiguous()
@@ -88,7 +88,7 @@ def test_a_wrong_shape_is_named(folder, name):
     'name',
     ['transformer/diffusion_pytorch_model.safetensors', 'vae/diffusion_pytorch_model.safetensors'],
 )
-def test_a_missing_weight_is_not_filled_with_noise(folder, name):
+def test_missing_weight_is_rejected(folder, name):
     tensors = load_file(folder / name)
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, folder / name)
@@ -96,13 +96,13 @@ def test_a_missing_weight_is_not_filled_with_noise(folder, name):
         load_model(folder)
 
 
-def test_a_pickle_is_refused_by_name(folder):
+def test_pickle_is_rejected(folder):
     (folder / 'transformer' / 'diffusion_pytorch_model.bin').write_bytes(b'\x80\x04.')
     with pytest.raises(ValueError, match=r'diffusion_pytorch_model\.bin'):
         load_model(folder)
 
 
-def test_an_unknown_scheduler_is_refused(folder):
+def test_unknown_scheduler_is_rejected(folder):
     path = folder / 'scheduler' / 'scheduler_config.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), '_class_name': 'DDIMScheduler'}))
     with pytest.raises(ValueError, match='DDIMScheduler'):
@@ -117,20 +117,20 @@ def test_an_unknown_scheduler_is_refused(folder):
         ('scheduler/scheduler_config.json', {'flow_shift': 'a'}),
     ],
 )
-def test_a_damaged_configuration_is_named(folder, name, changes):
+def test_damaged_configuration_is_named(folder, name, changes):
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ValueError, match=name.split('/')[0]):
         load_model(folder)
 
 
-def test_half_an_adapter_is_named(folder):
+def test_incomplete_adapter_is_named(folder):
     (folder / 'side_branch' / 'adapter.json').write_text('{"rank": 4}')
     with pytest.raises(ValueError, match=r'adapter\.safetensors'):
         load_model(folder)
 
 
-def test_no_folder_is_refused(tmp_path):
+def test_missing_folder_is_rejected(tmp_path):
     with pytest.raises(ValueError, match='nowhere'):
         load_model(tmp_path / 'nowhere')
 
@@ -148,14 +148,14 @@ def test_no_folder_is_refused(tmp_path):
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused(folder, changes):
+def test_invalid_sizes_are_rejected(folder, changes):
     set_in_model_json(folder, **changes)
     with pytest.raises(ValueError):
         load_model(folder)
 
 
 @pytest.mark.parametrize('layers', [[-1], [0, 0], [7], [], None])
-def test_side_branch_layers_that_do_not_fit_are_refused(folder, layers):
+def test_invalid_side_branch_layers_are_rejected(folder, layers):
     (folder / 'side_branch' / 'config.json').write_text(json.dumps({'layers': layers}))
     with pytest.raises(ValueError, match=r'side_branch/config\.json'):
         load_model(folder)
@@ -166,7 +166,7 @@ def set_in_model_json(folder, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_depth_may_come_from_another_network(folder):
+def test_perception_can_be_depth_anything(folder):
     for path in (folder / 'perception').iterdir():
         path.unlink()
     save_depth_anything(folder / 'perception', 'metric')
@@ -174,7 +174,7 @@ def test_depth_may_come_from_another_network(folder):
     assert isinstance(load_model(folder).perception, DepthAnything)
 
 
-def test_an_unknown_perception_is_refused(folder):
+def test_unknown_perception_is_rejected(folder):
     set_in_model_json(folder, perception='stereo')
     with pytest.raises(ValueError, match=r'model\.json.*stereo'):
         load_model(folder)

@@ -12,7 +12,7 @@ def codec() -> Codec:
     return Codec(small_vae())
 
 
-def test_stills_cost_less_and_equal_the_plain_vae(codec: Codec):
+def test_single_frames_equal_the_plain_vae(codec: Codec):
     plain = small_vae().eval()
     frames = torch.rand(2, 1, 3, 32, 48)
     mode = plain.encode(frames.movedim(2, 1) * 2 - 1).latent_dist.mode()
@@ -29,7 +29,7 @@ def test_video_equals_the_plain_vae(codec: Codec):
     torch.testing.assert_close(codec.encode(frames), (mode - 0.1) / 0.5, atol=1e-4, rtol=1e-3)
 
 
-def test_the_first_latent_frame_is_the_still_of_the_first_frame(codec: Codec):
+def test_first_latent_frame_equals_single_frame_latent(codec: Codec):
     frames = torch.rand(1, 9, 3, 32, 48)
     stills = codec.encode_images(frames[0, :1])
     torch.testing.assert_close(codec.encode(frames)[:, :, 0], stills, atol=1e-5, rtol=1e-4)
@@ -44,11 +44,11 @@ def test_shapes_and_determinism(codec: Codec):
 
 
 @pytest.mark.parametrize('count', [0, 2, 4, 16])
-def test_frame_counts_that_do_not_fit_are_refused(codec: Codec, count: int):
+def test_invalid_frame_counts_are_rejected(codec: Codec, count: int):
     with pytest.raises(ValueError, match=f'{count} frames'):
         codec.latent_frames(count)
 
 
-def test_sizes_that_do_not_fit_are_refused(codec: Codec):
+def test_invalid_sizes_are_rejected(codec: Codec):
     with pytest.raises(ValueError, match='30x48'):
         codec.encode(torch.rand(1, 1, 3, 30, 48))

@@ -52,7 +52,7 @@ def imagine(model: Model, *, frames: int = 16, seed: int = 0, memory=None, **cha
     return rollout(model, memory, frame, cameras[:1], cameras[1:], **arguments)
 
 
-def test_chunks_come_in_order_and_what_is_context_is_not_given_out_again(model):
+def test_chunks_are_in_order_without_context_frames(model):
     chunks = list(imagine(model))
     assert len(chunks) == 2
     for index, chunk in enumerate(chunks):
@@ -77,7 +77,7 @@ def test_what_the_memory_holds_changes_what_is_imagined(model):
     assert not torch.equal(seeded, empty.frames)
 
 
-def test_imagined_cells_enter_the_memory_as_imagined_and_leave_observations_alone(model):
+def test_generated_points_leave_observed_points_unchanged(model):
     """Turned about, the second chunk sees nothing but what was imagined before."""
     memory = memory_of(model)
     before = memory.readout(replace(_grid_of(forward(1))))
@@ -89,7 +89,7 @@ def test_imagined_cells_enter_the_memory_as_imagined_and_leave_observations_alon
     assert torch.equal(after.observed, before.observed)
 
 
-def test_what_was_imagined_is_written_as_it_was_denoised(model):
+def test_denoised_latents_are_written_unchanged(model):
     """Decoded behind the frame that the chunk began with, the written latents are the chunk's frames."""
     written = []
 
@@ -113,14 +113,14 @@ def _grid_of(cameras: Cameras) -> Cameras:
     )
 
 
-def test_chunks_are_made_only_when_asked_for(model):
+def test_rollout_is_lazy(model):
     asked = []
     chunks = imagine(model, frames=24, cancelled=lambda: asked.append(None))
     next(chunks)
     assert len(asked) == 2  # one for each denoising step of the first chunk
 
 
-def test_bfloat16_weights_make_a_chunk(model, tmp_path):
+def test_bfloat16_weights_generate_a_chunk(model, tmp_path):
     half = load_model(save_small_model(tmp_path / 'model'), dtype=torch.bfloat16)
     frames = next(imagine(half)).frames
     assert frames.dtype == torch.float32 and frames.isfinite().all()
@@ -128,7 +128,7 @@ def test_bfloat16_weights_make_a_chunk(model, tmp_path):
     assert (frames - exact).abs().mean() < 0.02
 
 
-def test_what_is_not_to_be_remembered_costs_no_write(model):
+def test_write_last_false_writes_nothing(model):
     memory = memory_of(model)
     before = len(memory)
     list(imagine(model, frames=8, memory=memory, write_last=False))
@@ -149,7 +149,7 @@ def test_cancel_stops_between_two_steps(model):
     assert len(asked) == 4
 
 
-def test_cameras_that_cannot_be_found_anew_stay_as_planned(model, caplog):
+def test_unrefined_cameras_stay_as_planned(model, caplog):
     """Noise shares no features with noise: the rollout is then the same as without refinement."""
     with caplog.at_level('INFO'):
         refined = list(imagine(model, refine_cameras=True))
@@ -159,6 +159,6 @@ def test_cameras_that_cannot_be_found_anew_stay_as_planned(model, caplog):
 
 
 @pytest.mark.parametrize('frames', [0, 7, 12])
-def test_counts_that_do_not_fill_chunks_are_refused(model, frames):
+def test_partial_chunks_are_rejected(model, frames):
     with pytest.raises(ValueError, match='multiple of 8'):
         next(imagine(model, frames=frames))

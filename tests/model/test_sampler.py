@@ -26,12 +26,12 @@ def test_context_is_returned_unchanged():
     assert torch.equal(latents[:, :, :1], torch.ones(1, CHANNELS, 1, 4, 6))
 
 
-def test_the_same_seed_gives_the_same_latents_and_another_does_not():
+def test_latents_depend_on_the_seed_alone():
     assert torch.equal(sample(seed=1), sample(seed=1))
     assert not torch.equal(sample(seed=1), sample(seed=2))
 
 
-def test_the_flow_is_followed_to_known_latents():
+def test_exact_velocity_leads_to_the_clean_latents():
     """With the exact velocity of a straight flow, any number of steps ends at the clean latents."""
     clean = torch.randn(1, CHANNELS, 3, 4, 6, generator=torch.Generator().manual_seed(5))
 
@@ -67,6 +67,6 @@ def test_cancel_takes_effect_between_two_steps():
 
 
 @pytest.mark.parametrize('changes', [{'steps': 0}, {'latent_frames': 1}])
-def test_counts_that_make_no_sense_are_refused(changes):
+def test_invalid_counts_are_rejected(changes):
     with pytest.raises(ValueError):
         sample(**changes)

@@ -27,7 +27,7 @@ def encoder_folder(tmp_path_factory):
     return folder
 
 
-def test_a_prompt_is_embedded_and_padded_with_zeros(encoder_folder):
+def test_embedding_is_padded_with_zeros(encoder_folder):
     embedding = embed(encoder_folder, 'a quiet room', words=6)
     assert embedding.shape == (6, 8)
     assert (embedding[:3] != 0).any() and (embedding[3:] == 0).all()
@@ -40,7 +40,7 @@ def test_a_missing_encoder_is_named(tmp_path):
         embed(tmp_path, 'a room')
 
 
-def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path, monkeypatch, capsys):
+def test_command_writes_into_a_model_folder(encoder_folder, tmp_path, monkeypatch, capsys):
     words = ['--encoder', str(encoder_folder), '--prompt', 'a room', '--model', str(tmp_path)]
     monkeypatch.setattr(sys, 'argv', ['text', *words])
     main()

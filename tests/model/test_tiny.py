@@ -34,7 +34,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((a.astype(np.float64) - b) ** 2) / 255**2))
 
 
-def test_it_is_small_and_holds_safetensors_alone():
+def test_folder_is_small_and_has_no_pickles():
     files = [path for path in EMBEDDED.rglob('*') if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 30e6
     assert {path.suffix for path in files} <= {'.safetensors', '.json', '.md', '.txt'}
@@ -51,7 +51,7 @@ def test_the_codec_keeps_colours(model, clip):
     assert error < 0.6 * chroma(frames).abs().mean()
 
 
-def test_imagined_frames_are_nearer_to_the_truth_than_the_seed_repeated(clip):
+def test_first_chunk_beats_the_repeated_seed(clip):
     engine = Engine.from_folder()
     engine.seed(
         Observation(
@@ -78,7 +78,7 @@ def test_imagined_frames_are_nearer_to_the_truth_than_the_seed_repeated(clip):
     assert chunk.observed.mean() > 0.3
 
 
-def test_depth_is_nearer_to_the_truth_where_the_memory_knows_some(model, clip):
+def test_memory_depth_improves_perception(model, clip):
     frames, cameras = clip.frames[8:].permute(0, 3, 1, 2).float() / 255, clip.cameras[8:]
     readout = readout_of(clip, 0, cell=model.codec.spatial_stride)[8:]
 
@@ -92,7 +92,7 @@ def test_depth_is_nearer_to_the_truth_where_the_memory_knows_some(model, clip):
 
 
 @pytest.mark.parametrize('turn', [1, -1], ids=['right', 'left'])
-def test_with_an_empty_memory_a_turn_moves_the_picture_the_right_way(model, clip, turn):
+def test_turn_with_empty_memory_follows_the_camera(model, clip, turn):
     """What is imagined is nearer to the seed turned by as much than to the seed itself, or turned the other way."""
     frames = model.new_frames
     angles = -turn * np.radians(3.0) * np.arange(frames + 1)

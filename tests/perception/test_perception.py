@@ -68,7 +68,7 @@ class TestNetwork:
         assert not (estimate.moving & estimate.sky).any()
         assert not estimate.scaled.any()
 
-    def test_a_frame_does_not_depend_on_its_neighbours(self):
+    def test_frames_are_independent(self):
         torch.manual_seed(0)
         perception = EmbeddedPerception(Network(TINY))
         frames, cameras = torch.rand(3, 3, HEIGHT, WIDTH), standing(3)
@@ -76,7 +76,7 @@ class TestNetwork:
         alone = perception.estimate(frames[1:2], cameras[1:2])
         torch.testing.assert_close(together.depth[1:2], alone.depth, equal_nan=True)
 
-    def test_depth_of_equal_pictures_grows_with_the_focal_length_and_the_rays_matter(self):
+    def test_depth_scales_with_focal_length(self):
         torch.manual_seed(0)
         network = Network(TINY).eval()
         frames, cameras = torch.rand(1, 3, HEIGHT, WIDTH), standing(1)
@@ -90,7 +90,7 @@ class TestNetwork:
         torch.testing.assert_close(scaled.log_depth, plain.log_depth + math.log(2))
         assert not torch.allclose(changed.log_depth, base.log_depth + math.log(2))
 
-    def test_sees_what_the_memory_knows_in_cells_of_any_size(self):
+    def test_uses_memory_depth_at_any_resolution(self):
         torch.manual_seed(0)
         network = Network(TINY).eval()
         frames, cameras = torch.rand(2, 3, HEIGHT, WIDTH), standing(2)
@@ -114,7 +114,7 @@ class TestNetwork:
         assert not torch.allclose(known.log_depth, alone.log_depth)
         assert not torch.allclose(known.log_depth, unseen.log_depth)
 
-    def test_refuses_sizes_that_do_not_fit(self):
+    def test_rejects_sizes_that_do_not_fit(self):
         cameras = resized(standing(1), 90, 160)
         with pytest.raises(ValueError, match='90x160'):
             EmbeddedPerception(Network(TINY)).estimate(torch.rand(1, 3, 90, 160), cameras)
@@ -162,14 +162,14 @@ class TestSaving:
         with pytest.raises(ValueError, match='head.bias'):
             load_network(tmp_path)
 
-    def test_refuses_a_pickle(self, tmp_path: Path):
+    def test_rejects_a_pickle(self, tmp_path: Path):
         save_network(tmp_path, Network(TINY))
         (tmp_path / 'model.safetensors').write_bytes(pickle.dumps({'head.bias': [0.0]}))
         with pytest.raises(ValueError, match='not a safetensors file'):
             load_network(tmp_path)
 
     @pytest.mark.parametrize('fields', [{'widths': [4, 8], 'depth': 3}, {}, []])
-    def test_refuses_another_configuration(self, tmp_path: Path, fields: object):
+    def test_rejects_another_configuration(self, tmp_path: Path, fields: object):
         save_network(tmp_path, Network(TINY))
         (tmp_path / 'config.json').write_text(json.dumps(fields))
         with pytest.raises(ValueError, match='config.json'):
@@ -245,7 +245,7 @@ class TestAlignment:
         )
         torch.testing.assert_close(aligned.depth, self.truth)
 
-    def test_a_third_of_wrong_cells_changes_nothing(self):
+    def test_is_robust_to_a_third_of_outliers(self):
         wrong = self.cells.clone()
         wrong[:, :4] = 1.0
         aligned = align(
@@ -253,7 +253,7 @@ class TestAlignment:
         )
         torch.testing.assert_close(aligned.depth, self.truth)
 
-    def test_what_a_sensor_saw_counts_before_what_was_imagined(self):
+    def test_observed_points_take_precedence(self):
         drifted = self.cells.clone() * 1.3
         observed = self.no.clone()
         observed[:, 0, :12] = True
@@ -263,13 +263,13 @@ class TestAlignment:
         )
         torch.testing.assert_close(aligned.depth, self.truth)
 
-    def test_the_change_is_bounded(self):
+    def test_scale_is_bounded(self):
         aligned = align(
             estimate_of(self.truth * 0.1), readout_of(self.cells, self.yes, self.yes), self.config
         )
         torch.testing.assert_close(aligned.depth, self.truth * 0.2)
 
-    def test_sky_moving_things_and_edges_do_not_vote(self):
+    def test_sky_dynamic_objects_and_edges_are_ignored(self):
         estimate = estimate_of(self.truth * 0.6)
         depth, sky, moving = estimate.depth.clone(), estimate.sky.clone(), estimate.moving.clone()
         sky[:, :32] = True
@@ -338,7 +338,7 @@ class TestRefine:
             config=config,
         )
 
-    def test_finds_the_camera_that_was_moved(self):
+    def test_recovers_a_displaced_camera(self):
         planned = replace(
             self.true, world_from_camera=self.true.world_from_camera @ moved((0.1, 0.05, 0), 3)
         )
@@ -353,7 +353,7 @@ class TestRefine:
         first, second = self.refined(frames, self.true), self.refined(frames, self.true)
         assert torch.equal(first.cameras.world_from_camera, second.cameras.world_from_camera)
 
-    def test_keeps_the_plan_and_says_why_where_there_is_nothing_to_match(self):
+    def test_keeps_the_planned_camera_without_matches(self):
         frames = render(self.true)[0]
         frames[1] = 0.5
         result = self.refined(frames, self.true)
@@ -361,7 +361,7 @@ class TestRefine:
         assert '0 matches' in result.reasons[1]
         assert torch.equal(result.cameras.world_from_camera[1], self.true.world_from_camera[1])
 
-    def test_keeps_the_plan_where_the_answer_is_wild(self):
+    def test_keeps_the_planned_camera_if_the_solution_is_far(self):
         planned = replace(
             self.true, world_from_camera=self.true.world_from_camera @ moved((0, 0, -2), 0)
         )
@@ -370,7 +370,7 @@ class TestRefine:
         assert 'from the plan' in result.reasons[0]
         assert torch.equal(result.cameras.world_from_camera, planned.world_from_camera)
 
-    def test_keeps_the_plan_where_the_depth_is_not_known(self):
+    def test_keeps_the_planned_camera_without_depth(self):
         frames, depth = render(self.reference)
         result = refine(
             frames,
@@ -392,7 +392,7 @@ class TestAdapters:
         assert ((known > 0) & (known < 20)).all()
         assert estimate.scaled.all() and not estimate.moving.any()
 
-    def test_relative_depth_anything_is_refused(self, tmp_path: Path):
+    def test_relative_depth_anything_is_rejected(self, tmp_path: Path):
         save_depth_anything(tmp_path, 'relative')
         with pytest.raises(ValueError, match='metric model is needed'):
             DepthAnything(tmp_path)

@@ -17,7 +17,7 @@ def report(figures: NodeMetrics, *, waiting: int = 0, cells: int = 10, **paramet
         state='active',
         engine=None,
         waiting=waiting,
-        holdings=MemoryStats(cells=cells, nbytes=1000),
+        holdings=MemoryStats(points=cells, nbytes=1000),
         device_bytes=5,
     ).status
     return status, {value.key: value.value for value in status.values}
