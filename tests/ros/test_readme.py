@@ -1,4 +1,4 @@
-"""What the README prints runs as printed."""
+"""The commands of the README run as printed, and the pages name what exists."""
 
 from __future__ import annotations
 
@@ -15,46 +15,62 @@ from sensor_msgs.msg import CameraInfo, Image
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text()
+CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
+PAGES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'docs').rglob('*.md'))
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r'^```(\w*)\n(.*?)^```', README, flags=re.S | re.M)
-    return [text for name, text in fenced if name == language]
+def blocks(text: str, language: str) -> list[str]:
+    fenced = re.findall(r'^```(\w*)\n(.*?)^```', text, flags=re.S | re.M)
+    return [content for name, content in fenced if name == language]
 
 
 def test_quick_start(client, tmp_path):
-    """The node as the shell block starts it, with a small random model; the planner as the Python block has it."""
-    (shell,) = (block for block in blocks('sh') if 'mirage_node' in block)
-    (python,) = blocks('python')
+    """The node as the first shell block starts it, with a small random model, and the planner as the second does."""
+    shells = blocks(README, 'sh')
+    (shell,) = (block for block in shells if 'mirage_node --ros-args' in block)
+    (planner_command,) = (block for block in shells if 'examples/plan_ahead.py' in block)
     folder = save_small_model(tmp_path / 'model')
     command = (
         shell.strip().replace('mirage_node ', 'exec mirage_node ')
         + f" -p model.folder:='{folder}'"
     )
+    environment = {'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
     node = NodeProcess(
         tmp_path / 'node.log',
         program=['bash', '-c', f'cd {ROOT} && {command}'],
-        environment={'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'},
+        environment=environment,
     )
     names = {kind: name for kind, name in re.findall(r'-r (\w+):=(\S+)', shell)}
     for kind, message in (('image', Image), ('camera_info', CameraInfo), ('depth', Image)):
         client.publishers.pop(kind)
         client.publisher(names[kind], message)
     client.connect()
-    planner = subprocess.Popen(
-        [sys.executable, '-c', python], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    image, camera_info, depth = seed_messages()
-    while planner.poll() is None and not client.chunks:
-        client.send(names['image'], image)
-        client.send(names['camera_info'], camera_info)
-        client.send(names['depth'], depth)
+
+    def send_seed() -> None:
+        for kind, message in zip(('image', 'camera_info', 'depth'), seed_messages()):
+            client.send(names[kind], message)
         client.spin(0.1)
-        assert 'refused' not in node.says(), node.says()
-    said, _ = planner.communicate(timeout=60)
-    assert planner.returncode == 0, said
-    assert re.fullmatch(r'(chunk \d of 4: 8 frames, observed \d+%\n){4}', said), said
+
+    send_seed()
+    planner = subprocess.Popen(
+        planner_command.split(),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while planner.poll() is None:
+        send_seed()
+        assert 'rejected' not in node.says(), node.says()
+    printed = planner.communicate(timeout=60)[0]
+    assert planner.returncode == 0, printed
+    assert re.fullmatch(r'(chunk \d of 4: 8 frames, observed \d+%\n){4}', printed), printed
     node.stop()
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) < 120
 
 
 @pytest.mark.parametrize(
@@ -64,14 +80,18 @@ def test_make_targets_exist(target):
     subprocess.run(['make', '-n', target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_files_that_are_named_exist():
-    (tree,) = blocks('')
+def test_layout_names_what_exists():
+    (tree,) = blocks(CONTRIBUTING, '')
     package = ''
     for line in tree.splitlines():
-        indent, names = re.match(r'( *)((?:[\w./]+/? )*[\w./]+/?)  ', line + '  ').groups()
-        for name in names.split():
-            if not indent:
-                package = name if name.startswith('mirage_') else ''
-            assert (ROOT / (package if indent else '') / name).exists(), line
-    for name in re.findall(r'\]\(([\w./]+)\)', README):
-        assert (ROOT / name).exists(), name
+        indent, name = re.match(r'( *)([\w./]+)', line).groups()
+        if not indent:
+            package = name if name.startswith('mirage_') else ''
+        assert (ROOT / (package if indent else '') / name).exists(), line
+
+
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', *PAGES])
+def test_links_lead_to_files(page):
+    path = ROOT / page
+    for name in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text()):
+        assert (path.parent / name).exists(), name
