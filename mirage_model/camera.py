@@ -11,13 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
-import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
 import torch
 from torch import Tensor
 
-FURTHEST = 10_000.0
-"""Metres from the origin up to which float32 holds millimetres."""
+from mirage_model.messages.poses import MAX_DISTANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +82,9 @@ def check_cameras(cameras: Cameras) -> Cameras:
     check_rigid(cameras.world_from_camera)
     position = cameras.world_from_camera.reshape(-1, 4, 4)[:, :3, 3]
     _raise_first(
-        position.abs().amax(dim=1) > FURTHEST,
+        position.abs().amax(dim=1) > MAX_DISTANCE,
         position,
-        f'position is further than {FURTHEST:.0f} m from the origin, where float32 runs out of '
+        f'position is further than {MAX_DISTANCE:.0f} m from the origin, where float32 runs out of '
         'millimetres: use a frame with its origin near by',
     )
     _raise_first(
@@ -132,13 +129,6 @@ def resized(cameras: Cameras, height: int, width: int) -> Cameras:
     shift = cameras.K.new_tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
     K = (cameras.K + shift) * scale[:, None] - shift
     return replace(cameras, K=K, height=height, width=width)
-
-
-def cropped(cameras: Cameras, top: int, left: int, height: int, width: int) -> Cameras:
-    """The cameras of a part of the image, whose first pixel was (left, top)."""
-    assert 0 <= top <= cameras.height - height and 0 <= left <= cameras.width - width
-    shift = cameras.K.new_tensor([[0.0, 0.0, left], [0.0, 0.0, top], [0.0, 0.0, 0.0]])
-    return replace(cameras, K=cameras.K - shift, height=height, width=width)
 
 
 def project(
@@ -187,40 +177,3 @@ def rays(cameras: Cameras, reference: Cameras) -> Float[Tensor, '*batch 6 height
     direction = direction @ reference_from_camera[..., None, :3, :3].mT
     origin = reference_from_camera[..., None, None, :3, 3].expand_as(direction)
     return torch.cat([direction, origin], dim=-1).movedim(-1, -3)
-
-
-def resample_trajectory(
-    world_from_camera: Float[np.ndarray, 'n 4 4'],
-    times: Float[np.ndarray, 'k'],
-    at: Float[np.ndarray, 'm'],
-) -> Float[np.ndarray, 'm 4 4']:
-    """The trajectory at other times: positions linearly, rotations by slerp; held outside its ends.
-
-    Raises ValueError for an empty trajectory, n other than k, times that do not increase or are not finite,
-    and matrices that are not rigid.
-    """
-    if len(times) == 0:
-        raise ValueError('the trajectory is empty')
-    if len(times) != len(world_from_camera):
-        raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
-    wrong = ~np.isfinite(times) | (np.diff(times, prepend=-np.inf) <= 0)
-    if wrong.any():
-        index = int(wrong.nonzero()[0][0])
-        raise ValueError(f'pose {index}: times must be finite and increase, got {times[index]}')
-    if not np.isfinite(at).all():
-        index = int(np.flatnonzero(~np.isfinite(at))[0])
-        raise ValueError(f'asked for the trajectory at time {index}: {at[index]} is not finite')
-    check_rigid(torch.from_numpy(np.asarray(world_from_camera, dtype=np.float64)))
-    result = np.tile(np.eye(4), (len(at), 1, 1))
-    at = np.clip(at, times[0], times[-1])
-    rotations = Rotation.from_matrix(world_from_camera[:, :3, :3])
-    if len(times) == 1:
-        result[:] = world_from_camera[0]
-        return result
-    # relative to the first stamp, so that slerp keeps its precision with times since the epoch
-    result[:, :3, :3] = Slerp(times - times[0], rotations)(at - times[0]).as_matrix()
-    for axis in range(3):
-        result[:, axis, 3] = np.interp(
-            at - times[0], times - times[0], world_from_camera[:, axis, 3]
-        )
-    return result

@@ -14,10 +14,11 @@ from rclpy.action.server import ServerGoalHandle
 
 from mirage_model.engine.worker import Job, Outcome
 from mirage_model.interface import Candidate, CandidatesRequest, InvalidRequest, Trajectory
+from mirage_model.messages.images import image_size, rgb_from_image
 from mirage_ros import convert
 from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import NodeContext
-from mirage_ros.images import Compression, rgb_from_image, size_of
+from mirage_ros.convert import Compression
 from mirage_ros.initial_state import own_seed, start
 from mirage_ros.publishers import Publishers
 from mirage_ros.trajectory import FramePlan
@@ -95,7 +96,7 @@ class CandidatesServer:
                 self._publishers.message(chunk, begin.camera_frame, compression=compression)
                 for chunk in candidate.chunks
             ]
-            size += sum(map(convert.picture_bytes, chunks))
+            size += sum(map(convert.image_bytes, chunks))
             if size > parameters.limits.max_message_bytes:
                 raise InvalidRequest(
                     f'{done} of {count} candidates fill the result: limits.max_message_bytes is '
@@ -163,7 +164,7 @@ class CandidatesServer:
     def _goal_image(self, goal: ImagineCandidates.Goal):
         if not goal.goal_image:
             return None
-        size_of(goal.goal_image[0], 'image', max_pixels=self._node.parameters.limits.max_pixels)
+        image_size(goal.goal_image[0], 'image', max_pixels=self._node.parameters.limits.max_pixels)
         return rgb_from_image(goal.goal_image[0])
 
     def _result(

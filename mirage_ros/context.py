@@ -13,14 +13,15 @@ from rclpy.time_source import CLOCK_TOPIC
 
 from mirage_model.engine.worker import Worker
 from mirage_model.interface import ModelInfo
-from mirage_ros.convert import seconds, stamp
+from mirage_model.messages.poses import seconds
+from mirage_ros.convert import stamp
 from mirage_ros.diagnostics import NodeMetrics
 from mirage_ros.memory_registry import MemoryRegistry
 from mirage_ros.parameters import declare
 from mirage_ros.sensor_sync import SensorSync
 from mirage_ros.throttled_log import ThrottledLog
 from mirage_ros.trajectory import CameraFrames
-from mirage_ros.transforms import listen
+from mirage_ros.transforms import TransformListener
 
 
 class NodeContext(Node):
@@ -34,7 +35,7 @@ class NodeContext(Node):
         self.memories = MemoryRegistry(max_memories=parameters.limits.max_memories)
         self.figures = NodeMetrics()
         self.refusals = ThrottledLog(self.figures)
-        self.frames = CameraFrames(parameters, listen(self, parameters, self._refused))
+        self.frames = CameraFrames(parameters, TransformListener(self, parameters, self._refused))
         self.sensors = SensorSync(
             use_depth=parameters.sensors.use_depth,
             tolerance=parameters.sensors.stamp_tolerance,

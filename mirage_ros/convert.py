@@ -1,57 +1,51 @@
-"""Messages to arrays and the engine's dataclasses, and back. Pure functions; every edge of ROS is here.
+"""ROS messages from arrays and the engine's dataclasses, and those from messages.
 
-Poses in messages become ``a_from_b`` matrices. Images become RGB, depths become metres. What cannot be taken as it
-stands raises ValueError that names the field and the index.
+Images, camera_info, stamps and poses are read by `mirage_model.messages`, as those of a bag are. What cannot be taken
+as it stands raises ValueError that names the field and the index.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Literal, cast
 
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Point, Pose, Transform
-from jaxtyping import Float, Float64
+import cv2
+from geometry_msgs.msg import Pose, TransformStamped
+from jaxtyping import Float, Float64, Shaped, UInt8
 from mirage.msg import ImaginedChunk, PlannedTrajectory
 from nav_msgs.msg import Path
 import numpy as np
-from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from transforms3d.quaternions import mat2quat
 
 from mirage_model.interface import Chunk, Observation
-from mirage_model.messages.sensors import intrinsics
-from mirage_ros.images import (
-    Compression,
-    array_from_compressed,
-    compressed_message,
-    depth_from_image,
-    image_array,
-    image_message,
-    rgb_from_image,
-    size_of,
+from mirage_model.messages.camera_info import K_from_camera_info, read_depth, read_image
+from mirage_model.messages.images import rgb_from_image
+from mirage_model.messages.poses import (
+    frame_name,
+    matrices_from_poses,
+    matrix_from_pose,
+    seconds,
 )
 
+AnyImage = Image | CompressedImage
+Compression = Literal['none', 'jpeg', 'png']
+"""How the images of a chunk are sent."""
+
 ENCODERS = ThreadPoolExecutor(thread_name_prefix='mirage-encoder')
-"""Frames are compressed side by side."""
-FURTHEST = 10_000.0
-"""Metres from the world's origin; the library computes in float32, which keeps a millimetre up to here."""
+"""Threads that compress frames side by side."""
 
 
 # time
 
 
-def seconds(stamp: Time) -> float:
-    """Seconds since the epoch, to a quarter of a microsecond."""
-    return stamp.sec + stamp.nanosec * 1e-9
-
-
 def stamp(time: float) -> Time:
-    """Raise ValueError for times that a message cannot hold."""
+    """Return a time in seconds as a stamp, rounded to microseconds. Raises ValueError where it does not fit."""
     if not _has_stamp(time):
         raise ValueError(f'time {time} s does not fit into a stamp')
     nanoseconds = round(time * 1e6) * 1000
@@ -65,55 +59,8 @@ def _has_stamp(time: float) -> bool:
 # poses
 
 
-def matrix_from_pose(pose: Pose, *, name: str = 'pose') -> Float64[np.ndarray, '4 4']:
-    """Raise ValueError, with ``name``, for NaN, beyond `FURTHEST`, and for quaternions not of unit length (within 1%)."""
-    return _matrices([pose], [name])[0]
-
-
-def _matrices(poses: Sequence[Pose], names: Sequence[str]) -> Float64[np.ndarray, 'n 4 4']:
-    positions = np.array([(p.x, p.y, p.z) for p in (pose.position for pose in poses)])
-    quaternions = np.array([(o.x, o.y, o.z, o.w) for o in (pose.orientation for pose in poses)])
-    finite = np.isfinite(positions).all(axis=1) & np.isfinite(quaternions).all(axis=1)
-    with np.errstate(over='ignore', invalid='ignore'):
-        lengths = np.linalg.norm(quaternions, axis=1)
-        near = (np.abs(positions) <= FURTHEST).all(axis=1)
-        good = finite & near & (np.abs(lengths - 1) <= 0.01)
-    if not good.all():
-        i = int(good.argmin())
-        position, quaternion = positions[i].tolist(), quaternions[i].tolist()
-        if not finite[i]:
-            what = f'position {position} or orientation {quaternion} is not finite'
-        elif not near[i]:
-            what = f'position {position} is further than {FURTHEST / 1000:g} km from the origin of its frame'
-        else:
-            what = f'the quaternion has length {lengths[i]:.3g}, not 1'
-        raise ValueError(f'{names[i]}: {what}')
-    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
-    matrices[:, :3, :3] = Rotation.from_quat(quaternions).as_matrix()
-    matrices[:, :3, 3] = positions
-    return matrices
-
-
-def matrix_from_transform(
-    transform: Transform, *, name: str = 'transform'
-) -> Float64[np.ndarray, '4 4']:
-    """As `matrix_from_pose`."""
-    t = transform.translation
-    return matrix_from_pose(
-        Pose(position=Point(x=t.x, y=t.y, z=t.z), orientation=transform.rotation), name=name
-    )
-
-
-def matrices_from_poses(
-    poses: Sequence[Pose], *, name: str = 'poses'
-) -> Float64[np.ndarray, 'n 4 4']:
-    """Raise ValueError for no poses at all, and for a bad one, by its index."""
-    if not poses:
-        raise ValueError(f'{name}: empty')
-    return _matrices(poses, [f'{name}[{i}]' for i in range(len(poses))])
-
-
 def pose_from_matrix(matrix: Float[np.ndarray, '4 4']) -> Pose:
+    """Return the pose of a rigid transform."""
     pose = Pose()
     pose.position.x, pose.position.y, pose.position.z = map(float, matrix[:3, 3])
     w, x, y, z = map(float, mat2quat(np.asarray(matrix[:3, :3], np.float64)))
@@ -121,17 +68,18 @@ def pose_from_matrix(matrix: Float[np.ndarray, '4 4']) -> Pose:
     return pose
 
 
-def matrix_from_numbers(numbers: Sequence[float], *, name: str) -> Float64[np.ndarray, '4 4']:
-    """From x y z in metres and a quaternion x y z w, as parameters hold it."""
-    if len(numbers) != 7:
-        raise ValueError(
-            f'{name}: needs 7 numbers (x y z, quaternion x y z w), got {len(numbers)}'
-        )
-    pose = Pose()
-    pose.position.x, pose.position.y, pose.position.z = numbers[:3]
-    o = pose.orientation
-    o.x, o.y, o.z, o.w = numbers[3:]
-    return matrix_from_pose(pose, name=name)
+def transform_message(
+    parent: str, child: str, parent_from_child: Float[np.ndarray, '4 4'], time: float
+) -> TransformStamped:
+    """Return a transform at a time in seconds."""
+    pose = pose_from_matrix(parent_from_child)
+    message = TransformStamped(
+        header=Header(frame_id=parent, stamp=stamp(time)), child_frame_id=child
+    )
+    at = message.transform.translation
+    at.x, at.y, at.z = pose.position.x, pose.position.y, pose.position.z
+    message.transform.rotation = pose.orientation
+    return message
 
 
 # paths
@@ -139,10 +87,10 @@ def matrix_from_numbers(numbers: Sequence[float], *, name: str) -> Float64[np.nd
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPath:
-    """A path as a planner sent it, in the poses of the frame that it moves.
+    """A path as a planner sent it: poses of ``moving_frame`` in ``frame``.
 
-    They are in ``frame`` as it was at ``frame_time``, None being the newest that is known of it. ``frame_from_seed``
-    is where the moving frame was when the seed image was taken, None where that is not said.
+    ``frame_time`` is the time at which ``frame`` is looked up, None for the newest. ``frame_from_seed`` is the pose of
+    the moving frame when the seed image was taken, None where the message has none.
     """
 
     request_id: str
@@ -157,6 +105,7 @@ class PlannedPath:
 
 
 def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> PlannedPath:
+    """Return the path of a PlannedTrajectory. Raises ValueError that names the field and the index."""
     _check_length(len(message.poses), max_poses)
     if len(message.poses) != len(message.times):
         raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
@@ -166,9 +115,9 @@ def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> Pl
     return PlannedPath(
         request_id=message.request_id,
         client=message.client,
-        frame=message.header.frame_id,
+        frame=frame_name(message.header.frame_id),
         frame_time=_time_or_newest(message.header.stamp),
-        moving_frame=message.moving_frame,
+        moving_frame=frame_name(message.moving_frame),
         frame_from_moving=matrices_from_poses(message.poses),
         times=times,
         frame_from_seed=matrix_from_pose(seed[0], name='seed_pose') if seed else None,
@@ -185,14 +134,17 @@ def planned_from_path(
     turn_rate: float,
     max_poses: int,
 ) -> PlannedPath:
-    """Unstamped poses, all of one stamp or none, are timed from the header's stamp on.
+    """Return the path of a nav_msgs/Path, with times where its poses have none.
 
-    Every step then takes as long as its way at ``speed`` (m/s) or its turn at ``turn_rate`` (rad/s), whichever is
-    longer; poses that move neither way are left out.
+    Poses that all have one stamp, or none, are timed from the header's stamp on: every step takes its distance at
+    ``speed`` [m/s] or its angle at ``turn_rate`` [rad/s], whichever takes longer. Repeated poses are left out.
+
+    Raises:
+        ValueError: There are more than ``max_poses``, or a pose cannot be used; its index is named.
     """
     _check_length(len(message.poses), max_poses)
     for i, pose in enumerate(message.poses):
-        if pose.header.frame_id not in ('', message.header.frame_id):
+        if frame_name(pose.header.frame_id) not in ('', frame_name(message.header.frame_id)):
             raise ValueError(
                 f"poses[{i}]: in frame '{pose.header.frame_id}', the path in '{message.header.frame_id}'"
             )
@@ -207,7 +159,7 @@ def planned_from_path(
     _check_times(times, 'poses')
     return PlannedPath(
         request_id=request_id,
-        frame=message.header.frame_id,
+        frame=frame_name(message.header.frame_id),
         frame_time=_time_or_newest(message.header.stamp),
         moving_frame=moving_frame,
         frame_from_moving=frame_from_moving,
@@ -245,70 +197,86 @@ def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
         raise ValueError(f'{name}[{i}]: time {times[i]:.3f} is not after {times[i - 1]:.3f}')
 
 
-# what a camera sends
-
-
-def K_from_camera_info(message: CameraInfo) -> Float64[np.ndarray, '3 3']:
-    """As `intrinsics`, its ValueError with the message's name."""
-    try:
-        return intrinsics(message)
-    except ValueError as error:
-        raise ValueError(f'camera_info: {error}') from None
+# observations
 
 
 def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
     """Raise ValueError where a request names another camera than the one whose image it starts from."""
-    same = (given.height, given.width, given.header.frame_id) == (
-        used.height,
-        used.width,
-        used.header.frame_id,
-    )
+    same = (given.height, given.width) == (used.height, used.width)
+    same &= frame_name(given.header.frame_id) == frame_name(used.header.frame_id)
     if not same or not np.allclose(K_from_camera_info(given), K_from_camera_info(used), rtol=1e-3):
         raise ValueError(
-            f"the request's camera_info ('{given.header.frame_id}', {given.height}x{given.width}) is not that of the "
+            f"the request's camera_info ('{given.header.frame_id}', {given.height}x{given.width}) differs from that of the "
             f"seed image ('{used.header.frame_id}', {used.height}x{used.width}): frames are imagined with the seed's"
         )
 
 
-def view_from_messages(
-    image: Image | CompressedImage,
+def observation_from_messages(
+    image: AnyImage,
     camera_info: CameraInfo,
-    depth: Image | CompressedImage | None,
+    depth: AnyImage | None,
     *,
     world_from_camera: Float64[np.ndarray, '4 4'],
     max_pixels: int,
 ) -> Observation:
-    """Raise ValueError where the three do not belong together or are larger than ``max_pixels``."""
-    frames = image.header.frame_id, camera_info.header.frame_id
-    if not frames[0] or frames[0] != frames[1]:
-        raise ValueError(f"image is in frame '{frames[0]}', its camera_info in '{frames[1]}'")
+    """Return an observation for the engine.
+
+    Raises:
+        ValueError: A message cannot be read, they do not belong together, or an image has more than ``max_pixels``.
+    """
     K = K_from_camera_info(camera_info)
-    size = size_of(image, 'image', max_pixels=max_pixels)
-    if (camera_info.height, camera_info.width) != size:
-        raise ValueError(
-            f'camera_info is of {camera_info.height}x{camera_info.width}, the image {size[0]}x{size[1]}'
-        )
-    if depth is not None:
-        of_depth = size_of(depth, 'depth', max_pixels=max_pixels)
-        if of_depth != size:
-            raise ValueError(
-                f'depth is {of_depth[0]}x{of_depth[1]}, the image {size[0]}x{size[1]}: it must be registered to it'
-            )
+    size = camera_info.height, camera_info.width
     return Observation(
-        image=rgb_from_image(image),
+        image=read_image(
+            image, camera_frame=camera_info.header.frame_id, size=size, max_pixels=max_pixels
+        ),
         K=K,
         world_from_camera=world_from_camera,
         time=seconds(image.header.stamp),
-        depth=None if depth is None else depth_from_image(depth),
+        depth=None if depth is None else read_depth(depth, size=size, max_pixels=max_pixels),
     )
 
 
-# what was imagined
+# images
+
+
+def image_message(
+    array_: Shaped[np.ndarray, 'h w *channels'], encoding: str, header: Header
+) -> Image:
+    """Return a raw image of an array whose dtype and channels are those of the encoding."""
+    height, width = array_.shape[:2]
+    return Image(
+        header=header,
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=array_.nbytes // height,
+        data=array('B', array_.tobytes()),
+    )
+
+
+def compressed_message(
+    array_: UInt8[np.ndarray, 'h w *channels'],
+    compression: Compression,
+    quality: int,
+    header: Header,
+) -> CompressedImage:
+    """Return the JPEG or PNG of an RGB image or of one channel; ``quality`` is that of JPEG, 1 to 100."""
+    stored = cv2.cvtColor(array_, cv2.COLOR_RGB2BGR) if array_.ndim == 3 else array_
+    if compression == 'jpeg':
+        done, data = cv2.imencode('.jpg', stored, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    else:
+        flags = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+        flags += [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+        done, data = cv2.imencode('.png', stored, flags)
+    assert done
+    return CompressedImage(header=header, format=compression, data=array('B', data.tobytes()))
 
 
 def camera_info_message(
     K: Float[np.ndarray, '3 3'], height: int, width: int, header: Header
 ) -> CameraInfo:
+    """Return the camera_info of a rectified camera."""
     k = np.asarray(K, np.float64)
     return CameraInfo(
         header=header,
@@ -322,21 +290,24 @@ def camera_info_message(
     )
 
 
+# chunks
+
+
 def raw_bytes_of(chunk: Chunk) -> int:
-    """Of its pictures."""
+    """Return the bytes of a chunk's images before compression."""
     arrays = [chunk.frames, chunk.visibility, chunk.memory_frames]
     return sum(a.nbytes for a in arrays if a is not None)
 
 
 def chosen_compression(wanted: str, nbytes: int, *, raw_bytes: int) -> Compression:
-    """What 'auto' stands for: jpeg where pictures of ``nbytes`` are larger than ``raw_bytes``."""
+    """Return the compression for images of ``nbytes``: 'auto' is jpeg where they exceed ``raw_bytes``."""
     if wanted != 'auto':
-        return wanted
+        return cast(Compression, wanted)
     return 'jpeg' if nbytes > raw_bytes else 'none'
 
 
-def picture_bytes(message: ImaginedChunk) -> int:
-    """Of all its pictures, as they are sent."""
+def image_bytes(message: ImaginedChunk) -> int:
+    """Return the bytes of all images of a message as they are sent."""
     arrays = (message.frames, message.visibility, message.memory_frames)
     packed = (
         message.frames_compressed,
@@ -356,9 +327,10 @@ def message_from_chunk(
     quality: int = 90,
     max_bytes: int = 2**31 - 1,
 ) -> ImaginedChunk:
-    """Masks are compressed without loss whenever frames are compressed.
+    """Return the message of a chunk; where frames are compressed, masks are compressed without loss.
 
-    Raise ValueError for a message with more than ``max_bytes`` of pictures.
+    Raises:
+        ValueError: The images of the message take more than ``max_bytes``.
     """
     n, height, width = chunk.visibility.shape
     headers = [Header(stamp=stamp(time), frame_id=frame_id) for time in chunk.times]
@@ -399,7 +371,7 @@ def message_from_chunk(
                 )
             )
             setattr(message, f'{name}_compressed', images)
-    size = picture_bytes(message)
+    size = image_bytes(message)
     if size > max_bytes:
         raise ValueError(
             f'chunk {chunk.index} of {n} frames of {height}x{width} takes {size / 2**20:.1f} MiB ({compression}), '
@@ -409,26 +381,27 @@ def message_from_chunk(
 
 
 def K_of_each(chunk: Chunk) -> Float[np.ndarray, 'n 3 3']:
-    """Intrinsics for every frame, where the engine gives them once for all."""
+    """Return the intrinsics of every frame; the engine gives one K for all or one a frame."""
     return np.broadcast_to(chunk.K, (len(chunk.frames), 3, 3))
 
 
 def chunk_from_message(message: ImaginedChunk) -> Chunk:
-    """What a client gets back; exact where the message is not compressed."""
-    frames = _pictures(message, 'frames', 'rgb8')
-    assert frames is not None
+    """Return the chunk of a message, exact where the images are not compressed. Raises ValueError."""
+    frames, visibility = _images(message, 'frames'), _images(message, 'visibility')
+    if frames is None or visibility is None:
+        raise ValueError('chunk: frames and visibility are needed')
     return Chunk(
         request_id=message.request_id,
         index=message.index,
         count=message.count,
         frames=frames,
-        visibility=_pictures(message, 'visibility', 'mono8'),
+        visibility=visibility[..., 0],
         visible=np.array(message.visible, np.float32),
         observed=np.array(message.observed, np.float32),
         K=K_from_camera_info(message.camera_info).astype(np.float32),
         world_from_camera=matrices_from_poses(message.poses).astype(np.float32),
         times=np.array([seconds(time) for time in message.times]),
-        memory_frames=_pictures(message, 'memory_frames', 'rgb8'),
+        memory_frames=_images(message, 'memory_frames'),
         depth_source=message.depth_source,
         model=message.model,
         seed=message.seed,
@@ -436,10 +409,6 @@ def chunk_from_message(message: ImaginedChunk) -> Chunk:
     )
 
 
-def _pictures(message: ImaginedChunk, name: str, encoding: str) -> np.ndarray | None:
-    raw, compressed = getattr(message, name), getattr(message, f'{name}_compressed')
-    if raw:
-        return np.stack([image_array(image, encoding) for image in raw])
-    if compressed:
-        return np.stack([array_from_compressed(image) for image in compressed])
-    return None
+def _images(message: ImaginedChunk, name: str) -> UInt8[np.ndarray, 'n h w 3'] | None:
+    images = getattr(message, name) or getattr(message, f'{name}_compressed')
+    return np.stack([rgb_from_image(image) for image in images]) if images else None

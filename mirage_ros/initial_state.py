@@ -10,9 +10,10 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from mirage_model.interface import Observation
+from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
-from mirage_ros.convert import PlannedPath, seconds
+from mirage_ros.convert import PlannedPath
 from mirage_ros.memory_registry import DRIVEN
 from mirage_ros.sensor_sync import AnyImage
 from mirage_ros.trajectory import FramePlan, frames_along, world_path
@@ -90,7 +91,7 @@ def start(
     world_from_seed = _world_from_seed(node, first, seed, camera_frame)
     starts_at_seed = world_from_seed is None
     plans = _plans(node, paths, poses, starts_at_seed=starts_at_seed)
-    view = convert.view_from_messages(
+    view = convert.observation_from_messages(
         seed.image,
         seed.camera_info,
         seed.depth,

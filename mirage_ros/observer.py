@@ -15,9 +15,9 @@ from std_srvs.srv import Trigger
 
 from mirage_model.engine.keyframes import KeyframeConfig, KeyframeSelector, motion
 from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
+from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
-from mirage_ros.convert import seconds
 from mirage_ros.memory_registry import DRIVEN, MemoryRecord
 from mirage_ros.parameters import reliability
 from mirage_ros.sensor_sync import AnyImage
@@ -131,7 +131,7 @@ class Observer:
                 node.figures.count(f'images dropped: {decision.reason}')
                 return
             with node.figures.timing('observe'):
-                view = convert.view_from_messages(
+                view = convert.observation_from_messages(
                     image,
                     camera_info,
                     depth,

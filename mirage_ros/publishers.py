@@ -13,7 +13,7 @@ from mirage_model.engine.worker import Outcome
 from mirage_model.interface import Chunk
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
-from mirage_ros.images import Compression
+from mirage_ros.convert import Compression
 from mirage_ros.parameters import reliability
 
 

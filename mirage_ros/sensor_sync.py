@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 
-from mirage_ros.convert import K_from_camera_info, seconds
-from mirage_ros.images import size_of
-
-AnyImage = Image | CompressedImage
+from mirage_model.messages.camera_info import K_from_camera_info
+from mirage_model.messages.images import image_size
+from mirage_model.messages.poses import seconds
+from mirage_ros.convert import AnyImage
 
 KEPT = 16
 """Messages of a kind that are kept until their partners come."""
@@ -28,7 +28,7 @@ class SensorSync:
 
     def add_image(self, message: AnyImage) -> None:
         """Raise ValueError for an image that cannot be read or is too large, and keep those before it."""
-        size_of(message, 'image', max_pixels=self._max_pixels)
+        image_size(message, 'image', max_pixels=self._max_pixels)
         self._images.append(message)
 
     def add_camera_info(self, message: CameraInfo) -> None:
@@ -38,7 +38,7 @@ class SensorSync:
 
     def add_depth(self, message: AnyImage) -> None:
         """Raise ValueError for a depth image that cannot be read or is too large."""
-        size_of(message, 'depth', max_pixels=self._max_pixels)
+        image_size(message, 'depth', max_pixels=self._max_pixels)
         self._depths.append(message)
 
     @property

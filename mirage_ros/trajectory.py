@@ -8,11 +8,11 @@ import math
 from jaxtyping import Float64
 import numpy as np
 
-from mirage_model.camera import resample_trajectory
 from mirage_model.interface import ModelInfo
-from mirage_ros.convert import PlannedPath, matrix_from_numbers
+from mirage_model.messages.poses import matrix_from_numbers, resample_trajectory
+from mirage_model.messages.transform_tree import TransformTree
+from mirage_ros.convert import PlannedPath
 from mirage_ros.parameters import NodeParameters
-from mirage_ros.transforms import Transforms
 
 ROUNDED = 2e-6
 """Seconds by which a stamp may be off: it holds whole microseconds, and a float of today's date quarters of one."""
@@ -21,7 +21,7 @@ ROUNDED = 2e-6
 class CameraFrames:
     """Where the camera is, by parameters and transforms. Raises ValueError that names both frames and the times."""
 
-    def __init__(self, parameters: NodeParameters, transforms: Transforms):
+    def __init__(self, parameters: NodeParameters, transforms: TransformTree):
         self._parameters = parameters
         self._transforms = transforms
         self._base_from_camera = (

@@ -38,7 +38,15 @@ OWNERS = {
 """Who may name a package: parts that come and go lie behind one module each."""
 
 LAYERS = (
-    ('interface.py', 'camera.py', 'messages/', 'process_pool.py', 'io.py', 'metrics.py'),
+    (
+        'interface.py',
+        'image_fit.py',
+        'camera.py',
+        'messages/',
+        'process_pool.py',
+        'io.py',
+        'metrics.py',
+    ),
     ('clip.py',),
     ('model/codec.py', 'memory/'),
     ('perception/', 'write_filter.py', 'labels.py'),
@@ -131,6 +139,25 @@ print('loaded:', sorted(loaded))
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == 'loaded: []'
+
+
+def test_reading_messages_needs_no_torch():
+    """A robot's machine reads messages without torch."""
+    names = [
+        'image_fit',
+        'interface',
+        *(f'messages.{m.stem}' for m in MODULES if m.parent.name == 'messages'),
+    ]
+    program = f"""
+import importlib, sys
+sys.modules['torch'] = None
+for name in {names}:
+    importlib.import_module(f'mirage_model.{{name}}')
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_nothing_is_loaded_from_a_pickle():

@@ -21,7 +21,6 @@ from mirage_model.camera import (
     invert,
     project,
     rays,
-    resample_trajectory,
     resized,
     unproject,
 )
@@ -187,57 +186,3 @@ def test_good_cameras_pass_unchanged():
     with pytest.raises(ValueError, match='0x8'):
         check_cameras(replace(random_cameras((1,)), height=0))
     check_rigid(torch.zeros(0, 4, 4))
-
-
-def trajectory(count=4, seed=0):
-    cameras = random_cameras((count,), seed)
-    return cameras.world_from_camera.double().numpy(), EPOCH + np.arange(count) * 0.5
-
-
-def test_resampling_at_its_own_times_gives_the_trajectory():
-    poses, times = trajectory()
-    np.testing.assert_allclose(resample_trajectory(poses, times, times), poses, atol=1e-5)
-
-
-def test_resampling_between_is_halfway_and_rigid():
-    poses, times = trajectory()
-    at = times[:-1] + 0.25
-    result = resample_trajectory(poses, times, at)
-    check_rigid(torch.from_numpy(result))
-    np.testing.assert_allclose(result[:, :3, 3], (poses[:-1, :3, 3] + poses[1:, :3, 3]) / 2)
-    before, after = (Rotation.from_matrix(part[:, :3, :3]) for part in (poses[:-1], poses[1:]))
-    halfway = Rotation.from_matrix(result[:, :3, :3])
-    whole = (before.inv() * after).magnitude()
-    np.testing.assert_allclose((before.inv() * halfway).magnitude(), whole / 2, atol=1e-5)
-    np.testing.assert_allclose((halfway.inv() * after).magnitude(), whole / 2, atol=1e-5)
-
-
-def test_resampling_holds_the_ends_and_a_single_pose():
-    poses, times = trajectory()
-    result = resample_trajectory(poses, times, np.array([times[0] - 9, times[-1] + 9]))
-    np.testing.assert_allclose(result, poses[[0, -1]], atol=1e-5)
-    result = resample_trajectory(poses[:1], times[:1], np.array([0.0, EPOCH, EPOCH + 9]))
-    np.testing.assert_array_equal(result, poses[[0, 0, 0]])
-
-
-@pytest.mark.parametrize(
-    ('edit', 'message'),
-    [
-        (lambda poses, times: (poses[:0], times[:0]), 'empty'),
-        (lambda poses, times: (poses, times[:3]), '4 poses but 3 times'),
-        (lambda poses, times: (poses, times[[0, 1, 1, 2]]), 'pose 2: times must'),
-        (lambda poses, times: (poses, times[::-1]), 'pose 1: times must'),
-        (lambda poses, times: (poses, np.where(times > times[2], np.nan, times)), 'pose 3: times'),
-        (lambda poses, times: (poses * 0, times), 'camera 0: transform is not rigid'),
-    ],
-)
-def test_a_bad_trajectory_is_refused_and_named(edit, message):
-    poses, times = edit(*trajectory())
-    with pytest.raises(ValueError, match=message):
-        resample_trajectory(poses, times, np.array([EPOCH]))
-
-
-def test_a_time_that_is_not_finite_cannot_be_asked_for():
-    poses, times = trajectory()
-    with pytest.raises(ValueError, match='time 1'):
-        resample_trajectory(poses, times, np.array([EPOCH, np.nan]))

@@ -20,10 +20,12 @@ class BagConfig:
     world_frame: str = 'map'
     """Fixed frame of the poses, where they come from transforms."""
     transforms_static: str = '/tf_static'
-    """Topic of static transforms, where poses come from transforms."""
+    """Topic of static transforms, read where the bag has it."""
+    base_frame: str = 'base_link'
+    """Frame that base_from_camera is mounted on, where poses come from transforms."""
     base_from_camera: tuple[float, ...] = ()
-    """Camera on the frame of the poses: x y z [m] and quaternion x y z w; empty for camera poses."""
+    """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the transforms or camera poses."""
     tolerance: float = 0.02
     """Largest difference between the stamps of an image and its depth [s]."""
     pose_gap: float = 0.5
-    """Longest time from an image to the pose before it, and to the pose after it [s]."""
+    """Longest time from an image to the stamps of each transform before and after it [s]."""

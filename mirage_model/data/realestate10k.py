@@ -9,7 +9,7 @@ Frames lie in ``FRAMES/SEQUENCE/STAMP.png`` or ``.jpg``, as the usual downloader
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -20,7 +20,8 @@ import torch
 
 from mirage_model.camera import Cameras, check_cameras
 from mirage_model.clip import Clip
-from mirage_model.data.sources import Layout, Listing, Part, cut, fit, fit_cameras
+from mirage_model.data.sources import Layout, Listing, Part, cut
+from mirage_model.image_fit import fit_image, fit_K
 
 _COLUMNS = 19
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -131,6 +132,7 @@ class RealEstate10K:
     def load(self, part: Part) -> Clip:
         sequence = read_sequence(self.text / f'{part.sequence}.txt')
         paths, rows = self._frames(part.sequence), list(part.rows)
+        layout_size = self.layout.height, self.layout.width
         frames, sizes = [], set()
         for row in rows:
             path = paths[int(sequence.stamps[row])]
@@ -138,11 +140,18 @@ class RealEstate10K:
             if image is None:
                 raise ValueError(f'{path} is no picture that can be read')
             sizes.add(image.shape[:2])
-            frames.append(fit(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.layout))
+            frames.append(fit_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), *layout_size))
         if len(sizes) > 1:
             raise ValueError(f'{self.frames / part.sequence}: frames of sizes {sorted(sizes)}')
-        cameras = fit_cameras(sequence.cameras(rows, *sizes.pop()), self.layout)
-        shape = (len(rows), self.layout.height, self.layout.width)
+        (size,) = sizes
+        cameras = sequence.cameras(rows, *size)
+        cameras = replace(
+            cameras,
+            K=torch.from_numpy(fit_K(cameras.K.numpy(), size, *layout_size)).float(),
+            height=self.layout.height,
+            width=self.layout.width,
+        )
+        shape = (len(rows), *layout_size)
         return Clip(
             name=part.name,
             frames=torch.from_numpy(np.stack(frames)),

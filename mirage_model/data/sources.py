@@ -1,6 +1,6 @@
-"""Where clips come from: one protocol, and what all sources share: how frames are chosen and fitted.
+"""The protocol of sources of clips, recorded clips as a source, and how frames of a sequence are chosen.
 
-`RecordedClips` here, `realestate10k` and `bag` beside it.
+`realestate10k` and `bag` are sources too.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from pathlib import Path
 import re
 from typing import Protocol, runtime_checkable
 
-import cv2
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mirage_model.camera import Cameras, cropped, resized
 from mirage_model.clip import Clip, load_clip
 
 
@@ -152,31 +150,3 @@ def _runs(times: Float[np.ndarray, 'n'], rate: float) -> list[list[int]]:
         runs[-1].append(int(here[away[here].argmin()]))
         last = number
     return runs
-
-
-def fit(
-    image: Shaped[np.ndarray, 'h w *c'], layout: Layout, *, labels: bool = False
-) -> Shaped[np.ndarray, 'H W *c']:
-    """An image made smaller, or larger, until it just covers the layout's size, and its middle.
-
-    Colours are averaged; of ``labels``, such as depth, the value at every pixel's centre is taken.
-    """
-    (height, width), top, left = _cover(image.shape[0], image.shape[1], layout)
-    smaller = height <= image.shape[0] and width <= image.shape[1]
-    how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    how = cv2.INTER_NEAREST_EXACT if labels else how
-    image = cv2.resize(image, (width, height), interpolation=how)
-    return np.ascontiguousarray(image[top : top + layout.height, left : left + layout.width])
-
-
-def fit_cameras(cameras: Cameras, layout: Layout) -> Cameras:
-    """The cameras of images that `fit` fits."""
-    (height, width), top, left = _cover(cameras.height, cameras.width, layout)
-    return cropped(resized(cameras, height, width), top, left, layout.height, layout.width)
-
-
-def _cover(height: int, width: int, layout: Layout) -> tuple[tuple[int, int], int, int]:
-    """The size to scale to, and the top and the left of what is cut out of it."""
-    scale = max(layout.height / height, layout.width / width)
-    size = max(layout.height, round(height * scale)), max(layout.width, round(width * scale))
-    return size, (size[0] - layout.height) // 2, (size[1] - layout.width) // 2

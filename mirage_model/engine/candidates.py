@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
-from mirage_model.engine.inputs import fit_image
+from mirage_model.engine.inputs import frame_from_image
 from mirage_model.engine.latency import LatencyModel
 from mirage_model.engine.outputs import to_chunk
 from mirage_model.engine.session import (
@@ -163,5 +163,5 @@ def _generate_batch(
 
 def _encode_image(image: np.ndarray, session: Session, model: Model) -> Float[Tensor, '1 c h w']:
     """Return the latents of an image, cropped and scaled to the frames of the session."""
-    frame = fit_image(image, session.camera.height, session.camera.width)
+    frame = frame_from_image(image, session.camera.height, session.camera.width)
     return model.codec.encode_images(frame.to(model.device))

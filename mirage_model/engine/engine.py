@@ -15,7 +15,7 @@ import torch
 
 from mirage_model.camera import check_cameras, check_rigid
 from mirage_model.engine.candidates import generate_candidates
-from mirage_model.engine.inputs import cameras_along_all, fit_view
+from mirage_model.engine.inputs import cameras_along_all, fit_observation
 from mirage_model.engine.latency import LatencyModel
 from mirage_model.engine.outputs import (
     decode_memory,
@@ -360,7 +360,7 @@ class Engine:
             InvalidRequest: The observation is malformed, or its depth is unscaled and not allowed.
         """
         model = self.model
-        fitted = fit_view(observation, model.config.height, model.config.width)
+        fitted = fit_observation(observation, model.config.height, model.config.width)
         frame, camera = fitted.frame.to(model.device), fitted.camera.to(model.device)
         readout = memory.readout(on_latent_grid(camera, model)) if len(memory) else None
         estimate = model.perception.estimate(frame, camera, readout)

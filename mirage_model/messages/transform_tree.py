@@ -1,40 +1,86 @@
-"""Poses of a camera from a tree of transforms, as /tf and /tf_static carry it."""
+"""Timed transforms between frames, as /tf, /tf_static and topics of poses carry them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+import threading
+import time as clock
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float64
 import numpy as np
 
-from mirage_model.camera import resample_trajectory
+from mirage_model.messages.poses import frame_name, interpolate
 
+MAX_FRAMES = 4096
+"""Frames of a tree; a transform of one more is rejected."""
 SET_BACK = 1.0
-"""Seconds by which stamps may lie out of order before the clock must have been set back."""
+"""Seconds by which stamps of a bag may lie out of order before its clock must have been set back."""
 
 
 @dataclass(kw_only=True)
-class Edge:
-    """Where a frame is in its parent: at ``times`` in seconds, or always, with one matrix, where static.
+class _Link:
+    """Pose of a frame in its parent, with increasing times, or one for all times where static.
 
-    ``parents`` has more than one name where transforms contradict each other; ``refused`` are the reasons why
-    others of them were not taken, ``back`` is whether time was set back.
+    ``parents`` has several names where the transforms of a bag contradict each other; ``rejected`` are the reasons
+    why transforms of this frame were left out.
     """
 
     parents: list[str]
     static: bool
     times: list[float] = field(default_factory=list)
     parent_from_child: list[np.ndarray] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    back: bool = False
+    rejected: list[str] = field(default_factory=list)
+    set_back: bool = False
+
+    def insert(self, time: float, matrix: np.ndarray) -> None:
+        """Insert a transform in the order of time; of two with one stamp the first stays."""
+        if self.static:
+            self.times, self.parent_from_child = [time], [matrix]
+            return
+        place = bisect_left(self.times, time)
+        if place == len(self.times) or self.times[place] != time:
+            self.times.insert(place, time)
+            self.parent_from_child.insert(place, matrix)
+
+    def at(
+        self, times: Float[np.ndarray, 'n']
+    ) -> tuple[Float64[np.ndarray, 'n 4 4'], Float64[np.ndarray, 'n']]:
+        """Return parent_from_child at ``times`` and the seconds to the further of the two stamps around each.
+
+        The gap is 0 at a stamp and for static transforms, and infinite before the first and after the last stamp.
+        """
+        if self.static:
+            return np.tile(self.parent_from_child[0], (len(times), 1, 1)), np.zeros(len(times))
+        last = len(self.times) - 1
+        after = [min(bisect_left(self.times, time), last) for time in times.tolist()]
+        before = [
+            i if self.times[i] <= time else max(i - 1, 0) for i, time in zip(after, times.tolist())
+        ]
+        begin, end = (np.array([self.times[i] for i in part]) for part in (before, after))
+        outside = (times < begin) | (times > end)
+        gap = np.where(outside, np.inf, np.maximum(times - begin, end - times))
+        fraction = np.clip((times - begin) / np.where(end > begin, end - begin, 1.0), 0.0, 1.0)
+        first, second = (
+            np.stack([self.parent_from_child[i] for i in part]) for part in (before, after)
+        )
+        return interpolate(first, second, fraction), gap
 
 
-class Tree:
-    """Add transforms in the order that they were sent in; then ask for the poses of a frame in one above it."""
+class TransformTree:
+    """Transforms between frames: add them, then look up where one frame was in another.
 
-    def __init__(self) -> None:
-        self._edges: dict[str, Edge] = {}
+    A live tree keeps the last ``max_age`` seconds: a frame that gets another parent belongs to the newer one, and a clock that is
+    set back by more than that begins anew. The tree of a bag keeps all: what follows a clock that was set back by
+    more than `SET_BACK` is rejected, and so is a path through a frame with two parents. Safe to use from several
+    threads.
+    """
+
+    def __init__(self, *, max_age: float | None = None) -> None:
+        """Create an empty tree; ``max_age`` None is the tree of a bag."""
+        self._max_age = max_age
+        self._links: dict[str, _Link] = {}
+        self._changed = threading.Condition()
 
     def add(
         self,
@@ -45,77 +91,179 @@ class Tree:
         *,
         static: bool,
     ) -> None:
-        """A transform that is sent twice counts once; those after time was set back are refused."""
-        edge = self._edge(parent, child, static)
-        if static:
-            edge.static, edge.times, edge.parent_from_child = True, [time], [parent_from_child]
-        if edge.static:
-            return
-        edge.back |= bool(edge.times) and time < edge.times[-1] - SET_BACK
-        if edge.back:
-            edge.refused.append(f'time goes backwards, {time:.6f} after {edge.times[-1]:.6f}')
-            return
-        place = bisect_left(edge.times, time)
-        if place == len(edge.times) or edge.times[place] != time:
-            edge.times.insert(place, time)
-            edge.parent_from_child.insert(place, parent_from_child)
+        """Add a transform; one with a stamp that is already there is ignored.
 
-    def refuse(self, parent: str, child: str, reason: str, *, static: bool) -> None:
-        """A transform that is none."""
-        self._edge(parent, child, static).refused.append(reason)
-
-    def poses(
-        self, world: str, frame: str
-    ) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k 4 4'], list[str]]:
-        """Times and world_from_frame, as often as the transform that is sent least, and what was refused between.
-
-        Raises ValueError where no transforms lead from ``frame`` up to ``world``, or never all at one time.
+        Raises:
+            ValueError: The frame would be one more than `MAX_FRAMES`.
         """
-        path, at = {}, frame
-        while at != world:
-            if at not in self._edges or at in path:
-                known = sorted(
-                    {*self._edges, *(p for e in self._edges.values() for p in e.parents)}
-                )
-                raise ValueError(
-                    f'no transforms lead from {frame!r} up to {world!r}: {at!r} has no parent; '
-                    f'there are the frames {", ".join(known)}'
-                )
-            edge = path[at] = self._edges[at]
-            if len(edge.parents) > 1:
-                raise ValueError(f'{at!r} has the parents {" and ".join(map(repr, edge.parents))}')
-            if not edge.times:
-                raise ValueError(f'{at!r} has no transform that can be used: {edge.refused[0]}')
-            at = edge.parents[0]
-        moving = {child: edge for child, edge in path.items() if not edge.static}
-        if not moving:
-            raise ValueError(f'only static transforms lead from {frame!r} up to {world!r}')
-        times = np.array(min((edge.times for edge in moving.values()), key=len))
-        first = max(edge.times[0] for edge in moving.values())
-        last = min(edge.times[-1] for edge in moving.values())
-        times = times[(times >= first) & (times <= last)]
-        if not len(times):
-            spans = (
-                f'{c!r} from {e.times[0]:.6f} to {e.times[-1]:.6f}' for c, e in moving.items()
-            )
-            raise ValueError(f'transforms are never known at one time: {", ".join(spans)}')
-        world_from_frame = np.tile(np.eye(4), (len(times), 1, 1))
-        for edge in reversed(path.values()):
-            matrices = np.stack(edge.parent_from_child)
-            world_from_frame = world_from_frame @ (
-                matrices
-                if edge.static
-                else resample_trajectory(matrices, np.array(edge.times), times)
-            )
-        broken = [
-            f'{len(edge.refused)} transforms of {child!r} are left out, the first: {edge.refused[0]}'
-            for child, edge in path.items()
-            if edge.refused
-        ]
-        return times, world_from_frame, broken
+        with self._changed:
+            link = self._link(parent, child, static)
+            if link.static and not static:
+                return
+            if link.times and not static:
+                back = link.times[-1] - time
+                if self._max_age is not None and back > self._max_age:
+                    link.times.clear()
+                    link.parent_from_child.clear()
+                elif self._max_age is None:
+                    link.set_back |= back > SET_BACK
+            if link.set_back:
+                link.rejected.append(f'time goes backwards, {time:.6f} after {link.times[-1]:.6f}')
+                return
+            link.insert(time, parent_from_child)
+            if self._max_age is not None and not link.static:
+                old = bisect_left(link.times, link.times[-1] - self._max_age)
+                del link.times[:old], link.parent_from_child[:old]
+            self._changed.notify_all()
 
-    def _edge(self, parent: str, child: str, static: bool) -> Edge:
-        edge = self._edges.setdefault(child, Edge(parents=[parent], static=static))
-        if parent not in edge.parents:
-            edge.parents.append(parent)
-        return edge
+    def reject(self, parent: str, child: str, reason: str, *, static: bool) -> None:
+        """Note why a transform of a bag was left out, for the message of a lookup that lacks it."""
+        with self._changed:
+            if child in self._links or len(self._links) < MAX_FRAMES:
+                self._link(parent, child, static).rejected.append(reason)
+
+    def clear_moving(self) -> None:
+        """Delete all transforms that are not static."""
+        with self._changed:
+            self._links = {child: link for child, link in self._links.items() if link.static}
+
+    def lookup(
+        self, target: str, source: str, time: float | None, *, wait: float = 0.0
+    ) -> Float64[np.ndarray, '4 4']:
+        """Return target_from_source at a time.
+
+        Args:
+            time: Seconds; None is the newest time at which every transform between the two is known.
+            wait: Seconds to wait for transforms that are not there yet.
+
+        Raises:
+            ValueError: No transforms join the frames, or one of them is not known at that time. Nothing is
+                extrapolated.
+        """
+        target, source = frame_name(target), frame_name(source)
+        deadline = clock.monotonic() + wait
+        with self._changed:
+            while True:
+                try:
+                    return self._lookup(target, source, time)
+                except ValueError:
+                    left = deadline - clock.monotonic()
+                    if left <= 0:
+                        raise
+                    self._changed.wait(left)
+
+    def lookup_all(
+        self, target: str, source: str, times: Float[np.ndarray, 'n'], *, max_gap: float
+    ) -> tuple[Float64[np.ndarray, 'n 4 4'], Bool[np.ndarray, 'n'], list[str]]:
+        """Return target_from_source at many times, which of them are valid, and the transforms that were left out.
+
+        Every link is interpolated at the times asked for. A pose is valid where every link has a stamp at most
+        ``max_gap`` seconds before it and another as long after it.
+
+        Raises:
+            ValueError: No transforms join the frames, only static ones do, they contradict each other, or there is
+                no time at which all are known.
+        """
+        target, source = frame_name(target), frame_name(source)
+        up, down = self._path(target, source)
+        links = {frame: self._links[frame] for frame in up + down}
+        _check_known_together(target, source, links)
+        target_from_source, gaps = self._compose(up, down, times)
+        rejected = [
+            f"{len(link.rejected)} transforms of '{frame}' are left out, the first: {link.rejected[0]}"
+            for frame, link in links.items()
+            if link.rejected
+        ]
+        valid = np.max(list(gaps.values()), axis=0) <= max_gap
+        return target_from_source, valid, rejected
+
+    def span(self, target: str, source: str) -> tuple[float, float]:
+        """Return the first and the last time at which every moving transform between two frames is known."""
+        up, down = self._path(frame_name(target), frame_name(source))
+        moving = [self._links[f] for f in up + down if not self._links[f].static]
+        return max(link.times[0] for link in moving), min(link.times[-1] for link in moving)
+
+    def _lookup(self, target: str, source: str, time: float | None) -> np.ndarray:
+        up, down = self._path(target, source)
+        moving = [self._links[f] for f in up + down if not self._links[f].static]
+        if time is None:
+            time = min((link.times[-1] for link in moving), default=0.0)
+        target_from_source, gaps = self._compose(up, down, np.array([time]))
+        for frame, gap in gaps.items():
+            if not np.isfinite(gap[0]):
+                link = self._links[frame]
+                raise ValueError(
+                    f"no transform between '{target}' and '{source}' at {time:.3f}: '{frame}' in "
+                    f"'{link.parents[-1]}' is known from {link.times[0]:.3f} to {link.times[-1]:.3f}"
+                )
+        return target_from_source[0]
+
+    def _compose(
+        self, up: list[str], down: list[str], times: Float[np.ndarray, 'n']
+    ) -> tuple[Float64[np.ndarray, 'n 4 4'], dict[str, Float64[np.ndarray, 'n']]]:
+        """Return target_from_source at ``times`` and the gaps of `_Link.at` by frame."""
+        chains, gaps = [], {}
+        for part in (up, down):
+            ancestor_from_frame = np.tile(np.eye(4), (len(times), 1, 1))
+            for frame in reversed(part):
+                parent_from_child, gaps[frame] = self._links[frame].at(times)
+                ancestor_from_frame = ancestor_from_frame @ parent_from_child
+            chains.append(ancestor_from_frame)
+        ancestor_from_source, ancestor_from_target = chains
+        return np.linalg.inv(ancestor_from_target) @ ancestor_from_source, gaps
+
+    def _link(self, parent: str, child: str, static: bool) -> _Link:
+        link = self._links.get(child)
+        if link is None and len(self._links) >= MAX_FRAMES:
+            raise ValueError(f"frame '{child}' would be one more than {MAX_FRAMES}")
+        changed = link is not None and (link.parents != [parent] or link.static != static)
+        if link is None or (changed and self._max_age is not None):
+            link = self._links[child] = _Link(parents=[parent], static=static)
+        elif parent not in link.parents:
+            link.parents.append(parent)
+        if static and not link.static:
+            link.static, link.times, link.parent_from_child = True, [], []
+        return link
+
+    def _path(self, target: str, source: str) -> tuple[list[str], list[str]]:
+        """Return the frames below the common ancestor, from ``source`` up and from ``target`` up."""
+        up, down = self._to_root(source), self._to_root(target)
+        ancestor = next((frame for frame in up if frame in down), None)
+        path = up + down
+        if ancestor is not None:
+            up, down = up[: up.index(ancestor)], down[: down.index(ancestor)]
+            path = up + down
+        for frame in path:
+            parents = self._links[frame].parents if frame in self._links else []
+            if len(parents) > 1:
+                raise ValueError(f"'{frame}' has the parents {' and '.join(map(repr, parents))}")
+        if ancestor is None:
+            frames = {*self._links, *(p for link in self._links.values() for p in link.parents)}
+            raise ValueError(
+                f"no transforms join '{source}' to '{target}'; the frames that are known: "
+                f'{", ".join(sorted(frames)) or "none"}'
+            )
+        return up, down
+
+    def _to_root(self, frame: str) -> list[str]:
+        chain = [frame]
+        while chain[-1] in self._links and len(chain) <= len(self._links):
+            chain.append(self._links[chain[-1]].parents[-1])
+        return chain
+
+
+def _check_known_together(target: str, source: str, links: dict[str, _Link]) -> None:
+    """Raise ValueError where no time has all links of a path, or where none of them moves."""
+    for frame, link in links.items():
+        if not link.times:
+            raise ValueError(f"'{frame}' has no transform that can be used: {link.rejected[0]}")
+    moving = {frame: link for frame, link in links.items() if not link.static}
+    if not moving:
+        raise ValueError(f"only static transforms join '{source}' to '{target}'")
+    first = max(link.times[0] for link in moving.values())
+    if first > min(link.times[-1] for link in moving.values()):
+        spans = (
+            f"'{frame}' from {link.times[0]:.6f} to {link.times[-1]:.6f}"
+            for frame, link in moving.items()
+        )
+        raise ValueError(f'transforms are never known at one time: {", ".join(spans)}')

@@ -24,9 +24,10 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mirage_model.clip import Clip
-from mirage_model.engine.inputs import fit_pixels
 from mirage_model.evaluation.replay.video import mask_in_colour, mp4
+from mirage_model.image_fit import fit_image
 from mirage_model.interface import Chunk
+from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.tools import video
 from mirage_ros.tools.service_call import ServiceCall
@@ -178,7 +179,7 @@ def fitted(
     """Cropped about the centre and scaled, as the engine does with the seed image."""
     if frames.shape[1:3] == (height, width):
         return frames
-    return np.stack([fit_pixels(frame, height, width) for frame in frames])
+    return np.stack([fit_image(frame, height, width) for frame in frames])
 
 
 def reconstructed(
@@ -202,7 +203,7 @@ def record(file: Path, clip: Clip, messages: list[ImaginedChunk]) -> None:
     from mirage_ros.tools.viewer import log_chunk, log_observed, open_recording
 
     recording = open_recording(file)
-    start = convert.seconds(messages[0].times[0]) - float(clip.cameras.times[1])
+    start = seconds(messages[0].times[0]) - float(clip.cameras.times[1])
     header = Header(stamp=convert.stamp(start + float(clip.cameras.times[0])))
     log_observed(recording, convert.image_message(clip.frames[0].numpy(), 'rgb8', header))
     for message in messages:

@@ -28,7 +28,7 @@ from mirage_model.interface import (
     Observation,
 )
 from mirage_ros import convert
-from mirage_ros.images import image_message
+from mirage_ros.convert import image_message
 
 CAMERA_FRAME, WORLD_FRAME = 'replay_camera_optical', 'map'
 _QOS = QoSProfile(depth=100)

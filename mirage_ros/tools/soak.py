@@ -40,7 +40,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from mirage_ros import convert
-from mirage_ros.images import image_message
+from mirage_ros.convert import image_message
 from mirage_ros.tools.demo import quiet_network
 from mirage_ros.tools.service_call import ServiceCall
 

@@ -18,8 +18,9 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 
+from mirage_model.messages.images import rgb_from_image
+from mirage_model.messages.poses import seconds
 from mirage_ros import convert
-from mirage_ros.images import rgb_from_image
 
 APPLICATION = 'mirage'
 
@@ -69,14 +70,14 @@ def log_chunk(recording: Any, message: ImaginedChunk) -> None:
 def log_observed(recording: Any, message: Image) -> None:
     import rerun
 
-    recording.set_time('time', timestamp=convert.seconds(message.header.stamp))
+    recording.set_time('time', timestamp=seconds(message.header.stamp))
     recording.log('observed', rerun.Image(rgb_from_image(message)))
 
 
 def log_points(recording: Any, message: PointCloud2) -> None:
     import rerun
 
-    recording.set_time('time', timestamp=convert.seconds(message.header.stamp))
+    recording.set_time('time', timestamp=seconds(message.header.stamp))
     rows = np.frombuffer(message.data, np.uint8).reshape(message.width, message.point_step)
     positions = rows[:, :12].copy().view('<f4')
     colours = rows[:, 12:15][:, ::-1]  # the word is 0xRRGGBB, little-endian

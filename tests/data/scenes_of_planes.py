@@ -1,11 +1,10 @@
-"""Clips and pictures whose every pixel is known beforehand."""
+"""Clips of planes, whose depth is known."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from mirage_model.camera import Cameras, directions
+from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
 
 
@@ -46,19 +45,3 @@ def clip_of(
         scene=scene,
         text='a wall',
     )
-
-
-def sloped_image(
-    height: int, width: int, cameras: Cameras | None = None
-) -> tuple[np.ndarray, Cameras]:
-    """A picture (height, width, 2) of x / z and y / z of its rays, and its camera, off the middle."""
-    if cameras is None:
-        K = torch.tensor([[40.0, 0.0, width * 0.4], [0.0, 50.0, height * 0.6], [0.0, 0.0, 1.0]])
-        cameras = Cameras(
-            K=K[None],
-            world_from_camera=torch.eye(4)[None],
-            times=torch.zeros(1, dtype=torch.float64),
-            height=height,
-            width=width,
-        )
-    return directions(cameras)[0, ..., :2].numpy(), cameras

@@ -3,12 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from scenes_of_planes import clip_of, sloped_image
+from scenes_of_planes import clip_of
 import torch
 
-from mirage_model.camera import cropped, project, unproject
 from mirage_model.clip import save_clip
-from mirage_model.data.sources import Layout, RecordedClips, cut, fit, fit_cameras
+from mirage_model.data.sources import Layout, RecordedClips, cut
 
 
 def rows_of(times, **layout) -> list[tuple[int, ...]]:
@@ -47,35 +46,6 @@ def test_too_slow_a_video_gives_no_clip():
     listing = cut('video', '', times, Layout(rate=8.0), list(range(10)))
     assert not listing.parts and len(listing.left_out) == 10
     assert rows_of([]) == []
-
-
-@pytest.mark.parametrize('size', [(48, 64), (100, 90), (31, 77), (20, 30)])
-def test_fitted_images_and_cameras_belong_together(size):
-    """A picture whose colours are the slopes of its rays stays one, smaller, larger or cut."""
-    layout = Layout(height=32, width=48)
-    image, cameras = sloped_image(*size)
-    fitted, after = fit(image, layout), fit_cameras(cameras, layout)
-    expected, _ = sloped_image(32, 48, after)
-    assert fitted.shape == (32, 48, 2) and (after.height, after.width) == (32, 48)
-    inner = (slice(2, -2), slice(2, -2))
-    np.testing.assert_allclose(fitted[inner], expected[inner], atol=3e-3)  # a tenth of a pixel
-
-
-def test_fitted_depth_is_never_blended():
-    layout = Layout(height=8, width=12)
-    depth = np.where(np.arange(50)[None] < 23, 1.0, 9.0).repeat(40, axis=0).astype(np.float32)
-    assert set(np.unique(fit(depth, layout, labels=True))) == {1.0, 9.0}
-    assert 1.0 < np.unique(fit(depth, layout))[1] < 9.0
-
-
-def test_what_a_cropped_camera_sees_lies_where_it_did():
-    _, cameras = sloped_image(20, 30)
-    part = cropped(cameras, 5, 7, 10, 12)
-    points = unproject(torch.full((1, 10, 12), 2.0), part).reshape(1, -1, 3)
-    pixels, _ = project(points, cameras)
-    y, x = torch.meshgrid(torch.arange(10), torch.arange(12), indexing='ij')
-    expected = torch.stack([x + 7, y + 5], dim=-1).reshape(1, -1, 2).float()
-    torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=0)
 
 
 def test_layouts_that_cannot_be_are_refused():

@@ -20,12 +20,12 @@ from safetensors import safe_open
 
 from mirage_model.cli import main, parse
 from mirage_model.engine.engine import Engine
-from mirage_model.engine.inputs import fit_pixels
 from mirage_model.evaluation.config import ReplayCommand
 from mirage_model.evaluation.replay.command import load_engine, open_bag, run
 from mirage_model.evaluation.replay.replay import Walk, load, request_for, views
 from mirage_model.evaluation.replay.results_bag import FIGURES, lanes
 from mirage_model.evaluation.replay.segments import segments_of
+from mirage_model.image_fit import fit_image
 from mirage_model.interface import NOTHING
 
 AT = STORE.types['builtin_interfaces/msg/Time'](sec=1002, nanosec=500_000_000)
@@ -59,7 +59,7 @@ def test_a_segment_is_what_an_engine_gives_that_is_asked_by_hand(recorded, done)
     np.testing.assert_array_equal(found.frames, np.concatenate([c.frames for c in chunks]))
     np.testing.assert_array_equal(found.visibility, np.concatenate([c.visibility for c in chunks]))
     truth = np.stack(
-        [fit_pixels(frame, about.height, about.width) for frame in clip.frames[17:25].numpy()]
+        [fit_image(frame, about.height, about.width) for frame in clip.frames[17:25].numpy()]
     )
     np.testing.assert_array_equal(found.recorded, truth)
     error = np.square(found.frames[3] / 255 - truth[3] / 255)

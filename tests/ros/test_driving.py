@@ -20,12 +20,11 @@ from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
+from mirage_model.messages.poses import matrix_from_numbers
 from mirage_ros import convert
-from mirage_ros.transforms import transform_message
+from mirage_ros.convert import transform_message
 
-BASE_FROM_CAMERA = convert.matrix_from_numbers(
-    (0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5), name='camera'
-)
+BASE_FROM_CAMERA = matrix_from_numbers((0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5), name='camera')
 
 
 def shifted(x: float) -> np.ndarray:

@@ -23,7 +23,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.transforms import LATCHED, transform_message
+from mirage_ros.convert import transform_message
+from mirage_ros.transforms import LATCHED
 
 FLOATS = (0.0, -1.0, 1e-30, 1e30, float('nan'), float('inf'), -float('inf'))
 WORDS = ('', 'map', 'mars', '../x', 'rgb8', '16UC1', '32FC1', 'bayer_rggb8', 'x' * 1000, 'é\n')

@@ -22,6 +22,7 @@ from processes import INSTANT, START, seed_messages, trajectory
 import pytest
 from sensor_msgs.msg import CameraInfo, Image
 
+from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.node import MirageNode
 
@@ -65,7 +66,7 @@ def test_topics(client, start_node):
     )
     client.until(lambda: len(images) == len(cameras) == 20)
     np.testing.assert_array_equal([image.data[0] for image in images], frames[:, 0, 0, 0])
-    assert [convert.seconds(image.header.stamp) for image in images] == list(times)
+    assert [seconds(image.header.stamp) for image in images] == list(times)
     assert {image.header.frame_id for image in images + masks + cameras} == {'imagined/camera'}
     assert set(masks[0].data) == {0, 128, 255} and masks[0].encoding == 'mono8'
     assert cameras[0].k[0] == 80.0
@@ -120,7 +121,7 @@ def test_action(client, start_node):
     assert [feedback.chunk_index for feedback in sent.feedback] == [0, 1]
     last = sent.feedback[-1].last_frame
     assert last.data[0] == 90 + 32 + 5
-    assert convert.seconds(last.header.stamp) == START + 4
+    assert seconds(last.header.stamp) == START + 4
     assert last.header.frame_id == 'imagined/other_camera'
     client.until(lambda: len(client.chunks) == 2)
     assert len(client.chunks[0].memory_frames) == 16
@@ -136,7 +137,7 @@ def test_seed_pose_is_given(client, start_node):
     message.seed_pose = [message.poses[3]]
     client.send('trajectory', message)
     client.until(lambda: client.chunks)
-    assert convert.seconds(client.chunks[0].times[0]) == START
+    assert seconds(client.chunks[0].times[0]) == START
     assert len(client.chunks[0].times) == 16
 
 

@@ -10,10 +10,11 @@ from instant_engine import InstantEngine
 import numpy as np
 import pytest
 
-from mirage_ros.convert import matrix_from_numbers, seconds, stamp
+from mirage_model.messages.poses import matrix_from_numbers, seconds
+from mirage_model.messages.transform_tree import TransformTree
+from mirage_ros.convert import stamp
 from mirage_ros.parameters import from_values
 from mirage_ros.trajectory import CameraFrames, frames_along
-from mirage_ros.transforms import Tree, transform_message
 
 ENGINE = InstantEngine().describe()  # 8 Hz, 16 frames a chunk
 
@@ -66,10 +67,13 @@ LOOKING_FORWARD = (0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5)
 
 
 def frames(
-    tree: Tree | None = None, base_from_camera: tuple[float, ...] = (), pose_source: str = 'none'
+    tree: TransformTree | None = None,
+    base_from_camera: tuple[float, ...] = (),
+    pose_source: str = 'none',
 ) -> CameraFrames:
     values = {'frames.base_from_camera': base_from_camera, 'observe.pose_source': pose_source}
-    return CameraFrames(from_values({'tf.wait': 0.0, **values}), tree or Tree())
+    tree = tree or TransformTree(max_age=30.0)
+    return CameraFrames(from_values({'tf.wait': 0.0, **values}), tree)
 
 
 def test_camera_on_the_base():
@@ -104,12 +108,12 @@ def test_camera_in_the_world():
     base_from_camera = matrix_from_numbers(LOOKING_FORWARD, name='')
     world_from_base = np.eye(4)
     world_from_base[:3, 3] = 1, 2, 0
-    tree = Tree()
-    tree.add(transform_message('map', 'base_link', world_from_base, 5.0), static=False)
+    tree = TransformTree(max_age=30.0)
+    tree.add('map', 'base_link', 5.0, world_from_base, static=False)
     by_parameter = frames(tree, base_from_camera=LOOKING_FORWARD, pose_source='odometry')
     expected = world_from_base @ base_from_camera
     np.testing.assert_allclose(by_parameter.world_from_camera('camera', 5.0), expected, atol=1e-9)
-    tree.add(transform_message('base_link', 'camera', base_from_camera, 0.0), static=True)
+    tree.add('base_link', 'camera', 0.0, base_from_camera, static=True)
     by_tree = frames(tree, pose_source='tf')
     np.testing.assert_allclose(by_tree.world_from_camera('camera', 5.0), expected, atol=1e-9)
     with pytest.raises(ValueError, match='observe.pose_source is none'):

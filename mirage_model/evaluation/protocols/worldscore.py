@@ -21,13 +21,13 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
-from mirage_model.engine.inputs import fit_pixels
 from mirage_model.evaluation.config import (
     WorldScoreAggregateConfig,
     WorldScoreCommand,
     WorldScoreConfig,
 )
 from mirage_model.evaluation.replay.video import mp4
+from mirage_model.image_fit import fit_image
 from mirage_model.interface import EngineProtocol, ImagineRequest, InvalidRequest, Observation
 from mirage_model.io import as_json, begin_run, write_json
 
@@ -145,7 +145,7 @@ def generate(
     if picture is None:
         raise ValueError(f'{root / image_data["image"]} is no picture that can be read')
     width, height = config.resolution
-    picture = fit_pixels(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width)
+    picture = fit_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width)
     cameras = along(keyframes(image_data['camera_path']), config.frames)
     frames = _imagined(engine, picture, cameras, config, str(folder_of(image_data)))
     (folder / 'frames').mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def _imagined(
         seed=config.seed,
     )
     chunks = [chunk.frames for chunk in engine.imagine(request)]
-    first = fit_pixels(picture, about.height, about.width)
+    first = fit_image(picture, about.height, about.width)
     return np.concatenate([first[None], *chunks])[: len(cameras)]
 
 

@@ -24,11 +24,12 @@ from mirage_model.camera import concatenate
 from mirage_model.clip import Clip
 from mirage_model.data.bag import Bag
 from mirage_model.data.sources import Part
-from mirage_model.engine.inputs import fit_pixels, fit_view
+from mirage_model.engine.inputs import fit_observation
 from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.metrics import quality
 from mirage_model.evaluation.replay.geometry import FIGURES, geometry
 from mirage_model.evaluation.replay.segments import Segment
+from mirage_model.image_fit import fit_image
 from mirage_model.interface import (
     NOTHING,
     Chunk,
@@ -168,7 +169,7 @@ def replay_segment(
     """Imagine one segment and measure it. Raises ValueError that names the segment or the bag's topic."""
     about = engine.describe()
     seen = views(bag, (segment.observed[-1], *segment.future))
-    start, *recorded = [fit_pixels(view.image, about.height, about.width) for view in seen]
+    start, *recorded = [fit_image(view.image, about.height, about.width) for view in seen]
     observing, refused, unreadable = walk.to(segment)
     try:
         chunks = list(engine.imagine(request_for(bag, segment, about, config, seed)))
@@ -228,11 +229,11 @@ def _geometry(
     if all(view.depth is None for view in seen):
         return [dict.fromkeys(FIGURES, math.nan) for _ in frames]
     size = about.height, about.width
-    cameras = [fit_view(replace(view, depth=None), *size).camera for view in seen]
+    cameras = [fit_observation(replace(view, depth=None), *size).camera for view in seen]
     depth = []
     for view in seen:
         try:
-            depth.append(fit_view(view, *size).depth)
+            depth.append(fit_observation(view, *size).depth)
         except InvalidRequest:  # no pixel of it has a depth
             depth.append(torch.full((1, *size), math.nan))
     imagined, true = (
