@@ -214,7 +214,7 @@ def test_what_breaks_on_the_way_keeps_what_could_be_evaluated(recorded, tmp_path
     assert '/camera/image at 1002.500000' in said.err and '20x64' in said.err
     assert '3 results' in said.out
     (unread,) = load(tmp_path / 'out' / 'segments' / '00003-0.safetensors').unreadable
-    assert 'at 1002.500000 has images of 20x64' in unread
+    assert 'at 1002.500000: image: 20x64' in unread
     assert (tmp_path / 'out' / 'report.html').exists()
 
 
@@ -230,7 +230,7 @@ def test_a_view_that_was_only_to_be_observed_is_told_too(recorded, tmp_path, cap
     for _ in range(2):
         assert command(recorded, tmp_path / 'drive', tmp_path / 'out', '--stride', '3') == 1
         said = capsys.readouterr()
-        assert 'not observed: ' in said.err and "1002.500000: encoding 'nonsense'" in said.err
+        assert 'not observed: ' in said.err and "1002.500000: image: encoding 'nonsense'" in said.err
         assert '2 results' in said.out
 
 
@@ -256,7 +256,7 @@ def test_one_corrupt_message_does_not_cost_the_rest(recorded, tmp_path, capsys):
     [
         (('--image', '/no'), "no topic '/no', there are /camera/camera_info"),
         (('--pose', '/odom'), "no topic '/odom'"),
-        (('--world-frame', 'earth'), "'map' has no parent; there are the frames base_link"),
+        (('--world-frame', 'earth'), "no transforms join 'camera_optical' to 'earth'; the frames that are known: base_link"),
         (('--horizon', '10'), 'no segment of 10 s'),
         (('--pose', '/camera/image'), '/camera/image is of type sensor_msgs/msg/Image'),
     ],
