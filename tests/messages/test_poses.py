@@ -50,10 +50,10 @@ def test_matrix_of_a_pose():
 @pytest.mark.parametrize(
     ('quaternion', 'what'),
     [
-        ((0, 0, 0, 0), 'length 0'),
-        ((0, 0, 0, 2), 'length 2'),
-        ((0, 0, float('nan'), 1), 'not finite'),
-        ((0, float('inf'), 0, 1), 'not finite'),
+        ((0.0, 0.0, 0.0, 0.0), 'length 0'),
+        ((0.0, 0.0, 0.0, 2.0), 'length 2'),
+        ((0.0, 0.0, float('nan'), 1.0), 'not finite'),
+        ((0.0, float('inf'), 0.0, 1.0), 'not finite'),
     ],
 )
 def test_bad_quaternion_is_named(quaternion, what):
