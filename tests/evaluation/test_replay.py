@@ -230,7 +230,9 @@ def test_a_view_that_was_only_to_be_observed_is_told_too(recorded, tmp_path, cap
     for _ in range(2):
         assert command(recorded, tmp_path / 'drive', tmp_path / 'out', '--stride', '3') == 1
         said = capsys.readouterr()
-        assert 'not observed: ' in said.err and "1002.500000: image: encoding 'nonsense'" in said.err
+        assert (
+            'not observed: ' in said.err and "1002.500000: image: encoding 'nonsense'" in said.err
+        )
         assert '2 results' in said.out
 
 
@@ -256,7 +258,10 @@ def test_one_corrupt_message_does_not_cost_the_rest(recorded, tmp_path, capsys):
     [
         (('--image', '/no'), "no topic '/no', there are /camera/camera_info"),
         (('--pose', '/odom'), "no topic '/odom'"),
-        (('--world-frame', 'earth'), "no transforms join 'camera_optical' to 'earth'; the frames that are known: base_link"),
+        (
+            ('--world-frame', 'earth'),
+            "no transforms join 'camera_optical' to 'earth'; the frames that are known: base_link",
+        ),
         (('--horizon', '10'), 'no segment of 10 s'),
         (('--pose', '/camera/image'), '/camera/image is of type sensor_msgs/msg/Image'),
     ],
