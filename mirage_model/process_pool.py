@@ -1,4 +1,4 @@
-"""Independent jobs in processes of their own, which import what they need once between them."""
+"""Run independent jobs in worker processes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ Result = TypeVar('Result')
 def in_workers(
     function: Callable[..., Result], jobs: Sequence[tuple], *, workers: int
 ) -> Iterator[Result]:
-    """Results as they come; a job is the function's arguments.
+    """Yield the results of ``function(*job)`` for each job, in order of completion.
 
-    One worker is this process. More are processes of one thread each, which end the jobs that they have
-    begun where this one is interrupted.
+    With one worker the jobs run in this process. More workers are processes of one thread each, which
+    import the module of ``function`` once; an interrupt lets running jobs finish.
     """
     if workers < 2:
         yield from (function(*job) for job in jobs)
         return
     forks = multiprocessing.get_context('forkserver')
-    forks.set_forkserver_preload([sys.modules[function.__module__].__spec__.name])
+    spec = sys.modules[function.__module__].__spec__  # __main__ has its real name here
+    assert spec is not None, 'a function of a script cannot run in a worker'
+    forks.set_forkserver_preload([spec.name])
     pool = ProcessPoolExecutor(workers, mp_context=forks, initializer=_start)
     try:
         for future in as_completed([pool.submit(function, *job) for job in jobs]):

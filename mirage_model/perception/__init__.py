@@ -1,7 +1,7 @@
-"""What is in a frame, by one protocol: depth, camera, confidence, sky and moving things.
+"""Estimate depth, confidence, sky and dynamic objects of frames.
 
-`embedded` holds the project's own network, `adapters` the big models of others, `alignment` brings
-their depth to the memory's scale and `refine` finds cameras anew from matched features.
+`embedded` holds the network of mirage-tiny, `adapters` runs published depth models, `alignment` scales
+depth to the memory, and `refine` estimates cameras from matched features.
 """
 
 from __future__ import annotations
@@ -19,25 +19,33 @@ from mirage_model.memory import Readout
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is known of n frames, pixel by pixel.
-
-    ``depth`` is in metres along the optical axis and NaN in the sky and wherever else nothing is
-    known. ``confidence`` is the probability, in 0..1, that depth is within a factor of 1.25 of the
-    truth. ``scaled`` says for each frame whether its metres were measured, by a sensor, a metric
-    model or the memory; where False they are the network's guess.
-    """
+    """Estimates for each pixel of n frames."""
 
     depth: Float[Tensor, 'n h w']
+    """Along the optical axis [m]; NaN in the sky and where it is unknown."""
+
     cameras: Cameras
+    """Cameras of the frames."""
+
     confidence: Float[Tensor, 'n h w']
+    """Probability that depth is within a factor of 1.25 of the truth, in 0..1."""
+
     sky: Bool[Tensor, 'n h w']
+    """True in the sky."""
+
     moving: Bool[Tensor, 'n h w']
+    """True on dynamic objects."""
+
     scaled: Bool[Tensor, 'n']
+    """True if the metres come from a sensor, a metric model or the memory.
+
+    False if they are the network's guess.
+    """
 
 
 @runtime_checkable
 class Perception(Protocol):
-    """Frames to depth, cameras, confidence, sky and moving things."""
+    """A model that estimates depth, cameras, confidence, sky and dynamic objects."""
 
     def to(self, device: torch.device | str) -> None:
         """Move the network to a device."""
@@ -46,8 +54,14 @@ class Perception(Protocol):
     def estimate(
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None
     ) -> Estimate:
-        """Estimate for frames in 0..1 seen by ``cameras``.
+        """Estimate frames.
 
-        ``readout`` is the memory's view from the same cameras; None where there is no memory yet.
+        Args:
+            frames: RGB in 0..1.
+            cameras: Cameras of the frames.
+            readout: The memory at the same cameras; None without a memory.
+
+        Raises:
+            ValueError: The model does not accept the size of the frames.
         """
         ...

@@ -1,7 +1,6 @@
-"""Perception by the big models of others, whose libraries are imported when they are used.
+"""Perception by published depth models; their libraries are imported on use.
 
-None of them names moving things, so ``moving`` is empty: label those by other means before
-remembering.
+They do not segment dynamic objects, so ``moving`` is False everywhere.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from mirage_model.perception.alignment import DEFAULT_ALIGNMENT, AlignmentConfig
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_FAR = 0.98
+_SKY_SHARE = 0.98
+"""Share of the largest depth from which on Depth Anything means sky."""
 
 
 class DepthAnything:
-    """Depth Anything (1 and 2) through transformers, its metric models alone.
+    """Metric models of Depth Anything 1 and 2, through transformers.
 
-    Sky is what reaches 98% of the model's largest depth; it gives no confidence, which is 1
-    elsewhere. Frames are resized so that their shorter side has ``process_size`` pixels.
+    Pixels from 98% of the model's largest depth on are sky. Confidence is 1.
     """
 
     def __init__(
@@ -38,10 +37,14 @@ class DepthAnything:
         *,
         process_size: int = 518,
         alignment: AlignmentConfig = DEFAULT_ALIGNMENT,
-    ):
-        """Load from a folder in transformers' layout, safetensors only.
+    ) -> None:
+        """Load a folder in transformers' layout with safetensors.
 
-        Raises ValueError if the model predicts relative depth, which has no fixed zero.
+        Args:
+            process_size: Shorter side that frames are resized to [px].
+
+        Raises:
+            ValueError: The model predicts relative depth.
         """
         from transformers import AutoModelForDepthEstimation
 
@@ -50,7 +53,7 @@ class DepthAnything:
         ).eval()
         kind = getattr(self.model.config, 'depth_estimation_type', None)
         if kind != 'metric':
-            raise ValueError(f'{folder}: a metric model is needed, this one predicts {kind} depth')
+            raise ValueError(f'{folder}: predicts {kind} depth, a metric model is needed')
         self.process_size = process_size
         self.alignment = alignment
 
@@ -71,7 +74,7 @@ class DepthAnything:
         )[:, None, None]
         depth = self.model(pixel_values=pixels).predicted_depth
         depth = F.interpolate(depth[:, None], (height, width), mode='nearest-exact')[:, 0]
-        sky = depth >= _FAR * self.model.config.max_depth
+        sky = depth >= _SKY_SHARE * self.model.config.max_depth
         estimate = Estimate(
             depth=depth.masked_fill(sky, torch.nan),
             cameras=cameras,
@@ -84,20 +87,24 @@ class DepthAnything:
 
 
 class DepthAnything3:
-    """Depth Anything 3 through its own package.
+    """Depth Anything 3, through the package depth_anything_3.
 
-    Its monocular metric model gives metres as focal length in pixels * output / 300; its nested
-    ones give metres; all others give depth up to a scale that only the memory can fix, so that
-    `scaled` is False where the memory does not cover the view.
+    The monocular metric model gives metres as focal length [px] * output / 300, the nested models
+    give metres. Depth of the other models has no scale: `Estimate.scaled` is False unless the memory
+    covers the view.
     """
 
-    def __init__(self, folder: Path, *, alignment: AlignmentConfig = DEFAULT_ALIGNMENT):
-        """Raises ImportError that names what to install where the package is missing."""
+    def __init__(self, folder: Path, *, alignment: AlignmentConfig = DEFAULT_ALIGNMENT) -> None:
+        """Load a folder of the package's layout.
+
+        Raises:
+            ImportError: The package is missing.
+        """
         try:
             from depth_anything_3.api import DepthAnything3 as Model
         except ImportError as error:
             raise ImportError(
-                'Depth Anything 3 is missing: pip install depth-anything-3 '
+                'depth_anything_3: the package is missing, pip install depth-anything-3 '
                 '(it needs numpy below 2, torchvision and xformers)'
             ) from error
         self.model = Model.from_pretrained(str(folder), local_files_only=True).eval()
@@ -111,21 +118,21 @@ class DepthAnything3:
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None
     ) -> Estimate:
         images = frames.clamp(0, 1).mul(255).round().byte().movedim(1, -1).cpu().numpy()
-        answer = self.model.inference(list(images))
-        depth = torch.from_numpy(answer.depth).to(frames)
+        prediction = self.model.inference(list(images))
+        depth = torch.from_numpy(prediction.depth).to(frames)
         monocular = self.model.model_name.startswith('da3metric')
-        metric = monocular or answer.is_metric == 1
+        metric = monocular or prediction.is_metric == 1
         if monocular:
             K = resized(cameras, *depth.shape[1:]).K
             depth = depth * (K[:, 0, 0] + K[:, 1, 1])[:, None, None] / 2 / 300
         sky = (
             torch.zeros_like(depth)
-            if answer.sky is None
-            else torch.from_numpy(answer.sky).to(depth)
+            if prediction.sky is None
+            else torch.from_numpy(prediction.sky).to(depth)
         )
         confidence = torch.ones_like(depth)
-        if answer.conf is not None:  # from 1 without an upper end
-            confidence = 1 - 1 / torch.from_numpy(answer.conf).to(depth).clamp(min=1)
+        if prediction.conf is not None:  # from 1 to infinity
+            confidence = 1 - 1 / torch.from_numpy(prediction.conf).to(depth).clamp(min=1)
         depth, sky, confidence = F.interpolate(
             torch.stack([depth, sky, confidence], dim=1), frames.shape[-2:], mode='nearest-exact'
         ).unbind(dim=1)

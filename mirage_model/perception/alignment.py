@@ -1,4 +1,4 @@
-"""Estimated depth brought to the memory's scale, where the memory covers the view."""
+"""Scale estimated depth to the memory."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from mirage_model.perception import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """At least ``min_cells`` cells must be shared; a scale is in 1 / max_scale .. max_scale."""
+    """Limits of the alignment."""
 
     min_cells: int = 12
+    """Latent cells that estimate and memory must share."""
+
     max_scale: float = 2.0
+    """Largest factor on depth; the smallest is its reciprocal."""
 
 
 DEFAULT_ALIGNMENT = AlignmentConfig()
 
 
 def align(estimate: Estimate, readout: Readout | None, config: AlignmentConfig) -> Estimate:
-    """Multiply the depth of all frames by one factor that brings it to the memory's.
+    """Multiply the depth of all frames by one factor that fits it to the memory.
 
-    s = exp(clip(median over the cells of log(readout.depth / depth), -b, b)), b = log max_scale
+    s = exp(clip(median over cells of log(readout.depth / depth), -b, b)), b = log(max_scale)
 
-    The cells are those of all frames that the memory covers, at which the estimate is neither sky,
-    moving nor at a depth edge. Cells that a sensor saw are taken alone where there are
-    ``min_cells`` of them: they do not drift, imagined ones inherit the error of what wrote them.
-    With too few cells of both kinds depth and ``scaled`` stay as they were.
+    The median runs over the cells of all frames that the memory covers and that are neither sky,
+    nor on a dynamic object, nor at a depth edge: observed cells if there are ``min_cells`` of them,
+    since imagined ones drift, else all. With too few cells the estimate is returned unchanged.
     """
     if readout is None:
         return estimate
     height, width = readout.depth.shape[-2:]
-    still = estimate.depth.masked_fill(estimate.moving, torch.nan)
-    depth, valid, edge = depth_to_grid(still, height, width)
+    static = estimate.depth.masked_fill(estimate.moving, torch.nan)
+    depth, valid, edge = depth_to_grid(static, height, width)
     usable = readout.visible & valid & ~edge
     for cells in (usable & readout.observed, usable):
         if int(cells.sum()) >= config.min_cells:

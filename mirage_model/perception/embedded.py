@@ -1,11 +1,11 @@
-"""The embedded perception network: a frame and what the memory knows of its depth in; depth, confidence,
-sky and moving things out.
+"""The perception network of mirage-tiny: estimate depth, confidence, sky and dynamic objects.
+
+Its input is a frame, the rays of its camera and the memory's depth.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-import json
 import math
 from pathlib import Path
 
@@ -17,64 +17,72 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, directions
-from mirage_model.io import write_json, written_whole
+from mirage_model.io import read_json, write_json, written_whole
 from mirage_model.memory import Readout
 from mirage_model.perception import Estimate
 from mirage_model.perception.alignment import DEFAULT_ALIGNMENT, AlignmentConfig, align
 
 STRIDE = 16
-"""Frame sizes must be multiples of this."""
+"""Height and width of frames must be multiples of it [px]."""
 
 _LOG_TOLERANCE = math.log(1.25)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """``widths`` are channels at strides 2, 4, 8 and 16.
-
-    The network predicts depth as a camera of ``canonical_focal`` pixels would see it. A pixel is
-    sky or moving above its threshold in 0..1.
-    """
+    """Architecture and thresholds of the network."""
 
     widths: tuple[int, ...] = (24, 48, 80, 112)
+    """Channels at strides 2, 4, 8 and 16."""
+
     canonical_focal: float = 88.0
+    """Focal length for which depth is predicted; depth is scaled to the camera's [px]."""
+
     sky_threshold: float = 0.5
+    """Probability above which a pixel is sky."""
+
     moving_threshold: float = 0.5
+    """Probability above which a pixel is on a dynamic object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Raw outputs. ``log_spread``: the log of the Laplace scale of the error of ``log_depth``."""
+    """Raw outputs of the network."""
 
     log_depth: Float[Tensor, 'n h w']
+    """Logarithm of depth [m]."""
+
     log_spread: Float[Tensor, 'n h w']
+    """Logarithm of the Laplace scale of the error of ``log_depth``."""
+
     sky_logit: Float[Tensor, 'n h w']
+    """Logit of sky."""
+
     moving_logit: Float[Tensor, 'n h w']
+    """Logit of dynamic objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownDepth:
-    """What a memory knows of frames, at cells of any size: metres, NaN where it knows nothing.
-
-    ``observed`` says where a sensor saw it.
-    """
+class MemoryDepth:
+    """The memory's depth at the cameras of frames, on a grid of any size."""
 
     depth: Float[Tensor, 'n h w']
+    """Depth [m]; NaN where the memory is empty."""
+
     observed: Bool[Tensor, 'n h w']
+    """True where the memory was observed, False where it was imagined."""
 
     @classmethod
-    def of(cls, readout: Readout) -> KnownDepth:
+    def of(cls, readout: Readout) -> MemoryDepth:
+        """Return the depth of a readout."""
         depth = readout.depth.masked_fill(~readout.visible, torch.nan)
         return cls(depth=depth, observed=readout.observed)
 
 
 class Network(nn.Module):
-    """A small U-Net over colours, ray directions and the depth that a memory knows.
+    """A small U-Net over colours, ray directions and the memory's depth, at half the frame's size."""
 
-    It works at half the frame's size inside.
-    """
-
-    def __init__(self, config: NetworkConfig):
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.widths
@@ -82,7 +90,7 @@ class Network(nn.Module):
         self.stem = _convolution(5 * 4 + 3, widths[0])
         self.down = nn.ModuleList(_convolution(a, b, stride=2) for a, b in zip(fine, coarse))
         self.encode = nn.ModuleList(
-            nn.Sequential(_Overview(width), _Residual(width)) for width in coarse
+            nn.Sequential(_AxialContext(width), _Residual(width)) for width in coarse
         )
         self.lateral = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(fine, coarse))
         self.up = nn.ModuleList(_convolution(width, width) for width in fine)
@@ -90,21 +98,24 @@ class Network(nn.Module):
         self.head = nn.Conv2d(widths[0], 4 * 4, 3, padding=1)
 
     def forward(
-        self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, known: KnownDepth | None = None
+        self,
+        frames: Float[Tensor, 'n 3 h w'],
+        cameras: Cameras,
+        memory_depth: MemoryDepth | None = None,
     ) -> Prediction:
-        """Without ``known`` as with one that knows nothing."""
+        """Predict frames in 0..1; None for ``memory_depth`` equals an empty memory."""
         focal = (cameras.K[:, 0, 0] * cameras.K[:, 1, 1]).sqrt()[:, None, None]
         log_scale = (focal / self.config.canonical_focal).log() + 1.5
         slopes = directions(cameras)[..., :2].movedim(-1, 1)
         x = F.pixel_unshuffle(torch.cat([2 * frames - 1, slopes], dim=1), 2)
-        if known is None:
-            remembered = x.new_zeros(len(x), 3, *x.shape[2:])
+        if memory_depth is None:
+            memory = x.new_zeros(len(x), 3, *x.shape[2:])
         else:
-            visible = known.depth.isfinite()
-            log_depth = torch.where(visible, known.depth, 1.0).log() - log_scale
-            remembered = torch.stack([log_depth * visible, visible, known.observed], dim=1)
-            remembered = F.interpolate(remembered, x.shape[2:], mode='nearest-exact')
-        x = self.stem(torch.cat([x, remembered], dim=1))
+            visible = memory_depth.depth.isfinite()
+            log_depth = torch.where(visible, memory_depth.depth, 1.0).log() - log_scale
+            memory = torch.stack([log_depth * visible, visible, memory_depth.observed], dim=1)
+            memory = F.interpolate(memory, x.shape[2:], mode='nearest-exact')
+        x = self.stem(torch.cat([x, memory], dim=1))
         skips = [x]
         for down, encode in zip(self.down, self.encode):
             x = encode(down(x))
@@ -123,13 +134,13 @@ class Network(nn.Module):
         )
 
 
-class _Overview(nn.Module):
-    """Tells every cell what is in its column, in its row and anywhere.
+class _AxialContext(nn.Module):
+    """Add the maxima of each column and row and the mean of the image to each position.
 
     A wall's depth shows where it meets the floor, far below in the same column.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.column = nn.Conv2d(width, width, 1)
         self.row = nn.Conv2d(width, width, 1)
@@ -142,7 +153,9 @@ class _Overview(nn.Module):
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int):
+    """A residual block of two convolutions."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.first = _convolution(width, width)
         self.second = nn.Sequential(
@@ -153,22 +166,24 @@ class _Residual(nn.Module):
         return F.relu(x + self.second(self.first(x)))
 
 
-def _convolution(before: int, after: int, *, stride: int = 1) -> nn.Sequential:
+def _convolution(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(after),
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
 
 
 class EmbeddedPerception:
-    """`Perception` by the embedded network, its depth brought to the memory's scale.
+    """`Perception` by the embedded network, with depth scaled to the memory.
 
-    It looks at one frame at a time, so that a frame's estimate does not depend on its neighbours'.
+    The network sees one frame at a time; only the scale is shared by the frames of a call.
     """
 
-    def __init__(self, network: Network, alignment: AlignmentConfig = DEFAULT_ALIGNMENT):
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    def __init__(self, network: Network, alignment: AlignmentConfig = DEFAULT_ALIGNMENT) -> None:
+        self.network = network.eval().requires_grad_(False)
+        # the stubs of torch lack memory_format
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.alignment = alignment
 
     def to(self, device: torch.device | str) -> None:
@@ -178,12 +193,15 @@ class EmbeddedPerception:
     def estimate(
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None
     ) -> Estimate:
-        """Raises ValueError for frame sizes that are no multiples of `STRIDE`."""
+        """Estimate frames; raise ValueError unless height and width are multiples of `STRIDE`."""
         height, width = frames.shape[-2:]
         if height % STRIDE or width % STRIDE:
-            raise ValueError(f'frames must be multiples of {STRIDE} in size, got {height}x{width}')
-        known = None if readout is None else KnownDepth.of(readout)
-        prediction = self.network(frames, cameras, known)
+            raise ValueError(
+                f'frames: {height}x{width} does not fit the network, '
+                f'height and width must be multiples of {STRIDE}'
+            )
+        memory_depth = None if readout is None else MemoryDepth.of(readout)
+        prediction = self.network(frames, cameras, memory_depth)
         config = self.network.config
         sky = prediction.sky_logit.sigmoid() > config.sky_threshold
         estimate = Estimate(
@@ -210,32 +228,32 @@ def save_network(folder: Path, network: Network, *, dtype: torch.dtype = torch.f
 
 
 def load_network(folder: Path) -> Network:
-    """Read what `save_network` wrote, as float32.
+    """Load a folder of `save_network` in float32.
 
-    Raises ValueError that names the file, and the tensor, that is missing or does not fit.
+    Raises:
+        ValueError: A file is missing or damaged, or a tensor does not fit the configuration.
     """
     config_path, weights_path = folder / 'config.json', folder / 'model.safetensors'
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise ValueError(f'{path} is missing')
+    fields = read_json(config_path)
     try:
-        fields = json.loads(config_path.read_text())
         network = Network(NetworkConfig(**{**fields, 'widths': tuple(fields['widths'])}))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'{config_path} is not a configuration of the network: {error}'
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'{config_path}: not a valid network configuration, {error}') from error
     try:
         tensors = load_file(weights_path)
+    except FileNotFoundError:
+        raise ValueError(f'{weights_path}: the file is missing') from None
     except SafetensorError as error:
-        raise ValueError(f'{weights_path} is not a safetensors file: {error}') from error
+        raise ValueError(f'{weights_path}: not a valid safetensors file, {error}') from error
     expected = network.state_dict()
     if tensors.keys() != expected.keys():
-        odd = sorted(tensors.keys() ^ expected.keys())
-        raise ValueError(f'{weights_path}: tensors missing or not known: {", ".join(odd)}')
+        names = sorted(tensors.keys() ^ expected.keys())
+        raise ValueError(f'{weights_path}: missing or unexpected tensors {", ".join(names)}')
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
-            shapes = f'{tuple(tensors[name].shape)}, not {tuple(value.shape)}'
-            raise ValueError(f'{weights_path}: {name} has shape {shapes}')
+            raise ValueError(
+                f'{weights_path}: {name} has shape {tuple(tensors[name].shape)}, '
+                f'{tuple(value.shape)} is needed'
+            )
     network.load_state_dict(tensors)
     return network.eval()

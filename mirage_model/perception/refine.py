@@ -1,8 +1,9 @@
-"""Cameras found anew from what is in the frames: matched features and PnP on known depth."""
+"""Estimate cameras from matched features: SIFT and PnP on reference depth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 from jaxtyping import Bool, Float
@@ -16,36 +17,54 @@ from mirage_model.camera import Cameras, unproject
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig:
-    """How features are found, and when a camera is believed.
-
-    ``features``, ``contrast``, ``edge`` and ``sigma`` are SIFT's own, more generous than OpenCV's
-    since small frames have few features. ``ratio`` is Lowe's; ``max_error`` is an inlier's
-    reprojection error in pixels; ``min_inliers`` and ``min_share`` (of the matches) must agree; a
-    camera further from its plan than ``max_metres`` or ``max_degrees`` is taken for a wrong match.
-    Features whose depth varies by more than the share ``step`` over the neighbouring pixels are
-    left out: they lie on a depth edge.
-    """
+    """Parameters of SIFT, matching and PnP, and limits for accepting a camera."""
 
     features: int = 1000
+    """SIFT: largest number of features."""
+
     contrast: float = 0.01
+    """SIFT: contrast threshold, lower than OpenCV's since small frames have few features."""
+
     edge: float = 20.0
+    """SIFT: edge threshold."""
+
     sigma: float = 1.2
+    """SIFT: blur of the first octave [px]."""
+
     ratio: float = 0.8
+    """Lowe's ratio of the best to the second-best match."""
+
     max_error: float = 1.5
+    """Largest reprojection error of an inlier [px]."""
+
     min_inliers: int = 15
+    """Smallest number of inliers."""
+
     min_share: float = 0.4
+    """Smallest share of inliers among the matches."""
+
     max_metres: float = 0.5
+    """Largest distance from the planned camera [m]."""
+
     max_degrees: float = 10.0
+    """Largest rotation from the planned camera [deg]."""
+
     step: float = 0.2
+    """Largest relative depth step between neighbouring pixels; features beyond it lie on an edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """``reasons`` says why a frame's planned camera was kept; empty where it was refined."""
+    """Cameras of n frames after refinement."""
 
     cameras: Cameras
+    """Refined cameras, and planned ones where refinement failed."""
+
     refined: Bool[Tensor, 'n']
+    """True where the camera was refined."""
+
     reasons: tuple[str, ...]
+    """Reason to keep the planned camera; empty where it was refined."""
 
 
 def refine(
@@ -57,14 +76,19 @@ def refine(
     reference_cameras: Cameras,
     config: RefineConfig = RefineConfig(),
 ) -> Refinement:
-    """Cameras of ``frames`` that agree with the references and their depth (NaN where unknown).
+    """Estimate the camera of each frame by PnP on features matched with reference frames.
 
-    Features of every frame are matched against those of all references, whose places in the world
-    are known: the camera is the one that reprojects most of them, refined on those. It is found
-    from the matches alone; the planned camera serves to refuse wild answers, and is kept, with the
-    reason, where that fails.
+    A solution that has too few inliers or is too far from the planned camera is rejected; the
+    planned camera is kept.
+
+    Args:
+        frames: RGB in 0..1.
+        cameras: Planned cameras of ``frames``.
+        reference_frames: RGB in 0..1.
+        reference_depth: Depth of the references [m]; NaN where unknown.
+        reference_cameras: Cameras of the references.
     """
-    sift = cv2.SIFT_create(
+    sift = cv2.SIFT.create(
         nfeatures=config.features,
         contrastThreshold=config.contrast,
         edgeThreshold=config.edge,
@@ -79,7 +103,7 @@ def refine(
     ):
         keypoints, descriptors = _features(sift, frame)
         pairs = _matches(descriptors, landmarks, config)
-        pixels = np.float64([keypoints[i].pt for i, _ in pairs]).reshape(-1, 2)
+        pixels = np.array([keypoints[i].pt for i, _ in pairs], np.float64).reshape(-1, 2)
         matched_in_world = points_in_world[[j for _, j in pairs]]
         solved.append(_locate(pixels, matched_in_world, K, world_from_camera, config))
     world_from_camera = torch.from_numpy(np.stack([matrix for matrix, _ in solved]))
@@ -100,18 +124,20 @@ def _landmarks(
     cameras: Cameras,
     config: RefineConfig,
 ) -> tuple[Float[np.ndarray, 'k 3'], Float[np.ndarray, 'k 128']]:
-    """Places in the world and descriptors of all features of known depth away from depth edges."""
+    """Return world positions and descriptors of features with depth, away from depth edges."""
     inverse = torch.where(torch.isfinite(depth) & (depth > 0), depth, torch.nan).reciprocal()
     around = F.pad(inverse[:, None], (1, 1, 1, 1), mode='replicate')
     near, far = F.max_pool2d(around, 3, stride=1)[:, 0], -F.max_pool2d(-around, 3, stride=1)[:, 0]
     usable = near < far * (1 + config.step)
     points, descriptors = [np.zeros((0, 3))], [np.zeros((0, 128), np.float32)]
-    for frame, good, places in zip(frames, usable.cpu(), unproject(depth, cameras).double().cpu()):
-        found, described = _features(sift, frame)
-        pixels = np.int64([np.round(keypoint.pt) for keypoint in found]).reshape(-1, 2)
-        known = good[pixels[:, 1], pixels[:, 0]].numpy()
-        points.append(places[pixels[known, 1], pixels[known, 0]].numpy())
-        descriptors.append(described[known])
+    points_in_world = unproject(depth, cameras).double().cpu()
+    for frame, mask, frame_points in zip(frames, usable.cpu(), points_in_world):
+        keypoints, frame_descriptors = _features(sift, frame)
+        positions = np.array([keypoint.pt for keypoint in keypoints], np.float64).reshape(-1, 2)
+        pixels = np.round(positions).astype(np.int64)
+        valid = mask[pixels[:, 1], pixels[:, 0]].numpy()
+        points.append(frame_points[pixels[valid, 1], pixels[valid, 0]].numpy())
+        descriptors.append(frame_descriptors[valid])
     return np.concatenate(points), np.concatenate(descriptors)
 
 
@@ -119,7 +145,10 @@ def _features(
     sift: cv2.SIFT, frame: Float[Tensor, '3 h w']
 ) -> tuple[list[cv2.KeyPoint], Float[np.ndarray, 'k 128']]:
     grey = frame.clamp(0, 1).mul(255).round().byte().movedim(0, -1).cpu().numpy()
-    keypoints, descriptors = sift.detectAndCompute(cv2.cvtColor(grey, cv2.COLOR_RGB2GRAY), None)
+    detector: Any = sift  # the stubs do not allow None for the mask
+    keypoints, descriptors = detector.detectAndCompute(
+        cv2.cvtColor(grey, cv2.COLOR_RGB2GRAY), None
+    )
     return list(keypoints), np.zeros((0, 128), np.float32) if descriptors is None else descriptors
 
 
@@ -128,7 +157,7 @@ def _matches(
     landmarks: Float[np.ndarray, 'b 128'],
     config: RefineConfig,
 ) -> list[tuple[int, int]]:
-    """Pairs (feature, landmark), best first, no feature and no landmark twice."""
+    """Return pairs (feature, landmark) that pass the ratio test, each landmark at most once."""
     if len(descriptors) == 0 or len(landmarks) < 2:
         return []
     candidates = [
@@ -149,35 +178,39 @@ def _locate(
     world_from_planned: Float[np.ndarray, '4 4'],
     config: RefineConfig,
 ) -> tuple[Float[np.ndarray, '4 4'], str]:
-    """world_from_camera and an empty reason, or the planned one and why it was kept."""
+    """Return world_from_camera and an empty reason, or the planned camera and why it is kept."""
     if len(pixels) < config.min_inliers:
         return world_from_planned, f'{len(pixels)} matches, {config.min_inliers} are needed'
     rotation, origin = world_from_planned[:3, :3], world_from_planned[:3, 3]
     points_in_planned = (points_in_world - origin) @ rotation
+    no_distortion: Any = None  # the stubs do not allow None
     cv2.setRNGSeed(0)
-    found, turn, shift, inliers = cv2.solvePnPRansac(
+    solved, rotation_vector, translation, inliers = cv2.solvePnPRansac(
         points_in_planned,
         pixels,
         K,
-        None,
+        no_distortion,
         iterationsCount=300,
         reprojectionError=config.max_error,
         confidence=0.999,
         flags=cv2.SOLVEPNP_SQPNP,
     )
-    agreeing = 0 if not found or inliers is None else len(inliers)
+    agreeing = 0 if not solved or inliers is None else len(inliers)
     if agreeing < max(config.min_inliers, config.min_share * len(pixels)):
         return world_from_planned, f'{agreeing} of {len(pixels)} matches agree on a camera'
     inliers = inliers[:, 0]
-    turn, shift = cv2.solvePnPRefineLM(
-        points_in_planned[inliers], pixels[inliers], K, None, turn, shift
+    rotation_vector, translation = cv2.solvePnPRefineLM(
+        points_in_planned[inliers], pixels[inliers], K, no_distortion, rotation_vector, translation
     )
     camera_from_planned = np.eye(4)
-    camera_from_planned[:3, :3] = cv2.Rodrigues(turn)[0]
-    camera_from_planned[:3, 3] = shift[:, 0]
+    camera_from_planned[:3, :3] = cv2.Rodrigues(rotation_vector)[0]
+    camera_from_planned[:3, 3] = translation[:, 0]
     planned_from_camera = np.linalg.inv(camera_from_planned)
     metres = float(np.linalg.norm(planned_from_camera[:3, 3]))
-    degrees = float(np.degrees(np.linalg.norm(turn)))
+    degrees = float(np.degrees(np.linalg.norm(rotation_vector)))
     if metres > config.max_metres or degrees > config.max_degrees:
-        return world_from_planned, f'found {metres:.2f} m and {degrees:.1f} degrees from the plan'
+        return (
+            world_from_planned,
+            f'the solution is {metres:.2f} m and {degrees:.1f} degrees from the plan',
+        )
     return world_from_planned @ planned_from_camera, ''

@@ -31,7 +31,7 @@ from mirage_model.io import as_json, write_json
 from mirage_model.labels import labels
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception.embedded import (
-    KnownDepth,
+    MemoryDepth,
     Network,
     NetworkConfig,
     Prediction,
@@ -166,7 +166,7 @@ def read_batch(
 
 def _remembered(
     clips: list[Clip], config: RememberedConfig, rng: np.random.Generator
-) -> KnownDepth:
+) -> MemoryDepth:
     """What a memory of all frames but the first of each clip knows of the first, pixel by pixel."""
     depths, observed = [], []
     for clip in clips:
@@ -185,10 +185,10 @@ def _remembered(
             for part, by_sensor in ((stills[:seen], True), (stills[seen:], False)):
                 if len(part):
                     write(memory, part, observed=by_sensor, rng=rng, config=config.noise)
-        known = KnownDepth.of(memory.readout(cameras[:1], latents=False))
+        known = MemoryDepth.of(memory.readout(cameras[:1], latents=False))
         depths.append(over_pixels(known.depth, clip.depth[:1]))
         observed.append(over_pixels(known.observed, clip.depth[:1]))
-    return KnownDepth(depth=torch.cat(depths), observed=torch.cat(observed))
+    return MemoryDepth(depth=torch.cat(depths), observed=torch.cat(observed))
 
 
 class Trainer:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
-from mirage_model.perception.embedded import KnownDepth
+from mirage_model.perception.embedded import MemoryDepth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Batch:
     depth: Float[Tensor, 'n h w']
     sky: Bool[Tensor, 'n h w']
     moving: Bool[Tensor, 'n h w']
-    known: KnownDepth
+    known: MemoryDepth
     names: tuple[str, ...]
 
 
@@ -78,7 +78,7 @@ def _flip(batch: Batch, generator: torch.Generator) -> Batch:
         depth=mirrored(batch.depth),
         sky=mirrored(batch.sky),
         moving=mirrored(batch.moving),
-        known=KnownDepth(
+        known=MemoryDepth(
             depth=mirrored(batch.known.depth), observed=mirrored(batch.known.observed)
         ),
     )
@@ -119,7 +119,7 @@ def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Ba
         depth=labels[:, 0],
         sky=labels[:, 1] > 0.5,
         moving=labels[:, 2] > 0.5,
-        known=KnownDepth(depth=labels[:, 3], observed=labels[:, 4] > 0.5),
+        known=MemoryDepth(depth=labels[:, 3], observed=labels[:, 4] > 0.5),
     )
 
 

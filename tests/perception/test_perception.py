@@ -22,7 +22,7 @@ from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.alignment import AlignmentConfig, align
 from mirage_model.perception.embedded import (
     EmbeddedPerception,
-    KnownDepth,
+    MemoryDepth,
     Network,
     NetworkConfig,
     load_network,
@@ -101,14 +101,14 @@ class TestNetwork:
             'depth': over_pixels(depth, frames[:, 0]),
             'observed': over_pixels(observed, frames[:, 0]),
         }
-        nothing = KnownDepth(
+        nothing = MemoryDepth(
             depth=torch.full((2, 1, 1), torch.nan), observed=torch.zeros(2, 1, 1, dtype=torch.bool)
         )
         with torch.inference_mode():
-            known = network(frames, cameras, KnownDepth(depth=depth, observed=observed))
-            by_pixel = network(frames, cameras, KnownDepth(**fine))
+            known = network(frames, cameras, MemoryDepth(depth=depth, observed=observed))
+            by_pixel = network(frames, cameras, MemoryDepth(**fine))
             alone, empty = network(frames, cameras), network(frames, cameras, nothing)
-            unseen = network(frames, cameras, KnownDepth(depth=depth, observed=~observed))
+            unseen = network(frames, cameras, MemoryDepth(depth=depth, observed=~observed))
         assert torch.equal(known.log_depth, by_pixel.log_depth)
         assert torch.equal(alone.log_depth, empty.log_depth)
         assert not torch.allclose(known.log_depth, alone.log_depth)
@@ -165,7 +165,7 @@ class TestSaving:
     def test_rejects_a_pickle(self, tmp_path: Path):
         save_network(tmp_path, Network(TINY))
         (tmp_path / 'model.safetensors').write_bytes(pickle.dumps({'head.bias': [0.0]}))
-        with pytest.raises(ValueError, match='not a safetensors file'):
+        with pytest.raises(ValueError, match='not a valid safetensors file'):
             load_network(tmp_path)
 
     @pytest.mark.parametrize('fields', [{'widths': [4, 8], 'depth': 3}, {}, []])
