@@ -97,6 +97,7 @@ show_progress() {
         [ ${#size} -lt 8 ] || printf '       downloading %s\n' "${size%)}" ;;
       Installing\ collected\ packages:*)
         number=$(tr -cd , <<< "$line" | wc -c)
+        [ "$number" -gt 20 ] || continue
         say "unpacking $((number + 1)) packages (a minute or two)"
         (while sleep 10; do echo "  $(count_installed) packages are in .venv"; done) &
         counter=$! ;;
@@ -109,7 +110,7 @@ install_requirements() {
   mkdir -p $LOGS
   .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 \
     | tee $LOGS/pip.log | show_progress \
-    || { grep '^ERROR' $LOGS/pip.log | tail -5 >&2; fail "pip failed, see $LOGS/pip.log"; }
+    || { grep '^ERROR' $LOGS/pip.log | tail -5 >&2 || true; fail "pip failed, see $LOGS/pip.log"; }
 }
 
 # --- the environment ----------------------------------------------------------------------------
