@@ -48,10 +48,10 @@ bench-growth: setup  ## how much the memory grows, against its goals; writes out
 
 soak: setup  ## 2,000 writes and reads under a cap, then three clients and a robot against a node for ten minutes; writes out/bench/soak.json, out/soak/summary.json
 	$(MIRAGE) bench soak
-	.venv/bin/python -m mirage_ros.tools.soak
+	$(MIRAGE) bench node-soak
 
 bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score, its first request and its tenth; writes out/bench/node.json
-	.venv/bin/python tests/ros/bench_node.py
+	$(MIRAGE) bench node
 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/measurements/efficiency.md
 	$(MIRAGE) bench efficiency

@@ -97,6 +97,16 @@ COMMANDS = {
         f'{_EVALUATION}.benchmarks.efficiency:main',
         'time and size of all memories along a rollout',
     ),
+    'bench node': Command(
+        'mirage_ros.tools.config:NodeBenchConfig',
+        'mirage_ros.tools.bench_node:main',
+        'cost of the ROS node; needs the source tree',
+    ),
+    'bench node-soak': Command(
+        'mirage_ros.tools.config:SoakCommand',
+        'mirage_ros.tools.soak:main',
+        'right and wrong requests to a node for minutes',
+    ),
     'report compare': Command(
         f'{_CONFIG}:CompareConfig',
         f'{_EVALUATION}.replay.compare:main',
@@ -184,14 +194,19 @@ def _load(place: str) -> Any:
 
 
 def _take_config(words: list[str], *, prog: str) -> tuple[Path | None, list[str]]:
+    """Return the file given with --config and the other words; no file for an empty name."""
     for at, word in enumerate(words):
-        if word.startswith('--config='):
-            return Path(word.partition('=')[2]), words[:at] + words[at + 1 :]
-        if word == '--config':
-            if at + 1 == len(words):
-                print(f'{prog}: --config: needs a file', file=sys.stderr)
-                raise SystemExit(2)
-            return Path(words[at + 1]), words[:at] + words[at + 2 :]
+        flag, equals, file = word.partition('=')
+        if flag == '--config' and equals:
+            rest = words[:at] + words[at + 1 :]
+        elif flag == '--config' and at + 1 < len(words):
+            file, rest = words[at + 1], words[:at] + words[at + 2 :]
+        elif flag == '--config':
+            print(f'{prog}: --config: needs a file', file=sys.stderr)
+            raise SystemExit(2)
+        else:
+            continue
+        return Path(file) if file else None, rest
     return None, words
 
 

@@ -62,18 +62,6 @@ class ReplayCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayNodeCommand(ReplayCommand):
-    """Replay a recording through a node, which is started and ended."""
-
-    out: Path = Path('out/replay/node')
-    """Folder of the results; an interrupted replay continues from them."""
-    free_running: bool = False
-    """Play the bag at its pace, without waiting for answers."""
-    pace: float = 1.0
-    """Speed of a free run, as a multiple of real time."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SampleBagConfig:
     """Write a sample bag: a trajectory through a map of Freedoom."""
 

@@ -14,9 +14,10 @@ import signal
 import sys
 
 from mirage_model.cli import Command, run
-from mirage_model.evaluation.config import ReplayConfig, ReplayNodeCommand
+from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.io import as_json, write_json
-from mirage_ros.tools.demo import quiet_network, running_node
+from mirage_ros.tools.config import ReplayNodeCommand
+from mirage_ros.tools.start_node import node_command, quiet_network, running_node
 
 OBSERVING = {
     'observe.pose_source': 'tf',
@@ -37,20 +38,18 @@ EVERY_IMAGE = {
 """In lockstep the replay chooses what is observed, and the node takes all of it."""
 
 
-def node_command(config: ReplayConfig, *, lockstep: bool) -> list[str]:
-    parameters = {
-        'model.folder': f"'{config.model_folder}'",
-        'model.device': f"'{config.devices[0]}'",
+def node_parameters(config: ReplayConfig, *, depth: bool, lockstep: bool) -> dict[str, object]:
+    """Return the parameters of a node that replays a bag."""
+    return {
+        'model.folder': config.model_folder,
+        'model.device': config.devices[0],
         'request.steps': config.steps,
-        'model.allow_unscaled_depth': str(config.allow_unscaled_depth).lower(),
-        'model.refine_cameras': str(config.refine_cameras).lower(),
+        'model.allow_unscaled_depth': config.allow_unscaled_depth,
+        'model.refine_cameras': config.refine_cameras,
+        'sensors.use_depth': depth,
         **OBSERVING,
         **(EVERY_IMAGE if lockstep else {}),
     }
-    command = [sys.executable, '-m', 'mirage_ros.node', '--ros-args', '--log-level', 'warn']
-    for name, value in parameters.items():
-        command += ['-p', f'{name}:={value}']
-    return command
 
 
 def main(words: list[str] | None = None) -> int:
@@ -60,7 +59,9 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     words = remove_ros_args(sys.argv)[1:] if words is None else words
     command = Command(
-        'mirage_model.evaluation.config:ReplayNodeCommand', f'{__name__}:replay_through_node', ''
+        'mirage_ros.tools.config:ReplayNodeCommand',
+        'mirage_ros.tools.replay:replay_through_node',
+        '',
     )
     return run(command, words, prog='mirage_replay_node')
 
@@ -83,9 +84,8 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
     config = dataclasses.replace(command.replay, devices=command.replay.devices[:1])
     about = load_model_info(Path(config.model_folder) if config.model_folder else EMBEDDED)
     depth = bool(command.topics.depth)
-    use_depth = f'sensors.use_depth:={str(depth).lower()}'
-    line = [*node_command(config, lockstep=not command.free_running), '-p', use_depth]
-    with running_node(line) as node:
+    parameters = node_parameters(config, depth=depth, lockstep=not command.free_running)
+    with running_node(node_command(parameters)) as node:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         try:
             if command.free_running:

@@ -1,16 +1,15 @@
-"""A bag played to a node at its own pace: what was observed and answered, and what was dropped."""
+"""A bag played to a node at its own pace: what was observed and imagined, and what was dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 import time
 
+from diagnostic_msgs.msg import DiagnosticArray
 from mirage.msg import ImaginedChunk, PlannedTrajectory
 import numpy as np
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from mirage_model.data.config import BagConfig
@@ -19,26 +18,11 @@ from mirage_model.evaluation.replay.command import open_bag
 from mirage_model.evaluation.replay.replay import request_for, views
 from mirage_model.evaluation.replay.segments import segments_of
 from mirage_model.interface import ModelInfo
-from mirage_ros.tools.replay_client import Sensors, plan_message
+from mirage_ros.tools.fake_robot import FakeRobot
+from mirage_ros.tools.replay_client import TOPICS, node_counts, trajectory_of
 
 PATIENCE, AFTERWARDS = 120.0, 10.0
-"""Seconds to wait for the node and, once the bag has ended, for its last answer; and then for its figures."""
-
-
-class Player(Node):
-    """A robot that drives the bag again, with its plan at the start of every segment."""
-
-    def __init__(self) -> None:
-        super().__init__('mirage_replay')
-        qos = QoSProfile(depth=10)
-        self.sensors = Sensors(self)
-        self.plans = self.create_publisher(PlannedTrajectory, 'trajectory', qos)
-        self.answered: dict[str, float] = {}
-        self.create_subscription(ImaginedChunk, 'imagined/chunk', self._on_chunk, qos)
-
-    def _on_chunk(self, chunk: ImaginedChunk) -> None:
-        if chunk.index + 1 == chunk.count:
-            self.answered[chunk.request_id] = time.monotonic()
+"""Longest wait for the node and for its last answer, and for its last diagnostics [s]."""
 
 
 def play(
@@ -50,7 +34,7 @@ def play(
     pace: float,
     node: Popen,
 ) -> dict[str, object]:
-    """Images sent, what the node says of them, and how many plans were answered, and how late.
+    """Play a bag with a trajectory at the start of each segment; return counts and the latency.
 
     Raises TimeoutError where the node does not appear, ChildProcessError where it ends.
     """
@@ -59,49 +43,50 @@ def play(
     segments, _ = segments_of(listing, bag.stamps, about.frame_rate, config)
     plans = {segment.observed[-1]: segment for segment in segments}
     rows = [row for part in listing.parts for row in part.rows]
-    player, executor = Player(), SingleThreadedExecutor()
-    executor.add_node(player)
+    topics = {name: kind for name, kind in TOPICS.items() if bag_config.depth or name != 'depth'}
+    answered: dict[str, float] = {}
 
-    def spin(seconds: float, done: Callable[[], object] = lambda: False) -> bool:
-        """Until it is done or the seconds are over; True if it was done."""
-        until = time.monotonic() + seconds
-        while not done() and time.monotonic() < until:
-            if node.poll() is not None:
-                raise ChildProcessError(f'the node ended with {node.returncode}')
-            executor.spin_once(timeout_sec=0.01)
-        return bool(done())
+    def on_chunk(chunk: ImaginedChunk) -> None:
+        if chunk.index + 1 == chunk.count:
+            answered[chunk.request_id] = time.monotonic()
 
-    def connected() -> bool:
-        heard = player.plans.get_subscription_count() and player.sensors.reports
-        return bool(heard and player.sensors.connected(depth=bool(bag_config.depth)))
-
-    try:
-        if not spin(PATIENCE, connected):
-            raise TimeoutError(f'the node did not appear within {PATIENCE:.0f} s')
-        began, asked = time.monotonic(), {}
+    with FakeRobot(
+        'mirage_replay',
+        topics={**topics, 'trajectory': PlannedTrajectory},
+        patience=PATIENCE,
+        alive=lambda: node.poll() is None,
+    ) as robot:
+        robot.receive('/diagnostics', DiagnosticArray)
+        robot.node.create_subscription(
+            ImaginedChunk, 'imagined/chunk', on_chunk, QoSProfile(depth=10)
+        )
+        robot.connect()
+        robot.until(
+            lambda: node_counts(robot) is not None, complaint='the node did not become active'
+        )
+        began, sent = time.monotonic(), {}
         for row in rows:
-            elapsed = (float(bag.stamps[row]) - float(bag.stamps[rows[0]])) / pace
-            spin(began + elapsed - time.monotonic())
+            due = began + (float(bag.stamps[row]) - float(bag.stamps[rows[0]])) / pace
+            robot.until(lambda: time.monotonic() >= due)  # noqa: B023
             (view,) = views(bag, [row])
-            player.sensors.send(view)
+            robot.send_view(view)
             if row in plans:
                 request = request_for(bag, plans[row], about, config, config.seeds[0])
-                asked[request.request_id] = time.monotonic()
-                player.plans.publish(plan_message(request))
-        # the newest plan is the one that is never dropped for another
-        spin(PATIENCE, lambda: list(asked)[-1] in player.answered)
-        reports = player.sensors.reports
-        spin(AFTERWARDS, lambda: player.sensors.reports > reports + 1)
-        late = [player.answered[name] - asked[name] for name in asked if name in player.answered]
+                sent[request.request_id] = time.monotonic()
+                robot.send('trajectory', trajectory_of(request))
+        # the newest plan is never dropped for another
+        with suppress(TimeoutError):
+            robot.until(lambda: list(sent)[-1] in answered)
+        reports = len(robot.received['/diagnostics'])
+        with suppress(TimeoutError):
+            robot.until(lambda: len(robot.received['/diagnostics']) > reports + 1, AFTERWARDS)
+        late = [answered[name] - sent[name] for name in sent if name in answered]
         return {
             'images sent': len(rows),
-            'plans sent': len(asked),
+            'plans sent': len(sent),
             'plans answered': len(late),
-            'plans dropped': len(asked) - len(late),
+            'plans dropped': len(sent) - len(late),
             'seconds from plan to last frame, median': float(np.median(late)) if late else None,
             'pace': pace,
-            'node': player.sensors.counts,
+            'node': node_counts(robot),
         }
-    finally:
-        executor.shutdown()
-        player.destroy_node()

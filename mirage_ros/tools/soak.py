@@ -6,7 +6,6 @@ the quarters, latencies, and whether a memory that was saved answers as before o
 
 from __future__ import annotations
 
-import argparse
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -32,17 +30,23 @@ from nav_msgs.msg import Odometry
 import numpy as np
 import rclpy
 from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
+from mirage_model.interface import Observation
+from mirage_model.messages.poses import matrix_from_numbers
 from mirage_ros import convert
-from mirage_ros.convert import image_message
-from mirage_ros.tools.demo import quiet_network
-from mirage_ros.tools.service_call import ServiceCall
+from mirage_ros.tools.config import SoakCommand, SoakConfig
+from mirage_ros.tools.fake_robot import (
+    BASE_FRAME,
+    BASE_FROM_CAMERA,
+    CAMERA,
+    FakeRobot,
+    planned_trajectory,
+)
+from mirage_ros.tools.start_node import NODE, node_command, quiet_network
 
 HEIGHT, WIDTH = 96, 160
 FOCAL = 80.0
@@ -57,16 +61,6 @@ TIMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoakConfig:
-    minutes: float = 10.0
-    clients: int = 3
-    observe_rate: float = 10.0
-    pause: float = 0.3
-    """Longest time that a client thinks between two requests, seconds."""
-    seed: int = 0
-
-
 @dataclass
 class Asked:
     kind: str
@@ -74,45 +68,22 @@ class Asked:
     answers: int = 0
 
 
-class Robot(Node):
-    """Drives in a circle and sends what it would see, with its odometry."""
-
-    def __init__(self, rate: float):
-        super().__init__('soak_robot')
-        self._outputs = {
-            name: self.create_publisher(kind, name, QoSProfile(depth=10))
-            for name, kind in (
-                ('image', Image),
-                ('camera_info', CameraInfo),
-                ('depth', Image),
-                ('odometry', Odometry),
-            )
-        }
-        self.sent = 0
-        self.create_timer(1 / rate, self._send)
-
-    def _send(self) -> None:
-        angle = self.sent * 0.02
-        header = Header(stamp=self.get_clock().now().to_msg(), frame_id='camera')
-        x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
-        picture = 120 + 60 * np.sin((x + 40 * angle) / 9) + 40 * np.cos(y / 7 + angle)
-        frame = np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2)
-        depth = np.full((HEIGHT, WIDTH), 3.0 + math.sin(angle), np.float32)
-        odometry = Odometry(header=Header(stamp=header.stamp, frame_id='map'))
-        odometry.child_frame_id = 'base_link'
-        odometry.pose.pose.position.x, odometry.pose.pose.position.y = (
-            2 * math.cos(angle),
-            2 * math.sin(angle),
-        )
-        turn = angle + math.pi / 2
-        odometry.pose.pose.orientation.z = math.sin(turn / 2)
-        odometry.pose.pose.orientation.w = math.cos(turn / 2)
-        K = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])
-        self._outputs['odometry'].publish(odometry)
-        self._outputs['camera_info'].publish(convert.camera_info_message(K, HEIGHT, WIDTH, header))
-        self._outputs['depth'].publish(image_message(depth, '32FC1', header))
-        self._outputs['image'].publish(image_message(frame, 'rgb8', header))
-        self.sent += 1
+def circle_view(step: int) -> Observation:
+    """Return what the robot sees at a step of its circle of 2 m radius."""
+    angle = step * 0.02
+    x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    grey = 120 + 60 * np.sin((x + 40 * angle) / 9) + 40 * np.cos(y / 7 + angle)
+    world_from_base = np.eye(4)
+    world_from_base[:3, :3] = Rotation.from_euler('z', angle + math.pi / 2).as_matrix()
+    world_from_base[:2, 3] = 2 * math.cos(angle), 2 * math.sin(angle)
+    base_from_camera = matrix_from_numbers(BASE_FROM_CAMERA, name='camera')
+    return Observation(
+        image=np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2),
+        K=np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]]),
+        world_from_camera=world_from_base @ base_from_camera,
+        time=time.time(),
+        depth=np.full((HEIGHT, WIDTH), 3.0 + math.sin(angle), np.float32),
+    )
 
 
 class Planner:
@@ -176,15 +147,12 @@ class Planner:
             self._send(self._imagine, asked, self._goal(kind))
 
     def _path(self, frames: int, *, frame: str = 'map') -> PlannedTrajectory:
-        start = time.time() + 5
-        message = PlannedTrajectory(client=self._name, moving_frame='base_link')
-        message.header.frame_id = frame
-        for k in range(frames + 1):
-            matrix = np.eye(4)
-            matrix[0, 3] = 0.05 * k
-            message.poses.append(convert.pose_from_matrix(matrix))
-            message.times.append(convert.stamp(start + k / 8))
-        return message
+        poses = np.tile(np.eye(4), (frames + 1, 1, 1))
+        poses[:, 0, 3] = 0.05 * np.arange(frames + 1)
+        times = time.time() + 5 + np.arange(frames + 1) / 8
+        return planned_trajectory(
+            poses, times, client=self._name, frame_id=frame, moving_frame=BASE_FRAME
+        )
 
     def _goal(self, kind: str) -> Imagine.Goal:
         goal = Imagine.Goal(trajectory=self._path(8), steps=1, seed=self._random.randrange(100))
@@ -192,7 +160,7 @@ class Planner:
             goal.steps = 1000
             self._cancel_at = time.monotonic() + self._random.random()
         elif kind == 'late':
-            goal.trajectory = self._path(8, frame='base_link')
+            goal.trajectory = self._path(8, frame=BASE_FRAME)
             goal.trajectory.header.stamp = convert.stamp(time.time() - 1000)
         elif kind == 'huge':
             goal.trajectory = self._path(12_000)
@@ -264,58 +232,47 @@ MISTAKES: tuple[Callable[[Imagine.Goal], None], ...] = (
 
 
 class Soak:
-    """The node in a process of its own, and everything that talks to it."""
+    """A node in a process of its own, a robot, and clients."""
 
-    def __init__(self, config: SoakConfig, command: list[str], memories: Path):
-        self._config, self._command, self._memories = config, command, memories
+    def __init__(self, config: SoakConfig, program: tuple[str, ...], memories: Path):
+        self._config, self._program, self._memories = config, program, memories
         self.crashes = 0
+        self.observations_sent = 0
         self.process = self._start()
-        self.robot = Robot(config.observe_rate)
+        self.robot = FakeRobot('soak_robot', topics={'odometry': Odometry, **CAMERA})
         self.planners = [Planner(f'planner{i}', config) for i in range(config.clients)]
-        self._operator = Node('soak_operator')
-        self._clients: dict[str, Any] = {}
-        self._executor = SingleThreadedExecutor()
-        for node in (self.robot, self._operator, *(planner.node for planner in self.planners)):
-            self._executor.add_node(node)
+        for planner in self.planners:
+            self.robot.executor.add_node(planner.node)
+        self._driving = self.robot.node.create_timer(1 / config.observe_rate, self._drive)
 
     def _start(self) -> subprocess.Popen:
         parameters = {
             'observe.pose_source': 'odometry',
-            'frames.base_from_camera': '[0.0, 0.0, 0.4, -0.5, 0.5, -0.5, 0.5]',
-            'observe.rate': '10.0',
-            'memory.folder': f"'{self._memories}'",
+            'frames.base_from_camera': list(BASE_FROM_CAMERA),
+            'observe.rate': 10.0,
+            'memory.folder': self._memories,
         }
-        command = [*self._command, '--ros-args', '--log-level', 'fatal']
-        for name, value in parameters.items():
-            command += ['-p', f'{name}:={value}']
+        command = node_command(parameters, program=self._program, log_level='fatal')
         return subprocess.Popen(command, start_new_session=True)
 
-    def until(self, done: Callable[[], Any], seconds: float, complaint: str) -> Any:
-        """What ``done`` returns, once it is true."""
-        deadline = time.monotonic() + seconds
-        while not (result := done()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(complaint)
-            self._executor.spin_once(timeout_sec=0.05)
-        return result
-
-    def call(self, kind: type, name: str, request: Any) -> Any:
-        """What is asked here may be asked twice."""
-        if name not in self._clients:
-            self._clients[name] = self._operator.create_client(kind, name)
-        question = ServiceCall(self._clients[name], request)
-        return self.until(question.answer, PATIENCE, f'{name} does not answer')
+    def _drive(self) -> None:
+        self.robot.send_view(circle_view(self.observations_sent))
+        self.observations_sent += 1
 
     def connect(self) -> None:
-        self.until(
-            lambda: all(planner.ready() for planner in self.planners), PATIENCE, 'no node came up'
+        self._until_ready('no node came up')
+        self.robot.until(lambda: self.scores() is not None, complaint='the node observed nothing')
+
+    def _until_ready(self, complaint: str, ready: bool = True) -> None:
+        self.robot.until(
+            lambda: all(planner.ready() == ready for planner in self.planners),
+            complaint=complaint,
         )
-        self.until(lambda: self.scores() is not None, PATIENCE, 'the node observed nothing')
 
     def scores(self) -> list[float] | None:
-        """Shares observed along a path; None where nothing was driven through."""
+        """Return the observed shares along a path; None where the memory is empty."""
         path = self.planners[0]._path(8)
-        response = self.call(
+        response = self.robot.call(
             ScoreTrajectories,
             'score_trajectories',
             ScoreTrajectories.Request(trajectories=[path], threshold=0.5),
@@ -332,7 +289,7 @@ class Soak:
                 self.process = self._start()
             for planner in self.planners:
                 planner.step()
-            self._executor.spin_once(timeout_sec=0.02)
+            self.robot.spin(0.02)
             if time.monotonic() - began > quarter * (len(rss) + 1):
                 rss.append(resident_bytes(self.process.pid))
                 print(f'[soak] quarter {len(rss)}: {rss[-1] / 2**20:.0f} MiB', flush=True)
@@ -340,34 +297,33 @@ class Soak:
             # cancelled or counted as lost in their time, as before
             for planner in self.planners:
                 planner.step(ask=False)
-            self._executor.spin_once(timeout_sec=0.02)
+            self.robot.spin(0.02)
         return rss
 
     def kill_and_restore(self) -> bool:
         """Save, kill, start again, load: does the memory answer as before?"""
-        self.robot.destroy_node()
+        self._driving.cancel()
         # images that are on their way change nothing between the scores and the file
-        self.call(Trigger, 'pause_observing', Trigger.Request())
+        self.robot.call(Trigger, 'pause_observing')
         before = self.scores()
         file = MemoryFile.Request(file='soak.safetensors')
-        saved = self.call(MemoryFile, 'save_memory', file)
+        saved = self.robot.call(MemoryFile, 'save_memory', file)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         # until DDS has forgotten it, it looks ready, and what is asked goes to nobody
-        self.until(lambda: not self.planners[0].ready(), PATIENCE, 'the killed node is still seen')
+        self._until_ready('the killed node is still discovered', ready=False)
         self.process = self._start()
-        self.until(lambda: self.planners[0].ready(), PATIENCE, 'the node did not come up again')
-        self.until(
-            lambda: self.call(MemoryFile, 'load_memory', file).success,
-            PATIENCE,
-            'the saved memory did not load',
+        self._until_ready('the node did not come up again')
+        self.robot.until(
+            lambda: self.robot.call(MemoryFile, 'load_memory', file).success,
+            complaint='the saved memory did not load',
         )
         return bool(saved.success and before and self.scores() == before)
 
     def close(self) -> int:
         self.process.send_signal(signal.SIGINT)
         code = self.process.wait(timeout=60)
-        self._executor.shutdown()
+        self.robot.executor.shutdown()
         return code
 
 
@@ -388,7 +344,7 @@ def summary(soak: Soak, config: SoakConfig, rss: list[int], restored: bool) -> d
             latencies.setdefault(kind, []).extend(values)
     return {
         'config': asdict(config),
-        'observations_sent': soak.robot.sent,
+        'observations_sent': soak.observations_sent,
         'sent': len(asked),
         'sent_by_kind': dict(Counter(request.kind for request in asked)),
         'answered': sum(request.answers for request in asked) - outcomes['lost'],
@@ -410,11 +366,11 @@ def summary(soak: Soak, config: SoakConfig, rss: list[int], restored: bool) -> d
     }
 
 
-def run(config: SoakConfig, out: Path, command: list[str]) -> dict:
+def run_soak(config: SoakConfig, out: Path, program: tuple[str, ...] = NODE) -> dict:
     """Write summary.json and return it. Raise TimeoutError where the node stops answering."""
     rclpy.init()
     with tempfile.TemporaryDirectory(prefix='mirage-soak-') as memories:
-        soak = Soak(config, command, Path(memories))
+        soak = Soak(config, program, Path(memories))
         try:
             soak.connect()
             rss = soak.run()
@@ -430,23 +386,12 @@ def run(config: SoakConfig, out: Path, command: list[str]) -> dict:
     return result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=Path, default=Path('out/soak'))
-    parser.add_argument('--minutes', type=float, default=SoakConfig.minutes)
-    parser.add_argument('--seed', type=int, default=SoakConfig.seed)
-    arguments = parser.parse_args()
+def main(command: SoakCommand) -> int:
+    """Run the soak; return 1 where a request was lost or the memory grew or was not restored."""
     quiet_network()
     os.environ.setdefault('ROS_LOG_DIR', tempfile.gettempdir())
-    command = [sys.executable, '-m', 'mirage_ros.node']
-    result = run(
-        SoakConfig(minutes=arguments.minutes, seed=arguments.seed), arguments.out, command
-    )
+    result = run_soak(command.soak, command.out)
     print(json.dumps(result, indent=2))
     bad = result['lost'] or result['crashes'] or result['answered_more_than_once']
     good = result['memory_flat'] and result['restored_after_kill'] and result['exit_code'] == 0
     return 0 if good and not bad else 1
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
 import multiprocessing
 import os
 from pathlib import Path
@@ -16,17 +15,12 @@ from typing import Any
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose
-from mirage.action import Imagine
-from mirage.msg import ImaginedChunk, PlannedTrajectory
+from mirage.msg import PlannedTrajectory
 import numpy as np
-from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from mirage_ros.tools.service_call import ServiceCall
+from mirage_ros.tools.fake_robot import CAMERA, FakeRobot
 
 INSTANT = [sys.executable, str(Path(__file__).resolve().parents[1] / 'instant_engine.py')]
 """The node with the instant engine, as a program."""
@@ -136,75 +130,14 @@ class NodeProcess:
         assert code == 0, f'the node ended with {code}: {self.says()}'
 
 
-class Client:
-    """A planner with a camera, in the tests' own process."""
+class Client(FakeRobot):
+    """A planner with a camera, in the tests' process."""
 
     def __init__(self) -> None:
-        self.node = Node('client')
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self.node)
-        qos = QoSProfile(depth=100)
-        self.publishers = {
-            name: self.node.create_publisher(kind, name, qos)
-            for name, kind in (
-                ('image', Image),
-                ('camera_info', CameraInfo),
-                ('depth', Image),
-                ('trajectory', PlannedTrajectory),
-            )
-        }
-        self.received: dict[str, list] = {}
-        self._services: dict[str, Any] = {}
-        self.receive('imagined/chunk', ImaginedChunk)
-        self.action = ActionClient(self.node, Imagine, 'imagine')
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._executor.shutdown()
-        self.node.destroy_node()
-
-    def publisher(self, name: str, kind: type) -> None:
-        self.publishers[name] = self.node.create_publisher(kind, name, QoSProfile(depth=100))
-
-    def receive(self, name: str, kind: type) -> None:
-        messages = self.received[name] = []
-        self.node.create_subscription(kind, name, messages.append, QoSProfile(depth=100))
-
-    @property
-    def chunks(self) -> list[ImaginedChunk]:
-        return self.received['imagined/chunk']
-
-    def until(self, done: Callable[[], Any], seconds: float = 120.0) -> Any:
-        """What ``done`` returns, once it is true."""
-        deadline = time.monotonic() + seconds
-        while not (result := done()):
-            assert time.monotonic() < deadline, 'it did not happen in time'
-            self._executor.spin_once(timeout_sec=0.05)
-        return result
-
-    def spin(self, seconds: float) -> None:
-        self._executor.spin_once(timeout_sec=seconds)
-
-    def connect(self, *skip: str) -> None:
-        """Wait until the node hears and is heard. What it has found of this side cannot be seen: a second more."""
-        wanted = [p for name, p in self.publishers.items() if name not in skip]
-        self.until(
-            lambda: (
-                all(p.get_subscription_count() for p in wanted)
-                and all(self.node.count_publishers(name) for name in self.received)
-                and self.action.server_is_ready()
-            )
-        )
-        end = time.monotonic() + 1.0
-        self.until(lambda: time.monotonic() > end)
-
-    def send(self, name: str, message: Any) -> None:
-        self.publishers[name].publish(message)
+        super().__init__('client', topics={**CAMERA, 'trajectory': PlannedTrajectory})
 
     def send_seed(self, *, depth: bool = True, **seed: Any) -> None:
-        """What a camera sends, a few times over: camera topics are best effort and have no answer."""
+        """Send a camera's messages a few times: its topics are best effort."""
         image, camera_info, depth_image = seed_messages(**seed)
         for _ in range(5):
             self.send('image', image)
@@ -212,39 +145,6 @@ class Client:
             if depth:
                 self.send('depth', depth_image)
             time.sleep(0.1)
-
-    def goal(self, goal: Imagine.Goal) -> Goal:
-        return Goal(self, goal)
-
-    def call(self, kind: type, name: str, request: Any = None) -> Any:
-        """A service's response."""
-        if name not in self._services:
-            self._services[name] = self.node.create_client(kind, name)
-        question = ServiceCall(self._services[name], request or kind.Request())
-        return self.until(question.answer)
-
-
-class Goal:
-    """A goal of the action from sending to result."""
-
-    def __init__(self, client: Client, goal: Any, action: ActionClient | None = None):
-        self._client = client
-        self.feedback: list[Any] = []
-        sent = (action or client.action).send_goal_async(
-            goal, lambda message: self.feedback.append(message.feedback)
-        )
-        client.until(sent.done)
-        self.handle = sent.result()
-
-    def result(self) -> tuple[int, Any]:
-        """Status and result."""
-        future = self.handle.get_result_async()
-        self._client.until(future.done)
-        return future.result().status, future.result().result
-
-    def cancel(self) -> None:
-        future = self.handle.cancel_goal_async()
-        self._client.until(future.done)
 
 
 def seed_messages(

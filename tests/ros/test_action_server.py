@@ -9,11 +9,12 @@ import time
 from action_msgs.msg import GoalStatus
 from instant_engine import InstantEngine
 from mirage.action import Imagine
-from processes import Client, Goal, seed_messages, trajectory
+from processes import Client, seed_messages, trajectory
 import pytest
 from rclpy.executors import MultiThreadedExecutor
 
 from mirage_ros.node import EXECUTOR_THREADS, MirageNode
+from mirage_ros.tools.fake_robot import Goal
 
 GOALS = 12  # the default of max_goals, more than the threads of the executor
 

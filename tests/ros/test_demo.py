@@ -135,11 +135,11 @@ def test_interrupted_demo_leaves_nothing(before, demo):
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        (['--frmes', '24'], 'unrecognized arguments: --frmes'),
+        (['--frmes', '24'], '--frmes'),
         (['--ros-args', '-r', '__node:=x', '--', '--kind', '3', '--frmes'], '--frmes'),
     ],
 )
-def test_a_wrong_argument_is_refused(arguments, said):
+def test_a_wrong_argument_is_rejected(arguments, said):
     done = subprocess.run(
         [sys.executable, '-m', 'mirage_ros.tools.demo', *arguments], capture_output=True, text=True
     )

@@ -12,7 +12,7 @@ from mirage.action import Imagine, ImagineCandidates
 from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectories
 from nav_msgs.msg import OccupancyGrid, Path
 import numpy as np
-from processes import Client, Goal, NodeProcess, seed_messages, trajectory
+from processes import Client, NodeProcess, seed_messages, trajectory
 import pytest
 from rclpy.action import ActionClient
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -23,6 +23,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_model.messages.poses import matrix_from_numbers
 from mirage_ros import convert
 from mirage_ros.convert import transform_message
+from mirage_ros.tools.fake_robot import Goal
 
 BASE_FROM_CAMERA = matrix_from_numbers((0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5), name='camera')
 

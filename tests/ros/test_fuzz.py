@@ -17,13 +17,14 @@ from mirage.action import Imagine, ImagineCandidates
 from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectories
 from nav_msgs.msg import Odometry, Path
 import numpy as np
-from processes import Goal, seed_messages, trajectory
+from processes import seed_messages, trajectory
 from rclpy.action import ActionClient
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.convert import transform_message
+from mirage_ros.tools.fake_robot import Goal
 from mirage_ros.transforms import LATCHED
 
 FLOATS = (0.0, -1.0, 1e-30, 1e30, float('nan'), float('inf'), -float('inf'))

@@ -10,8 +10,10 @@ import sys
 PROGRAM = """
 import sys
 from pathlib import Path
-from mirage_ros.tools.soak import SoakConfig, run
-run(SoakConfig(minutes=0.25, pause=0.05), Path(sys.argv[1]), [sys.executable, sys.argv[2]])
+from mirage_ros.tools.config import SoakConfig
+from mirage_ros.tools.soak import run_soak
+config = SoakConfig(minutes=0.25, pause=0.05)
+run_soak(config, Path(sys.argv[1]), (sys.executable, sys.argv[2]))
 """
 
 
