@@ -76,7 +76,7 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
     from rclpy.signals import SignalHandlerOptions
 
     from mirage_model.evaluation.replay import command as replay
-    from mirage_model.evaluation.replay.truncated import intact
+    from mirage_model.evaluation.replay.truncated import readable_copy
     from mirage_model.model.checkpoint import EMBEDDED, load_model_info
     from mirage_ros.tools.replay_client import NodeEngine
     from mirage_ros.tools.replay_realtime import play
@@ -90,7 +90,7 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
         try:
             if command.free_running:
                 out = command.out
-                whole, damage = intact(command.bag, out / 'intact')
+                whole, damage = readable_copy(command.bag, out / 'intact')
                 found = play(whole, command.topics, config, about, pace=command.pace, node=node)
                 shutil.rmtree(out / 'intact', ignore_errors=True)
                 out.mkdir(parents=True, exist_ok=True)

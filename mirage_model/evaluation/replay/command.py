@@ -33,7 +33,7 @@ from mirage_model.evaluation.replay.tables import (
     segment_row,
     write_tables,
 )
-from mirage_model.evaluation.replay.truncated import intact
+from mirage_model.evaluation.replay.truncated import readable_copy
 from mirage_model.interface import ModelInfo
 from mirage_model.io import begin_run, write_json
 
@@ -70,7 +70,7 @@ def run(
     replayed. Raises ValueError for a bag or an option that cannot be used, and where nothing could be
     evaluated; what was evaluated is kept.
     """
-    whole, damage = intact(path, out / 'intact')
+    whole, damage = readable_copy(path, out / 'intact')
     failures = [damage] if damage else []
     try:
         bag = open_bag(whole, bag_config, engine.describe())
