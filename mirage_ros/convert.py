@@ -10,7 +10,7 @@ from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 from builtin_interfaces.msg import Time
 import cv2
@@ -33,7 +33,7 @@ from mirage_model.messages.poses import (
     seconds,
 )
 
-AnyImage = Image | CompressedImage
+AnyImage: TypeAlias = Image | CompressedImage
 Compression = Literal['none', 'jpeg', 'png']
 """How the images of a chunk are sent."""
 

@@ -399,8 +399,12 @@ class Bag:
             images.append((time, exact, logged))
         if not images:
             raise self._nothing(topic, 'messages', rejected)
-        stamps, exact, logged = zip(*sorted(images))
-        return np.array(stamps), np.array(exact, np.int64), np.array(logged, np.int64)
+        columns = list(zip(*sorted(images)))
+        return (
+            np.array(columns[0]),
+            np.array(columns[1], np.int64),
+            np.array(columns[2], np.int64),
+        )
 
     def _forwards(
         self, reader: Any, topic: str, types: tuple[str, ...], rejected: _Rejected

@@ -132,8 +132,10 @@ def cut(
                 )
                 left_out.append((called, scene, reason))
             else:
-                chosen = tuple(rows[i] for i in chosen)
-                parts.append(Part(name=called, scene=scene, sequence=name, rows=chosen))
+                part = Part(
+                    name=called, scene=scene, sequence=name, rows=tuple(rows[i] for i in chosen)
+                )
+                parts.append(part)
     return Listing(parts=parts, left_out=left_out)
 
 
@@ -142,7 +144,8 @@ def _runs(times: Float[np.ndarray, 'n'], rate: float) -> list[list[int]]:
     position = (times - times[:1]) * rate
     tick = np.floor(position + 0.5).astype(np.int64)
     away = np.abs(position - tick)
-    runs, last = [], -2
+    runs: list[list[int]] = []
+    last = -2
     for number in np.unique(tick).tolist():
         here = np.flatnonzero(tick == number)
         if number != last + 1:

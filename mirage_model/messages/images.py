@@ -180,7 +180,7 @@ def _pixels(message: Any, encoding: Encoding) -> Shaped[np.ndarray, 'h w *channe
     rows = np.frombuffer(message.data, np.uint8).reshape(-1, message.step)
     rows = np.ascontiguousarray(rows[:, : message.width * encoding.bytes_per_pixel])
     order = '>' if message.is_bigendian else '<'
-    pixels = rows.view(np.dtype(encoding.dtype).newbyteorder(order))
+    pixels = rows.view(np.dtype(order + encoding.dtype))
     pixels = pixels.astype(np.dtype(encoding.dtype), copy=False)
     return pixels if encoding.channels == 1 else pixels.reshape(len(rows), -1, encoding.channels)
 

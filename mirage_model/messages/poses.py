@@ -173,10 +173,10 @@ def _matrices(
     """Return the matrices of rows of x y z and a quaternion x y z w. Raises ValueError with the row's name."""
     rows = np.array(numbers, np.float64)
     positions, quaternions = rows[:, :3], rows[:, 3:]
-    finite = np.isfinite(rows).all(axis=1)
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
     with np.errstate(over='ignore', invalid='ignore'):
         lengths = np.linalg.norm(quaternions, axis=1)
-        near = (np.abs(positions) <= MAX_DISTANCE).all(axis=1)
+        near = np.asarray((np.abs(positions) <= MAX_DISTANCE).all(axis=1))
         good = finite & near & (np.abs(lengths - 1) <= QUATERNION_TOLERANCE)
     if not good.all():
         i = int(good.argmin())

@@ -55,8 +55,10 @@ def readable_copy(bag: Path, folder: Path) -> tuple[Path, str]:
     return copy, text
 
 
-_METADATA = ('version', 'storage_identifier', 'relative_file_paths', 'topics_with_message_count')
-_METADATA += ('message_count', 'duration', 'starting_time')
+_METADATA = (
+    *('version', 'storage_identifier', 'relative_file_paths', 'topics_with_message_count'),
+    *('message_count', 'duration', 'starting_time'),
+)
 """Keys that metadata.yaml must have."""
 
 
