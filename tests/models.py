@@ -1,4 +1,4 @@
-"""Real parts at tiny sizes, with random weights, as a model folder."""
+"""Tiny networks of the real classes with random weights, and a model folder of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def small_backbone(seed: int = 0) -> Backbone:
 
 
 def save_small_model(folder: Path, seed: int = 0) -> Path:
-    """A whole model folder in which the side branch is no longer zero, so that the memory matters."""
+    """Write a model folder whose side branch is not zero, so that the memory affects the output."""
     backbone = small_backbone(seed)
     with torch.no_grad():
         for projection in backbone.side_branch.proj_out:
@@ -75,7 +75,7 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
         scheduler=tiny_scheduler(),
         text=torch.randn(1, 8),
     )
-    # a network that was never trained must not see sky and movers everywhere
+    # an untrained network must not classify all pixels as sky or dynamic objects
     config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
     save_network(folder / 'perception', Network(config))
     return folder

@@ -1,4 +1,4 @@
-"""Imports run one way, and the library knows nothing of ROS."""
+"""Imports run one way, serving code imports no training code, and the library imports no ROS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OWNERS = {
     'triton': {'memory/gpu_reader.py'},
     'depth_anything_3': {'perception/adapters.py'},
 }
-"""Who may name a package: parts that come and go lie behind one module each."""
+"""Modules that may import a package; others reach it through them."""
 
 LAYERS = (
     (
@@ -63,6 +63,9 @@ LAYERS = (
 )
 """From the bottom to the top; a module may import those beside and below it."""
 
+TEACHING = ('worlds', 'data', 'training', 'evaluation', 'clip', 'labels', 'cli')
+"""Rooms and modules that train and measure; the others serve."""
+
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT / 'mirage_model'))
@@ -86,6 +89,12 @@ def layer_of(name: str) -> int | None:
     return None
 
 
+def room_of(module: str) -> str | None:
+    """Return the folder or module of `mirage_model` that an import names."""
+    parts = module.split('.')
+    return parts[1] if parts[0] == 'mirage_model' and len(parts) > 1 else None
+
+
 def file_of(module: str) -> str | None:
     path = ROOT.joinpath(*module.split('.'))
     for candidate in (path.with_suffix('.py'), path / '__init__.py'):
@@ -95,7 +104,7 @@ def file_of(module: str) -> str | None:
 
 
 @pytest.mark.parametrize('path', MODULES, ids=name_of)
-def test_packages_are_named_by_their_owners_alone(path):
+def test_packages_are_imported_by_their_owners_only(path):
     roots = {module.split('.')[0] for module in imported(path)}
     for package, owners in OWNERS.items():
         assert package not in roots or name_of(path) in owners, (
@@ -110,18 +119,36 @@ def test_packages_are_named_by_their_owners_alone(path):
     ids=name_of,
 )
 def test_imports_run_down(path):
-    own = layer_of(name_of(path))
-    assert own is not None, f'{name_of(path)} has no layer: put it into LAYERS'
+    layer = layer_of(name_of(path))
+    assert layer is not None, f'{name_of(path)} has no layer: put it into LAYERS'
     for module in imported(path):
         target = file_of(module) if module.startswith('mirage_model.') else None
         if target is not None:
-            assert layer_of(target) <= own, (
+            assert layer_of(target) <= layer, (
                 f'{name_of(path)} imports {target}, which lies above it'
             )
 
 
-def test_the_library_imports_no_ros():
-    """In a fresh process, every module of it; those that need a package which is not here are not importable at all."""
+def test_serving_imports_no_teaching():
+    for path in MODULES:
+        if name_of(path).split('/')[0].removesuffix('.py') not in TEACHING:
+            teaching = [m for m in imported(path) if room_of(m) in TEACHING]
+            assert not teaching, f'{name_of(path)} serves and imports {teaching}'
+
+
+def test_node_imports_no_teaching():
+    for path in sorted((ROOT / 'mirage_ros').glob('*.py')):
+        teaching = [m for m in imported(path) if room_of(m) in TEACHING]
+        assert not teaching, f'mirage_ros/{path.name} imports {teaching}'
+
+
+def test_worlds_import_no_data():
+    for path in (ROOT / 'mirage_model' / 'worlds').glob('*.py'):
+        assert 'data' not in {room_of(m) for m in imported(path)}, path.name
+
+
+def test_library_imports_no_ros():
+    """Import all modules in a fresh process."""
     names = [
         '.'.join(m.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
         for m in MODULES
