@@ -80,8 +80,12 @@ def build_package(source: Path, build: Path, stage: Path, prefix: Path) -> None:
 
 
 class BuildWithInterfaces(build_py):
+    """Build the ROS interfaces too, unless MIRAGE_WITHOUT_INTERFACES is set: colcon builds them."""
+
     def run(self) -> None:
         super().run()
+        if os.environ.get('MIRAGE_WITHOUT_INTERFACES'):
+            return
         self.distribution.data_files = [*(self.distribution.data_files or []), *build_interfaces()]
 
 

@@ -18,6 +18,8 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 import yaml
 
+from mirage_model.extras import explain
+
 Config = TypeVar('Config')
 
 
@@ -142,7 +144,10 @@ def run(command: Command, words: Sequence[str], *, prog: str) -> int:
     except KeyboardInterrupt:
         print(f'{prog}: interrupted', file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except ImportError as error:
+        print(f'{prog}: {explain(error)}', file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
         print(f'{prog}: {error}', file=sys.stderr)
         return 1
 

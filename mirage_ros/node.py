@@ -37,6 +37,10 @@ from mirage_ros.services import Services
 RESULTS_LEAVE = 0.2  # seconds; rclpy has no call that waits until results are sent
 EXECUTOR_THREADS = 10
 """Camera, requests, actions, transforms, timers, transitions, and services that wait for the worker."""
+USAGE = """usage: mirage_node [--ros-args --params-file FILE -p NAME:=VALUE -r TOPIC:=TOPIC ...]
+
+config/mirage.yaml lists the parameters; the topics are image, camera_info, depth and the others of
+docs/reference/ros.md."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -209,6 +213,9 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
 
     A thread of the executor that ends by itself ends the node too, with an error.
     """
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(USAGE)
+        return 0
     stop = threading.Event()
     asked_to_end = loading = False
 

@@ -40,6 +40,7 @@ OWNERS = {
 LAYERS = (
     (
         'interface.py',
+        'extras.py',
         'image_fit.py',
         'camera.py',
         'messages/',

@@ -37,7 +37,7 @@ class DemoCommand:
     device: str = 'cpu'
     """cpu, cuda or cuda:N."""
     recording: Path | None = None
-    """File for Rerun, .rrd; needs rerun-sdk."""
+    """File for Rerun, .rrd; needs the extra viewer."""
     world: OmitArgPrefixes[DemoConfig] = DemoConfig()
 
 

@@ -27,12 +27,10 @@ def main() -> int:
 
 
 def demo(command: DemoCommand) -> int:
-    """Run the demo; return the exit status. Raises ImportError without the simulator."""
-    if missing := [name for name in ('vizdoom', 'omg') if find_spec(name) is None]:
-        raise ImportError(
-            f"{' and '.join(missing)} cannot be imported: the demo's world needs "
-            'pip install vizdoom omgifol, in the versions of requirements/dev.txt'
-        )
+    """Run the demo; return the exit status. Raises ModuleNotFoundError without the simulator."""
+    for name in ('vizdoom', 'omg'):  # before the node loads its model
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
     command.out.mkdir(parents=True, exist_ok=True)
     parameters = {
         'model.folder': command.model_folder,

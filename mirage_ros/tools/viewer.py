@@ -1,6 +1,7 @@
-"""Streams memory, path, imagined and observed frames to Rerun: `mirage_viewer`, or `viewer:=rerun` of the launch file.
+"""Stream memory, path, imagined and observed frames to Rerun: ``mirage_viewer``.
 
-Needs `pip install rerun-sdk`. With the parameter ``recording`` it writes a file instead of opening the viewer.
+``viewer:=rerun`` of the launch file starts it too. Needs the extra ``viewer``.
+``mirage_viewer --ros-args -p recording:=FILE`` writes a file instead of opening the viewer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 
+from mirage_model.extras import explain
 from mirage_model.messages.images import rgb_from_image
 from mirage_model.messages.poses import seconds
 from mirage_ros import convert
@@ -26,11 +28,9 @@ APPLICATION = 'mirage'
 
 
 def open_recording(file: FilePath | None) -> Any:
-    """To a file, or to a viewer that is opened. Raise ImportError that says what to install."""
-    try:
-        import rerun
-    except ImportError:
-        raise ImportError('the viewer needs rerun-sdk: pip install rerun-sdk') from None
+    """Return a stream to a file, or to a viewer that is opened."""
+    import rerun
+
     recording = rerun.RecordingStream(APPLICATION)
     if file is None:
         recording.spawn()
@@ -108,11 +108,14 @@ class Viewer(Node):
 
 
 def main() -> int:
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
     rclpy.init()
     try:
         rclpy.spin(Viewer())
     except ImportError as error:
-        print(f'mirage_viewer: {error}', file=sys.stderr)
+        print(f'mirage_viewer: {explain(error)}', file=sys.stderr)
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 
 from models import save_small_model
 from processes import NodeProcess
@@ -167,3 +168,15 @@ def test_pip_install_and_the_node_starts(source, model_folder, tmp_path):
         model__folder=f"'{model_folder}'",
     )
     node.stop()
+
+
+def test_pip_wheel_without_interfaces(source, tmp_path):
+    command = [sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps']
+    run(
+        [*command, '--wheel-dir', tmp_path, source],
+        env={**os.environ, 'MIRAGE_WITHOUT_INTERFACES': '1'},
+    )
+    (wheel,) = tmp_path.glob('mirage-*.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert 'mirage_model/extras.py' in names
+    assert not any(name.startswith('mirage/') or '.data/' in name for name in names)
