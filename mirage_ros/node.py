@@ -47,13 +47,13 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 def load_engine(parameters: NodeParameters) -> EngineProtocol:
     """The model of a folder, or mirage-tiny, in this process."""
     from mirage_model.engine.engine import Engine
-    from mirage_model.memory.eviction import Limits
+    from mirage_model.memory.eviction import MemoryLimits
 
     folder = FilePath(parameters.model.folder) if parameters.model.folder else None
     return Engine.from_folder(
         folder,
         device=parameters.model.device,
-        limits=Limits(
+        limits=MemoryLimits(
             capacity=parameters.memory.capacity,
             policy=parameters.memory.policy,
             resident=parameters.memory.resident,

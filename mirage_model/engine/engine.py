@@ -47,7 +47,7 @@ from mirage_model.interface import (
 )
 from mirage_model.memory import Memory
 from mirage_model.memory.coverage import Coverage
-from mirage_model.memory.eviction import Limits
+from mirage_model.memory.eviction import MemoryLimits
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.registry import create_memory
 from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
@@ -63,7 +63,7 @@ class Engine:
         self,
         model: Model,
         *,
-        limits: Limits = Limits(),
+        limits: MemoryLimits = MemoryLimits(),
         allow_unscaled_depth: bool = False,
         refine_cameras: bool = False,
     ) -> None:
@@ -96,7 +96,7 @@ class Engine:
         folder: Path | None = None,
         *,
         device: str = 'cpu',
-        limits: Limits = Limits(),
+        limits: MemoryLimits = MemoryLimits(),
         allow_unscaled_depth: bool = False,
         refine_cameras: bool = False,
     ) -> Engine:
@@ -273,7 +273,8 @@ class Engine:
             ends = np.cumsum(lengths).tolist()
             paths = [cameras[end - n : end] for n, end in zip(lengths, ends)]
             coverages = [
-                Coverage.of(session.memory.readout(path, latents=False)) for path in paths
+                Coverage.from_readout(session.memory.readout(path, latents=False))
+                for path in paths
             ]
         return [to_score(coverage, threshold) for coverage in coverages]
 
@@ -291,12 +292,12 @@ class Engine:
             camera = check_cameras(replace(session.camera, world_from_camera=reanchored.float()))
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
-        self._latent_memory(session, 'reanchored').move(matrix)
+        self._latent_memory(session, 'reanchored').transform(matrix)
         self._sessions[memory] = replace(session, camera=camera)
 
     def points(self, *, memory: str = 'default', max_points: int = 100_000) -> Points:
         latent_memory = self._latent_memory(self._session(memory), 'shown')
-        positions, latents, observed = latent_memory.some(max_points)
+        positions, latents, observed = latent_memory.sample_points(max_points)
         if self._colour_from_latents is None:
             config = self.model.config
             self._colour_from_latents = fit_colours(self.model.codec, config.height, config.width)

@@ -16,7 +16,7 @@ from mirage_model.camera import Cameras, resized
 from mirage_model.engine.inputs import cameras_along, checked
 from mirage_model.interface import DepthSource, InvalidRequest
 from mirage_model.memory import Memory
-from mirage_model.memory.eviction import Limits
+from mirage_model.memory.eviction import MemoryLimits
 from mirage_model.memory.latent import LatentMemory
 from mirage_model.model.checkpoint import Model
 from mirage_model.model.rollout import RolloutInput
@@ -67,7 +67,7 @@ class Session:
         )
 
 
-def load_session(path: Path, model: Model, limits: Limits) -> Session:
+def load_session(path: Path, model: Model, limits: MemoryLimits) -> Session:
     """Read a file of `Session.save` into a memory with ``limits``.
 
     Raises:

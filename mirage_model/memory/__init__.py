@@ -1,14 +1,14 @@
-"""Spatial memories: what was seen and imagined, kept in the world and read back from any camera.
+"""Spatial memories: observed and imagined content at points of the world, read from any camera.
 
-A memory is given latents with a depth at cameras on the latent grid, and answers with what those
-cameras, or others, would find there. It knows neither the model nor its time steps. `create` makes
-one by name: the latent memory, or one of those that it is measured against.
+A memory takes latents with depth from cameras on the latent grid, and returns what these or other
+cameras see. It depends neither on the model nor on time steps. `registry.create_memory` makes the
+latent memory or one of the baselines by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,57 +18,63 @@ from mirage_model.camera import Cameras
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
-    """What a memory holds at every latent cell of n cameras. All zero where nothing is visible.
-
-    ``observed`` is part of ``visible``. ``depth`` is metres along the reading camera's axis;
-    ``age`` is the camera's time minus the time of writing, in seconds; ``offset`` is where the
-    remembered point projects relative to the cell's centre, in cells, x then y; ``depth_ratio`` is
-    log(depth read / depth written).
-    """
+    """Content of a memory at each latent cell of n cameras; 0 where nothing is visible."""
 
     latents: Float[Tensor, '*n c h w']
-    visible: Bool[Tensor, '*n h w']
-    observed: Bool[Tensor, '*n h w']
-    depth: Float[Tensor, '*n h w']
-    age: Float[Tensor, '*n h w']
-    offset: Float[Tensor, '*n 2 h w']
-    depth_ratio: Float[Tensor, '*n h w']
+    """Latents of the nearest point."""
 
-    def __getitem__(self, index) -> Readout:
-        """A part of the cameras, or with None one batch axis more."""
+    visible: Bool[Tensor, '*n h w']
+    """Whether a point covers the cell."""
+
+    observed: Bool[Tensor, '*n h w']
+    """Whether a sensor took that point. Implies ``visible``."""
+
+    depth: Float[Tensor, '*n h w']
+    """Metres along the optical axis of the reading camera."""
+
+    age: Float[Tensor, '*n h w']
+    """Time of the reading camera minus the time of writing, seconds."""
+
+    offset: Float[Tensor, '*n 2 h w']
+    """Projection of the point relative to the cell's centre, x then y, in cells."""
+
+    depth_ratio: Float[Tensor, '*n h w']
+    """log(depth read / depth written)."""
+
+    def __getitem__(self, index: Any) -> Readout:
+        """Return some of the cameras, or with None the same readout with a batch axis in front."""
         return Readout(**{name: value[index] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """What n cameras saw at the resolution of their frames, for memories that remember pixels.
-
-    ``frames`` are in 0..1. ``depth`` is in metres; not finite or <= 0 says that there is none, or
-    that the pixel must not be remembered.
-    """
+    """Frames of n cameras with depth at full resolution, for memories that hold pixels."""
 
     frames: Float[Tensor, 'n 3 H W']
+    """RGB in 0..1."""
+
     depth: Float[Tensor, 'n H W']
+    """Metres. A pixel whose depth is not finite or not positive is not written."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What a memory of pixels needs of the codec."""
+    """The part of a codec that memories use."""
 
     channels: int
     spatial_stride: int
 
     def encode_images(self, frames: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
-        """Latents of frames in 0..1, each encoded alone."""
+        """Encode each frame, in 0..1, alone."""
         ...
 
 
 @runtime_checkable
 class Memory(Protocol):
-    """The verbs of a spatial memory. Cameras are on the latent grid: a pixel is a cell."""
+    """A spatial memory. Cameras are on the latent grid: a pixel of theirs is a latent cell."""
 
     takes_latents: bool
-    """False where `write` makes no use of latents: None will do, and nothing need be encoded."""
+    """Whether `write` uses latents. If False, they may be None and need not be encoded."""
 
     def write(
         self,
@@ -81,37 +87,44 @@ class Memory(Protocol):
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
     ) -> int:
-        """Remember the cells in ``valid`` and return how many were added.
+        """Write the cells in ``valid`` and return how many points were added.
 
-        ``depth`` is in metres; not finite or <= 0 says that there is none, and such a cell cannot
-        be kept. ``observed`` says that a sensor saw these latents, else they were imagined.
-        ``confidence`` in 0..1 says how far the depth is to be trusted; None is 1 everywhere.
-        A memory of pixels needs ``pixels`` and takes those that have a depth there, whatever
-        ``valid`` says of their cells; the others do without. Raises ValueError.
+        Args:
+            latents: Latents of each cell.
+            depth: Depth of each cell, metres. It must be finite and positive where ``valid``.
+            cameras: Cameras on the latent grid.
+            valid: Mask of the cells to write.
+            observed: Whether a sensor took the latents; False for imagined ones.
+            confidence: Confidence of the depth in 0..1. None is 1 everywhere.
+            pixels: Frames and depth at full resolution. Memories of pixels need them and write
+                their pixels with depth, whatever ``valid`` is; other memories ignore them.
+
+        Raises:
+            ValueError: If a needed argument is missing, or its shape or values are wrong.
         """
         ...
 
     def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
-        """What the cameras find, each at its own time, on the device of the cameras.
+        """Return what the cameras see, each at its own time, on the device of the cameras.
 
-        Without ``latents`` they have no channels, which spares a memory that must encode them.
+        If ``latents`` is False, they have no channels, and memories of pixels encode nothing.
         """
         ...
 
     def fork(self) -> Memory:
-        """A memory with the same content; what is written to one the other does not see."""
+        """Return a memory with the same content; later writes to one do not change the other."""
         ...
 
     def __len__(self) -> int:
-        """The number of cells held."""
+        """Return the number of points."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for the cells."""
+        """Bytes of the points."""
         ...
 
     @property
     def index_nbytes(self) -> int:
-        """Bytes held to find them."""
+        """Bytes of the structures that find the points."""
         ...

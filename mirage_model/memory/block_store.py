@@ -1,10 +1,10 @@
-"""Where the cells of a memory lie: blocks of space in a directory, shared until they are changed.
+"""The store of latent points: blocks of space in a directory, shared between stores until changed.
 
-A cell belongs to the voxel that its point falls into, in a grid whose edge follows the cell's own
-size by powers of two; 16 x 16 x 16 voxels of one grid are a block, 8 x 8 x 8 blocks a region. A
-`Store` is never changed once it is published: a writer drafts a new one, which shares every region
-that it does not touch, as a region shares the blocks. So a fork costs nothing, a draft what it
-changes, and a reader that holds a store sees all of a write or nothing of it.
+A point belongs to the voxel that contains it, in a grid whose edge follows the point's size by
+powers of two. 16 x 16 x 16 voxels of a grid are a block, 8 x 8 x 8 blocks a region. A published
+`BlockStore` never changes. A writer changes a draft, which shares all regions and blocks that it
+does not touch. So a fork is free, a draft costs what it changes, and a reader sees a write whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -12,46 +12,60 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
-from typing import Literal
 
-from jaxtyping import Bool, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt32
 import numpy as np
 
-from mirage_model.memory.points import IMAGINED, LATEST, VOXELS, Cells, joined, level_of, locate
+from mirage_model.memory.points import (
+    BLOCK_VOXELS,
+    IMAGINED_BIT,
+    MAX_SERIAL,
+    LatentPoints,
+    block_and_voxel,
+    concatenate,
+    grid_level,
+)
 
-Key = tuple[int, ...]
-"""A block's level and place, where nothing is merged with a page after them; or a region's."""
+BlockKey = tuple[int, ...]
+"""Level and i, j, k of a block or region. Without merging, a block's key ends with its page."""
 
-Place = tuple[int, int]
-"""Where a block is found: the slot of its region, its own slot there."""
+BlockSlot = tuple[int, int]
+"""Address of a block: the slot of its region, and its slot within the region."""
 
-Prefer = Literal['newest', 'confident']
-
-BLOCKS = 8
+REGION_BLOCKS = 8
 """Blocks along the edge of a region."""
 
-OBJECTS = 960
-"""Bytes that Python and NumPy take for a block's arrays and key, whatever is in them."""
+BLOCK_OVERHEAD = 960
+"""Bytes of Python and NumPy objects for a block's arrays and key, whatever they hold."""
 
-PAGE = 4096
-"""Where nothing is merged, a block of space that holds as many cells goes on in a new block."""
+PAGE_POINTS = 4096
+"""Points after which a block continues in another page, where nothing is merged."""
 
 
 @dataclass(kw_only=True)
-class Table:
-    """What must be known of blocks to find and read them, a row each; empty ones count 0.
-
-    ``file`` is that which a block is mapped from, 0 for none; ``address`` are those of points,
-    order, written and latents.
-    """
+class BlockTable:
+    """Bounds, counts and addresses of blocks, a row each."""
 
     lower: Float32[np.ndarray, 'b 3']
+    """Lower corner of the bounding box in the world, with a margin for rounding."""
+
     upper: Float32[np.ndarray, 'b 3']
+    """Upper corner of the bounding box in the world, with a margin for rounding."""
+
     count: Int64[np.ndarray, 'b']
+    """Points in the block. 0 marks a free row."""
+
     imagined: Int64[np.ndarray, 'b']
+    """Imagined points in the block."""
+
     newest: Float32[np.ndarray, 'b']
+    """Latest time of writing, in seconds since the memory's origin."""
+
     file: Int32[np.ndarray, 'b']
+    """Number of the file that the block is mapped from. 0 is memory."""
+
     address: Int64[np.ndarray, 'b 4']
+    """Addresses of the arrays xyz_size, order, depth_time and latents."""
 
     def __len__(self) -> int:
         return len(self.count)
@@ -60,15 +74,16 @@ class Table:
     def nbytes(self) -> int:
         return sum(values.nbytes for values in vars(self).values())
 
-    def copy(self) -> Table:
-        return Table(**{name: values.copy() for name, values in vars(self).items()})
+    def copy(self) -> BlockTable:
+        return BlockTable(**{name: values.copy() for name, values in vars(self).items()})
 
-    def take(self, rows: Int[np.ndarray, 'k']) -> Table:
-        return Table(**{name: values[rows] for name, values in vars(self).items()})
+    def take(self, rows: Int[np.ndarray, 'k']) -> BlockTable:
+        return BlockTable(**{name: values[rows] for name, values in vars(self).items()})
 
-    def grown(self, rows: int) -> Table:
+    def padded(self, rows: int) -> BlockTable:
+        """Return a copy with free rows appended, up to ``rows`` rows."""
         more = rows - len(self)
-        return Table(
+        return BlockTable(
             **{
                 name: np.pad(values, ((0, more), *((0, 0),) * (values.ndim - 1)))
                 for name, values in vars(self).items()
@@ -76,16 +91,16 @@ class Table:
         )
 
 
-def _table(parts: list[Table]) -> Table:
-    return Table(
+def _concatenate_tables(parts: list[BlockTable]) -> BlockTable:
+    return BlockTable(
         **{
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(Table)
+            for field in fields(BlockTable)
         }
     )
 
 
-_EMPTY = Table(
+_EMPTY_TABLE = BlockTable(
     lower=np.zeros((0, 3), np.float32),
     upper=np.zeros((0, 3), np.float32),
     count=np.zeros(0, np.int64),
@@ -97,11 +112,11 @@ _EMPTY = Table(
 
 
 class _Slots:
-    """Slots by key; one that was given back is given out again."""
+    """Slots by key. A released slot is used again."""
 
     def __init__(self) -> None:
-        self.slot_of: dict[Key, int] = {}
-        self._key_of: list[Key | None] = []
+        self.slot_of: dict[BlockKey, int] = {}
+        self._key_of: list[BlockKey | None] = []
         self._free: list[int] = []
 
     def __len__(self) -> int:
@@ -113,7 +128,7 @@ class _Slots:
             setattr(result, name, values.copy())
         return result
 
-    def reserve(self, key: Key) -> int:
+    def reserve(self, key: BlockKey) -> int:
         slot = self.slot_of.get(key)
         if slot is None:
             slot = self._free.pop() if self._free else len(self._key_of)
@@ -131,12 +146,12 @@ class _Slots:
 
 
 class _Region:
-    """The blocks of a cube of space, those of every slot and what the table says of them."""
+    """Blocks of a cube of space by slot, with their table."""
 
     def __init__(self) -> None:
         self.slots = _Slots()
-        self.blocks: list[Cells | None] = []
-        self.table = _EMPTY
+        self.blocks: list[LatentPoints | None] = []
+        self.table = _EMPTY_TABLE
 
     def draft(self) -> _Region:
         draft = _Region()
@@ -144,225 +159,237 @@ class _Region:
         draft.blocks = self.blocks.copy()
         return draft
 
-    def reserve(self, key: Key) -> int:
+    def reserve(self, key: BlockKey) -> int:
         slot = self.slots.reserve(key)
         if slot == len(self.blocks):
             self.blocks.append(None)
         if len(self.blocks) > len(self.table):
-            self.table = self.table.grown(len(self.blocks) * 5 // 4 + 4)
+            self.table = self.table.padded(len(self.blocks) * 5 // 4 + 4)
         return slot
 
-    def put(self, slot: int, cells: Cells, *, file: int) -> None:
+    def put(self, slot: int, points: LatentPoints, *, file: int) -> None:
         table = self.table
-        table.count[slot], table.file[slot] = len(cells), file
-        if len(cells) == 0:
+        table.count[slot], table.file[slot] = len(points), file
+        if len(points) == 0:
             self.slots.release(slot)
             self.blocks[slot] = None
             return
-        self.blocks[slot] = cells
-        points = cells.points[:3]
-        lower, upper = points.min(axis=1), points.max(axis=1)
-        # more than float32 errs in projecting a point
+        self.blocks[slot] = points
+        xyz = points.xyz_size[:3]
+        lower, upper = xyz.min(axis=1), xyz.max(axis=1)
+        # larger than the error of float32 in projecting a point
         slack = 1e-5 * (1 + max(-lower.min(), upper.max()))
         table.lower[slot], table.upper[slot] = lower - slack, upper + slack
-        table.imagined[slot] = np.count_nonzero(cells.order >= IMAGINED)
-        table.newest[slot] = cells.written[1].max()
+        table.imagined[slot] = np.count_nonzero(points.order >= IMAGINED_BIT)
+        table.newest[slot] = points.depth_time[1].max()
         table.address[slot] = [
             values.__array_interface__['data'][0]
-            for values in (cells.points, cells.order, cells.written, cells.latents)
+            for values in (points.xyz_size, points.order, points.depth_time, points.latents)
         ]
 
 
-class Store:
-    """The directory of regions. The verbs that change it are for a draft, never once published."""
+class BlockStore:
+    """Directory of regions and blocks. Only a draft that is not yet published may be changed."""
 
     def __init__(self) -> None:
-        self.written = 0
-        """The serial number of the cell that is written next."""
+        self.next_serial = 0
+        """Serial number of the next point."""
         self.length = 0
+        """Points in all blocks."""
         self.resident = 0
-        """Cells, and those of them that are not mapped from a file."""
-        self.filed = np.zeros(1, np.int64)
-        """Cells that were put into every file, in use still or not; files are counted from 1."""
+        """Points in blocks that are not mapped from a file."""
+        self.file_points = np.zeros(1, np.int64)
+        """Points put into each file, in use or not. File numbers start at 1."""
         self._slots = _Slots()
         self._regions: list[_Region] = []
-        self._own: set[int] = set()
-        """Slots of the regions that this draft has made its own."""
+        self._drafted: set[int] = set()
+        """Slots of the regions that this draft has copied."""
         self.lower = np.zeros((0, 3), np.float32)
         self.upper = np.zeros((0, 3), np.float32)
+        """Bounding box of each region in the world, possibly too wide."""
         self.count = np.zeros(0, np.int64)
-        """Of regions: a box around the cells, which may be too wide, and how many they are."""
+        """Points of each region."""
 
     def __len__(self) -> int:
         return self.length
 
     @property
     def index_nbytes(self) -> int:
-        """Bytes of the directory: its arrays, and what the objects of a block or a region take."""
-        arrays = (self.lower, self.upper, self.count, self.filed)
+        """Bytes of the directory: its arrays and the objects of blocks and regions."""
+        arrays = (self.lower, self.upper, self.count, self.file_points)
         blocks = sum(len(region.slots.slot_of) for region in self._regions)
         tables = sum(region.table.nbytes for region in self._regions)
-        objects = OBJECTS * (blocks + len(self._regions))
+        objects = BLOCK_OVERHEAD * (blocks + len(self._regions))
         return tables + sum(values.nbytes for values in arrays) + objects
 
-    def draft(self) -> Store:
-        """A store with the same regions, to be changed."""
+    def draft(self) -> BlockStore:
+        """Return a changeable store that shares all regions with this one."""
         draft = copy.copy(self)
-        draft._own = set()
+        draft._drafted = set()
         for name in ('_slots', '_regions', 'lower', 'upper', 'count'):
             setattr(draft, name, getattr(self, name).copy())
         return draft
 
-    def table(self, regions: list[int]) -> tuple[Table, Int64[np.ndarray, 'b 2']]:
-        """What is known of the blocks of some regions, and the places of the rows."""
+    def table(self, regions: list[int]) -> tuple[BlockTable, Int64[np.ndarray, 'b 2']]:
+        """Return the tables of some regions as one, and the `BlockSlot` of each row."""
         parts = [self._regions[region].table for region in regions]
         slots = [np.arange(len(part)) for part in parts]
         region = np.repeat(np.array(regions, np.int64), [len(part) for part in parts])
         slot = np.concatenate([*slots, np.zeros(0, np.int64)])
-        return _table([*parts, _EMPTY]), np.stack([region, slot], axis=1)
+        return _concatenate_tables([*parts, _EMPTY_TABLE]), np.stack([region, slot], axis=1)
 
-    def filled(self) -> tuple[Table, Int64[np.ndarray, 'b 2']]:
-        """What is known of every block that holds cells, and their places."""
-        table, places = self.table(np.flatnonzero(self.count).tolist())
+    def occupied(self) -> tuple[BlockTable, Int64[np.ndarray, 'b 2']]:
+        """Return the table of all blocks that hold points, and the `BlockSlot` of each row."""
+        table, slots = self.table(np.flatnonzero(self.count).tolist())
         rows = np.flatnonzero(table.count)
-        return table.take(rows), places[rows]
+        return table.take(rows), slots[rows]
 
-    def blocks(self) -> list[Cells]:
-        """Every block that holds cells."""
-        return [self.block((region, slot)) for region, slot in self.filled()[1].tolist()]
+    def blocks(self) -> list[LatentPoints]:
+        """Return all blocks that hold points."""
+        return [self.block((region, slot)) for region, slot in self.occupied()[1].tolist()]
 
-    def changes(self, since: Store) -> tuple[list[Cells], list[Cells]]:
-        """The blocks of an older store that this one has no more, and those that it has instead."""
-        old, new = {}, {}
+    def changes(self, since: BlockStore) -> tuple[list[LatentPoints], list[LatentPoints]]:
+        """Return the blocks of an older store that this one lacks, and its new blocks."""
+        old: dict[int, LatentPoints] = {}
+        new: dict[int, LatentPoints] = {}
         for before, now in zip_longest(since._regions, self._regions):
             if before is not now:
                 for region, blocks in ((before, old), (now, new)):
                     if region is not None:
-                        blocks.update((id(cells), cells) for cells in region.blocks if cells)
-        gone = [cells for key, cells in old.items() if key not in new]
-        return gone, [cells for key, cells in new.items() if key not in old]
+                        blocks.update((id(block), block) for block in region.blocks if block)
+        removed = [block for key, block in old.items() if key not in new]
+        return removed, [block for key, block in new.items() if key not in old]
 
-    def block(self, place: Place) -> Cells:
-        region, slot = place
-        cells = self._regions[region].blocks[slot]
-        assert cells is not None
-        return cells
+    def block(self, slot: BlockSlot) -> LatentPoints:
+        block = self._regions[slot[0]].blocks[slot[1]]
+        assert block is not None
+        return block
 
-    def put(self, place: Place, cells: Cells, *, file: int = 0) -> None:
-        """Let a block hold these cells, mapped from a ``file`` or, with 0, not; none frees its slot."""
-        slot = place[1]
-        region = self._drafted(place[0])
-        was = int(region.table.count[slot])
-        self.length += len(cells) - was
-        self.resident += len(cells) * (not file) - was * (not region.table.file[slot])
-        region.put(slot, cells, file=file)
-        self.count[place[0]] += len(cells) - was
-        if len(cells):
-            lower, upper = self.lower[place[0]], self.upper[place[0]]
-            np.minimum(lower, region.table.lower[slot], out=lower)
-            np.maximum(upper, region.table.upper[slot], out=upper)
-        elif self.count[place[0]] == 0:
-            self._slots.release(place[0])
-            self._regions[place[0]] = _Region()
+    def put(self, slot: BlockSlot, points: LatentPoints, *, file: int = 0) -> None:
+        """Replace the points of a block. An empty block frees its slot.
 
-    def cells(self) -> Cells | None:
-        """All cells in the order in which they were written; None where there are none."""
+        Args:
+            slot: Address of the block.
+            points: All points of the block.
+            file: Number of the file that ``points`` are mapped from, or 0 for memory.
+        """
+        in_region = slot[1]
+        region = self._draft_region(slot[0])
+        was = int(region.table.count[in_region])
+        self.length += len(points) - was
+        self.resident += len(points) * (not file) - was * (not region.table.file[in_region])
+        region.put(in_region, points, file=file)
+        self.count[slot[0]] += len(points) - was
+        if len(points):
+            lower, upper = self.lower[slot[0]], self.upper[slot[0]]
+            np.minimum(lower, region.table.lower[in_region], out=lower)
+            np.maximum(upper, region.table.upper[in_region], out=upper)
+        elif self.count[slot[0]] == 0:
+            self._slots.release(slot[0])
+            self._regions[slot[0]] = _Region()
+
+    def points(self) -> LatentPoints | None:
+        """Return all points in the order of writing, or None if there are none."""
         blocks = self.blocks()
         if not blocks:
             return None
-        every = joined(blocks)
-        return every.take(np.argsort(LATEST - (every.order & LATEST).astype(np.int64)))
+        points = concatenate(blocks)
+        return points.take(np.argsort(_serial(points.order)))
 
     def renumber(self) -> None:
-        """Number the cells from 0 on, in the same order."""
-        self.written, blocks = len(self), self.blocks()
+        """Number the points from 0 on, in the same order."""
+        self.next_serial, blocks = len(self), self.blocks()
         if not blocks:
             return
         order = np.concatenate([block.order for block in blocks])
         serial = np.empty(len(order), np.int64)
-        serial[np.argsort(LATEST - (order & LATEST).astype(np.int64))] = np.arange(len(order))
-        order = (order & IMAGINED) | (LATEST - serial).astype(np.uint32)
-        table, places = self.filled()
+        serial[np.argsort(_serial(order))] = np.arange(len(order))
+        order = (order & IMAGINED_BIT) | (MAX_SERIAL - serial).astype(np.uint32)
+        table, slots = self.occupied()
         parts = np.split(order, np.cumsum(table.count)[:-1])
-        for (region, slot), block, part in zip(places.tolist(), blocks, parts):
+        for (region, slot), block, part in zip(slots.tolist(), blocks, parts):
             self.put((region, slot), replace(block, order=part.copy()))
 
     def insert(
         self,
-        cells: Cells,
+        points: LatentPoints,
         camera: Int[np.ndarray, 'm'],
         *,
         voxel: float,
-        prefer: Prefer = 'newest',
         displace: bool = True,
     ) -> int:
-        """Add cells of one origin, ordered by camera, and return how many entered.
+        """Add the points of one write and return how many entered.
 
-        With ``voxel`` > 0 a voxel holds the cells of one camera, each whole: of the last that wrote
-        into it, or of the one with the most confident cell there, of equals the last; what was
-        observed goes before what was imagined. Without ``displace`` the cells that were there stay
-        beside the new ones. With ``voxel`` 0 every cell enters and stays.
+        A voxel keeps the points of the last camera that wrote into it.
+
+        Args:
+            points: Points that are all observed or all imagined, in the order of their cameras.
+            camera: Index of each point's camera within the write.
+            voxel: Edge of a voxel as a multiple of the points' size. 0 merges nothing.
+            displace: Whether new points replace the points that were in their voxels before.
         """
-        if len(cells) == 0:
+        if len(points) == 0:
             return 0
-        block, local = locate(cells.points, level_of(cells.points[3]), voxel or 1.0)
-        rows, starts, stops = _grouped(block)
+        block, local = block_and_voxel(
+            points.xyz_size, grid_level(points.xyz_size[3]), voxel or 1.0
+        )
+        rows, starts, stops = _group_rows(block)
         local, camera = local[rows], camera[rows]
         entered = 0
         for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):
-            place = self._reserve(tuple(key), paged=not voxel)
-            new, old = rows[start:stop], self._regions[place[0]].blocks[place[1]]
+            slot = self._reserve(tuple(key), paged=not voxel)
+            new, old = rows[start:stop], self._regions[slot[0]].blocks[slot[1]]
             if voxel:
-                new, rest = _merged(
-                    cells, new, local[start:stop], camera[start:stop], old,
-                    voxel=voxel, prefer=prefer, displace=displace,
-                )  # fmt: skip
-                old = rest if displace else old
-            if len(new) == 0:
-                continue
+                enters = _of_last_camera(local[start:stop], camera[start:stop])
+                new = new[enters]
+                if old is not None and displace:
+                    replaced = np.zeros(BLOCK_VOXELS**3, np.bool_)
+                    replaced[local[start:stop][enters]] = True
+                    stays = ~replaced[_voxels(old, voxel)]
+                    old = old if stays.all() else old.take(stays)
             entered += len(new)
-            parts = [part for part in (old, cells.take(new)) if part is not None]
-            self.put(place, joined(parts) if len(parts) > 1 else parts[0])
+            parts = [part for part in (old, points.take(new)) if part is not None]
+            self.put(slot, concatenate(parts) if len(parts) > 1 else parts[0])
         return entered
 
-    def lay(self, cells: Cells, *, voxel: float) -> None:
-        """Put the cells of another store where they belong in this empty one, and merge none."""
+    def insert_unmerged(self, points: LatentPoints, *, voxel: float) -> None:
+        """Add points to this empty store without merging any."""
         assert not len(self)
-        if not len(cells):
+        if not len(points):
             return
-        block, _ = locate(cells.points, level_of(cells.points[3]), voxel or 1.0)
-        rows, starts, stops = _grouped(block)
+        block, _ = block_and_voxel(points.xyz_size, grid_level(points.xyz_size[3]), voxel or 1.0)
+        rows, starts, stops = _group_rows(block)
         for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):
-            place = self._reserve(tuple(key), paged=not voxel)
-            self.put(place, cells.take(rows[start:stop]))
+            slot = self._reserve(tuple(key), paged=not voxel)
+            self.put(slot, points.take(rows[start:stop]))
 
     def in_observed_voxel(
-        self, points: Float32[np.ndarray, '4 m'], voxel: float
+        self, xyz_size: Float32[np.ndarray, '4 m'], voxel: float
     ) -> Bool[np.ndarray, 'm']:
-        """Which points lie in a voxel that holds an observed cell, in the grid of any level."""
-        inside = np.zeros(points.shape[1], np.bool_)
+        """Return whether each point lies in a voxel, of any level, with an observed point."""
+        inside = np.zeros(xyz_size.shape[1], np.bool_)
         for level in {key[0] for key in self._slots.slot_of}:
-            block, local = locate(points, np.full(len(inside), level), voxel)
-            rows, starts, stops = _grouped(block)
+            block, local = block_and_voxel(xyz_size, np.full(len(inside), level), voxel)
+            rows, starts, stops = _group_rows(block)
             for key, start, stop in zip(block[rows[starts]].tolist(), starts, stops):
-                held = self._find(tuple(key))
-                if held is None or not held.observed.any():
+                points = self._find(tuple(key))
+                if points is None or not points.observed.any():
                     continue
-                taken = np.zeros(VOXELS**3, np.bool_)
-                taken[_voxels(held, voxel)[held.observed]] = True
-                inside[rows[start:stop]] |= taken[local[rows[start:stop]]]
+                occupied = np.zeros(BLOCK_VOXELS**3, np.bool_)
+                occupied[_voxels(points, voxel)[points.observed]] = True
+                inside[rows[start:stop]] |= occupied[local[rows[start:stop]]]
         return inside
 
-    def _find(self, key: Key) -> Cells | None:
-        region = self._slots.slot_of.get(_region_of(key))
+    def _find(self, key: BlockKey) -> LatentPoints | None:
+        region = self._slots.slot_of.get(_region_key(key))
         if region is None:
             return None
         slot = self._regions[region].slots.slot_of.get(key)
         return None if slot is None else self._regions[region].blocks[slot]
 
-    def _reserve(self, key: Key, *, paged: bool) -> Place:
-        """The place of a block, given to it now if it has none; for its last page if ``paged``."""
-        region = self._slots.reserve(_region_of(key))
+    def _reserve(self, key: BlockKey, *, paged: bool) -> BlockSlot:
+        """Return the slot of a block, or of its last page if ``paged``; allocate it if needed."""
+        region = self._slots.reserve(_region_key(key))
         if region == len(self._regions):
             self._regions.append(_Region())
         if region >= len(self.count):
@@ -370,21 +397,21 @@ class Store:
             self.lower = np.pad(self.lower, ((0, more), (0, 0)))
             self.upper = np.pad(self.upper, ((0, more), (0, 0)))
             self.count = np.pad(self.count, (0, more))
-        mine = self._drafted(region)
+        draft = self._draft_region(region)
         if paged:
             page = 0
             while True:
-                slot = mine.slots.slot_of.get((*key, page))
-                if slot is None or mine.table.count[slot] < PAGE:
+                slot = draft.slots.slot_of.get((*key, page))
+                if slot is None or draft.table.count[slot] < PAGE_POINTS:
                     break
                 page += 1
             key = (*key, page)
-        return region, mine.reserve(key)
+        return region, draft.reserve(key)
 
-    def _drafted(self, region: int) -> _Region:
-        """The region in a slot, to be changed, with its box drawn close."""
-        if region not in self._own:
-            self._own.add(region)
+    def _draft_region(self, region: int) -> _Region:
+        """Return a region to change; copy it and tighten its box the first time."""
+        if region not in self._drafted:
+            self._drafted.add(region)
             self._regions[region] = self._regions[region].draft()
             table = self._regions[region].table
             filled = table.count > 0
@@ -393,14 +420,20 @@ class Store:
         return self._regions[region]
 
 
-def _region_of(key: Key) -> Key:
-    return (key[0], key[1] // BLOCKS, key[2] // BLOCKS, key[3] // BLOCKS)
+def _serial(order: UInt32[np.ndarray, 'm']) -> Int64[np.ndarray, 'm']:
+    """Return the serial numbers in ``LatentPoints.order``."""
+    return MAX_SERIAL - (order & MAX_SERIAL).astype(np.int64)
 
 
-def _grouped(
+def _region_key(key: BlockKey) -> BlockKey:
+    level, i, j, k = key[:4]
+    return (level, i // REGION_BLOCKS, j // REGION_BLOCKS, k // REGION_BLOCKS)
+
+
+def _group_rows(
     block: Int64[np.ndarray, 'm 4'],
 ) -> tuple[Int64[np.ndarray, 'm'], Int64[np.ndarray, 'b'], Int64[np.ndarray, 'b']]:
-    """Rows by block, within one in the order that they had, and where each block's start and stop."""
+    """Return the rows sorted stably by block, and where each block starts and stops among them."""
     rows = np.lexsort((*block.T[::-1],))
     ordered = block[rows]
     new = np.ones(len(rows), np.bool_)
@@ -409,42 +442,15 @@ def _grouped(
     return rows, starts, np.append(starts[1:], len(rows))
 
 
-def _voxels(held: Cells, voxel: float) -> Int32[np.ndarray, 'm']:
-    """The voxel of every cell of a block within it."""
-    return locate(held.points, level_of(held.points[3]), voxel)[1]
+def _voxels(block: LatentPoints, voxel: float) -> Int32[np.ndarray, 'm']:
+    """Return the index of each point's voxel in its block."""
+    return block_and_voxel(block.xyz_size, grid_level(block.xyz_size[3]), voxel)[1]
 
 
-def _merged(
-    cells: Cells,
-    new: Int[np.ndarray, 'm'],
-    local: Int32[np.ndarray, 'm'],
-    camera: Int[np.ndarray, 'm'],
-    old: Cells | None,
-    *,
-    voxel: float,
-    prefer: Prefer,
-    displace: bool,
-) -> tuple[Int[np.ndarray, 'k'], Cells | None]:
-    """Which of the new cells enter a block, and what of the old ones stays."""
-    cameras = int(camera.max()) + 2  # one more than there are, for what was there before
-    rank = camera.astype(np.int64)
-    best = np.full(VOXELS**3, -1, np.int64)
-    held = None if old is None else _voxels(old, voxel)
-    if prefer == 'confident':
-        group = local.astype(np.int64) * cameras + camera
-        _, group = np.unique(group, return_inverse=True)
-        grade = np.zeros(len(new), np.int64)
-        np.maximum.at(grade, group, cells.confidence[new])
-        rank += grade[group] * cameras
-        if old is not None and displace:
-            equal = old.observed if cells.observed[new[0]] else np.ones(len(old), np.bool_)
-            was = old.confidence[equal].astype(np.int64) * cameras - 1
-            np.maximum.at(best, held[equal], was)
-    np.maximum.at(best, local, rank)
-    enters = best[local] == rank
-    if old is None:
-        return new[enters], None
-    hit = np.zeros(VOXELS**3, np.bool_)
-    hit[local[enters]] = True
-    stays = ~hit[held]
-    return new[enters], old if stays.all() else old.take(stays)
+def _of_last_camera(
+    local: Int32[np.ndarray, 'm'], camera: Int[np.ndarray, 'm']
+) -> Bool[np.ndarray, 'm']:
+    """Return which points belong to the last camera that wrote into their voxel."""
+    last = np.full(BLOCK_VOXELS**3, -1, np.int64)
+    np.maximum.at(last, local, camera)
+    return last[local] == camera

@@ -1,4 +1,4 @@
-"""Reads a store from cameras: culls its blocks, lets the cells compete, gathers the winners."""
+"""Reading a block store on the CPU: cull blocks, find the nearest points, gather the readout."""
 
 from __future__ import annotations
 
@@ -12,23 +12,34 @@ import torch
 from torch import Tensor
 
 from mirage_model.memory import Readout, kernels
-from mirage_model.memory.block_store import Place, Store, Table
-from mirage_model.memory.visibility import Rule, Views, surface_of
+from mirage_model.memory.block_store import BlockSlot, BlockStore, BlockTable
+from mirage_model.memory.points import IMAGINED_BIT, NO_POINT
+from mirage_model.memory.visibility import CameraArrays, VisibilityRule, free_depth
 
-SERIAL = 50_000
-"""Cells that are read by one thread sooner than a second one starts."""
+POINTS_PER_THREAD = 50_000
+"""Points for which another thread pays off."""
 
 
-def frustum(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'n p 4']:
-    """Planes in the world, (normal, distance), between which all lies that covers a cell.
+def frustum_planes(
+    cameras: CameraArrays, rule: VisibilityRule, *, reach: int
+) -> Float64[np.ndarray, 'n p 4']:
+    """Return planes in the world that enclose all points that may cover a cell.
 
-    ``reach`` is how many cells outside the view a point may lie; a hundredth of a cell is added.
+    A point is inside where normal . point + distance >= 0.
+
+    Args:
+        cameras: Cameras on the latent grid.
+        rule: Rule that gives the depth range.
+        reach: Cells that a point may lie outside the image. A hundredth of a cell is added.
+
+    Returns:
+        (normal, distance) of each plane of each camera.
     """
-    rotation, shift = views.rotation.double().numpy(), views.translation.double().numpy()
-    focal, centre = views.focal.double().numpy(), views.centre.double().numpy()
+    rotation, shift = cameras.rotation.double().numpy(), cameras.translation.double().numpy()
+    focal, centre = cameras.focal.double().numpy(), cameras.centre.double().numpy()
     margin = 0.51 + reach
     planes = []
-    for axis, last in ((0, views.width - 1), (1, views.height - 1)):
+    for axis, last in ((0, cameras.width - 1), (1, cameras.height - 1)):
         for sign, beyond in ((1, centre[:, axis] + margin), (-1, last + margin - centre[:, axis])):
             normal = (
                 sign * focal[:, axis, None] * rotation[:, axis] + beyond[:, None] * rotation[:, 2]
@@ -42,113 +53,181 @@ def frustum(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'n p
     return np.stack(planes, axis=1)
 
 
-def far_corners(views: Views, rule: Rule, *, reach: int) -> Float64[np.ndarray, 'c 3']:
-    """Points in the world between which everything lies that any of the views sees."""
+def frustum_corners(
+    cameras: CameraArrays, rule: VisibilityRule, *, reach: int
+) -> Float64[np.ndarray, 'c 3']:
+    """Return points in the world whose bounding box encloses the frusta of all cameras."""
     if not np.isfinite(rule.far):
         return np.array([[-np.inf] * 3, [np.inf] * 3])
-    rotation, shift = views.rotation.double().numpy(), views.translation.double().numpy()
-    focal, centre = views.focal.double().numpy(), views.centre.double().numpy()
+    rotation, shift = cameras.rotation.double().numpy(), cameras.translation.double().numpy()
+    focal, centre = cameras.focal.double().numpy(), cameras.centre.double().numpy()
     margin = 0.51 + reach
     points = [np.zeros_like(shift)]
-    for x in (-margin, views.width - 1 + margin):
-        for y in (-margin, views.height - 1 + margin):
+    for x in (-margin, cameras.width - 1 + margin):
+        for y in (-margin, cameras.height - 1 + margin):
             aim = (np.array([x, y]) - centre) / focal
             points.append(rule.far * np.concatenate([aim, np.ones_like(aim[:, :1])], axis=1))
     in_camera = np.stack(points, axis=1) - shift[:, None]
-    # a rotation may be off by as much as `check_rigid` allows: its transpose is not its inverse
+    # `check_rigid` tolerates rotations whose transpose is not their inverse
     return (in_camera @ np.linalg.inv(rotation).swapaxes(1, 2)).reshape(-1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InView:
-    """Pairs of a camera and a block that it may see, as a row of ``table``; ``places`` of rows."""
+class BlocksInView:
+    """Pairs of a camera and a block that it may see."""
 
     cameras: Int[np.ndarray, 'p']
+    """Index of each pair's camera."""
+
     rows: Int[np.ndarray, 'p']
-    table: Table
-    places: Int[np.ndarray, 'b 2']
+    """Row of ``table`` of each pair's block."""
+
+    table: BlockTable
+    """Blocks of the regions in view."""
+
+    slots: Int[np.ndarray, 'b 2']
+    """`BlockSlot` of each row."""
 
     @property
-    def cells(self) -> Int[np.ndarray, 'p']:
-        """How many cells the block of every pair has."""
+    def point_counts(self) -> Int[np.ndarray, 'p']:
+        """Points in the block of each pair."""
         return self.table.count[self.rows]
 
 
-def in_view(store: Store, views: Views, rule: Rule, *, reach: int) -> InView:
-    """The blocks in view, of the regions in view: what lies elsewhere is not looked at."""
-    planes, corners = frustum(views, rule, reach=reach), far_corners(views, rule, reach=reach)
+def blocks_in_view(
+    store: BlockStore, cameras: CameraArrays, rule: VisibilityRule, *, reach: int
+) -> BlocksInView:
+    """Return the blocks in view; cull regions first, so that cost follows the view."""
+    planes = frustum_planes(cameras, rule, reach=reach)
+    corners = frustum_corners(cameras, rule, reach=reach)
     box = (corners.min(axis=0), corners.max(axis=0))
 
-    def pairs(boxes: Store | Table) -> tuple[Int[np.ndarray, 'p'], Int[np.ndarray, 'p']]:
+    def pairs(boxes: BlockStore | BlockTable) -> tuple[Int[np.ndarray, 'p'], Int[np.ndarray, 'p']]:
         most = len(planes) * len(boxes.count)
-        cameras, rows = np.empty(most, np.int64), np.empty(most, np.int64)
-        found = kernels.cull(boxes.lower, boxes.upper, boxes.count, planes, *box, cameras, rows)
-        return cameras[:found], rows[:found]
+        index, rows = np.empty(most, np.int64), np.empty(most, np.int64)
+        count = kernels.cull(boxes.lower, boxes.upper, boxes.count, planes, *box, index, rows)
+        return index[:count], rows[:count]
 
-    table, places = store.table(np.unique(pairs(store)[1]).tolist())
-    cameras, rows = pairs(table)
-    return InView(cameras=cameras, rows=rows, table=table, places=places)
+    table, slots = store.table(np.unique(pairs(store)[1]).tolist())
+    index, rows = pairs(table)
+    return BlocksInView(cameras=index, rows=rows, table=table, slots=slots)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """The word that wins each cell, or NOTHING, and the row of ``table`` and cell it belongs to;
-    ``places`` of rows."""
+class NearestPoints:
+    """The point that each cell of n cameras sees."""
 
     best: Int[np.ndarray, 'n cells']
+    """Packed word of the point, depth above and `LatentPoints.order` below, or NO_POINT."""
+
     winner: Int[np.ndarray, 'n cells 2']
-    table: Table
-    places: Int[np.ndarray, 'b 2']
+    """Row of ``table`` and row of the point in its block."""
+
+    table: BlockTable
+
+    slots: Int[np.ndarray, 'b 2']
+    """`BlockSlot` of each row of ``table``."""
+
+    @property
+    def covered(self) -> Bool[np.ndarray, 'n cells']:
+        return self.best != NO_POINT
+
+    @property
+    def imagined(self) -> Bool[np.ndarray, 'n cells']:
+        return self.covered & ((self.best & int(IMAGINED_BIT)) != 0)
+
+    @property
+    def rank_depth(self) -> Float32[np.ndarray, 'n cells']:
+        """Depth by `VisibilityRule`, metres; infinite where no point covers the cell."""
+        rank = (self.best >> 32).astype(np.int32).view(np.float32)
+        return np.where(self.covered, rank, np.float32(np.inf))
+
+    def size(self) -> Float32[np.ndarray, 'n cells']:
+        """Return the points' sizes in metres; infinite where no point covers the cell."""
+        size = np.full(self.best.shape, np.inf, np.float32)
+        kernels.sizes(self.best, self.winner, self.table.count, self.table.address, size)
+        return size
+
+    def rows_by_block(
+        self, where: Bool[np.ndarray, 'n cells']
+    ) -> dict[BlockSlot, Bool[np.ndarray, 'm']]:
+        """Return for each block the mask of its points that some cell of ``where`` sees."""
+        result = {}
+        winner = self.winner[where]
+        for row in np.unique(winner[:, 0]).tolist():
+            rows = np.zeros(self.table.count[row], np.bool_)
+            rows[winner[winner[:, 0] == row, 1]] = True
+            region, slot = self.slots[row].tolist()
+            result[region, slot] = rows
+        return result
 
 
-def nearest(store: Store, views: Views, rule: Rule, *, only_observed: bool = False) -> Nearest:
-    """As `zbuffer.nearest`."""
+def nearest(
+    store: BlockStore, cameras: CameraArrays, rule: VisibilityRule, *, only_observed: bool = False
+) -> NearestPoints:
+    """Return the points that cells see, as `visibility.nearest` does.
+
+    Args:
+        store: Points to read.
+        cameras: Cameras on the latent grid.
+        rule: Visibility rule.
+        only_observed: Whether imagined points are left out. Needs ``rule.splat_size`` > 1.
+    """
     assert rule.splat_size > 1 or not only_observed
     reach = rule.splat_size // 2
-    found = in_view(store, views, rule, reach=reach)
-    parts = _shares(found.cells)
-    shape = (len(parts), len(views.focal), views.height * views.width)
-    best = np.full(shape, kernels.NOTHING)
+    in_view = blocks_in_view(store, cameras, rule, reach=reach)
+    parts = _split(in_view.point_counts)
+    shape = (len(parts), len(cameras), cameras.height * cameras.width)
+    best = np.full(shape, NO_POINT)
     winner = np.zeros((*shape, 2), np.int32)
-    space = (found.table.count, found.table.address, *_pinholes(views))
+    space = (in_view.table.count, in_view.table.address, *cameras.arrays())
     limits = (np.float32(rule.tolerance), np.float32(rule.near), np.float32(rule.far))
 
     def scan(part: int) -> None:
-        pairs = (found.cameras[parts[part]], found.rows[parts[part]])
-        size = (views.height, views.width)
+        pairs = (in_view.cameras[parts[part]], in_view.rows[parts[part]])
+        size = (cameras.height, cameras.width)
         if rule.splat_size == 1:
             kernels.nearest_points(*pairs, *space, *size, *limits, best[part], winner[part])
         else:
-            kernels.nearest_footprints(
+            kernels.nearest_splats(
                 *pairs, *space, *size, reach, *limits, only_observed, best[part], winner[part]
             )
 
-    _run(scan, len(parts))
-    kernels.join(best, winner)
-    return Nearest(best=best[0], winner=winner[0], table=found.table, places=found.places)
+    _run_threads(scan, len(parts))
+    kernels.reduce_parts(best, winner)
+    return NearestPoints(best=best[0], winner=winner[0], table=in_view.table, slots=in_view.slots)
 
 
 def readout(
-    store: Store,
-    views: Views,
-    rule: Rule,
-    now: Float32[np.ndarray, 'n'],
+    store: BlockStore,
+    cameras: CameraArrays,
+    rule: VisibilityRule,
+    times: Float32[np.ndarray, 'n'],
     *,
     channels: int,
     half: bool,
 ) -> Readout:
-    """The readout of cameras at ``now`` seconds since the memory's origin."""
-    n, height, width = len(views.focal), views.height, views.width
+    """Return the readout of a store.
+
+    Args:
+        store: Points to read.
+        cameras: Cameras on the latent grid.
+        rule: Visibility rule.
+        times: Time of each camera in seconds since the memory's origin.
+        channels: Channels of the latents, or 0 to leave them out.
+        half: Whether latents are held as bits of bfloat16.
+    """
+    n, height, width = len(cameras), cameras.height, cameras.width
     cells = height * width
     latents = np.zeros((n, cells, channels), np.uint32)
     visible, observed = np.zeros((2, n, cells), np.bool_)
     depth, age = np.zeros((2, n, cells), np.float32)
     ratio = np.ones((n, cells), np.float32)
     offset = np.zeros((n, 2, cells), np.float32)
-    seen = nearest(store, views, rule)
+    points = nearest(store, cameras, rule)
     kernels.gather(
-        seen.best, seen.winner, seen.table.count, seen.table.address, half, *_pinholes(views),
-        width, now, latents, visible, observed, depth, ratio, age, offset,
+        points.best, points.winner, points.table.count, points.table.address, half,
+        *cameras.arrays(), width, times, latents, visible, observed, depth, ratio, age, offset,
     )  # fmt: skip
     grid = (n, height, width)
     return Readout(
@@ -162,98 +241,63 @@ def readout(
     )
 
 
-def sizes(shown: Nearest) -> Float32[np.ndarray, 'n cells']:
-    """The size in metres of the cells that are shown, infinite where there are none."""
-    size = np.full(shown.best.shape, np.inf, np.float32)
-    kernels.sizes(shown.best, shown.winner, shown.table.count, shown.table.address, size)
-    return size
+def observed_depth(
+    store: BlockStore, cameras: CameraArrays, rule: VisibilityRule
+) -> Float[Tensor, 'n h w']:
+    """Return the depth by the rule of the nearest observed points, or infinity."""
+    depth = nearest(store, cameras, rule, only_observed=True).rank_depth
+    return torch.from_numpy(depth).view(len(cameras), cameras.height, cameras.width)
 
 
-def ranks(shown: Nearest) -> Float32[np.ndarray, 'n cells']:
-    """The depth with which the cells that are shown compete, infinite where there are none."""
-    rank = (shown.best >> 32).astype(np.int32).view(np.float32)
-    return np.where(shown.best == kernels.NOTHING, np.float32(np.inf), rank)
-
-
-def imagined(shown: Nearest) -> Bool[np.ndarray, 'n cells']:
-    """Whether what is shown was imagined."""
-    return (shown.best != kernels.NOTHING) & ((shown.best & int(kernels.IMAGINED)) != 0)
-
-
-def winners(
-    shown: Nearest, where: Bool[np.ndarray, 'n cells']
-) -> dict[Place, Bool[np.ndarray, 'm']]:
-    """Which cells of which blocks are shown somewhere of ``where``."""
-    result = {}
-    won = shown.winner[where]
-    for row in np.unique(won[:, 0]).tolist():
-        rows = np.zeros(shown.table.count[row], np.bool_)
-        rows[won[won[:, 0] == row, 1]] = True
-        region, slot = shown.places[row].tolist()
-        result[region, slot] = rows
-    return result
-
-
-def observed_surface(store: Store, views: Views, rule: Rule) -> Float[Tensor, 'n h w']:
-    """The depth with which observed cells compete, infinite where there are none."""
-    depth = ranks(nearest(store, views, rule, only_observed=True))
-    return torch.from_numpy(depth).view(len(views.focal), views.height, views.width)
-
-
-def seen_through(
-    store: Store, views: Views, depth: Float[Tensor, 'n h w'], rule: Rule
-) -> dict[Place, Bool[np.ndarray, 'm']]:
-    """`zbuffer.seen_through` for the blocks in view; only those with a cell to remove."""
-    surface = surface_of(depth, rule).numpy()
-    # no further than what was seen, and as far as that: also beyond what is read
-    farthest = float(surface.max(initial=0.0))
+def in_free_space(
+    store: BlockStore, cameras: CameraArrays, depth: Float[Tensor, 'n h w'], rule: VisibilityRule
+) -> dict[BlockSlot, Bool[np.ndarray, 'm']]:
+    """Return the mask of `visibility.in_free_space` for each block with such points."""
+    limit = free_depth(depth, rule).numpy()
+    # search up to the observed depth, also beyond the range of readouts
+    farthest = float(limit.max(initial=0.0))
     if farthest <= rule.near:
         return {}
-    found = in_view(store, views, replace(rule, far=farthest), reach=0)
-    blocks, count = np.unique(found.rows), found.table.count
+    in_view = blocks_in_view(store, cameras, replace(rule, far=farthest), reach=0)
+    blocks, count = np.unique(in_view.rows), in_view.table.count
     stops = np.cumsum(count[blocks])
     start_of = np.zeros(len(count), np.int64)
     start_of[blocks] = stops - count[blocks]
-    gone = np.zeros(int(count[blocks].sum()), np.bool_)
-    parts = _shares(found.cells)
+    free = np.zeros(int(count[blocks].sum()), np.bool_)
+    parts = _split(in_view.point_counts)
 
     def scan(part: int) -> None:
-        kernels.seen_through(
-            found.cameras[parts[part]], found.rows[parts[part]], count, found.table.address,
-            *_pinholes(views), surface, np.float32(rule.near), start_of, gone,
+        kernels.in_free_space(
+            in_view.cameras[parts[part]], in_view.rows[parts[part]], count, in_view.table.address,
+            *cameras.arrays(), limit, np.float32(rule.near), start_of, free,
         )  # fmt: skip
 
-    _run(scan, len(parts))
+    _run_threads(scan, len(parts))
     result = {}
-    for row in np.unique(blocks[np.searchsorted(stops, np.flatnonzero(gone), side='right')]):
-        region, slot = found.places[row].tolist()
-        result[region, slot] = gone[start_of[row] : start_of[row] + count[row]]
+    for row in np.unique(blocks[np.searchsorted(stops, np.flatnonzero(free), side='right')]):
+        region, slot = in_view.slots[row].tolist()
+        result[region, slot] = free[start_of[row] : start_of[row] + count[row]]
     return result
 
 
-def _pinholes(views: Views) -> tuple[np.ndarray, ...]:
-    names = ('rotation', 'translation', 'focal', 'centre')
-    return tuple(np.ascontiguousarray(getattr(views, name).numpy()) for name in names)
-
-
-def _shares(counts: Int[np.ndarray, 'p']) -> list[slice]:
-    """The pairs cut into as many shares of about as many cells as there are threads for them."""
+def _split(counts: Int[np.ndarray, 'p']) -> list[slice]:
+    """Return slices of the pairs with about equally many points, one for each thread."""
     total = int(counts.sum())
-    threads = max(1, min(torch.get_num_threads(), total // SERIAL))
+    threads = max(1, min(torch.get_num_threads(), total // POINTS_PER_THREAD))
     stops = np.searchsorted(np.cumsum(counts), total * np.arange(1, threads) / threads)
     edges = [0, *stops.tolist(), len(counts)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
 
 
-def in_parts(work: Callable[[slice], None], count: int) -> None:
-    """Do slices of ``count`` things, one a thread."""
+def run_slices(work: Callable[[slice], None], count: int) -> None:
+    """Call ``work`` with slices of range(count), one in each thread."""
     parts = max(1, min(torch.get_num_threads(), count))
     edges = [count * part // parts for part in range(parts + 1)]
-    _run(lambda part: work(slice(edges[part], edges[part + 1])), parts)
+    _run_threads(lambda part: work(slice(edges[part], edges[part + 1])), parts)
 
 
-def _run(work: Callable[[int], None], parts: int) -> None:
-    """Do all parts, the first in this thread: the kernels let go of the interpreter."""
+def _run_threads(work: Callable[[int], None], parts: int) -> None:
+    """Call ``work`` with each part in a thread, the first in this one. Kernels release the GIL."""
     threads = [Thread(target=work, args=(part,)) for part in range(1, parts)]
     for thread in threads:
         thread.start()

@@ -1,7 +1,7 @@
-"""Depth of a frame brought to the latent grid without inventing points.
+"""Depth maps sampled on the latent grid without inventing points.
 
-The tests for depth edges work on inverse depth, which is affine in the pixel on every plane,
-however steep: a floor towards the horizon is smooth, a step is not.
+Depth edges are detected in inverse depth, which is affine in the pixel on every plane. A floor
+towards the horizon is smooth in it, a step is not.
 """
 
 from __future__ import annotations
@@ -19,27 +19,31 @@ def depth_to_grid(
     enough: float = 0.5,
     step: float = 0.1,
 ) -> tuple[Float[Tensor, 'n h w'], Bool[Tensor, 'n h w'], Bool[Tensor, 'n h w']]:
-    """Depth at the centre of every cell of the latent grid, where it is valid, and where it has an
-    edge.
+    """Return depth at the centres of latent cells, a mask of cells with depth, and one of edges.
 
-    A pixel is valid if its depth is finite and positive, a cell if at least the share ``enough``
-    of its pixels is. Depth is 0 where it is not valid. A smooth cell takes the depth at its
-    centre, exact on planes, from the valid pixels around it; a cell with an edge, or with a hole
-    at its centre, takes the lower median of its valid pixels: one sample of one side, never a
-    blend.
+    A smooth cell takes the depth at its centre, exact on planes, from the valid pixels around the
+    centre. A cell with an edge, or with a hole at its centre, takes the lower median of its valid
+    pixels: a sample of one side, never a blend. Depth is 0 where the cell has none.
 
-    An edge is a step between two neighbouring pixels of the cell that neither side explains:
-    inverse depth extrapolated from the left misses the right pixel by more than the share
-    ``step``, and the other way round. A plane has none, nor has a crease between two planes. Where
-    one side is too short to extrapolate the other decides, and where both are, the difference of
-    the two pixels itself.
+    An edge is a step between two neighbouring pixels of a cell that neither side explains: inverse
+    depth extrapolated from the left misses the right pixel by more than the share ``step``, and
+    the other way round. Planes and creases between planes have no edges. If one side is too short
+    to extrapolate, the other decides; if both are, the difference of the two pixels does.
 
-    Raises ValueError unless the grid divides the frame.
+    Args:
+        depth: Metres. A pixel is valid if its depth is finite and positive.
+        height: Rows of the grid.
+        width: Columns of the grid.
+        enough: Smallest share of valid pixels of a cell with depth.
+        step: Smallest relative step of inverse depth that is an edge.
+
+    Raises:
+        ValueError: If the grid does not divide the frame.
     """
     frame_height, frame_width = depth.shape[1:]
     if frame_height % height or frame_width % width:
         raise ValueError(
-            f'a {height}x{width} grid does not divide {frame_height}x{frame_width} depth'
+            f'depth: a {height}x{width} grid does not divide {frame_height}x{frame_width} pixels'
         )
     rows, columns = frame_height // height, frame_width // width
     valid_pixel = torch.isfinite(depth) & (depth > 0)
@@ -62,7 +66,7 @@ def _middle(size: int) -> slice:
 
 
 def steps(inverse: Float[Tensor, 'n H W'], step: float) -> Bool[Tensor, 'n H W']:
-    """Whether there is a step, as `depth_to_grid` says, between a pixel and the one to its right."""
+    """Return whether each pixel has a step, as in `depth_to_grid`, to its right neighbour."""
     padded = torch.nn.functional.pad(inverse, (1, 2), value=torch.nan)
     before, left, right, after = padded.unfold(2, 4, 1).unbind(dim=-1)
     missed = torch.fmin((right - (2 * left - before)).abs(), (left - (2 * right - after)).abs())
@@ -71,6 +75,6 @@ def steps(inverse: Float[Tensor, 'n H W'], step: float) -> Bool[Tensor, 'n H W']
 
 
 def _any_in_cell(steps: Bool[Tensor, 'n H W'], rows: int, columns: int) -> Bool[Tensor, 'n h w']:
-    """Whether a cell holds a step between two of its own pixels."""
+    """Return whether a step lies between two pixels of the same cell."""
     cells = steps.unflatten(2, (-1, columns))[..., : columns - 1].any(dim=-1)
     return cells.unflatten(1, (-1, rows)).any(dim=2)

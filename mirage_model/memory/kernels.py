@@ -1,12 +1,11 @@
-"""The compiled inner loops of the memory on the CPU: the rule of `zbuffer`, bit for bit.
+"""The visibility rule in numba: inner loops of the memory, equal to `visibility` bit for bit.
 
-They take blocks by the addresses of their arrays, so that any number of blocks, in memory or
-mapped from a file, is read in one call and nothing is gathered first. Floats are float32 in the
-order of operations of `zbuffer`; fast-math stays off and nothing is contracted. They release the
-interpreter's lock.
+The kernels take blocks by the addresses of their arrays, so that one call reads any number of
+blocks, in memory or mapped from files, without copying. Floats are float32 in the order of
+operations of `visibility`; fast-math is off and nothing is contracted. Kernels release the GIL.
 
-The arrays of a block of m cells: points (4, m) float32 (x, y, z, size); order (m,) uint32 (see
-`store`); written (2, m) float32 (depth, time); latents (m, c) bits of bfloat16, or float32.
+Arrays of a block of m points: xyz_size (4, m) float32, order (m,) uint32, depth_time (2, m)
+float32, latents (m, c) as bits of bfloat16 or float32; see `points.LatentPoints`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 import numpy as np
 
-TILE = 512
-"""Cells that are projected together before they compete, so that the projection is vectorised."""
+from mirage_model.memory.points import IMAGINED_BIT, NO_POINT
 
-NOTHING = np.iinfo(np.int64).max
-IMAGINED = np.uint32(1 << 31)
+TILE = 512
+"""Points that are projected together, so that the compiler vectorises the projection."""
+
 ZERO, HALF = np.float32(0.0), np.float32(0.5)
 INFINITY, NAN = np.float32(np.inf), np.float32(np.nan)
 
@@ -41,9 +40,9 @@ def _pointer(typing_context, address):
 
 @compiled
 @no_type_check
-def _project(points, start, stop, rotation, translation, focal, centre, u, v, depth):
-    """As `zbuffer.project`, for the cells start to stop of a block."""
-    xs, ys, zs = points[0, start:stop], points[1, start:stop], points[2, start:stop]
+def _project(xyz_size, start, stop, rotation, translation, focal, centre, u, v, depth):
+    """Project the points start to stop of a block, as `visibility.project`."""
+    xs, ys, zs = xyz_size[0, start:stop], xyz_size[1, start:stop], xyz_size[2, start:stop]
     r00, r01, r02 = rotation[0, 0], rotation[0, 1], rotation[0, 2]
     r10, r11, r12 = rotation[1, 0], rotation[1, 1], rotation[1, 2]
     r20, r21, r22 = rotation[2, 0], rotation[2, 1], rotation[2, 2]
@@ -61,15 +60,15 @@ def _project(points, start, stop, rotation, translation, focal, centre, u, v, de
 
 @compiled
 @no_type_check
-def _place(
-    points, order, start, stop, rotation, translation, focal, centre,
+def _project_to_cells(
+    xyz_size, order, start, stop, rotation, translation, focal, centre,
     height, width, tolerance, near, far, rank, cell,
 ):  # fmt: skip
-    """Where one point a cell falls, and at which depth it competes, NaN where it does not.
+    """Write the cell that each point falls into and its depth by the rule, NaN outside the view.
 
-    It projects as `_project`, in one loop, since to store what lies between costs as much again.
+    The projection is that of `_project`, repeated to avoid storing intermediate arrays.
     """
-    xs, ys, zs = points[0, start:stop], points[1, start:stop], points[2, start:stop]
+    xs, ys, zs = xyz_size[0, start:stop], xyz_size[1, start:stop], xyz_size[2, start:stop]
     orders = order[start:stop]
     r00, r01, r02 = rotation[0, 0], rotation[0, 1], rotation[0, 2]
     r10, r11, r12 = rotation[1, 0], rotation[1, 1], rotation[1, 2]
@@ -87,7 +86,7 @@ def _place(
         row = np.floor(((down / along) * fy + cy) + HALF)
         inside = (along >= near) & (along < far) & (column >= ZERO) & (column <= last_column)
         inside = inside & (row >= ZERO) & (row <= last_row)
-        farther = tolerance if orders[i] >= IMAGINED else ZERO
+        farther = tolerance if orders[i] >= IMAGINED_BIT else ZERO
         rank[i] = along + along * farther if inside else NAN
         cell[i] = np.int32(row * columns + column if inside else ZERO)
 
@@ -95,11 +94,10 @@ def _place(
 @compiled
 @no_type_check
 def cull(lower, upper, count, planes, reach_lower, reach_upper, cameras, blocks):
-    """Write the pairs of a camera and a block that it may see, by block; return how many.
+    """Write the pairs of a camera and a block that it may see, by block; return their number.
 
-    A block is left out where its box is outside reach_lower to reach_upper, which holds what any
-    camera sees, or outside one of the camera's planes: planes is (n, p, 4) float64, (normal,
-    distance), inside where normal . point + distance >= 0.
+    A block is culled if its box is outside reach_lower to reach_upper, the bounds of all frusta,
+    or outside one of the camera's planes, (n, p, 4) float64 as `cpu_reader.frustum_planes`.
     """
     pairs = 0
     for block in range(lower.shape[0]):
@@ -133,10 +131,11 @@ def nearest_points(
     cameras, blocks, count, address, rotation, translation, focal, centre,
     height, width, tolerance, near, far, best, winner,
 ):  # fmt: skip
-    """As `zbuffer.nearest` with splat_size 1, over pairs of a camera and a block.
+    """Find the nearest points as `visibility.nearest` with splat_size 1, over camera-block pairs.
 
-    best (n, h * w) int64 holds the word that won, winner (n, h * w, 2) int32 its block and cell;
-    both are lowered in place, so that calls over parts of the pairs can be joined by their best.
+    best (n, h * w) int64 takes the packed word that wins a cell, winner (n, h * w, 2) int32 its
+    block and row. Both are updated in place, so that `reduce_parts` can combine calls over parts
+    of the pairs.
     """
     rank, cell = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
     bits, index = rank.view(np.int32), cell.view(np.uint32)
@@ -144,13 +143,13 @@ def nearest_points(
     for pair in range(len(cameras)):
         camera, block = cameras[pair], blocks[pair]
         m = count[block]
-        points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+        xyz_size = carray(_pointer(address[block, 0]), (4, m), np.float32)
         order = carray(_pointer(address[block, 1]), (m,), np.uint32)
         so_far = lowest[camera]
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
-            _place(
-                points, order, start, stop, rotation[camera], translation[camera],
+            _project_to_cells(
+                xyz_size, order, start, stop, rotation[camera], translation[camera],
                 focal[camera], centre[camera], height, width, tolerance, near, far, rank, cell,
             )  # fmt: skip
             for i in range(stop - start):
@@ -166,11 +165,11 @@ def nearest_points(
 
 @compiled
 @no_type_check
-def nearest_footprints(
+def nearest_splats(
     cameras, blocks, count, address, rotation, translation, focal, centre,
     height, width, reach, tolerance, near, far, only_observed, best, winner,
 ):  # fmt: skip
-    """As `nearest_points`, for cells that cover up to ``reach`` cells on every side."""
+    """Find the nearest points, each covering up to reach cells on every side."""
     u, v, depth = (
         np.empty(TILE, np.float32),
         np.empty(TILE, np.float32),
@@ -184,12 +183,12 @@ def nearest_footprints(
         camera, block = cameras[pair], blocks[pair]
         fx, fy = focal[camera, 0], focal[camera, 1]
         m = count[block]
-        points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+        xyz_size = carray(_pointer(address[block, 0]), (4, m), np.float32)
         order = carray(_pointer(address[block, 1]), (m,), np.uint32)
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
             _project(
-                points, start, stop, rotation[camera], translation[camera],
+                xyz_size, start, stop, rotation[camera], translation[camera],
                 focal[camera], centre[camera], u, v, depth,
             )  # fmt: skip
             for i in range(stop - start):
@@ -198,10 +197,10 @@ def nearest_footprints(
                     z >= near and z < far and x > low and x < high_u and y > low and y < high_v
                 ):
                     continue
-                imagined = order[start + i] >= IMAGINED
+                imagined = order[start + i] >= IMAGINED_BIT
                 if only_observed and imagined:
                     continue
-                size = points[3, start + i]
+                size = xyz_size[3, start + i]
                 half_x, half_y = ((size * fx) / z) * HALF, ((size * fy) / z) * HALF
                 column, row = np.int64(np.floor(x + HALF)), np.int64(np.floor(y + HALF))
                 for to_row in range(max(0, row - reach), min(height, row + reach + 1)):
@@ -226,8 +225,8 @@ def nearest_footprints(
 
 @compiled
 @no_type_check
-def join(best, winner):
-    """Lower best[0] and winner[0] to the best over the first axis."""
+def reduce_parts(best, winner):
+    """Reduce best[0] and winner[0] to the smallest word over the first axis."""
     for part in range(1, best.shape[0]):
         for camera in range(best.shape[1]):
             for cell in range(best.shape[2]):
@@ -240,42 +239,42 @@ def join(best, winner):
 @compiled
 @no_type_check
 def sizes(best, winner, count, address, size):
-    """The winners' sizes in metres; what has no winner stays as it is."""
+    """Write the sizes of the winners in metres; leave cells without a winner unchanged."""
     for camera in range(best.shape[0]):
         for cell in range(best.shape[1]):
-            if best[camera, cell] != NOTHING:
+            if best[camera, cell] != NO_POINT:
                 block, i = winner[camera, cell, 0], winner[camera, cell, 1]
-                points = carray(_pointer(address[block, 0]), (4, count[block]), np.float32)
-                size[camera, cell] = points[3, i]
+                xyz_size = carray(_pointer(address[block, 0]), (4, count[block]), np.float32)
+                size[camera, cell] = xyz_size[3, i]
 
 
 @compiled
 @no_type_check
 def gather(
     best, winner, count, address, half, rotation, translation,
-    focal, centre, width, now, latents, visible, observed, depth, ratio, age, offset,
+    focal, centre, width, times, latents, visible, observed, depth, ratio, age, offset,
 ):  # fmt: skip
-    """Fill a readout that is zero from the winners; latents is (n, h * w, c) uint32 bits."""
+    """Fill a zeroed readout from the winners; latents is (n, h * w, c) as uint32 bits."""
     u, v, z = np.empty(1, np.float32), np.empty(1, np.float32), np.empty(1, np.float32)
     channels = latents.shape[2]
     for camera in range(best.shape[0]):
         for cell in range(best.shape[1]):
-            if best[camera, cell] == NOTHING:
+            if best[camera, cell] == NO_POINT:
                 continue
             block, i = winner[camera, cell, 0], winner[camera, cell, 1]
             m = count[block]
-            points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+            xyz_size = carray(_pointer(address[block, 0]), (4, m), np.float32)
             order = carray(_pointer(address[block, 1]), (m,), np.uint32)
-            written = carray(_pointer(address[block, 2]), (2, m), np.float32)
+            depth_time = carray(_pointer(address[block, 2]), (2, m), np.float32)
             _project(
-                points, i, i + 1, rotation[camera], translation[camera],
+                xyz_size, i, i + 1, rotation[camera], translation[camera],
                 focal[camera], centre[camera], u, v, z,
             )  # fmt: skip
             visible[camera, cell] = True
-            observed[camera, cell] = order[i] < IMAGINED
+            observed[camera, cell] = order[i] < IMAGINED_BIT
             depth[camera, cell] = z[0]
-            ratio[camera, cell] = z[0] / written[0, i]
-            age[camera, cell] = now[camera] - written[1, i]
+            ratio[camera, cell] = z[0] / depth_time[0, i]
+            age[camera, cell] = times[camera] - depth_time[1, i]
             offset[camera, 0, cell] = u[0] - np.float32(cell % width)
             offset[camera, 1, cell] = v[0] - np.float32(cell // width)
             if half:
@@ -290,26 +289,26 @@ def gather(
 
 @compiled
 @no_type_check
-def seen_through(
+def in_free_space(
     cameras, blocks, count, address, rotation, translation, focal, centre,
-    surface, near, start_of, gone,
+    limit, near, start_of, free,
 ):  # fmt: skip
-    """As `zbuffer.seen_through`; gone holds the blocks one after another from start_of[block]."""
+    """Mark points as `visibility.in_free_space`, those of a block from start_of[block] on."""
     u, v, depth = (
         np.empty(TILE, np.float32),
         np.empty(TILE, np.float32),
         np.empty(TILE, np.float32),
     )
-    height, width = surface.shape[1], surface.shape[2]
+    height, width = limit.shape[1], limit.shape[2]
     high_u, high_v = np.float32(width) - HALF, np.float32(height) - HALF
     for pair in range(len(cameras)):
         camera, block = cameras[pair], blocks[pair]
         m = count[block]
-        points = carray(_pointer(address[block, 0]), (4, m), np.float32)
+        xyz_size = carray(_pointer(address[block, 0]), (4, m), np.float32)
         for start in range(0, m, TILE):
             stop = min(start + TILE, m)
             _project(
-                points, start, stop, rotation[camera], translation[camera],
+                xyz_size, start, stop, rotation[camera], translation[camera],
                 focal[camera], centre[camera], u, v, depth,
             )  # fmt: skip
             for i in range(stop - start):
@@ -317,5 +316,5 @@ def seen_through(
                 if z >= near and x >= -HALF and x < high_u and y >= -HALF and y < high_v:
                     column, row = np.int64(np.floor(x + HALF)), np.int64(np.floor(y + HALF))
                     column, row = min(column, width - 1), min(row, height - 1)
-                    if z + points[3, start + i] < surface[camera, row, column]:
-                        gone[start_of[block] + start + i] = True
+                    if z + xyz_size[3, start + i] < limit[camera, row, column]:
+                        free[start_of[block] + start + i] = True

@@ -1,4 +1,4 @@
-"""Memories by name, so that a configuration can choose one."""
+"""Memories by name, for configurations."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ MEMORIES: dict[str, Callable[[MemoryConfig, Encoder], Memory]] = {
     'lifted_features': LiftedFeatures,
     'none': lambda config, encoder: NoMemory(config.channels),
 }
-"""The latent memory, those it is measured against, and none."""
+"""Constructors of the latent memory and of its baselines."""
 
 
 def create_memory(name: str, config: MemoryConfig, encoder: Encoder) -> Memory:
-    """An empty memory; what of ``config`` does not concern it is left aside.
+    """Return an empty memory. Each kind uses the fields of ``config`` that apply to it.
 
-    ``encoder`` is the `Codec` that the latents come from. Raises ValueError for a name that is
-    not in `MEMORIES`.
+    Args:
+        name: Key of `MEMORIES`.
+        config: Configuration of the memory.
+        encoder: Codec of the latents.
+
+    Raises:
+        ValueError: If the name is unknown, or memory and codec differ in channels.
     """
     if name not in MEMORIES:
-        raise ValueError(f'memory must be one of {sorted(MEMORIES)}, got {name!r}')
+        raise ValueError(f'memory: {name!r} is unknown, choose one of {sorted(MEMORIES)}')
     if config.channels != encoder.channels:
         raise ValueError(
-            f'the memory is for {config.channels} channels, the codec has {encoder.channels}'
+            f'channels: the memory has {config.channels}, the codec has {encoder.channels}'
         )
     return MEMORIES[name](config, encoder)

@@ -11,7 +11,7 @@ from test_engine import request, score_of, view
 
 from mirage_model.engine.engine import Engine
 from mirage_model.interface import InvalidRequest
-from mirage_model.memory.eviction import Limits
+from mirage_model.memory.eviction import MemoryLimits
 from mirage_model.model.rollout import on_latent_grid
 
 
@@ -82,15 +82,15 @@ def test_observation_during_a_request_is_the_next_start(engine):
 
 def test_limits_hold_for_seeded_and_loaded_memories(folder, engine, tmp_path):
     held = engine.stats().points
-    bounded = Engine.from_folder(folder, limits=Limits(capacity=held // 2))
+    bounded = Engine.from_folder(folder, limits=MemoryLimits(capacity=held // 2))
     bounded.seed(view())
     assert 0 < bounded.stats().points <= held // 2
     engine.save(tmp_path / 'whole.safetensors')
     bounded.load(tmp_path / 'whole.safetensors', memory='loaded')
     assert 0 < bounded.stats(memory='loaded').points <= held // 2
     with pytest.raises(ValueError, match='needs a folder'):
-        Engine.from_folder(folder, limits=Limits(resident=10))
-    paged = Engine.from_folder(folder, limits=Limits(resident=1, folder=str(tmp_path)))
+        Engine.from_folder(folder, limits=MemoryLimits(resident=10))
+    paged = Engine.from_folder(folder, limits=MemoryLimits(resident=1, folder=str(tmp_path)))
     paged.load(tmp_path / 'whole.safetensors')
     assert paged.stats().points == held
 

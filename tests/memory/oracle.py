@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mirage_model.camera import unproject
-from mirage_model.memory.visibility import Points, Rule, Views
+from mirage_model.memory.visibility import CameraArrays, Splats, VisibilityRule
 
 
 def scalar_project(position, rotation, translation, focal, centre):
@@ -23,7 +23,7 @@ def scalar_project(position, rotation, translation, focal, centre):
     return u, v, in_camera[2]
 
 
-def nearest(points: Points, views: Views, rule: Rule):
+def nearest(points: Splats, views: CameraArrays, rule: VisibilityRule):
     """What `zbuffer.nearest` must return."""
     half = np.float32(0.5)
     cameras = len(views.focal)
@@ -64,8 +64,8 @@ def nearest(points: Points, views: Views, rule: Rule):
     return torch.from_numpy(index), torch.from_numpy(won)
 
 
-def seen_through(points: Points, depth, views: Views, rule: Rule):
-    """What `latent.seen_through` must return."""
+def in_free_space(points: Splats, depth, views: CameraArrays, rule: VisibilityRule):
+    """What `latent.in_free_space` must return."""
     depth = depth.numpy()
     gone = np.zeros(len(points), dtype=bool)
     with np.errstate(all='ignore'):
@@ -105,7 +105,7 @@ def in_observed_voxel(cell, held, voxel):
     )
 
 
-def merge(held, new, voxel, *, prefer='newest', displace=True):
+def merge(held, new, voxel, *, displace=True):
     """What a memory holds after a write of one origin; cells are dicts, in the order of writing.
 
     A cell has ``position``, ``size``, ``observed``, ``confidence``, ``camera`` (its place in the
@@ -118,19 +118,7 @@ def merge(held, new, voxel, *, prefer='newest', displace=True):
     new = [cell for cell in new if cell['observed'] or not in_observed_voxel(cell, held, voxel)]
     entered = []
     for cell in new:
-        same = [other for other in new if key(other) == key(cell)]
-        grade = {}
-        for other in same:
-            best = max(grade.get(other['camera'], 0), other['confidence'])
-            grade[other['camera']] = best if prefer == 'confident' else 0
-        winner = max(grade, key=lambda camera: (grade[camera], camera))
-        rivals = [
-            other['confidence']
-            for other in held
-            if key(other) == key(cell) and (other['observed'] or not cell['observed'])
-        ]
-        beaten = prefer == 'confident' and displace and max(rivals, default=0) > grade[winner]
-        if cell['camera'] == winner and not beaten:
+        if cell['camera'] == max(other['camera'] for other in new if key(other) == key(cell)):
             entered.append(cell)
     taken = {key(cell) for cell in entered} if displace else set()
     return [cell for cell in held if key(cell) not in taken] + entered
@@ -145,8 +133,8 @@ class LoopMemory:
     def write(self, latents, depth, cameras, *, valid, observed, confidence):
         self.origin = float(cameras.times[0]) if self.origin is None else self.origin
         if observed:
-            views = Views.of(cameras)
-            gone = seen_through(self.points(), depth, views, self.config.rule())
+            views = CameraArrays.from_cameras(cameras)
+            gone = in_free_space(self.points(), depth, views, self.config.rule())
             self.held = [cell for cell, lost in zip(self.held, gone) if not lost]
             self.add(latents, depth, cameras, valid, confidence, observed=True)
             return
@@ -179,13 +167,11 @@ class LoopMemory:
             self.held = self.held + new
             return
         displace = observed or not self.config.finer
-        self.held = merge(
-            self.held, new, self.config.voxel, prefer=self.config.prefer, displace=displace
-        )
+        self.held = merge(self.held, new, self.config.voxel, displace=displace)
 
     def open_to_imagination(self, valid, depth, cameras):
         """Where imagined cells may enter, and which of those that are held must make room."""
-        config, views = self.config, Views.of(cameras)
+        config, views = self.config, CameraArrays.from_cameras(cameras)
         seen = self.points(only_observed=True)
         _, surface = nearest(seen, views, config.rule(splat_size=max(3, config.splat_size)))
         shown, rank = nearest(self.points(), views, config.rule())
@@ -215,7 +201,7 @@ class LoopMemory:
 
     def points(self, *, only_observed=False):
         held = [cell for cell in self.held if cell['observed'] or not only_observed]
-        return Points(
+        return Splats(
             position=torch.tensor([cell['position'].tolist() for cell in held]).view(-1, 3),
             size=torch.tensor([float(cell['size']) for cell in held]),
             observed=torch.tensor([cell['observed'] for cell in held], dtype=torch.bool),
@@ -223,7 +209,7 @@ class LoopMemory:
 
     def readout(self, cameras):
         """Dictionaries of what is seen at (camera, row, column)."""
-        views = Views.of(cameras)
+        views = CameraArrays.from_cameras(cameras)
         index, _ = nearest(self.points(), views, self.config.rule())
         result = {}
         for place in np.ndindex(*index.shape):

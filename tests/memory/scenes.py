@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 import torch
 
 from mirage_model.camera import Cameras
-from mirage_model.memory.visibility import Points, Rule
+from mirage_model.memory.visibility import Splats, VisibilityRule
 
 HEIGHT, WIDTH = 4, 6
 
@@ -51,8 +51,8 @@ def cameras(draw, max_cameras: int = 3) -> Cameras:
 
 
 @st.composite
-def points(draw, max_points: int = 24, finite: bool = False) -> Points:
-    """Points on a coarse lattice, so that many project alike, between arbitrary ones."""
+def points(draw, max_points: int = 24, finite: bool = False) -> Splats:
+    """Splats on a coarse lattice, so that many project alike, between arbitrary ones."""
     lattice = st.sampled_from([-1.0, -0.25, 0.0, 0.125, 0.25, 0.5, 1.0, 2.0])
     wild = st.floats(-1e6, 1e6, width=32)
     if not finite:
@@ -61,7 +61,7 @@ def points(draw, max_points: int = 24, finite: bool = False) -> Points:
     count = draw(st.integers(0, max_points))
     rows = [[draw(coordinate) for _ in range(3)] for _ in range(count)]
     sizes = [draw(st.sampled_from([0.01, 0.25, 0.5, 2.0])) for _ in range(count)]
-    return Points(
+    return Splats(
         position=torch.tensor(rows, dtype=torch.float32).reshape(count, 3),
         size=torch.tensor(sizes, dtype=torch.float32),
         observed=torch.tensor([draw(st.booleans()) for _ in range(count)], dtype=torch.bool),
@@ -69,7 +69,7 @@ def points(draw, max_points: int = 24, finite: bool = False) -> Points:
 
 
 rules = st.builds(
-    Rule,
+    VisibilityRule,
     splat_size=st.sampled_from([1, 3, 5]),
     tolerance=st.sampled_from([0.0, 0.05, 0.25]),
     near=st.sampled_from([0.05, 0.5]),

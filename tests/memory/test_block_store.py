@@ -8,8 +8,15 @@ import numpy as np
 import oracle
 import pytest
 
-from mirage_model.memory.block_store import PAGE, Store
-from mirage_model.memory.points import IMAGINED, LATEST, VOXELS, Cells, level_of, locate
+from mirage_model.memory.block_store import PAGE_POINTS, BlockStore
+from mirage_model.memory.points import (
+    BLOCK_VOXELS,
+    IMAGINED_BIT,
+    MAX_SERIAL,
+    LatentPoints,
+    block_and_voxel,
+    grid_level,
+)
 
 coordinates = st.sampled_from([-30.0, -1.0, -0.26, 0.0, 0.1, 0.24, 0.3, 0.6, 40.0]) | st.floats(
     -1e5, 1e5, width=32
@@ -29,23 +36,25 @@ def cell_at(*position: float, size: float = 1.0, observed: bool = True) -> dict:
     return {'position': position, 'size': size, 'observed': observed, 'confidence': 255}
 
 
-def packed(part: list[dict], first: int) -> Cells:
+def packed(part: list[dict], first: int) -> LatentPoints:
     count = len(part)
-    order = (LATEST - np.arange(first, first + count)).astype(np.uint32)
+    order = (MAX_SERIAL - np.arange(first, first + count)).astype(np.uint32)
     if part and not part[0]['observed']:
-        order |= IMAGINED
+        order |= IMAGINED_BIT
     hot = [[*cell['position'], cell['size']] for cell in part]
-    return Cells(
-        points=np.ascontiguousarray(np.array(hot, np.float32).reshape(count, 4).T),
+    return LatentPoints(
+        xyz_size=np.ascontiguousarray(np.array(hot, np.float32).reshape(count, 4).T),
         order=order,
-        written=np.zeros((2, count), np.float32),
+        depth_time=np.zeros((2, count), np.float32),
         confidence=np.array([cell['confidence'] for cell in part], np.uint8),
         latents=np.arange(first, first + count, dtype=np.float32)[:, None],
     )
 
 
-def serials(store: Store) -> list[int]:
-    held = [LATEST - int(order & LATEST) for block in store.blocks() for order in block.order]
+def serials(store: BlockStore) -> list[int]:
+    held = [
+        MAX_SERIAL - int(order & MAX_SERIAL) for block in store.blocks() for order in block.order
+    ]
     assert len(held) == len(store)
     return sorted(held)
 
@@ -54,11 +63,10 @@ def serials(store: Store) -> list[int]:
 @given(
     writes,
     st.sampled_from([0.5, 1.0, 2.0]),
-    st.sampled_from(['newest', 'confident']),
     st.booleans(),
 )
-def test_merging_equals_the_loops(writes, voxel, prefer, displace):
-    store, held, serial = Store(), [], 0
+def test_merging_equals_the_oracle(writes, voxel, displace):
+    store, held, serial = BlockStore(), [], 0
     for part, observed in writes:
         part = sorted(part, key=lambda cell: cell['camera'])
         part = [
@@ -71,69 +79,69 @@ def test_merging_equals_the_loops(writes, voxel, prefer, displace):
         new = packed(part, serial)
         camera = np.array([cell['camera'] for cell in part], int)
         if part and not observed:
-            free = ~store.in_observed_voxel(new.points, voxel)
+            free = ~store.in_observed_voxel(new.xyz_size, voxel)
             new, camera = new.take(free), camera[free]
-        entered = store.insert(new, camera, voxel=voxel, prefer=prefer, displace=displace)
-        held = oracle.merge(held, part, voxel, prefer=prefer, displace=displace)
+        entered = store.insert(new, camera, voxel=voxel, displace=displace)
+        held = oracle.merge(held, part, voxel, displace=displace)
         assert serials(store) == sorted(cell['serial'] for cell in held)
         assert entered == sum(cell['serial'] >= serial for cell in held)
         assert serials(before) == was
         serial += len(part)
-    table, places = store.filled()
+    table, places = store.occupied()
     for row, (region, slot) in enumerate(places.tolist()):
         block = store.block((region, slot))
-        assert (block.latents[:, 0] == LATEST - (block.order & LATEST).astype(int)).all()
+        assert (block.latents[:, 0] == MAX_SERIAL - (block.order & MAX_SERIAL).astype(int)).all()
         for boxes, at in ((table, row), (store, region)):
-            assert (boxes.lower[at] <= block.points[:3].min(axis=1)).all()
-            assert (boxes.upper[at] >= block.points[:3].max(axis=1)).all()
+            assert (boxes.lower[at] <= block.xyz_size[:3].min(axis=1)).all()
+            assert (boxes.upper[at] >= block.xyz_size[:3].max(axis=1)).all()
         assert table.count[row] == len(block)
         assert table.imagined[row] == (~block.observed).sum()
-        keys = locate(block.points, level_of(block.points[3]), voxel)[0]
+        keys = block_and_voxel(block.xyz_size, grid_level(block.xyz_size[3]), voxel)[0]
         assert (keys == keys[0]).all()
     assert store.length == store.count.sum() == table.count.sum() == store.resident
 
 
-def test_where_nothing_merges_a_crowded_block_goes_on_in_pages():
-    part = [cell_at(0.1, 0.1, 0.1)] * (PAGE // 2)
-    store = Store()
+def test_unmerged_block_continues_in_pages():
+    part = [cell_at(0.1, 0.1, 0.1)] * (PAGE_POINTS // 2)
+    store = BlockStore()
     for write in range(5):
         store.insert(packed(part, write * len(part)), np.zeros(len(part), np.int64), voxel=0.0)
     assert len(store) == 5 * len(part)
-    assert sorted(store.filled()[0].count) == [PAGE // 2, PAGE, PAGE]
+    assert sorted(store.occupied()[0].count) == [PAGE_POINTS // 2, PAGE_POINTS, PAGE_POINTS]
 
 
-def test_an_empty_block_gives_its_slot_back():
-    store = Store()
+def test_empty_block_frees_its_slot():
+    store = BlockStore()
     one = packed([cell_at(0, 0, 0)], 0)
     store.insert(one, np.zeros(1, np.int64), voxel=1.0)
     store.put((0, 0), one.take(np.zeros(1, bool)))
     assert len(store) == 0 and not store.blocks() and not store.count.any()
     far = packed([cell_at(99, 0, 0)], 1)
     store.insert(far, np.zeros(1, np.int64), voxel=1.0)
-    assert len(store) == 1 and store.filled()[1].tolist() == [[0, 0]]
+    assert len(store) == 1 and store.occupied()[1].tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize('size', [1e-30, 0.1, 1.0, 1e30])
-def test_voxels_follow_the_size_within_bounds(size):
+def test_voxel_size_follows_point_size_within_bounds(size):
     points = np.array([[1e30, -1e30, 0.0, size]], np.float32).T
-    block, voxel = locate(points, level_of(points[3]), 1.0)
-    assert -12 <= block[0, 0] <= 20 and 0 <= voxel[0] < VOXELS**3
+    block, voxel = block_and_voxel(points, grid_level(points[3]), 1.0)
+    assert -12 <= block[0, 0] <= 20 and 0 <= voxel[0] < BLOCK_VOXELS**3
     if 1e-3 < size < 1e3:
         assert 2.0 ** block[0, 0] <= size < 2.0 ** (block[0, 0] + 1)
 
 
 @pytest.mark.parametrize(('size', 'imagined'), [(0.25, 4.0), (4.0, 0.25), (1.0, 1.0)])
-def test_imagination_is_refused_in_the_voxel_of_an_observed_cell_of_any_size(size, imagined):
-    store = Store()
+def test_in_observed_voxel_checks_all_levels(size, imagined):
+    store = BlockStore()
     store.insert(packed([cell_at(0.1, 0.1, 0.1, size=size)], 0), np.zeros(1, int), voxel=1.0)
     within, beside = 0.9 * size, 1.1 * size
     new = [cell_at(x, 0.1, 0.1, size=imagined, observed=False) for x in (within, beside)]
-    assert store.in_observed_voxel(packed(new, 1).points, 1.0).tolist() == [True, False]
+    assert store.in_observed_voxel(packed(new, 1).xyz_size, 1.0).tolist() == [True, False]
 
 
-def test_a_draft_copies_what_it_changes_alone():
+def test_draft_copies_only_changed_blocks():
     """However much is stored: the regions and blocks elsewhere are the same objects."""
-    store = Store()
+    store = BlockStore()
     for x in range(0, 4000, 40):
         store.insert(packed([cell_at(float(x), 0.1, 0.1)], x), np.zeros(1, int), voxel=1.0)
     draft = store.draft()

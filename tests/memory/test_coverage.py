@@ -29,7 +29,7 @@ def paths(count: int) -> Cameras:
 
 def errors(memory: LatentMemory, cameras: Cameras) -> tuple[float, float]:
     ours = memory.coverage(cameras)
-    truth = Coverage.of(memory.readout(cameras, latents=False))
+    truth = Coverage.from_readout(memory.readout(cameras, latents=False))
     assert (ours.observed <= ours.visible + 1e-6).all()
     assert ours.visible.min() >= 0 and ours.visible.max() <= 1
     return tuple(
@@ -38,16 +38,16 @@ def errors(memory: LatentMemory, cameras: Cameras) -> tuple[float, float]:
     )
 
 
-def test_paths_through_a_building_are_estimated_within_three_points(building):
+def test_estimate_is_within_three_percent_of_the_readout(building):
     assert max(errors(building, paths(12))) < 0.03
 
 
-def test_views_of_other_sizes_too(building):
+def test_estimate_holds_for_other_image_sizes(building):
     for_tiny = resized(paths(12), 12, 20)
     assert max(errors(building, for_tiny)) < 0.08
 
 
-def test_cells_of_the_small_grid_with_footprints_are_estimated():
+def test_estimate_holds_for_a_coarse_grid_with_splats():
     """What mirage-tiny's memory looks like: few large cells, shown as up to three across."""
     memory = LatentMemory(MemoryConfig(channels=1, splat_size=3))
     views = memory_speed.chunks(4)
@@ -80,7 +80,7 @@ def wall(memory: LatentMemory, depth: float, *, time: float, observed: bool = Tr
     return camera
 
 
-def test_a_wall_hides_what_is_behind_it_and_is_as_old_as_it_is():
+def test_wall_occludes_and_gives_its_age():
     memory = LatentMemory(MemoryConfig(channels=1))
     wall(memory, 8.0, time=100.0)
     camera = wall(memory, 3.0, time=160.0, observed=False)
@@ -97,12 +97,12 @@ def test_a_wall_hides_what_is_behind_it_and_is_as_old_as_it_is():
     assert memory.coverage(away).visible == 0
 
 
-def test_an_empty_memory_covers_nothing():
+def test_empty_memory_covers_nothing():
     camera = scenes.camera_row([np.eye(4)])
     assert LatentMemory(MemoryConfig(channels=1)).coverage(camera).visible == 0
 
 
-def test_what_was_counted_before_a_write_is_followed_and_not_counted_anew(building):
+def test_counts_are_updated_incrementally(building):
     memory, cameras = building.fork(), paths(2)
     memory.coverage(cameras)
     grid = memory._estimator._grid
@@ -128,7 +128,7 @@ def sums_of(grid) -> np.ndarray:
     return np.concatenate([grid.sums[: grid.filled], nothing])[grid.bricks]
 
 
-def test_the_benchmark_reports_time_and_error(tmp_path, capsys):
+def test_benchmark_reports_time_and_error(tmp_path, capsys):
     out = tmp_path / 'score.json'
     main(
         [

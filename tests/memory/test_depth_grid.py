@@ -39,14 +39,14 @@ def test_planes_are_exact_and_have_no_edges(slopes, inverse):
     torch.testing.assert_close(grid[0], expected.float(), rtol=1e-4, atol=0)
 
 
-def test_a_floor_has_no_edges_up_to_its_horizon():
+def test_floor_has_no_edges_up_to_the_horizon():
     grid, valid, edge = depth_to_grid(floor(), HEIGHT, WIDTH)
     assert not edge.any()
     assert not valid[:, :3].any() and valid[:, 3:].all()
     torch.testing.assert_close(grid[0, 3:, 0], 1.5 * 48 / torch.tensor([4.0, 12.0, 20.0]))
 
 
-def test_a_crease_is_no_edge_but_a_step_is():
+def test_steps_are_edges_and_creases_are_not():
     wall_meets_floor = torch.fmin(floor(), torch.tensor(5.0)).nan_to_num(5.0)
     assert not depth_to_grid(wall_meets_floor, HEIGHT, WIDTH)[2].any()
     step = torch.full((1, HEIGHT * ROWS, WIDTH * COLUMNS), 4.0)
@@ -56,7 +56,7 @@ def test_a_crease_is_no_edge_but_a_step_is():
     assert torch.equal(depth_to_grid(step.mT, WIDTH, HEIGHT)[2], edge.mT)
 
 
-def test_a_step_on_the_border_between_cells_is_no_edge():
+def test_step_between_cells_is_not_an_edge():
     depth = frame_of(torch.tensor([2.0, 8.0]).repeat(HEIGHT * WIDTH // 2).view(1, HEIGHT, WIDTH))
     grid, _, edge = depth_to_grid(depth, HEIGHT, WIDTH)
     assert not edge.any()
@@ -65,7 +65,7 @@ def test_a_step_on_the_border_between_cells_is_no_edge():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
-def test_a_cell_without_one_plane_takes_a_sample_of_its_own(seed):
+def test_cell_with_an_edge_takes_its_lower_median(seed):
     generator = torch.Generator().manual_seed(seed)
     depth = torch.rand(1, 16, 24, generator=generator) * 9 + 1
     holes = torch.tensor([math.nan, math.inf, 0.0, -1.0, -math.inf])
@@ -82,6 +82,6 @@ def test_a_cell_without_one_plane_takes_a_sample_of_its_own(seed):
                 assert grid[0, row, column] == samples[(len(samples) - 1) // 2]
 
 
-def test_a_grid_that_does_not_divide_the_frame_is_refused():
+def test_grid_that_does_not_divide_the_frame_raises():
     with pytest.raises(ValueError, match='5x10 grid does not divide 48x80'):
         depth_to_grid(torch.ones(1, 48, 80), 5, 10)

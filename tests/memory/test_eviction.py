@@ -34,7 +34,7 @@ def drive(memory: LatentMemory, steps: int, start: int = 0) -> None:
         )
 
 
-def test_paged_blocks_read_as_if_they_were_in_memory(tmp_path):
+def test_paged_blocks_read_like_resident_blocks(tmp_path):
     whole = LatentMemory(MemoryConfig(channels=CHANNELS))
     paged = LatentMemory(MemoryConfig(channels=CHANNELS, resident=1000, folder=str(tmp_path)))
     for start in (0, 20):
@@ -50,7 +50,7 @@ def test_paged_blocks_read_as_if_they_were_in_memory(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_files_hold_little_that_is_no_longer_used(tmp_path):
+def test_files_hold_at_most_twice_the_points_in_use(tmp_path):
     """A robot that comes again to some of many places: blocks return from disk, change and go."""
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=1000, folder=str(tmp_path)))
     rng, at, files = np.random.default_rng(0), 0, {}
@@ -76,7 +76,7 @@ def pages(folder: Path) -> dict[int, int]:
     return result
 
 
-def test_a_loaded_memory_is_within_its_bound_at_once(tmp_path):
+def test_loaded_memory_is_within_its_limits(tmp_path):
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=500, folder=str(tmp_path)))
     drive(memory, 12)
     memory.save(tmp_path / 'place.safetensors')
@@ -87,7 +87,7 @@ def test_a_loaded_memory_is_within_its_bound_at_once(tmp_path):
     assert torch.equal(loaded.readout(camera_at(0, 12)).latents, expected.latents)
 
 
-def test_a_fork_of_a_paged_memory_lives_on_its_own(tmp_path):
+def test_fork_of_a_paged_memory_is_independent(tmp_path):
     trunk = LatentMemory(MemoryConfig(channels=CHANNELS, resident=500, folder=str(tmp_path)))
     drive(trunk, 20)
     branch = trunk.fork()
@@ -99,7 +99,7 @@ def test_a_fork_of_a_paged_memory_lives_on_its_own(tmp_path):
 
 
 @pytest.mark.parametrize('policy', ['oldest', 'furthest'])
-def test_a_cap_holds_and_drops_what_its_policy_says(policy):
+def test_capacity_evicts_by_policy(policy):
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, capacity=1500, policy=policy))
     free = LatentMemory(MemoryConfig(channels=CHANNELS))
     for step in range(40):
@@ -123,24 +123,24 @@ def still(x: float, time: float):
     )
 
 
-def test_what_was_imagined_goes_first():
+def test_imagined_policy_evicts_imagined_points_first():
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, capacity=2400, policy='imagined'))
     free = LatentMemory(MemoryConfig(channels=CHANNELS))
     for step in range(30):
         drive(memory, 1, step)
         drive(free, 1, step)
-    seen = free._store.cells().observed.sum()
+    seen = free._store.points().observed.sum()
     assert seen <= 2400 < len(free)
-    assert memory._store.cells().observed.sum() == seen
+    assert memory._store.points().observed.sum() == seen
     drive(memory, 30, start=40)
-    assert memory._store.cells().observed.all() and 1500 < len(memory) <= 2400
+    assert memory._store.points().observed.all() and 1500 < len(memory) <= 2400
 
 
-def test_furthest_keeps_what_is_near():
+def test_furthest_policy_keeps_near_points():
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, capacity=1500, policy='furthest'))
     drive(memory, 40)
     drive(memory, 1)  # a jump back to the start
-    near = memory._store.cells().points[0]
+    near = memory._store.points().xyz_size[0]
     assert np.abs(near).max() < 80
     assert memory.readout(camera_at(0, 0)).visible.all()
 
@@ -149,6 +149,6 @@ def test_furthest_keeps_what_is_near():
     'wrong',
     [{'capacity': -1}, {'policy': 'newest'}, {'resident': 10}, {'voxel': -1.0}, {'dtype': 'int8'}],
 )
-def test_bounds_that_make_no_sense_are_refused(wrong):
+def test_invalid_limits_raise(wrong):
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
         MemoryConfig(channels=3, **wrong)

@@ -23,26 +23,26 @@ if not torch.cuda.is_available():
 from mirage_model.memory import cpu_reader, visibility
 from mirage_model.memory.gpu_reader import GpuReader
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.memory.points import LATEST
-from mirage_model.memory.visibility import NOTHING, Rule, Views
+from mirage_model.memory.points import MAX_SERIAL, NO_POINT
+from mirage_model.memory.visibility import CameraArrays, VisibilityRule
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def winners(store, views: Views, rule: Rule):
+def winners(store, views: CameraArrays, rule: VisibilityRule):
     """Index of the point that won, in the order of writing, and the depth that it won with."""
     with np.errstate(all='ignore'):  # the interpreter computes what is masked, too
         best, *_ = GpuReader(DEVICE).nearest(store, views, rule)
     best = best.cpu()
-    index = torch.where(best == NOTHING, -1, LATEST - (best & LATEST))
+    index = torch.where(best == NO_POINT, -1, MAX_SERIAL - (best & MAX_SERIAL))
     rank = (best >> 32).int().view(torch.float32)
-    return index, torch.where(best == NOTHING, torch.inf, rank)
+    return index, torch.where(best == NO_POINT, torch.inf, rank)
 
 
 @settings(max_examples=12, deadline=None)
 @given(scenes.points(max_points=10, finite=True), scenes.cameras(max_cameras=2), scenes.rules)
-def test_nearest_equals_the_reference(points, cameras, rule):
-    views = Views.of(cameras)
+def test_nearest_equals_the_torch_rule(points, cameras, rule):
+    views = CameraArrays.from_cameras(cameras)
     index, rank = winners(store_of(points), views, rule)
     expected_index, expected_rank = visibility.nearest(points, views, rule)
     assert torch.equal(index, expected_index)
@@ -50,11 +50,11 @@ def test_nearest_equals_the_reference(points, cameras, rule):
 
 
 @pytest.mark.parametrize(('splat_size', 'half'), [(1, True), (3, False)])
-def test_a_readout_of_a_crowd_equals_that_of_the_cpu(splat_size, half):
+def test_gpu_readout_equals_the_cpu_readout(splat_size, half):
     rng = np.random.default_rng(0)
     poses = [scenes.transform(rng.normal(size=3), rng.normal(size=3)) for _ in range(2)]
-    views = Views.of(scenes.camera_row(poses, height=8, width=12, fx=6, fy=7))
-    rule = Rule(splat_size=splat_size, tolerance=0.05, near=0.05, far=12.0)
+    views = CameraArrays.from_cameras(scenes.camera_row(poses, height=8, width=12, fx=6, fy=7))
+    rule = VisibilityRule(splat_size=splat_size, tolerance=0.05, near=0.05, far=12.0)
     points = crowd(600, spread=10.0)
     store = store_of(replace(points, size=points.size / 4 + 1), half=half)  # in few blocks
     now = np.arange(2, dtype=np.float32)
@@ -73,7 +73,7 @@ def test_a_readout_of_a_crowd_equals_that_of_the_cpu(splat_size, half):
 
 def test_copies_live_as_long_as_their_blocks():
     gpu_reader, memory = GpuReader(DEVICE), LatentMemory(MemoryConfig(channels=2, voxel=0.0))
-    views = Views.of(scenes.camera_row([scenes.transform()]))
+    views = CameraArrays.from_cameras(scenes.camera_row([scenes.transform()]))
 
     def write(depth: float) -> None:
         memory.write(
@@ -101,7 +101,7 @@ def test_copies_live_as_long_as_their_blocks():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type != 'cuda', reason='needs a CUDA device')
-def test_a_memory_reads_on_the_device_of_the_cameras():
+def test_readout_is_on_the_device_of_the_cameras():
     memory = LatentMemory(MemoryConfig(channels=3))
     cameras = scenes.camera_row([scenes.transform(), scenes.transform((0, 0.3, 0))])
     shape = (2, scenes.HEIGHT, scenes.WIDTH)
@@ -131,18 +131,18 @@ def types(names, pointers):
 
 pointers = dict(
     work='*i32', count='*i64', address='*i64', pinholes='*fp32', limits='*fp32', best='*i64',
-    winner='*i32', now='*fp32', latents='*fp32', visible='*i1', observed='*i1', depth='*fp32',
+    winner='*i32', times='*fp32', latents='*fp32', visible='*i1', observed='*i1', depth='*fp32',
     ratio='*fp32', age='*fp32', offset='*fp32',
 )
 compete = types('work count address pinholes limits best winner items height width', pointers)
 gather = types(
-    'best winner count address pinholes now latents visible observed depth ratio age offset '
+    'best winner count address pinholes times latents visible observed depth ratio age offset '
     'cells height width channels', pointers,
 )
 for kernel, signature, constants in (
     (gpu_reader._compete, compete, dict(SECOND=False, REACH=1, TILE=gpu_reader.TILE)),
     (gpu_reader._compete, compete, dict(SECOND=True, REACH=0, TILE=gpu_reader.TILE)),
-    (gpu_reader._gather, gather, dict(HALF=True, NOTHING=gpu_reader.NOTHING, TILE=gpu_reader.TILE, CHANNELS=64)),
+    (gpu_reader._gather, gather, dict(HALF=True, NO_POINT=gpu_reader.NO_POINT, TILE=gpu_reader.TILE, CHANNELS=64)),
 ):
     signature = {**signature, **dict.fromkeys(constants, 'constexpr')}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
@@ -151,7 +151,7 @@ for kernel, signature, constants in (
 """
 
 
-def test_the_kernels_compile_for_a_gpu_and_round_every_operation(tmp_path):
+def test_compiled_kernels_round_each_operation(tmp_path):
     """No GPU is needed to see what would run there."""
     environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
     run = subprocess.run(

@@ -63,7 +63,7 @@ def request(**changes) -> ImagineRequest:
 
 
 @pytest.mark.parametrize('name', MEMORIES)
-def test_a_rollout_takes_any_memory_by_configuration(model, name):
+def test_rollout_runs_with_any_memory(model, name):
     engine = engine_of(model, name)
     first = list(engine.imagine(request(memory_frames=True)))
     second = list(engine.imagine(request()))
@@ -78,7 +78,7 @@ def test_a_rollout_takes_any_memory_by_configuration(model, name):
 
 
 @pytest.mark.parametrize('name', MEMORIES)
-def test_what_is_kept_grows_the_memory_with_what_was_imagined(model, name):
+def test_kept_rollout_is_written_as_imagined(model, name):
     engine = engine_of(model, name)
     memory = engine._session('default').memory
     before = len(memory)
@@ -104,7 +104,7 @@ def test_only_the_latent_memory_is_saved_and_loaded(model, name, tmp_path):
         engine.load(path)
 
 
-def test_frames_are_encoded_only_as_context_and_for_renderings(model, monkeypatch):
+def test_frames_are_encoded_only_when_needed(model, monkeypatch):
     encoded = []
     encode = type(model.codec).encode_images
 
@@ -123,7 +123,7 @@ def test_frames_are_encoded_only_as_context_and_for_renderings(model, monkeypatc
     assert counts['rgb_cloud'] == [1, 3, 1, 3, 1]  # and its renderings, for every readout
 
 
-def test_a_model_of_an_unknown_memory_is_refused(model):
+def test_unknown_memory_raises(model):
     with pytest.raises(ValueError, match="memory: 'cloud' is unknown"):
         replace(model.config, memory='cloud')
     assert ModelConfig(**vars(model.config)).memory == 'latent'

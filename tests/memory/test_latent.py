@@ -18,9 +18,9 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.evaluation.benchmarks import memory_speed
-from mirage_model.memory.block_store import LATEST
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.memory.visibility import Views, seen_through
+from mirage_model.memory.points import MAX_SERIAL
+from mirage_model.memory.visibility import CameraArrays, in_free_space
 
 CHANNELS = 3
 CONFIG = MemoryConfig(channels=CHANNELS, dtype='float32')
@@ -44,7 +44,7 @@ def at(*translation) -> Cameras:
 
 @settings(max_examples=25, deadline=None)
 @given(scenes.cameras(max_cameras=1), st.integers(0, 1000), st.sampled_from([1, 3, 5]))
-def test_what_is_written_reads_back_exactly(camera, seed, splat_size):
+def test_written_cells_read_back_exactly(camera, seed, splat_size):
     generator = torch.Generator().manual_seed(seed)
     depth = torch.rand(1, scenes.HEIGHT, scenes.WIDTH, generator=generator) * 20 + 0.1
     valid = torch.rand(depth.shape, generator=generator) < 0.7
@@ -71,7 +71,7 @@ def test_what_is_written_reads_back_exactly(camera, seed, splat_size):
         assert readout.depth[unseen].eq(0).all()
 
 
-def test_an_empty_memory_shows_nothing():
+def test_empty_memory_reads_as_zeros():
     readout = LatentMemory(CONFIG).readout(at(0, 0, 0))
     assert readout.latents.shape == (1, CHANNELS, scenes.HEIGHT, scenes.WIDTH)
     assert readout.offset.shape == (1, 2, scenes.HEIGHT, scenes.WIDTH)
@@ -79,7 +79,7 @@ def test_an_empty_memory_shows_nothing():
     assert all(not values.isnan().any() for values in vars(readout).values())
 
 
-def test_a_readout_says_how_it_differs_from_what_was_written():
+def test_readout_gives_depth_ratio_age_and_offset():
     memory = LatentMemory(CONFIG)
     memory.write(picture(), wall(4), at(0, 0, 0), valid=everywhere(), observed=True)
     camera = scenes.camera_row([scenes.transform(translation=(0.125, 0, 2))], [7.5])
@@ -95,7 +95,7 @@ def test_a_readout_says_how_it_differs_from_what_was_written():
     assert set(readout.offset[:, 0][seen].tolist()) == offsets
 
 
-def test_times_since_the_epoch_keep_their_fractions():
+def test_epoch_times_keep_their_fractions():
     memory = LatentMemory(CONFIG)
     pose = [scenes.transform()]
     start = 1_763_822_160.125
@@ -106,7 +106,7 @@ def test_times_since_the_epoch_keep_their_fractions():
     assert readout.age.eq(86_400.125).all()
 
 
-def test_imagination_never_hides_an_observation():
+def test_imagination_never_occludes_observations():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     memory.write(picture(), wall(4), camera, valid=everywhere(), observed=True)
@@ -117,7 +117,7 @@ def test_imagination_never_hides_an_observation():
         assert torch.equal(readout.latents, picture())
 
 
-def test_imagination_fills_what_no_sensor_saw():
+def test_imagination_fills_unobserved_cells():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     left = everywhere()
@@ -129,7 +129,7 @@ def test_imagination_fills_what_no_sensor_saw():
     assert readout.visible.all() and torch.equal(readout.observed, left)
 
 
-def test_an_observation_covers_what_was_imagined():
+def test_observation_occludes_imagination():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     for depth in (5, 4.1, 4, 3.9):
@@ -139,7 +139,7 @@ def test_an_observation_covers_what_was_imagined():
 
 
 @pytest.mark.parametrize('was_observed', [True, False])
-def test_an_observation_removes_what_it_sees_through(was_observed):
+def test_observation_removes_points_in_free_space(was_observed):
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     memory.write(picture(), wall(2), camera, valid=everywhere(), observed=was_observed)
@@ -151,7 +151,7 @@ def test_an_observation_removes_what_it_sees_through(was_observed):
     assert torch.equal(readout.depth > 5, inner)
 
 
-def test_a_hole_in_the_depth_sees_through_nothing():
+def test_missing_depth_clears_no_free_space():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     memory.write(picture(), wall(2), camera, valid=everywhere(), observed=True)
@@ -169,14 +169,14 @@ def test_a_hole_in_the_depth_sees_through_nothing():
         st.sampled_from([0.5, 1.0, 4.0, 50.0, math.nan, math.inf, 0.0]), min_size=72, max_size=72
     ),
 )
-def test_seen_through_equals_the_loops(points, cameras, rule, depths):
+def test_in_free_space_equals_the_oracle(points, cameras, rule, depths):
     depth = torch.tensor(depths)[: len(cameras) * 24].view(-1, scenes.HEIGHT, scenes.WIDTH)
-    views = Views.of(cameras)
-    gone = seen_through(points, depth, views, rule)
-    assert torch.equal(gone, oracle.seen_through(points, depth, views, rule))
+    views = CameraArrays.from_cameras(cameras)
+    gone = in_free_space(points, depth, views, rule)
+    assert torch.equal(gone, oracle.in_free_space(points, depth, views, rule))
 
 
-def test_forks_do_not_see_each_other():
+def test_forks_are_independent():
     trunk = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     left = everywhere()
@@ -191,30 +191,30 @@ def test_forks_do_not_see_each_other():
     assert trunk.readout(camera).observed.all()
 
 
-def test_bad_writes_are_refused_and_say_where():
+def test_invalid_writes_raise_with_their_position():
     memory = LatentMemory(CONFIG)
     camera = at(0, 0, 0)
     depth = wall(4)
     depth[0, 2, 3] = math.nan
-    with pytest.raises(ValueError, match=r'\[0, 2, 3\].*without depth'):
+    with pytest.raises(ValueError, match=r'depth.*\[0, 2, 3\].*not finite and positive'):
         memory.write(picture(), depth, camera, valid=everywhere(), observed=True)
     latents = picture()
     latents[0, 1, 3, 4] = math.inf
     with pytest.raises(ValueError, match=r'\[0, 3, 4\].*not finite'):
         memory.write(latents, wall(4), camera, valid=everywhere(), observed=True)
-    with pytest.raises(ValueError, match='were expected'):
+    with pytest.raises(ValueError, match=r'shape .* expected \(1, 3, 4, 6\)'):
         memory.write(latents[:, :2], wall(4), camera, valid=everywhere(), observed=True)
     assert len(memory) == 0
 
 
-def test_what_is_farther_than_any_camera_looks_is_left_out():
+def test_cells_beyond_max_depth_are_not_written():
     memory, depth = LatentMemory(CONFIG), wall(4)
     depth[0, 0] = torch.tensor([1e6, 1e12, 3e38, 999_999.0, 4, 4])
     assert memory.write(picture(), depth, at(0, 0, 0), valid=everywhere(), observed=True) == 21
     assert memory.readout(at(0, 0, 0)).visible[0, 0].tolist() == [False] * 3 + [True] * 3
 
 
-def test_what_is_seen_through_goes_also_where_nothing_is_read():
+def test_free_space_is_cleared_beyond_the_far_plane():
     config = replace(CONFIG, far=3.0)
     memory, loops = LatentMemory(config), oracle.LoopMemory(config)
     held = []
@@ -234,7 +234,7 @@ def test_what_is_seen_through_goes_also_where_nothing_is_read():
 
 
 @pytest.mark.parametrize('wrong', [math.nan, -0.1, 1.1, math.inf])
-def test_a_confidence_that_is_none_is_refused(wrong):
+def test_confidence_out_of_range_raises(wrong):
     confidence = wall(1)
     confidence[0, 1, 2] = wrong
     memory = LatentMemory(CONFIG)
@@ -245,16 +245,14 @@ def test_a_confidence_that_is_none_is_refused(wrong):
             picture(), wall(4), camera, valid=valid, observed=True, confidence=confidence
         )
 
-    with pytest.raises(ValueError, match=r'\[0, 1, 2\].*confidence'):
+    with pytest.raises(ValueError, match=r'confidence.*\[0, 1, 2\]'):
         write(everywhere())
     assert write(confidence == 1) == 23
 
 
-@pytest.mark.parametrize(('prefer', 'stays'), [('newest', 1), ('confident', 0)])
-def test_a_voxel_keeps_the_token_that_is_preferred_whole(prefer, stays):
-    config = MemoryConfig(channels=CHANNELS, dtype='float32', voxel=1.0, prefer=prefer)
-    memory, camera = LatentMemory(config), at(0, 0, 0)
-    for seed, confidence in ((0, 0.8), (1, 0.5), (2, 0.9)):
+def test_voxel_keeps_the_points_of_the_last_camera():
+    memory, camera = LatentMemory(replace(CONFIG, voxel=1.0)), at(0, 0, 0)
+    for seed, confidence in enumerate((0.8, 0.5, 0.9)):
         memory.write(
             picture(seed=seed),
             wall(4),
@@ -263,15 +261,13 @@ def test_a_voxel_keeps_the_token_that_is_preferred_whole(prefer, stays):
             observed=True,
             confidence=wall(confidence),
         )
-        held = memory._store.cells()
-        assert len(held) == 24
-        shown = memory.readout(camera).latents
-        kept = (0, stays, 2)[seed]
-        assert torch.equal(shown, picture(seed=kept))
-        assert set(held.confidence) == {round((0.8, 0.5, 0.9)[kept] * 255)}
+        points = memory._store.points()
+        assert len(points) == 24
+        assert torch.equal(memory.readout(camera).latents, picture(seed=seed))
+        assert set(points.confidence) == {round(confidence * 255)}
 
 
-def test_bytes_are_those_of_the_blocks():
+def test_nbytes_counts_the_arrays_of_blocks():
     memory = LatentMemory(MemoryConfig(channels=48))
     latents = torch.zeros(1, 48, scenes.HEIGHT, scenes.WIDTH)
     memory.write(latents, wall(4), at(0, 0, 0), valid=everywhere(), observed=True)
@@ -281,7 +277,7 @@ def test_bytes_are_those_of_the_blocks():
 
 
 @pytest.mark.parametrize('voxel', [0.0, 1.5])
-def test_the_bytes_of_the_directory_are_what_it_takes(voxel):
+def test_index_nbytes_matches_traced_memory(voxel):
     memory = LatentMemory(MemoryConfig(channels=8, voxel=voxel))
     cameras, depth = next(memory_speed.chunks(1))
     latents, valid = torch.zeros(len(cameras), 8, *depth.shape[1:]), depth > 0
@@ -294,7 +290,7 @@ def test_the_bytes_of_the_directory_are_what_it_takes(voxel):
     assert len(memory) > 10_000 and 0.8 < memory.index_nbytes / taken < 1.2
 
 
-def test_the_counts_that_coverage_goes_by_are_held_to_find_cells():
+def test_index_nbytes_includes_coverage_counts():
     memory = LatentMemory(CONFIG)
     memory.write(picture(), wall(4), at(0, 0, 0), valid=everywhere(), observed=True)
     directory = memory.index_nbytes
@@ -305,13 +301,13 @@ def test_the_counts_that_coverage_goes_by_are_held_to_find_cells():
 @pytest.mark.parametrize(
     'wrong', [{'channels': 0}, {'splat_size': 2}, {'tolerance': 1.0}, {'near': 0.0}, {'far': 0.01}]
 )
-def test_a_config_that_makes_no_sense_is_refused(wrong):
+def test_invalid_config_raises(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MemoryConfig(**{'channels': 3} | wrong)
 
 
 @pytest.mark.parametrize('bounded', [False, True])
-def test_a_reader_sees_a_write_whole_or_not_at_all(tmp_path, bounded):
+def test_concurrent_reads_see_whole_writes(tmp_path, bounded):
     """Two readers, of two cameras that share no block and are written at once."""
     bounds = {'capacity': 60, 'resident': 30, 'folder': str(tmp_path)} if bounded else {}
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', **bounds))
@@ -341,33 +337,33 @@ def test_a_reader_sees_a_write_whole_or_not_at_all(tmp_path, bounded):
     assert memory.readout(cameras).latents.eq(59).all()
 
 
-def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path):
+def test_failed_write_changes_nothing(tmp_path):
     folder = tmp_path / 'blocks'
     folder.mkdir()
     config = MemoryConfig(channels=CHANNELS, resident=10, folder=str(folder))
     memory, cameras = LatentMemory(config), at(0, 0, 0)
     memory.write(picture(), wall(4), cameras, valid=everywhere(), observed=True)
-    before, written = memory.readout(cameras), memory._store.written
+    before, written = memory.readout(cameras), memory._store.next_serial
     shutil.rmtree(folder)
     with pytest.raises(OSError, match='blocks'):
         memory.write(picture(seed=1), wall(3), cameras, valid=everywhere(), observed=True)
-    assert len(memory) == 24 and memory._store.written == written
+    assert len(memory) == 24 and memory._store.next_serial == written
     for name, value in vars(memory.readout(cameras)).items():
         assert torch.equal(value, getattr(before, name)), name
 
 
-def test_serial_numbers_start_again_before_they_run_out():
+def test_serial_numbers_restart_before_overflow():
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', voxel=0.0))
     camera = at(0, 0, 0)
-    memory._store.written = LATEST - 3 * 24
+    memory._store.next_serial = MAX_SERIAL - 3 * 24
     for value in range(5):
         latents = torch.full((1, CHANNELS, scenes.HEIGHT, scenes.WIDTH), float(value))
         memory.write(latents, wall(4), camera, valid=everywhere(), observed=True)
         assert memory.readout(camera).latents.eq(value).all()  # of equals the later wins
-    assert memory._store.written < LATEST / 2 and len(memory) == 5 * 24
+    assert memory._store.next_serial < MAX_SERIAL / 2 and len(memory) == 5 * 24
 
 
-def test_what_was_imagined_stays_until_it_is_seen_finer():
+def test_imagined_points_stay_until_seen_finer():
     memory = LatentMemory(CONFIG)
     memory.write(picture(), wall(4), at(0, 0, 0), valid=everywhere(), observed=False)
     again = memory.write(picture(seed=1), wall(4), at(0, 0, 0), valid=everywhere(), observed=False)
@@ -383,7 +379,7 @@ def test_what_was_imagined_stays_until_it_is_seen_finer():
     assert torch.equal(everything.readout(at(0, 0, 0)).latents, picture(seed=1))
 
 
-def test_imagined_cameras_of_one_write_are_taken_in_turn():
+def test_imagined_cameras_are_written_in_turn():
     memory = LatentMemory(CONFIG)
     cameras = scenes.camera_row([scenes.transform()] * 3)
     added = memory.write(picture(3), wall(4, 3), cameras, valid=everywhere(3), observed=False)

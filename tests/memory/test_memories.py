@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, project, unproject
 from mirage_model.memory import Encoder, Memory, Pixels
-from mirage_model.memory.baselines.pixels import at_pixels, on_a_surface
+from mirage_model.memory.baselines.pixels import at_pixels, off_depth_edges
 from mirage_model.memory.baselines.rgb_cloud import RgbCloud
-from mirage_model.memory.baselines.views import BEST, RetrievedViews, most_useful
+from mirage_model.memory.baselines.views import MAX_VIEWS, RetrievedViews, greedy_cover
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import MEMORIES, create_memory
 
@@ -74,12 +74,12 @@ def write(
     )
 
 
-def test_the_simplest_codec_is_an_encoder():
+def test_mean_colours_is_an_encoder():
     assert isinstance(MeanColours(), Encoder)
 
 
 @pytest.mark.parametrize('name', MEMORIES)
-def test_an_empty_memory_shows_nothing(name):
+def test_empty_memory_reads_as_zeros(name):
     memory = memory_of(name)
     assert isinstance(memory, Memory)
     assert len(memory) == 0 and memory.nbytes == 0
@@ -92,7 +92,7 @@ def test_an_empty_memory_shows_nothing(name):
 
 
 @pytest.mark.parametrize('name', HOLDING)
-def test_a_wall_reads_back(name):
+def test_wall_reads_back(name):
     memory = memory_of(name)
     camera = at(0, 0, 0, times=[1.7e9 + 0.125])
     assert write(memory, camera, 4) == len(memory) > 0
@@ -110,7 +110,7 @@ def test_a_wall_reads_back(name):
 @pytest.mark.parametrize('name', HOLDING)
 @settings(max_examples=15, deadline=None)
 @given(cameras=scenes.cameras(max_cameras=2), seed=st.integers(0, 99), observed=st.booleans())
-def test_what_lies_where_is_the_same_with_and_without_latents(name, cameras, seed, observed):
+def test_readout_without_latents_is_otherwise_equal(name, cameras, seed, observed):
     generator = torch.Generator().manual_seed(seed)
     size = (len(cameras), scenes.HEIGHT, scenes.WIDTH)
     cells = torch.rand(size, generator=generator) * 4 + 0.5
@@ -132,7 +132,7 @@ def test_what_lies_where_is_the_same_with_and_without_latents(name, cameras, see
 
 
 @pytest.mark.parametrize('name', HOLDING)
-def test_forks_do_not_see_each_other(name):
+def test_forks_are_independent(name):
     trunk = memory_of(name)
     write(trunk, at(0, 0, 0), 4)
     held, before = len(trunk), trunk.readout(at(9, 0, 0))
@@ -146,7 +146,7 @@ def test_forks_do_not_see_each_other(name):
 
 
 @pytest.mark.parametrize('name', HOLDING)
-def test_what_has_no_depth_is_not_remembered(name):
+def test_pixels_without_depth_are_not_written(name):
     memory = memory_of(name)
     depth = torch.full((1, HEIGHT, WIDTH), 4.0)
     depth[:, :, : WIDTH // 2] = torch.tensor([math.nan, math.inf, 0.0, -1.0]).repeat(3)
@@ -156,7 +156,7 @@ def test_what_has_no_depth_is_not_remembered(name):
 
 
 @pytest.mark.parametrize('name', GROWN_BY_RULE)
-def test_imagination_never_hides_an_observation_and_stays_as_it_was(name):
+def test_imagination_changes_no_visible_points(name):
     memory = memory_of(name)
     camera = at(0, 0, 0)
     write(memory, camera, 4)
@@ -174,7 +174,7 @@ def test_imagination_never_hides_an_observation_and_stays_as_it_was(name):
 
 
 @pytest.mark.parametrize('name', GROWN_BY_RULE)
-def test_an_observation_removes_what_it_sees_through(name):
+def test_observation_removes_points_in_free_space(name):
     memory = memory_of(name)
     camera = at(0, 0, 0)
     write(memory, camera, 2)
@@ -184,25 +184,25 @@ def test_an_observation_removes_what_it_sees_through(name):
 
 
 @pytest.mark.parametrize('name', ['rgb_cloud', 'lifted_features'])
-def test_memories_of_pixels_say_what_they_lack(name):
+def test_pixel_memories_raise_for_invalid_pixels(name):
     memory = memory_of(name)
     cells = torch.ones(1, scenes.HEIGHT, scenes.WIDTH)
     latents = torch.zeros(1, CHANNELS, *cells.shape[1:])
     arguments = {'valid': cells > 0, 'observed': True}
-    with pytest.raises(ValueError, match='remembers pixels'):
+    with pytest.raises(ValueError, match='pixels: missing'):
         memory.write(latents, cells, at(0, 0, 0), **arguments)
     small = Pixels(frames=picture()[..., :-4], depth=torch.ones(1, HEIGHT, WIDTH - 4))
-    with pytest.raises(ValueError, match='16x24 were expected'):
+    with pytest.raises(ValueError, match='expected 1 of 16x24'):
         memory.write(latents, cells, at(0, 0, 0), **arguments, pixels=small)
     broken = picture()
     broken[0, 1, 5, 7] = math.nan
-    with pytest.raises(ValueError, match=r'\[0, 5, 7\]: not finite'):
+    with pytest.raises(ValueError, match=r'pixels .*\[0, 5, 7\]: not finite'):
         write(memory, at(0, 0, 0), 4, frames=broken)
     assert len(memory) == 0
 
 
 @pytest.mark.parametrize('name', ['retrieved_views', 'overlapping_views', 'lifted_features'])
-def test_memories_of_latents_refuse_none_and_the_wrong_ones(name):
+def test_latent_memories_raise_for_invalid_latents(name):
     memory = memory_of(name)
     cells = torch.ones(1, scenes.HEIGHT, scenes.WIDTH)
     pixels = Pixels(frames=picture(), depth=torch.ones(1, HEIGHT, WIDTH))
@@ -213,10 +213,10 @@ def test_memories_of_latents_refuse_none_and_the_wrong_ones(name):
     assert len(memory) == 0 and not memory.readout(at(0, 0, 0)).visible.any()
 
 
-def test_names_and_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="lifted_features.*'latents'"):
+def test_unknown_name_or_wrong_channels_raise():
+    with pytest.raises(ValueError, match="'latents' is unknown.*lifted_features"):
         create_memory('latents', CONFIG, MeanColours())
-    with pytest.raises(ValueError, match='5 channels, the codec has 3'):
+    with pytest.raises(ValueError, match='memory has 5, the codec has 3'):
         create_memory('latent', MemoryConfig(channels=5), MeanColours())
 
 
@@ -230,7 +230,7 @@ def cloud_of(**changes) -> RgbCloud:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(-6, 6), st.integers(-6, 6), st.integers(0, 99))
-def test_a_wall_seen_from_the_side_is_the_picture_moved_by_whole_pixels(right, down, seed):
+def test_render_shifts_a_wall_by_whole_pixels(right, down, seed):
     cloud = cloud_of()
     frames, depth, focal = picture(seed), 4.0, 4.0 * STRIDE
     write(cloud, at(0, 0, 0), depth, frames=frames)
@@ -249,7 +249,7 @@ def test_a_wall_seen_from_the_side_is_the_picture_moved_by_whole_pixels(right, d
     assert seen[:, ~covered].eq(128).all()
 
 
-def test_a_point_is_23_bytes_and_a_frame_seen_twice_adds_nothing():
+def test_point_has_23_bytes_and_rewriting_adds_none():
     cloud = cloud_of()
     assert write(cloud, at(0, 0, 0), 4) == HEIGHT * WIDTH
     assert cloud.nbytes == 23 * HEIGHT * WIDTH
@@ -257,7 +257,7 @@ def test_a_point_is_23_bytes_and_a_frame_seen_twice_adds_nothing():
     assert len(cloud) == HEIGHT * WIDTH
 
 
-def test_a_cell_is_visible_from_half_of_its_pixels_and_takes_the_median_depth():
+def test_cell_is_visible_if_half_of_its_pixels_are():
     cloud = cloud_of()
     depth = torch.full((1, HEIGHT, WIDTH), math.nan)
     depth[:, :2] = 4.0  # half of the first row of cells
@@ -270,14 +270,14 @@ def test_a_cell_is_visible_from_half_of_its_pixels_and_takes_the_median_depth():
     torch.testing.assert_close(ratio, torch.full_like(ratio, math.log(0.5)))
 
 
-def test_coming_closer_fills_the_gaps_up_to_the_splat():
+def test_splats_close_gaps_up_to_their_size():
     cloud = cloud_of()
     write(cloud, at(0, 0, 0), 4)
     assert (cloud.render(at_pixels(at(0, 0, 2.5), STRIDE))[0] >= 0).all()
     assert not (cloud.render(at_pixels(at(0, 0, 3.5), STRIDE))[0] >= 0).all()
 
 
-def test_imagination_is_made_finer_from_close_by_and_observations_are_not():
+def test_imagination_refines_only_imagined_points():
     for observed in (True, False):
         cloud = cloud_of()
         write(cloud, at(0, 0, 0), 4, observed=observed)
@@ -285,13 +285,13 @@ def test_imagination_is_made_finer_from_close_by_and_observations_are_not():
         assert (added == 0) == observed
 
 
-def test_an_observation_and_imagination_of_one_write_are_counted_once():
+def test_repeated_cameras_of_a_write_count_once():
     cloud = cloud_of()
     camera = scenes.camera_row([scenes.transform()] * 2)
     assert write(cloud, camera, 4, observed=False) == len(cloud) == HEIGHT * WIDTH
 
 
-def test_a_frame_of_which_nothing_is_seen_is_not_encoded():
+def test_empty_renderings_are_not_encoded():
     encoded = []
 
     class Counting(MeanColours):
@@ -308,14 +308,14 @@ def test_a_frame_of_which_nothing_is_seen_is_not_encoded():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
-def test_pixels_beside_a_step_are_left_out(seed):
+def test_pixels_at_depth_edges_are_excluded(seed):
     rng = np.random.default_rng(seed)
     depth = torch.full((1, 12, 14), 3.0)
     top, left = rng.integers(3, 6, 2)
     bottom, right = rng.integers(top + 3, 10), rng.integers(left + 3, 12)
     depth[:, top:bottom, left:right] = float(rng.choice([1.0, 5.0]))
     depth[:, 0, 0] = rng.choice([math.nan, math.inf, 0.0, -1.0])
-    take = on_a_surface(depth)[0]
+    take = off_depth_edges(depth)[0]
     for y in range(12):
         for x in range(14):
             own = float(depth[0, y, x])
@@ -328,7 +328,7 @@ def test_pixels_beside_a_step_are_left_out(seed):
 # --- lifted features -------------------------------------------------------------------------
 
 
-def test_lifted_features_are_a_point_for_every_pixel():
+def test_lifted_features_hold_a_point_per_pixel():
     memory = memory_of('lifted_features')
     assert write(memory, at(0, 0, 0), 4) == HEIGHT * WIDTH
     smooth = torch.linspace(0, 1, WIDTH).expand(1, 3, HEIGHT, WIDTH).contiguous()
@@ -345,7 +345,7 @@ def test_lifted_features_are_a_point_for_every_pixel():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 8), st.integers(0, 9999))
-def test_the_most_useful_views_are_those_of_the_loops(views, items, seed):
+def test_greedy_cover_equals_the_oracle(views, items, seed):
     rng = np.random.default_rng(seed)
     cover = rng.random((views, items)) < 0.4
     weight = rng.integers(0, 4, items).astype(np.float32)
@@ -360,11 +360,11 @@ def test_the_most_useful_views_are_those_of_the_loops(views, items, seed):
             break
         expected.append(best)
         shown |= {j for j in range(items) if cover[best, j]}
-    assert most_useful(cover, weight, 3) == expected
+    assert greedy_cover(cover, weight, 3) == expected
 
 
 @pytest.mark.parametrize('index', ['surfels', 'overlap'])
-def test_the_views_that_see_the_place_are_retrieved(index):
+def test_views_of_the_same_wall_are_retrieved(index):
     memory = RetrievedViews(CONFIG, index=index)
     for k in range(4):  # the four walls of a room, in views that do not overlap
         camera = scenes.camera_row([scenes.transform((0, k * math.pi / 2, 0))], [float(k)])
@@ -378,18 +378,18 @@ def test_the_views_that_see_the_place_are_retrieved(index):
         assert set(memory.retrieve(corner)) == {k, (k + 1) % 4}
 
 
-def test_few_views_are_handed_on_and_those_that_add_nothing_are_not():
+def test_redundant_views_are_not_retrieved():
     memory = RetrievedViews(CONFIG, index='surfels')
     for k in range(8):
         write(memory, at(3 * k, 0, 0), 4, frames=picture(k))
     wide = scenes.camera_row([scenes.transform(translation=(10, 0, -20))])
-    assert len(memory.retrieve(wide)) == BEST
+    assert len(memory.retrieve(wide)) == MAX_VIEWS
     for k in range(3):
         write(memory, at(0, 50, 0), 4, frames=picture(k))
     assert memory.retrieve(at(0, 50, 0)) == [10]  # the latest of three alike
 
 
-def test_surfels_look_behind_walls_and_fields_of_view_do_not():
+def test_surfels_respect_occlusion_and_overlap_does_not():
     """Two rooms, one behind the other: what the far one saw is hidden from the near camera."""
     surfels, overlap = (RetrievedViews(CONFIG, index=i) for i in ('surfels', 'overlap'))
     for memory in (surfels, overlap):
@@ -405,7 +405,7 @@ def test_surfels_look_behind_walls_and_fields_of_view_do_not():
 
 @settings(max_examples=15, deadline=None)
 @given(scenes.cameras(max_cameras=1), st.integers(0, 99))
-def test_of_several_views_the_nearest_cell_is_shown(camera, seed):
+def test_nearest_point_of_several_views_wins(camera, seed):
     """The depth equals that of the slow loop over all kept cells of the retrieved views."""
     rng = np.random.default_rng(seed)
     memory = RetrievedViews(CONFIG, index='surfels')

@@ -11,7 +11,7 @@ import scenes
 import torch
 
 from mirage_model.memory.baselines.point_cloud import PointCloud
-from mirage_model.memory.visibility import Points, Views, nearest
+from mirage_model.memory.visibility import CameraArrays, Splats, nearest
 
 
 def voxel_of(point, voxel):
@@ -20,7 +20,7 @@ def voxel_of(point, voxel):
     return level, *(math.floor(float(value) / edge) for value in point[:3])
 
 
-def rows_of(points: Points) -> np.ndarray:
+def rows_of(points: Splats) -> np.ndarray:
     return torch.cat([points.position, points.size[:, None]], dim=1).numpy()
 
 
@@ -55,7 +55,7 @@ def held(cloud: PointCloud) -> dict:
 
 @settings(max_examples=40, deadline=None)
 @given(writes, st.sampled_from([0.5, 1.0, 1.5]))
-def test_a_voxel_holds_one_point_and_observations_the_later(parts, voxel):
+def test_voxel_holds_one_point(parts, voxel):
     cloud, expected = filled(parts, voxel)
     assert len(cloud) == len(expected) and held(cloud) == expected
     assert cloud.nbytes == 21 * len(cloud)
@@ -68,14 +68,14 @@ def test_many_points_are_found_again():
         position = torch.from_numpy(rng.normal(0, 3, (4000, 3)).astype(np.float32))
         size = torch.from_numpy(np.exp(rng.normal(-2, 1, 4000)).astype(np.float32))
         none = torch.zeros(4000, dtype=torch.bool)
-        parts.append((Points(position=position, size=size, observed=none), observed))
+        parts.append((Splats(position=position, size=size, observed=none), observed))
     cloud, expected = filled(parts, 1.0)
     assert len(cloud) > 5000 and held(cloud) == expected
 
 
 @settings(max_examples=50, deadline=None)
 @given(writes, scenes.points(finite=True), st.randoms(use_true_random=False))
-def test_what_is_removed_is_gone_and_its_voxel_is_free(parts, more, random):
+def test_removed_points_free_their_voxels(parts, more, random):
     cloud, expected = filled(parts, 1.0)
     gone = np.array([random.random() < 0.5 for _ in range(len(cloud))], np.bool_)
     for point in cloud.points[gone]:
@@ -89,7 +89,7 @@ def test_what_is_removed_is_gone_and_its_voxel_is_free(parts, more, random):
     assert len(cloud) == len(before) + len(fresh) and entered.sum() == len(fresh)
 
 
-def test_a_copy_goes_its_own_way():
+def test_copy_is_independent():
     one = np.array([[0, 0, 1, 0.5]], np.float32)
     cloud = PointCloud(values=1, dtype=np.dtype(np.uint8), voxel=1.0)
     cloud.insert(one, np.array([[7]], np.uint8), stamp=0, observed=True)
@@ -102,16 +102,16 @@ def test_a_copy_goes_its_own_way():
 
 @settings(max_examples=60, deadline=None)
 @given(writes, scenes.cameras(), scenes.rules)
-def test_who_is_seen_equals_the_plain_rule(parts, cameras, rule):
+def test_nearest_equals_the_torch_rule(parts, cameras, rule):
     cloud, _ = filled(parts, 0.5)
-    views = Views.of(cameras)
+    views = CameraArrays.from_cameras(cameras)
     row, depth = cloud.nearest(views, rule)
     # of equals the rule takes the later: those of the later camera, and there the lower row
     every = np.arange(len(cloud))
     order = np.lexsort((-every, cloud.stamps(every)))
     points = torch.from_numpy(cloud.points[order].copy())
     index, _ = nearest(
-        Points(
+        Splats(
             position=points[:, :3],
             size=points[:, 3],
             observed=torch.from_numpy(cloud.observed(order)),
@@ -124,12 +124,12 @@ def test_who_is_seen_equals_the_plain_rule(parts, cameras, rule):
     assert np.array_equal(row < 0, np.isnan(depth))
 
 
-def test_depth_is_that_of_the_point_itself():
+def test_depth_is_that_of_the_point():
     cloud = PointCloud(values=1, dtype=np.dtype(np.uint8), voxel=1.0)
     points = np.array([[0.125, 0, 2, 4.0]], np.float32)
     cloud.insert(points, np.array([[1]], np.uint8), stamp=0, observed=False)
     _, depth = cloud.nearest(
-        Views.of(scenes.camera_row([scenes.transform()])),
-        scenes.Rule(splat_size=3, tolerance=0.05, near=0.1, far=9.0),
+        CameraArrays.from_cameras(scenes.camera_row([scenes.transform()])),
+        scenes.VisibilityRule(splat_size=3, tolerance=0.05, near=0.1, far=9.0),
     )
     assert np.nanmax(depth) == np.nanmin(depth) == 2

@@ -45,15 +45,15 @@ def views():
 @pytest.mark.parametrize(
     'config', [{}, {'voxel': 0.0, 'splat_size': 3}, {'dtype': 'float32', 'tolerance': 0.0}]
 )
-def test_a_saved_memory_comes_back_the_same(tmp_path, config):
+def test_saved_memory_loads_the_same(tmp_path, config):
     memory = filled(**config)
     memory.save(tmp_path / 'place.safetensors')
     loaded = LatentMemory.load(tmp_path / 'place.safetensors')
     assert loaded.config == memory.config
     assert len(loaded) == len(memory) and loaded.nbytes == memory.nbytes
-    held, back = memory._store.cells(), loaded._store.cells()
+    held, back = memory._store.points(), loaded._store.points()
     assert (held.observed == back.observed).all()
-    for name in ('points', 'written', 'confidence', 'latents'):  # they are numbered anew
+    for name in ('xyz_size', 'depth_time', 'confidence', 'latents'):  # they are numbered anew
         assert (getattr(back, name) == getattr(held, name)).all(), name
     assert len(set(held.confidence)) > 10
     # a later write meets both in the same state
@@ -67,7 +67,7 @@ def test_a_saved_memory_comes_back_the_same(tmp_path, config):
     assert [path.name for path in tmp_path.iterdir()] == ['place.safetensors']
 
 
-def test_two_threads_may_save_to_one_file(tmp_path):
+def test_concurrent_saves_leave_a_whole_file(tmp_path):
     path, memories = tmp_path / 'place.safetensors', [filled(), filled(voxel=0.0)]
 
     def save(memory: LatentMemory) -> None:
@@ -82,7 +82,7 @@ def test_two_threads_may_save_to_one_file(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ['place.safetensors']
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(tmp_path):
+def test_file_replaced_during_a_load_is_read_whole(tmp_path):
     path, memories = tmp_path / 'place.safetensors', [filled(), filled(voxel=0.0)]
     for number, memory in enumerate(memories):
         value = torch.full((100 + number,), float(len(memory)))
@@ -109,14 +109,14 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(tmp_path):
         replacing.result()
 
 
-def test_an_empty_memory_can_be_saved(tmp_path):
+def test_empty_memory_can_be_saved(tmp_path):
     LatentMemory(MemoryConfig(channels=3)).save(tmp_path / 'nothing.safetensors')
     loaded = LatentMemory.load(tmp_path / 'nothing.safetensors')
     assert len(loaded) == 0 and not loaded.readout(views()).visible.any()
 
 
 @pytest.mark.parametrize('share', [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_refused(tmp_path, share):
+def test_truncated_file_raises(tmp_path, share):
     path = tmp_path / 'place.safetensors'
     filled().save(path)
     content = path.read_bytes()
@@ -157,7 +157,7 @@ def described(**changes):
             lambda tensors, about: (tensors, {'format': about['format'], 'version': '2'}),
             r'place.*description is damaged',
         ),
-        (described(origin=math.nan), 'description is damaged: its origin is nan'),
+        (described(origin=math.nan), 'description is damaged: origin: nan'),
         (described(dtype='float64'), r'(?s)description is damaged: .*dtype'),
         (
             lambda tensors, about: ({**tensors, 'size': torch.tensor(1.0)}, about),
@@ -203,7 +203,7 @@ def described(**changes):
         ),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, damage, message):
+def test_damaged_file_raises(tmp_path, damage, message):
     path = tmp_path / 'place.safetensors'
     filled().save(path)
     with safe_open(path, framework='pt') as file:
@@ -216,9 +216,20 @@ def test_a_damaged_file_is_refused(tmp_path, damage, message):
         LatentMemory.load(path)
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path):
+def test_failed_save_keeps_the_old_content(tmp_path):
     path = tmp_path / 'place.safetensors'
     path.mkdir()
     with pytest.raises(OSError, match='place'):
         filled().save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ['place.safetensors']
+
+
+def test_fields_of_earlier_versions_are_upgraded(tmp_path):
+    path, memory = tmp_path / 'place.safetensors', filled(splat_size=3)
+    memory.save(path)
+    with safe_open(path, framework='pt') as file:
+        metadata, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}
+    about = json.loads(metadata['about'])
+    about['config'] |= {'footprint': about['config'].pop('splat_size'), 'prefer': 'newest'}
+    save_file(tensors, path, metadata=metadata | {'about': json.dumps(about)})
+    assert LatentMemory.load(path).config == memory.config

@@ -76,7 +76,7 @@ def candidates(count: int, rooms: int) -> list[Cameras]:
 
 
 def exact(memory: LatentMemory, paths: list[Cameras]) -> Coverage:
-    parts = [Coverage.of(memory.readout(path, latents=False)) for path in paths]
+    parts = [Coverage.from_readout(memory.readout(path, latents=False)) for path in paths]
     names = ('visible', 'observed', 'age')
     return Coverage(**{k: torch.cat([getattr(part, k) for part in parts]) for k in names})
 

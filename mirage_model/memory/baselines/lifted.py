@@ -1,4 +1,4 @@
-"""Latents brought to the pixels first: the latent memory with a point for every pixel."""
+"""Lifted features: latents upsampled to pixels, with a latent point for each pixel."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import torch.nn.functional as F
 
 from mirage_model.camera import Cameras
 from mirage_model.memory import Encoder, Pixels, Readout
-from mirage_model.memory.baselines.pixels import checked, on_a_surface
+from mirage_model.memory.baselines.pixels import check_pixels, off_depth_edges
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
 
 class LiftedFeatures:
-    """`LatentMemory` written at the resolution of frames, bilinearly upsampled, and read at the
-    latent grid.
-    """
+    """`LatentMemory` written at the resolution of frames and read on the latent grid."""
 
     takes_latents = True
 
@@ -50,22 +48,23 @@ class LiftedFeatures:
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
     ) -> int:
-        """As `Memory.write`, camera after camera; pixels on either side of a depth edge are left
-        out.
-        """
+        """Write pixels off depth edges with bilinearly upsampled latents, camera by camera."""
         stride = self._encoder.spatial_stride
-        pixels, at_pixels = checked(pixels, cameras, stride)
+        pixels, pixel_cameras = check_pixels(pixels, cameras, stride)
         if latents is None or latents.shape[-2:] != depth.shape[-2:]:
-            raise ValueError(f'latents must go with depth of {tuple(depth.shape)}')
-        take = on_a_surface(pixels.depth)
+            shape = None if latents is None else tuple(latents.shape)
+            raise ValueError(
+                f'latents: shape {shape}, expected the grid of depth, {tuple(depth.shape)}'
+            )
+        writable = off_depth_edges(pixels.depth)
         added = 0
         for k in range(len(cameras)):
             one = slice(k, k + 1)
             added += self._memory.write(
                 F.interpolate(latents[one].cpu(), scale_factor=stride, mode='bilinear'),
                 pixels.depth[one],
-                at_pixels[one],
-                valid=take[one],
+                pixel_cameras[one],
+                valid=writable[one],
                 observed=observed,
                 confidence=None
                 if confidence is None
@@ -74,5 +73,4 @@ class LiftedFeatures:
         return added
 
     def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
-        """As `Memory.readout`."""
         return self._memory.readout(cameras, latents=latents)

@@ -1,4 +1,4 @@
-"""No memory at all: the baseline of every comparison."""
+"""No memory: the baseline that holds nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mirage_model.memory import Pixels, Readout
 
 
 class NoMemory:
-    """`Memory` that forgets what it is told at once."""
+    """`Memory` that ignores writes."""
 
     takes_latents = False
     nbytes = index_nbytes = 0
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         self._channels = channels
 
     def write(

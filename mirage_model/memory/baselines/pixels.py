@@ -1,4 +1,4 @@
-"""What the memories of pixels share: which pixels they take, and the cameras that saw them."""
+"""Checks and cameras that the memories of pixels share."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ from mirage_model.memory.depth_grid import steps
 
 
 def at_pixels(cameras: Cameras, stride: int) -> Cameras:
-    """Cameras of the latent grid at the resolution of the frames."""
+    """Return cameras on the latent grid as cameras at the resolution of the frames."""
     return resized(cameras, cameras.height * stride, cameras.width * stride)
 
 
-def checked(pixels: Pixels | None, cameras: Cameras, stride: int) -> tuple[Pixels, Cameras]:
-    """The pixels and the cameras that saw them, on the CPU.
+def check_pixels(pixels: Pixels | None, cameras: Cameras, stride: int) -> tuple[Pixels, Cameras]:
+    """Return the pixels and their cameras at the same resolution, on the CPU.
 
-    ``cameras`` are on the latent grid. Raises ValueError.
+    Args:
+        pixels: Argument of a write.
+        cameras: Cameras on the latent grid.
+        stride: Pixels across a latent cell.
+
+    Raises:
+        ValueError: If pixels are missing, or their shapes or values are wrong.
     """
     if pixels is None:
-        raise ValueError('this memory remembers pixels: they must be given to write')
+        raise ValueError('pixels: missing, this memory holds pixels')
     cameras = at_pixels(cameras.to('cpu'), stride)
     size = (len(cameras), cameras.height, cameras.width)
     if pixels.depth.shape != size or pixels.frames.shape != (size[0], 3, *size[1:]):
         raise ValueError(
-            f'frames are {tuple(pixels.frames.shape)} and their depth '
-            f'{tuple(pixels.depth.shape)}; {size[0]} of {size[1]}x{size[2]} were expected'
+            f'pixels: frames are {tuple(pixels.frames.shape)} and depth is '
+            f'{tuple(pixels.depth.shape)}, expected {size[0]} of {size[1]}x{size[2]}'
         )
     pixels = Pixels(frames=pixels.frames.cpu(), depth=pixels.depth.cpu())
     bad = has_depth(pixels.depth) & ~pixels.frames.isfinite().all(dim=1)
     if bad.any():
-        raise ValueError(f'frame, row, column {bad.nonzero()[0].tolist()}: not finite')
+        at = bad.nonzero()[0].tolist()
+        raise ValueError(f'pixels at frame, row, column {at}: not finite')
     return pixels, cameras
 
 
@@ -41,8 +48,8 @@ def has_depth(depth: Float[Tensor, 'n h w']) -> Bool[Tensor, 'n h w']:
     return depth.isfinite() & (depth > 0)
 
 
-def on_a_surface(depth: Float[Tensor, 'n h w'], *, step: float = 0.1) -> Bool[Tensor, 'n h w']:
-    """Pixels that have a depth and lie beside no step of it, where colours are blended."""
+def off_depth_edges(depth: Float[Tensor, 'n h w'], *, step: float = 0.1) -> Bool[Tensor, 'n h w']:
+    """Return the mask of pixels with depth that do not touch a depth edge, where colours blend."""
     inverse = torch.where(has_depth(depth), depth, torch.nan).reciprocal()
     right, down = steps(inverse, step), steps(inverse.mT, step).mT
     edge = right | down

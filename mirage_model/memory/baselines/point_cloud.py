@@ -1,7 +1,7 @@
-"""Points of the world, one a voxel, with a few values each: what memories of pixels are made of.
+"""Point cloud with one point per voxel and a row of values per point, for the memories of pixels.
 
-The arrays are flat and grow in place. All floats are float32 in the order of operations of
-`zbuffer`, whose rule says here too who is seen.
+The arrays are flat and grow in place. Visibility follows `visibility`, in float32 in the same
+order of operations.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ import math
 from typing import no_type_check
 
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
-from numba import njit
 import numpy as np
 import torch
 
-from mirage_model.memory.visibility import LATEST, Rule, Views
+from mirage_model.memory.kernels import compiled
+from mirage_model.memory.points import IMAGINED_BIT, MAX_SERIAL
+from mirage_model.memory.visibility import CameraArrays, VisibilityRule
 
-IMAGINED = np.uint32(LATEST + 1)
 ZERO, HALF = np.float32(0.0), np.float32(0.5)
-
-compiled = njit(nogil=True, cache=True, error_model='numpy', fastmath=False)
 
 
 @compiled
 @no_type_check
 def _voxel(point, voxel):
-    """As `cells.locate`: the level of the grid that goes with a point's size, and its place there."""
+    """Return the level and coordinates of a point's voxel, as `points.block_and_voxel`."""
     level = min(max(math.frexp(np.float64(point[3]))[1] - 1, -12), 20)
     edge = math.ldexp(voxel, level)
     limit = 2.0**40
@@ -40,7 +38,7 @@ def _voxel(point, voxel):
 @compiled
 @no_type_check
 def _find(point, voxel, points, table):
-    """The place in the table of the row that holds the point's voxel, or of the gap to put one."""
+    """Return the slot of the hash table that holds the point's voxel, or the free slot for it."""
     key = _voxel(point, voxel)
     hashed = np.uint64(key[0])
     for part in key[1:]:
@@ -56,17 +54,17 @@ def _find(point, voxel, points, table):
 @compiled
 @no_type_check
 def _rebuild(points, count, voxel, table):
-    """Fill an empty table with rows of which no two share a voxel."""
+    """Fill an empty table with rows that lie in different voxels."""
     for row in range(count):
         table[_find(points[row], voxel, points, table)] = row
 
 
 @compiled
 @no_type_check
-def _settle(new, stamp, replace, voxel, points, order, count, table, rows, entered):
-    """Put new points into their voxels; return how many rows there are then.
+def _insert(new, stamp, replace, voxel, points, order, count, table, rows, entered):
+    """Put new points into their voxels; return the number of rows.
 
-    rows takes the row of each point's voxel, entered whether the point lies there now.
+    rows takes the row of each point's voxel, entered whether the point was written to it.
     """
     for i in range(len(new)):
         at = _find(new[i], voxel, points, table)
@@ -89,7 +87,7 @@ def _nearest(
     points, order, rotation, translation, focal, centre, height, width,
     reach, tolerance, near, far, winner, rank, depth,
 ):  # fmt: skip
-    """As `zbuffer.nearest` for one camera; of equals of one order the lowest row wins."""
+    """Find the nearest points of a camera as `visibility.nearest`; the lowest row wins a tie."""
     r00, r01, r02 = rotation[0, 0], rotation[0, 1], rotation[0, 2]
     r10, r11, r12 = rotation[1, 0], rotation[1, 1], rotation[1, 2]
     r20, r21, r22 = rotation[2, 0], rotation[2, 1], rotation[2, 2]
@@ -110,7 +108,7 @@ def _nearest(
         size = points[i, 3]
         half_x, half_y = ((size * fx) / along) * HALF, ((size * fy) / along) * HALF
         column, row = np.int64(np.floor(u + HALF)), np.int64(np.floor(v + HALF))
-        farther = tolerance if order[i] >= IMAGINED else ZERO
+        farther = tolerance if order[i] >= IMAGINED_BIT else ZERO
         for to_row in range(max(0, row - reach), min(height, row + reach + 1)):
             off_y = abs(v - np.float32(to_row))
             if to_row != row and not off_y < half_y:
@@ -119,20 +117,22 @@ def _nearest(
                 off_x = abs(u - np.float32(to_column))
                 if to_column != column and not off_x < half_x:
                     continue
-                own = along
+                ranked = along
                 if reach > 0:
-                    own = along + along * max(off_x / fx, off_y / fy)
-                own = own + own * farther
+                    ranked = along + along * max(off_x / fx, off_y / fy)
+                ranked = ranked + ranked * farther
                 cell = to_row * width + to_column
-                if own < rank[cell] or (own == rank[cell] and order[i] < order[winner[cell]]):
-                    rank[cell], depth[cell], winner[cell] = own, along, i
+                if ranked < rank[cell] or (
+                    ranked == rank[cell] and order[i] < order[winner[cell]]
+                ):
+                    rank[cell], depth[cell], winner[cell] = ranked, along, i
 
 
 class PointCloud:
-    """Points with their size in metres, when they were seen, and a row of values each.
+    """Points with a size, a stamp and a row of values each, one point per voxel.
 
-    ``stamp`` counts the cameras that wrote. `insert` merges: a voxel, whose edge is ``voxel``
-    times the size of the points in it, rounded down to a power of two, holds one point.
+    The edge of a voxel is ``voxel`` times the size of its point, rounded down to a power of two. A
+    stamp is the number of the camera that wrote the point.
     """
 
     def __init__(self, *, values: int, dtype: np.dtype, voxel: float) -> None:
@@ -148,16 +148,17 @@ class PointCloud:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the points; `index_nbytes` is the hash table's."""
+        """Bytes of the points, without the hash table."""
         return self.points.nbytes + self._order[: self._count].nbytes + self.values.nbytes
 
     @property
     def index_nbytes(self) -> int:
+        """Bytes of the hash table."""
         return self._table.nbytes
 
     @property
     def points(self) -> Float32[np.ndarray, 'm 4']:
-        """x, y, z in the world and the size, metres."""
+        """Position in the world and size, metres."""
         return self._points[: self._count]
 
     @property
@@ -165,10 +166,10 @@ class PointCloud:
         return self._values[: self._count]
 
     def observed(self, rows: Int[np.ndarray, '*shape']) -> Bool[np.ndarray, '*shape']:
-        return self._order[rows] < IMAGINED
+        return self._order[rows] < IMAGINED_BIT
 
     def stamps(self, rows: Int[np.ndarray, '*shape']) -> Int32[np.ndarray, '*shape']:
-        return (LATEST - (self._order[rows] & LATEST)).astype(np.int32)
+        return (MAX_SERIAL - (self._order[rows] & MAX_SERIAL)).astype(np.int32)
 
     def copy(self) -> PointCloud:
         result = copy.copy(self)
@@ -184,45 +185,45 @@ class PointCloud:
         stamp: int,
         observed: bool,
     ) -> tuple[Int32[np.ndarray, 'k'], Bool[np.ndarray, 'k']]:
-        """Merge points in; return the row of each one's voxel, and whether the point went there.
+        """Merge points into the cloud.
 
-        What is observed replaces what its voxel held, the last of equals stays; what is imagined
-        enters only where its voxel is empty.
+        An observed point replaces the point in its voxel. An imagined point enters only an empty
+        voxel.
+
+        Returns:
+            The row of each point's voxel, and whether the point entered.
         """
         self._reserve(self._count + len(points))
         rows, entered = np.empty(len(points), np.int32), np.empty(len(points), np.bool_)
-        order = np.uint32(LATEST - stamp) | (np.uint32(0) if observed else IMAGINED)
-        self._count = _settle(
+        order = np.uint32(MAX_SERIAL - stamp) | (np.uint32(0) if observed else IMAGINED_BIT)
+        self._count = _insert(
             points, order, observed, self.voxel, self._points, self._order, self._count,
             self._table, rows, entered,
         )  # fmt: skip
         self._values[rows[entered]] = values[entered]
         return rows, entered
 
-    def remove(self, gone: Bool[np.ndarray, 'm']) -> None:
-        stays = ~gone
+    def remove(self, rows: Bool[np.ndarray, 'm']) -> None:
+        stays = ~rows
         self._points, self._order = self.points[stays], self._order[: self._count][stays]
         self._values, self._count = self.values[stays], int(stays.sum())
         self._table.fill(-1)
         _rebuild(self._points, self._count, self.voxel, self._table)
 
     def nearest(
-        self, views: Views, rule: Rule
+        self, cameras: CameraArrays, rule: VisibilityRule
     ) -> tuple[Int32[np.ndarray, 'n h w'], Float32[np.ndarray, 'n h w']]:
-        """The row that each pixel of the views sees, or -1, and its depth, or NaN."""
-        shape = (len(views.focal), views.height, views.width)
+        """Return the row of the point that each pixel sees, or -1, and its depth, or NaN."""
+        shape = (len(cameras), cameras.height, cameras.width)
         winner = np.full(shape, -1, np.int32)
         rank, depth = np.full(shape, np.inf, np.float32), np.full(shape, np.nan, np.float32)
-        pinholes = [
-            np.ascontiguousarray(getattr(views, name).numpy())
-            for name in ('rotation', 'translation', 'focal', 'centre')
-        ]
+        arrays = cameras.arrays()
         limits = (np.float32(rule.tolerance), np.float32(rule.near), np.float32(rule.far))
 
         def scan(camera: int) -> None:
             _nearest(
-                self.points, self._order, *(part[camera] for part in pinholes),
-                views.height, views.width, rule.splat_size // 2, *limits,
+                self.points, self._order, *(part[camera] for part in arrays),
+                cameras.height, cameras.width, rule.splat_size // 2, *limits,
                 *(part[camera].reshape(-1) for part in (winner, rank, depth)),
             )  # fmt: skip
 
@@ -231,7 +232,7 @@ class PointCloud:
         return winner, depth
 
     def _reserve(self, count: int) -> None:
-        """Make room for so many points, half as many again so as not to do it for every write."""
+        """Make room for ``count`` points; grow by half at least, so that few writes copy."""
         if count > len(self._points):
             room = max(count, len(self._points) + len(self._points) // 2)
             for name in ('_points', '_order', '_values'):

@@ -1,4 +1,4 @@
-"""An RGB point cloud, rendered and encoded again for every view: Spatia, GEN3C, Voyager."""
+"""RGB point cloud, rendered and encoded for each readout, as in Spatia, GEN3C and Voyager."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from torch import Tensor
 from mirage_model.camera import Cameras, unproject
 from mirage_model.memory import Encoder, Pixels, Readout
 from mirage_model.memory.baselines.none import NoMemory
-from mirage_model.memory.baselines.pixels import at_pixels, checked, on_a_surface
+from mirage_model.memory.baselines.pixels import at_pixels, check_pixels, off_depth_edges
 from mirage_model.memory.baselines.point_cloud import PointCloud
 from mirage_model.memory.latent import MemoryConfig
-from mirage_model.memory.visibility import Points, Views, seen_through
+from mirage_model.memory.visibility import CameraArrays, Splats, in_free_space
 
 VOXEL = 1.0
-"""Edge of a voxel as a share of a pixel's size."""
+"""Edge of a voxel as a multiple of a pixel's size."""
 
 SPLAT = 3
-"""Pixels, along a side, that a point may cover: as many as its size asks for."""
+"""Largest number of pixels across that a point covers."""
 
 
 class RgbCloud:
-    """A point for every pixel, as 23 bytes: position and size, when it was seen, colour.
+    """A point of 23 bytes per pixel: position, size, stamp and colour.
 
-    An observation first removes the points that it sees through, and takes the place of those in
-    its voxels; an imagined pixel enters only where its camera is shown nothing, or an imagined
-    point more than ``finer`` times its size, which is dropped after the write if it lies before
-    the new one. A readout renders frames with a z-buffer and encodes
-    each alone. A cell is visible where at least half of its pixels are covered, observed where
-    sensors saw at least half; depth, age and depth ratio are those of the pixel of median depth,
-    and the offset is zero, since colours were moved pixel by pixel.
+    - An observation first removes the points in the free space that its cameras see, and replaces
+      the points in its voxels.
+    - An imagined pixel enters where nothing or only an imagined point ``finer`` times as coarse is
+      visible. Such a point is removed if it would hide the new one.
+    - A readout renders frames with a z-buffer and encodes each alone. A cell is visible if half of
+      its pixels are covered, and observed if sensors took half of them. Depth, age and depth ratio
+      are those of the pixel of median depth. The offset is zero, since colours are reprojected per
+      pixel.
     """
 
     takes_latents = False
@@ -43,7 +44,7 @@ class RgbCloud:
         self._encoder = encoder
         self._rule = config.rule(splat_size=SPLAT)
         self._cloud = PointCloud(values=3, dtype=np.dtype(np.uint8), voxel=VOXEL)
-        # of the cameras that wrote
+        # of the cameras that wrote, by stamp
         self._times: list[float] = []
         self._focal: list[float] = []
 
@@ -76,40 +77,41 @@ class RgbCloud:
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
     ) -> int:
-        """As `Memory.write`, of ``pixels`` alone; those on either side of a depth edge are left out."""
-        pixels, cameras = checked(pixels, cameras, self._encoder.spatial_stride)
-        take = on_a_surface(pixels.depth) & (pixels.depth < self.config.far)
+        """Write pixels off depth edges, as `Memory.write`."""
+        pixels, cameras = check_pixels(pixels, cameras, self._encoder.spatial_stride)
+        writable = off_depth_edges(pixels.depth) & (pixels.depth < self.config.far)
         if observed:
-            self._see_through(pixels, cameras)
-        added, gone = 0, np.zeros(len(self), np.bool_)
+            self._clear_free_space(pixels, cameras)
+        added, removed = 0, np.zeros(len(self), np.bool_)
         for k in range(len(cameras)):
-            camera, seen = cameras[k : k + 1], pixels.depth[k : k + 1]
+            camera, frame_depth = cameras[k : k + 1], pixels.depth[k : k + 1]
             focal = float(camera.K[0, 0, 0] * camera.K[0, 1, 1]) ** 0.5
-            kept = take[k]
+            entering = writable[k]
+            hiding = None
             if not observed:
-                room, hiding = self._open_to_imagination(camera, seen, focal)
-                kept = kept & room[0]
-            position = unproject(torch.where(kept, seen, 1.0), camera)[0, kept]
-            points = torch.cat([position, (seen[0, kept] / focal)[:, None]], dim=1)
-            colours = (pixels.frames[k].clamp(0, 1) * 255).round().byte().movedim(0, -1)[kept]
+                open_pixels, hiding = self._open_to_imagination(camera, frame_depth, focal)
+                entering = entering & open_pixels[0]
+            position = unproject(torch.where(entering, frame_depth, 1.0), camera)[0, entering]
+            points = torch.cat([position, (frame_depth[0, entering] / focal)[:, None]], dim=1)
+            colours = (pixels.frames[k].clamp(0, 1) * 255).round().byte().movedim(0, -1)[entering]
             rows, entered = self._cloud.insert(
                 points.float().numpy(), colours.numpy(), stamp=len(self._times), observed=observed
             )
-            # only an observation can take a voxel twice
+            # several observed points may enter one voxel
             added += len(np.unique(rows[entered])) if observed else int(entered.sum())
-            if not observed:
-                dropped = hiding[0, kept.numpy()][entered]
-                gone = np.pad(gone, (0, len(self) - len(gone)))
-                gone[dropped[dropped >= 0]] = True
+            if hiding is not None:
+                hidden_behind = hiding[0, entering.numpy()][entered]
+                removed = np.pad(removed, (0, len(self) - len(removed)))
+                removed[hidden_behind[hidden_behind >= 0]] = True
             self._times.append(float(camera.times[0]))
             self._focal.append(focal)
-        if gone.any():
-            self._cloud.remove(gone)
+        if removed.any():
+            self._cloud.remove(removed)
         return added
 
     @torch.no_grad()
     def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
-        """As `Memory.readout`."""
+        """Render the points, encode the frames, and return what the cameras see."""
         if not len(self):
             return NoMemory(self._encoder.channels).readout(cameras, latents=latents)
         device, stride = cameras.K.device, self._encoder.spatial_stride
@@ -120,8 +122,8 @@ class RgbCloud:
         sensed = torch.from_numpy(self._cloud.observed(pixel.numpy())) & (pixel >= 0)
         observed = _in_cells(sensed, stride).float().mean(dim=-1) >= 0.5
         depth, middle = _in_cells(depth, stride).nanmedian(dim=-1)
-        row = _in_cells(pixel, stride).gather(-1, middle[..., None])[..., 0]
-        row = row[visible].numpy()
+        median_pixel = _in_cells(pixel, stride).gather(-1, middle[..., None])[..., 0]
+        row = median_pixel[visible].numpy()
         stamp, size = self._cloud.stamps(row), self._cloud.points[row, 3]
         seconds, ratio = torch.zeros(grid, dtype=torch.float64), torch.ones(grid)
         seconds[visible] = torch.from_numpy(np.array(self._times)[stamp])
@@ -141,56 +143,67 @@ class RgbCloud:
         )
 
     def render(self, cameras: Cameras) -> tuple[Int[Tensor, 'n H W'], Float[Tensor, 'n H W']]:
-        """The point that each pixel of cameras at the resolution of frames sees, or -1, and its
-        depth, or NaN.
+        """Return the point that each pixel sees, or -1, and its depth, or NaN.
+
+        The cameras are at the resolution of frames.
         """
-        row, depth = self._cloud.nearest(Views.of(cameras), self._rule)
+        row, depth = self._cloud.nearest(CameraArrays.from_cameras(cameras), self._rule)
         return torch.from_numpy(row), torch.from_numpy(depth)
 
     def colours(self, pixel: Int[Tensor, 'n H W']) -> UInt8[Tensor, 'n 3 H W']:
-        """The colours of rendered points, grey where there is none."""
+        """Return the colours of rendered points, grey where there are none."""
         palette = np.append(self._cloud.values, np.full((1, 3), 128, np.uint8), axis=0)
-        return torch.from_numpy(palette[pixel.numpy()]).movedim(-1, 1)  # -1 is the last
+        return torch.from_numpy(palette[pixel.numpy()]).movedim(-1, 1)  # index -1 is grey
 
     def _encoded(
-        self, pixel: Int[Tensor, 'n H W'], visible: Bool[Tensor, 'n h w'], device
+        self, pixel: Int[Tensor, 'n H W'], visible: Bool[Tensor, 'n h w'], device: torch.device
     ) -> Float[Tensor, 'n c h w']:
-        """Latents of the frames in which anything is visible, zero in the cells where it is not."""
+        """Return the latents of frames with visible cells, zero in the other cells."""
         n, h, w = visible.shape
         latents = torch.zeros(n, self._encoder.channels, h, w, device=device)
-        some = visible.flatten(1).any(dim=1)
-        if some.any():
-            frames = self.colours(pixel[some]).to(device).float() / 255
-            latents[some.to(device)] = self._encoder.encode_images(frames)
+        covered = visible.flatten(1).any(dim=1)
+        if covered.any():
+            frames = self.colours(pixel[covered]).to(device).float() / 255
+            latents[covered.to(device)] = self._encoder.encode_images(frames)
         return latents * visible[:, None].to(device)
 
-    def _see_through(self, pixels: Pixels, cameras: Cameras) -> None:
+    def _clear_free_space(self, pixels: Pixels, cameras: Cameras) -> None:
+        """Remove the points in free space in front of observed pixels."""
         cloud = self._cloud
-        points = Points(
+        points = Splats(
             position=torch.from_numpy(cloud.points[:, :3]),
             size=torch.from_numpy(cloud.points[:, 3].copy()),
             observed=torch.from_numpy(cloud.observed(np.arange(len(cloud)))),
         )
-        gone = seen_through(points, pixels.depth, Views.of(cameras), self._rule)
-        if gone.any():
-            cloud.remove(gone.numpy())
+        arrays = CameraArrays.from_cameras(cameras)
+        free = in_free_space(points, pixels.depth, arrays, self._rule)
+        if free.any():
+            cloud.remove(free.numpy())
 
     def _open_to_imagination(
-        self, camera: Cameras, seen: Float[Tensor, '1 H W'], focal: float
+        self, camera: Cameras, depth: Float[Tensor, '1 H W'], focal: float
     ) -> tuple[Bool[Tensor, '1 H W'], Int[np.ndarray, '1 H W']]:
-        """Where a camera is shown nothing, or what was imagined too coarsely; and the too coarse
-        points before what it has ``seen``, or -1.
+        """Return the pixels that imagination may enter, and the too coarse points before them.
+
+        Args:
+            camera: Camera at the resolution of the frame.
+            depth: Depth of the imagined frame.
+            focal: Focal length in pixels.
+
+        Returns:
+            The mask of pixels where nothing or only a too coarse imagined point is visible, and
+            the row of the too coarse point that would hide the pixel, or -1.
         """
         if not len(self):
-            return torch.ones_like(seen, dtype=torch.bool), np.full(seen.shape, -1)
-        row, depth = self._cloud.nearest(Views.of(camera), self._rule)
-        coarse = self._cloud.points[row, 3] > self.config.finer * (seen / focal).numpy()
+            return torch.ones_like(depth, dtype=torch.bool), np.full(depth.shape, -1)
+        row, point_depth = self._cloud.nearest(CameraArrays.from_cameras(camera), self._rule)
+        coarse = self._cloud.points[row, 3] > self.config.finer * (depth / focal).numpy()
         coarse &= (row >= 0) & ~self._cloud.observed(row)
-        hiding = np.where(coarse & (depth < seen.numpy()), row, -1)
+        hiding = np.where(coarse & (point_depth < depth.numpy()), row, -1)
         return torch.from_numpy((row < 0) | coarse), hiding
 
 
 def _in_cells(values: Tensor, stride: int) -> Tensor:
-    """(n, h * stride, w * stride) to (n, h, w, stride * stride)."""
+    """Group the pixels of each cell: (n, h * stride, w * stride) to (n, h, w, stride * stride)."""
     cells = values.unflatten(1, (-1, stride)).unflatten(3, (-1, stride))
     return cells.transpose(2, 3).flatten(3)

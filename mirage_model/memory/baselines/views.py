@@ -1,7 +1,7 @@
-"""Retrieved views: past frames are kept whole, and an index finds those that matter to a camera.
+"""Retrieved views: past frames held whole, and an index that finds those relevant to a camera.
 
-With surfels that say which frames saw them (VMem), or by the overlap of fields of view (WorldMem,
-HY-WorldPlay).
+The index is a set of surfels with the frames that saw them (VMem), or the overlap of fields of
+view (WorldMem, HY-WorldPlay).
 """
 
 from __future__ import annotations
@@ -19,57 +19,60 @@ from mirage_model.memory import Pixels, Readout
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.baselines.point_cloud import PointCloud
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.memory.visibility import Views
+from mirage_model.memory.visibility import CameraArrays
 
-BEST = 4
-"""Views that are handed on at once."""
+MAX_VIEWS = 4
+"""Largest number of views that a readout retrieves."""
 
 SAMPLES = (1.0, 2.0, 4.0, 8.0)
-"""Depths in metres at which a field of view is sampled, along `RAYS` by `RAYS` rays."""
+"""Depths at which a field of view is sampled, metres."""
 
 RAYS = 8
+"""Rays along each side of the image on which a field of view is sampled."""
 
-Index = Literal['surfels', 'overlap']
+ViewIndex = Literal['surfels', 'overlap']
 
 
 @dataclass(frozen=True, kw_only=True)
-class _View:
-    """One frame: its cells, its camera, and the surfels that it saw."""
+class _StoredView:
+    """A frame: its points, its camera, and the rows of the surfels that it saw."""
 
-    cells: LatentMemory
+    points: LatentMemory
     camera: Cameras
     surfels: np.ndarray
 
 
 class RetrievedViews:
-    """A readout picks, for all of its cameras together, the few views that show most of what they
-    see, each for what the ones before it do not show, and projects their cells; the nearest wins.
+    """Past frames, of which a readout retrieves a few and reprojects their points.
 
-    The published models hand retrieved frames on as they are, for attention to find what
-    corresponds. Mirage's side branch adds cell by cell, so here they are moved to where the
-    cameras see them. Views are never merged or dropped.
+    A readout retrieves the views that together show most of what its cameras see. The published
+    models pass retrieved frames on as they are, and attention finds the correspondences. Mirage's
+    side branch adds cell by cell, so that this memory reprojects them. Views are never merged or
+    dropped.
     """
 
     takes_latents = True
 
-    def __init__(self, config: MemoryConfig, *, index: Index) -> None:
+    def __init__(self, config: MemoryConfig, *, index: ViewIndex) -> None:
         self.config = config
-        self._whole = replace(config, voxel=0.0, finer=0.0, capacity=0, resident=0, folder='')
-        self._index: Index = index
-        self._views: list[_View] = []
+        self._view_config = replace(
+            config, voxel=0.0, finer=0.0, capacity=0, resident=0, folder=''
+        )
+        self._index: ViewIndex = index
+        self._views: list[_StoredView] = []
         self._surfels = PointCloud(values=0, dtype=np.dtype(np.uint8), voxel=0.5)
 
     def __len__(self) -> int:
-        return sum(len(view.cells) for view in self._views)
+        return sum(len(view.points) for view in self._views)
 
     @property
     def nbytes(self) -> int:
-        return sum(view.cells.nbytes for view in self._views)
+        return sum(view.points.nbytes for view in self._views)
 
     @property
     def index_nbytes(self) -> int:
-        """Surfels, the frames that saw each, and the directories of the views."""
-        views = sum(view.cells.index_nbytes + view.surfels.nbytes for view in self._views)
+        """Bytes of the surfels, the frames' lists of surfels, and the frames' directories."""
+        views = sum(view.points.index_nbytes + view.surfels.nbytes for view in self._views)
         return self._surfels.nbytes + self._surfels.index_nbytes + views
 
     def fork(self) -> RetrievedViews:
@@ -88,14 +91,14 @@ class RetrievedViews:
         confidence: Float[Tensor, 'n h w'] | None = None,
         pixels: Pixels | None = None,
     ) -> int:
-        """As `Memory.write`; a view of which no cell is kept is not held."""
+        """Store each frame with valid cells as a view, as `Memory.write`."""
         if latents is None:
-            raise ValueError('views are kept as latents: they must be given to write')
-        every = []
+            raise ValueError('latents: missing, this memory holds latents')
+        frames = []
         for k in range(len(cameras)):
             one = slice(k, k + 1)
-            cells = LatentMemory(self._whole)
-            cells.write(
+            points = LatentMemory(self._view_config)
+            points.write(
                 latents[one],
                 depth[one],
                 cameras[one],
@@ -103,69 +106,71 @@ class RetrievedViews:
                 observed=observed,
                 confidence=None if confidence is None else confidence[one],
             )
-            every.append(cells)
-        for k, cells in enumerate(every):
-            if not len(cells):
+            frames.append(points)
+        for k, points in enumerate(frames):
+            if not len(points):
                 continue
             camera = cameras[k : k + 1].to('cpu')
-            surfels = self._anchor(camera, depth[k : k + 1].cpu().float(), valid[k : k + 1].cpu())
-            self._views.append(_View(cells=cells, camera=camera, surfels=surfels))
-        return sum(len(cells) for cells in every)
+            surfels = self._add_surfels(
+                camera, depth[k : k + 1].cpu().float(), valid[k : k + 1].cpu()
+            )
+            self._views.append(_StoredView(points=points, camera=camera, surfels=surfels))
+        return sum(len(points) for points in frames)
 
     def readout(self, cameras: Cameras, *, latents: bool = True) -> Readout:
-        """As `Memory.readout`."""
+        """Retrieve views and return what the cameras see of their points."""
         chosen = self.retrieve(cameras.to('cpu'))
         if not chosen:
             return NoMemory(self.config.channels).readout(cameras, latents=latents)
-        seen = [self._views[k].cells.readout(cameras, latents=latents) for k in sorted(chosen)]
-        return _nearest_of(seen, self.config.tolerance)
+        readouts = [
+            self._views[k].points.readout(cameras, latents=latents) for k in sorted(chosen)
+        ]
+        return _nearest(readouts, self.config.tolerance)
 
     def retrieve(self, cameras: Cameras) -> list[int]:
-        """Which views to hand on, by when they were written, the most useful first."""
+        """Return the indices of the views to read, the most useful first."""
         if not self._views:
             return []
-        by_index = {'surfels': self._seen_surfels, 'overlap': self._shared_view}
+        by_index = {'surfels': self._visible_surfels, 'overlap': self._overlap}
         cover, weight = by_index[self._index](cameras)
-        return most_useful(cover, weight, BEST)
+        return greedy_cover(cover, weight, MAX_VIEWS)
 
-    def _anchor(
+    def _add_surfels(
         self, camera: Cameras, depth: Float[Tensor, '1 h w'], valid: Bool[Tensor, '1 h w']
     ) -> np.ndarray:
-        """Let the surfels on which a view's cells lie know it; make those that are missing."""
+        """Return the rows of the surfels under a view's points; add missing surfels."""
         if self._index != 'surfels':
             return np.zeros(0, np.int32)
         focal = float(camera.K[0, 0, 0] * camera.K[0, 1, 1]) ** 0.5
         position = unproject(torch.where(valid, depth, 1.0), camera)[valid]
-        # twice the size of a cell, so that the surfels of a surface overlap and close it
+        # twice the size of a cell, so that the surfels of a surface overlap
         points = torch.cat([position, (2 * depth[valid] / focal)[:, None]], dim=1).numpy()
-        nothing = np.zeros((len(points), 0), np.uint8)
-        # the first of a voxel stays, so that a row is the same surfel for ever
-        rows, _ = self._surfels.insert(points, nothing, stamp=0, observed=False)
+        no_values = np.zeros((len(points), 0), np.uint8)
+        # as imagined points, surfels are never replaced, so that rows stay valid
+        rows, _ = self._surfels.insert(points, no_values, stamp=0, observed=False)
         return np.unique(rows)
 
-    def _seen_surfels(
+    def _visible_surfels(
         self, cameras: Cameras
     ) -> tuple[Bool[np.ndarray, 'v k'], Float32[np.ndarray, 'k']]:
-        """Which view saw which of the surfels in view of the cameras, and in how many cells they
-        are.
-        """
+        """Return which views saw each surfel visible to the cameras, and the surfel's cells."""
         rule = self.config.rule(splat_size=max(3, self.config.splat_size))
-        row, _ = self._surfels.nearest(Views.of(cameras), rule)
+        row, _ = self._surfels.nearest(CameraArrays.from_cameras(cameras), rule)
         surfels, count = np.unique(row[row >= 0], return_counts=True)
-        at = np.full(len(self._surfels), len(surfels))  # those not in view go to the last column
-        at[surfels] = np.arange(len(surfels))
+        column = np.full(len(self._surfels), len(surfels))  # the last column is for the invisible
+        column[surfels] = np.arange(len(surfels))
         cover = np.zeros((len(self._views), len(surfels) + 1), np.bool_)
         for view, covers in zip(self._views, cover, strict=True):
-            covers[at[view.surfels]] = True
+            covers[column[view.surfels]] = True
         return cover[:, :-1], count.astype(np.float32)
 
-    def _shared_view(
+    def _overlap(
         self, cameras: Cameras
     ) -> tuple[Bool[np.ndarray, 'v k'], Float32[np.ndarray, 'k']]:
-        """Which view has which of the points before the cameras in its own field of view."""
+        """Return which views contain each point sampled from the cameras' fields of view."""
         cameras = resized(cameras, RAYS, RAYS)
-        at = [torch.full((len(cameras), RAYS, RAYS), depth) for depth in SAMPLES]
-        points = torch.cat([unproject(depth, cameras).flatten(0, 2) for depth in at])
+        depths = [torch.full((len(cameras), RAYS, RAYS), depth) for depth in SAMPLES]
+        points = torch.cat([unproject(depth, cameras).flatten(0, 2) for depth in depths])
         cover = []
         for view in self._views:
             pixels, along = project(points, view.camera[0])
@@ -175,14 +180,15 @@ class RetrievedViews:
         return np.stack(cover), np.ones(len(points), np.float32)
 
 
-def most_useful(
+def greedy_cover(
     cover: Bool[np.ndarray, 'v k'], weight: Float32[np.ndarray, 'k'], count: int
 ) -> list[int]:
-    """Greedily, up to ``count`` rows of ``cover`` that add most to what is covered, by weight.
+    """Return up to ``count`` rows of ``cover``, each adding most weight to the covered columns.
 
-    Of equals the later row goes first; rows that add nothing are left out.
+    The later row wins a tie. Rows that add nothing are left out.
     """
-    left, chosen = weight.copy(), []
+    left = weight.copy()
+    chosen: list[int] = []
     while len(chosen) < count:
         gain = cover @ left
         best = len(gain) - 1 - int(gain[::-1].argmax())
@@ -193,21 +199,19 @@ def most_useful(
     return chosen
 
 
-def _nearest_of(seen: list[Readout], tolerance: float) -> Readout:
-    """Of several readouts at the same cameras the nearest at every cell, as `Rule` says; of equals
-    the later.
-    """
+def _nearest(readouts: list[Readout], tolerance: float) -> Readout:
+    """Return the nearest of several readouts at each cell; the later wins a tie."""
     rank = []
-    for readout in seen[::-1]:
+    for readout in readouts[::-1]:
         farther = readout.depth * (1 + tolerance * (~readout.observed).float())
         rank.append(torch.where(readout.visible, farther, torch.inf))
     best = torch.stack(rank).argmin(dim=0)
 
     def pick(name: str) -> Tensor:
-        values = torch.stack([getattr(readout, name) for readout in seen[::-1]])
+        values = torch.stack([getattr(readout, name) for readout in readouts[::-1]])
         index = best[None]
         if values.ndim == index.ndim + 1:
             index = index[:, :, None].expand(1, *values.shape[1:])
         return values.gather(0, index)[0]
 
-    return Readout(**{name: pick(name) for name in vars(seen[0])})
+    return Readout(**{name: pick(name) for name in vars(readouts[0])})

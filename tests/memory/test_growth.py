@@ -26,16 +26,15 @@ def out_and_back() -> tuple[Walk, Walk, Walk]:
     return ways('E1M1', OUT, stride=8, seed=3)
 
 
-@pytest.mark.parametrize('prefer', ['newest', 'confident'])
-def test_coming_back_adds_next_to_nothing(out_and_back, prefer):
+def test_revisit_adds_few_points(out_and_back):
     out, *backs = out_and_back
     for back in backs:
-        found = coming_back(MemoryConfig(channels=CHANNELS, prefer=prefer), out, back)
+        found = coming_back(MemoryConfig(channels=CHANNELS), out, back)
         assert 500 < found['cells_out'] < out.valid.sum() / 2
         assert found['added_back'] < 0.05
 
 
-def test_merging_keeps_the_view_of_every_camera(out_and_back):
+def test_merging_keeps_views_covered(out_and_back):
     out, _, beside = out_and_back
     found = coming_back(MemoryConfig(channels=CHANNELS), out, beside)
     assert found['covered_1'] > 0.92 and found['covered_3'] > 0.97
@@ -45,7 +44,7 @@ def test_merging_keeps_the_view_of_every_camera(out_and_back):
     assert memory.readout(last.cameras).visible[last.valid].all()
 
 
-def test_without_merging_every_kept_cell_reads_back(out_and_back):
+def test_without_merging_all_valid_cells_read_back(out_and_back):
     one = out_and_back[0][:1]
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, voxel=0.0, dtype='float32'))
     generator = torch.Generator().manual_seed(0)
@@ -56,7 +55,7 @@ def test_without_merging_every_kept_cell_reads_back(out_and_back):
     assert torch.equal(readout.latents, torch.where(one.valid[:, None], latents, 0.0))
 
 
-def test_a_forward_drive_at_full_size_stays_small():
+def test_forward_trajectory_at_full_size_stays_small():
     drive = corridor_drive()
     assert drive.seed_cells == 44 * 80 and 0.83 < drive.covered < 0.87
     assert drive.nbytes / drive.cells <= 128
@@ -64,7 +63,7 @@ def test_a_forward_drive_at_full_size_stays_small():
 
 
 @pytest.mark.parametrize('name', ['latent', 'rgb_cloud'])
-def test_a_long_drive_of_imagination_adds_only_what_is_new_or_finer(name):
+def test_imagined_trajectory_adds_only_new_or_finer_points(name):
     """What was imagined from far ahead is too coarse from close by: if it stayed it would be shown,
     and something finer written beside it, from every place that is passed."""
     size = ComposedSize(height=176, width=320, step=0.05)
@@ -74,7 +73,7 @@ def test_a_long_drive_of_imagination_adds_only_what_is_new_or_finer(name):
     assert (cells[-1] - cells[-4]) / 3 < 0.2 * seen
 
 
-def test_the_command_reports_what_holds(tmp_path, capsys):
+def test_command_reports_results(tmp_path, capsys):
     path = tmp_path / 'growth.json'
     assert main(['bench', 'growth', '--frames', '9', '--out', str(path)]) == 0
     assert 'bytes of a cell of 48 channels' in capsys.readouterr().out and path.exists()

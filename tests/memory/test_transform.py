@@ -59,10 +59,10 @@ JUMPS = {
 
 @pytest.mark.parametrize('name', JUMPS)
 @pytest.mark.parametrize('voxel', [0.0, 1.5])
-def test_readout_after_the_move_is_that_before_it_at_the_moved_cameras(name, voxel):
+def test_transformed_cameras_read_the_same(name, voxel):
     memory = filled(MemoryConfig(channels=CHANNELS, splat_size=3, voxel=voxel, dtype='float32'))
     before, cells = memory.readout(READING), len(memory)
-    memory.move(torch.from_numpy(JUMPS[name]))
+    memory.transform(torch.from_numpy(JUMPS[name]))
     after = memory.readout(moved(READING, JUMPS[name]))
     assert len(memory) == cells  # none lost, none merged
     assert before.visible.any() and (before.visible & ~before.observed).any()
@@ -76,28 +76,28 @@ def test_readout_after_the_move_is_that_before_it_at_the_moved_cameras(name, vox
         )
 
 
-def test_moving_there_and_back_is_nothing():
+def test_inverse_transform_restores_the_readout():
     memory = filled(MemoryConfig(channels=CHANNELS, dtype='float32'))
     before = memory.readout(READING)
     for transform in (JUMPS['both'], np.linalg.inv(JUMPS['both'])):
-        memory.move(torch.from_numpy(transform))
+        memory.transform(torch.from_numpy(transform))
     after = memory.readout(READING)
     assert (before.visible == after.visible).float().mean() > 0.97
 
 
-def test_a_fork_stays_where_it_is_and_an_empty_memory_can_be_moved():
+def test_transform_leaves_forks_and_empty_memories():
     memory = filled(MemoryConfig(channels=CHANNELS))
     fork, before = memory.fork(), memory.readout(READING)
-    memory.move(torch.from_numpy(JUMPS['a step']))
+    memory.transform(torch.from_numpy(JUMPS['a step']))
     assert torch.equal(fork.readout(READING).latents, before.latents)
     empty = LatentMemory(MemoryConfig(channels=CHANNELS))
-    empty.move(torch.from_numpy(JUMPS['a step']))
+    empty.transform(torch.from_numpy(JUMPS['a step']))
     assert len(empty) == 0
 
 
-def test_writing_goes_on_after_a_move():
+def test_write_after_a_transform():
     memory = filled(MemoryConfig(channels=CHANNELS, dtype='float32'))
-    memory.move(torch.from_numpy(JUMPS['both']))
+    memory.transform(torch.from_numpy(JUMPS['both']))
     view = moved(cameras(scenes.transform(), time=60.0), JUMPS['both'])
     latents = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
     depth = torch.full((1, HEIGHT, WIDTH), 1.5)
@@ -106,10 +106,10 @@ def test_writing_goes_on_after_a_move():
     assert torch.equal(memory.readout(view).latents, latents)
 
 
-def test_some_cells_are_spread_over_all():
+def test_sample_points_are_evenly_chosen():
     memory = filled(MemoryConfig(channels=CHANNELS))
-    positions, latents, observed = memory.some(len(memory))
+    positions, latents, observed = memory.sample_points(len(memory))
     assert len(positions) == len(latents) == len(observed) == len(memory)
-    few, latents, observed = memory.some(40)
+    few, latents, observed = memory.sample_points(40)
     assert 20 <= len(few) <= 41 and latents.shape == (len(few), CHANNELS)
     assert observed.any() and not observed.all()
