@@ -231,7 +231,7 @@ def _names(cls: type, prefix: str = '') -> set[str]:
     for name, hint in get_type_hints(cls, include_extras=True).items():
         markers = getattr(hint, '__metadata__', ())
         kind = hint.__origin__ if markers else hint
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             inner = prefix if OmitArgPrefixes in markers else f'{prefix}{name}.'
             names |= _names(kind, inner)
         elif Positional not in markers:
@@ -259,8 +259,10 @@ def _options(path: Path, values: Mapping[str, object], names: set[str]) -> list[
 def _flatten(values: Mapping[str, object], prefix: str = '') -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in values.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flatten(value, f'{prefix}{name}.') if inner else {f'{prefix}{name}': value}
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f'{prefix}{name}.')
+        else:
+            flat[prefix + name] = value
     return flat
 
 

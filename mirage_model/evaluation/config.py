@@ -266,7 +266,7 @@ class MemorySoakConfig:
     """Latent channels."""
     capacity: int = 20_000
     """Most points that the memory holds."""
-    policy: str = 'oldest'
+    policy: Literal['oldest', 'furthest', 'imagined'] = 'oldest'
     """Which points are evicted first."""
     seed: int = 0
     """Random seed of the trajectory."""

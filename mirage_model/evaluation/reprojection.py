@@ -1,8 +1,8 @@
-"""Do latents survive being moved? ``mirage evaluate reprojection``.
+"""Measure how well latents survive reprojection: ``mirage evaluate reprojection``.
 
 A frame's latents are written to a memory with true depth and read back from the camera of a later frame;
 three convolutions, trained on other maps, repair what was read; PSNR counts covered cells alone. Against
-it: pixels moved the same way and then encoded, and the codec's own reconstruction of the true frame.
+it: pixels warped the same way and then encoded, and the codec's own reconstruction of the true frame.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mirage_model.model.codec import Codec
 
 GAPS = (4, 8, 16)
 LEARNED = {
-    'latents, one point a cell': ('still', 1, False),
-    'latents, one point a cell, offset and depth ratio': ('still', 1, True),
-    'latents, splats up to 3x3': ('still', 3, False),
-    'latents, splats up to 3x3, offset and depth ratio': ('still', 3, True),
+    'latents, one point a cell': ('image', 1, False),
+    'latents, one point a cell, offset and depth ratio': ('image', 1, True),
+    'latents, splats up to 3x3': ('image', 3, False),
+    'latents, splats up to 3x3, offset and depth ratio': ('image', 3, True),
     'video latents, one point a cell, offset and depth ratio': ('video', 1, True),
     'pixels warped, then encoded': ('pixels', 1, False),
 }
@@ -63,7 +63,7 @@ def pairs_of(clip: Clip, codec: Codec, *, gap: int, rng: np.random.Generator) ->
     )
 
 
-def moved(pair: Pair, codec: Codec, source: str, splat_size: int) -> tuple[Tensor, Tensor]:
+def reproject(pair: Pair, codec: Codec, source: str, splat_size: int) -> tuple[Tensor, Tensor]:
     """Channels (1, c + 4, h, w): latents, covered, offset, depth ratio; and covered (1, h, w)."""
     height, width = pair.source.shape[-2:]
     h, w = height // codec.spatial_stride, width // codec.spatial_stride
@@ -81,7 +81,7 @@ def moved(pair: Pair, codec: Codec, source: str, splat_size: int) -> tuple[Tenso
         MemoryConfig(channels=codec.channels, voxel=0.0, splat_size=splat_size, dtype='float32')
     )
     depth, has_depth, edge = depth_to_grid(pair.depth, h, w)
-    latents = codec.encode_images(pair.source) if source == 'still' else pair.video
+    latents = codec.encode_images(pair.source) if source == 'image' else pair.video
     memory.write(
         latents, depth, resized(pair.camera, h, w), valid=has_depth & ~edge, observed=True
     )
@@ -163,15 +163,15 @@ def evaluate(
     table: dict[str, dict] = {}
     for name, (source, splat_size, extra) in LEARNED.items():
         with torch.no_grad():
-            parts = [moved(pair, codec, source, splat_size) for pair in fit_on]
+            parts = [reproject(pair, codec, source, splat_size) for pair in fit_on]
         inputs, covered = (torch.cat(part) for part in zip(*parts, strict=True))
         network = train(inputs, covered, goal, extra=extra, steps=steps)
         table[name] = {}
         for gap, pairs_at in test_on.items():
-            rows = {'learned': [], 'raw': [], 'codec': [], 'coverage': []}
+            rows: dict[str, list[float]] = {'learned': [], 'raw': [], 'codec': [], 'coverage': []}
             for pair, ceiling in zip(pairs_at, ceilings[gap], strict=True):
                 with torch.no_grad():
-                    x, cells = moved(pair, codec, source, splat_size)
+                    x, cells = reproject(pair, codec, source, splat_size)
                     if not cells.any():
                         continue
                     latents = x[:, : codec.channels]

@@ -215,9 +215,9 @@ def evaluate_trajectory(folder: Path, index: int, frames: int, done: Path) -> No
     clip = trajectory(index, frames)
     with torch.no_grad():
         figures, rows = measure(_model(folder), clip, index)
-    picture = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
-    picture = (picture.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
-    cv2.imwrite(str(done / f'{clip.name}.png'), picture)
+    image = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+    bgr = (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
+    cv2.imwrite(str(done / f'{clip.name}.png'), bgr)
     write_json(_figures_path(done, index), figures)
 
 

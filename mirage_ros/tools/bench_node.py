@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 import json
 import os
 import sys
 import time
+from typing import Any
 
 from mirage.action import Imagine
 from mirage.msg import PlannedTrajectory
@@ -58,7 +59,7 @@ def main(config: NodeBenchConfig) -> int:
     requests = _request_seconds()
     rclpy.try_shutdown()
     later = float(np.median(requests[1:]))
-    result = {
+    result: dict[str, Any] = {
         'milliseconds_a_frame': [round(value, 2) for value in frames],
         'median': round(float(np.median(frames)), 2),
         'goal': GOAL_MS,
@@ -79,7 +80,7 @@ def main(config: NodeBenchConfig) -> int:
 
 @contextmanager
 def _connected(
-    command: list[str], topics: dict[str, type], environment: dict[str, object] | None = None
+    command: list[str], topics: dict[str, type], environment: Mapping[str, object] | None = None
 ) -> Iterator[FakeRobot]:
     os.environ.update({key: str(value) for key, value in (environment or {}).items()})
     with running_node(command) as node:
@@ -160,6 +161,7 @@ def _request_seconds() -> list[float]:
     """Return the times of requests for one chunk, the first as soon as the node is ready [s]."""
     seconds = []
     view = _view(96, 160)
+    assert view.depth is not None
     header = Header(frame_id=CAMERA_FRAME)
     with _connected(
         node_command({}, program=NODE), {'image': Image, 'camera_info': CameraInfo}

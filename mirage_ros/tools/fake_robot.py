@@ -144,7 +144,7 @@ class FakeRobot:
             self.send('depth', convert.image_message(depth, '32FC1', header))
         self.send('image', convert.image_message(view.image, 'rgb8', header))
 
-    def call(self, kind: type, name: str, request: Any = None) -> Any:
+    def call(self, kind: Any, name: str, request: Any = None) -> Any:
         """Call a service and wait for its response. The request may be sent more than once."""
         if name not in self._services:
             self._services[name] = self.node.create_client(kind, name)

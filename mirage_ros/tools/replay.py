@@ -113,7 +113,7 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
                 engine.close()
         finally:
             rclpy.try_shutdown()
-    return replay.say(outcome)
+    return replay.print_outcome(outcome)
 
 
 if __name__ == '__main__':

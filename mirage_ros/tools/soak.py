@@ -281,7 +281,8 @@ class Soak:
 
     def run(self) -> list[int]:
         """Ask for all of the time; return the node's resident bytes at the quarters."""
-        began, rss = time.monotonic(), []
+        began = time.monotonic()
+        rss: list[int] = []
         quarter = self._config.minutes * 60 / 4
         while len(rss) < 4:
             if self.process.poll() is not None:
@@ -328,7 +329,7 @@ class Soak:
 
 
 def resident_bytes(pid: int) -> int:
-    """0 of a process that has ended."""
+    """Return the resident size of a process [bytes], 0 where it has ended."""
     text = Path(f'/proc/{pid}/status').read_text()
     found = re.search(r'VmRSS:\s+(\d+) kB', text)
     return int(found[1]) * 1024 if found else 0

@@ -131,7 +131,7 @@ def test_the_large_codec_has_the_published_size():
 
 
 @pytest.mark.parametrize('name', MEMORIES)
-def test_memories_live_through_a_large_rollout(name):
+def test_memories_complete_a_composed_rollout(name):
     laps = memory_laps(SMALL, name, 2)
     for lap in laps:
         assert lap['read'] + lap['masks'] + lap['write'] <= lap['whole']
@@ -175,7 +175,7 @@ def test_a_composed_rollout_is_the_sum_of_its_parts():
     assert latent.total == 1 + 2 + 3 + decode + 10 and rgb.frames == 8
 
 
-def test_what_was_timed_is_kept(tmp_path):
+def test_finished_timings_are_kept(tmp_path):
     path = tmp_path / 'a' / 'timing.json'
     assert once(path, lambda: [1, 2])['value'] == [1, 2]
     assert once(path, lambda: 1 / 0)['value'] == [1, 2]
@@ -226,7 +226,7 @@ def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
     }
 
 
-def test_the_drive_moves_in_every_chunk(monkeypatch):
+def test_trajectory_moves_in_every_chunk(monkeypatch):
     """A camera that stands still adds nothing to any memory: the curves would say nothing."""
 
     planned = []
@@ -271,7 +271,7 @@ def test_the_page_shows_medians_and_spread_of_every_memory(tmp_path):
     assert ratio_table(replace(results, rows=slow)).count('does not hold') == 2
 
 
-def test_a_spread_of_nothing_is_not_shown():
+def test_spread_of_equal_values_is_one_value():
     assert spread([2.0, 2.0, 2.0]) == '2' and spread([3.0, 1.0, 2.0]) == '2 (1 to 3)'
 
 

@@ -13,7 +13,7 @@ def test_halves_are_means_of_four():
     assert half_resolution.halved(frames)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
 
 
-def test_one_drive_is_imagined_at_both_sizes(tmp_path):
+def test_trajectory_is_imagined_at_both_sizes(tmp_path):
     out = tmp_path / 'half.json'
     assert (
         main(

@@ -11,7 +11,7 @@ from mirage_model.cli import main
 from mirage_model.evaluation.benchmarks.memory_soak import Step, judge
 
 
-def test_a_short_soak_keeps_under_its_cap_and_reports(tmp_path, capsys):
+def test_short_soak_stays_under_the_capacity(tmp_path, capsys):
     out = tmp_path / 'bench' / 'soak.json'
     code = main(
         [
@@ -56,12 +56,12 @@ STEADY = [
         ({'read_seconds': 0.0121}, {'median read of the last quarter / of the second'}),
     ],
 )
-def test_a_soak_that_drifts_is_found_out(change, missed):
+def test_drift_misses_a_goal(change, missed):
     steps = STEADY[:-10] + [replace(step, **change) for step in STEADY[-10:]]
     assert {figure.name for figure in judge(steps, 100) if not figure.holds} == missed
 
 
-def test_a_cap_that_is_hardly_reached_is_no_soak():
+def test_unreached_capacity_misses_a_goal():
     empty = [replace(step, cells=10) for step in STEADY]
     assert [figure.name for figure in judge(empty, 100) if not figure.holds] == [
         'share of the steps until the cap is near'

@@ -22,7 +22,7 @@ from mirage_model.evaluation.benchmarks.memory_speed import (
 )
 
 
-def test_the_report_says_what_was_measured_and_whether_it_holds(tmp_path, capsys):
+def test_benchmark_prints_and_writes_its_metrics(tmp_path, capsys):
     path = tmp_path / 'bench' / 'memory.json'
     code = main(['bench', 'memory', '--scale', '0.001', '--repeats', '1', '--out', str(path)])
     content, printed = json.loads(path.read_text()), capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_the_plain_version_covers_the_same_cells_as_the_memory():
     assert (plain == visible).float().mean() > 0.99  # .5 rounds to even there, and up here
 
 
-def test_a_report_says_what_is_missed(tmp_path, capsys):
+def test_missed_goals_are_reported(tmp_path, capsys):
     figures = [
         Metric(name='kept', value=2.0, goal=2.0),
         Metric(name='told', value=9.0, goal=None),

@@ -80,7 +80,7 @@ def done(root) -> Path:
     return root / 'out'
 
 
-def test_every_clip_has_figures_or_a_reason(done):
+def test_every_clip_has_metrics_or_a_reason(done):
     summary = strictly((done / 'realestate10k.json').read_text())
     for clip in ('one', 'three'):
         strictly((done / 'clips' / f'{clip}.json').read_text())
@@ -110,7 +110,7 @@ def test_finished_clips_are_read_back(root, done):
     assert summary['figures']['psnr_all']['high'] > 40
 
 
-def test_clips_of_other_frames_or_another_model_are_not_read_back(root, done, capsys):
+def test_clips_of_another_model_or_layout_are_rejected(root, done, capsys):
     words = ['--length', str(FRAMES - 4)]
     assert command(root, done, root / 'manifest.txt', *words) == 1
     assert 'began with another layout' in capsys.readouterr().err

@@ -22,8 +22,8 @@ from mirage_model.cli import main, parse
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.config import ReplayCommand
 from mirage_model.evaluation.replay.command import load_engine, open_bag, run
-from mirage_model.evaluation.replay.replay import Walk, load, request_for, views
-from mirage_model.evaluation.replay.results_bag import FIGURES, lanes
+from mirage_model.evaluation.replay.replay import ObservedMemory, load, request_for, views
+from mirage_model.evaluation.replay.results_bag import METRICS, lane_numbers
 from mirage_model.evaluation.replay.segments import segments_of
 from mirage_model.image_fit import fit_image
 from mirage_model.interface import NOTHING
@@ -39,7 +39,7 @@ def done(recorded) -> Path:
     return outcome.out
 
 
-def test_a_segment_is_what_an_engine_gives_that_is_asked_by_hand(recorded, done):
+def test_segment_equals_direct_use_of_the_engine(recorded, done):
     bag_config, config = options(recorded)
     engine = Engine.from_folder(recorded / 'model')
     about = engine.describe()
@@ -72,7 +72,7 @@ def test_a_segment_is_what_an_engine_gives_that_is_asked_by_hand(recorded, done)
     assert found.nanoseconds.tolist() == [int((1000 + row / 8) * 1e9) for row in range(17, 25)]
 
 
-def test_horizons_that_are_no_multiple_of_a_chunk_are_padded(recorded):
+def test_horizons_are_padded_to_whole_chunks(recorded):
     bag_config, config = options(recorded, horizon=1.25)
     engine = load_engine(config)
     bag = open_bag(recorded / 'drive', bag_config, engine.describe())
@@ -84,7 +84,7 @@ def test_horizons_that_are_no_multiple_of_a_chunk_are_padded(recorded):
     )
 
 
-def test_interrupted_it_goes_on_and_gives_the_same(recorded, done):
+def test_interrupted_replay_resumes(recorded, done):
     before = by_name(done)
     lost = done / 'segments' / '00003-0.safetensors'
     kept = (done / 'segments' / '00000-0.safetensors').stat().st_mtime_ns
@@ -103,20 +103,20 @@ def test_interrupted_it_goes_on_and_gives_the_same(recorded, done):
     assert again.rows == load(first).rows
 
 
-def test_results_of_other_options_are_not_mixed(recorded, done):
+def test_results_of_other_options_are_rejected(recorded, done):
     bag_config, config = options(recorded, stride=2.0)
     with pytest.raises(ValueError, match='began with another replay'):
         run(load_engine(config), recorded / 'drive', bag_config, config, done)
 
 
-def test_a_window_starts_the_memory_afresh(recorded):
+def test_window_resets_the_memory(recorded):
     bag_config, config = options(recorded, observe=0.0)
     engine = load_engine(config)
     bag = open_bag(recorded / 'drive', bag_config, engine.describe())
     segments, _ = segments_of(bag.listing(), bag.stamps, 8.0, config)
-    walk = Walk(engine, bag)
+    walk = ObservedMemory(engine, bag)
     for segment in segments[:2]:
-        walk.to(segment)
+        walk.advance_to(segment)
     alone = load_engine(config)
     alone.seed(views(bag, [8])[0], memory='replay')
     request = request_for(bag, segments[1], engine.describe(), config, 0)
@@ -124,7 +124,7 @@ def test_a_window_starts_the_memory_afresh(recorded):
         np.testing.assert_array_equal(found.frames, expected.frames)
 
 
-def test_tables_say_the_same_and_means_are_means(done):
+def test_tables_agree_and_means_are_right(done):
     for name, rows in (('frames', 32), ('segments', 4), ('horizons', 8)):
         with (done / f'{name}.csv').open() as file:
             table = list(csv.DictReader(file))
@@ -145,7 +145,7 @@ def test_tables_say_the_same_and_means_are_means(done):
     assert summary['psnr_all'] == pytest.approx(np.mean([row['psnr_all'] for row in frames]))
 
 
-def test_the_bag_of_results_opens_in_both_readers(done):
+def test_results_bag_opens_in_both_readers(done):
     """Imagined topics carry the recorded stamps, in the header and in the log."""
     expected = [int((1000 + row / 8) * 1e9) for row in range(1, 33)]
     with AnyReader([done / 'results'], default_typestore=STORE) as reader:
@@ -170,14 +170,14 @@ def test_the_bag_of_results_opens_in_both_readers(done):
     replayed = load(done / 'segments' / '00001-0.safetensors')
     image = np.frombuffer(pictures[int(replayed.nanoseconds[2])].data, np.uint8)
     np.testing.assert_array_equal(image, replayed.frames[2].reshape(-1))
-    assert len(FIGURES) == 9
+    assert len(METRICS) == 9
 
 
 def test_lanes_keep_overlapping_segments_apart():
-    assert lanes([(0, 9), (5, 14), (10, 19), (10, 19)]) == [0, 1, 0, 2]
+    assert lane_numbers([(0, 9), (5, 14), (10, 19), (10, 19)]) == [0, 1, 0, 2]
 
 
-def test_a_bag_in_two_files_gives_the_same(recorded, done, tmp_path):
+def test_split_bag_gives_equal_results(recorded, done, tmp_path):
     bag_config, config = options(recorded)
     bag = split_bag(recorded / 'drive', tmp_path / 'split', 1002 * 10**9)
     assert len(list(bag.glob('*.mcap'))) == 2
@@ -200,7 +200,7 @@ def test_several_devices_share_the_segments(recorded, done):
         assert found.rows == expected.rows
 
 
-def test_what_breaks_on_the_way_keeps_what_could_be_evaluated(recorded, tmp_path, capsys):
+def test_unusable_image_fails_its_segment_only(recorded, tmp_path, capsys):
     """One image is of another size: its segment fails by name; those that only lack it before do not."""
 
     def change(topic, message):
@@ -218,7 +218,7 @@ def test_what_breaks_on_the_way_keeps_what_could_be_evaluated(recorded, tmp_path
     assert (tmp_path / 'out' / 'report.html').exists()
 
 
-def test_a_view_that_was_only_to_be_observed_is_told_too(recorded, tmp_path, capsys):
+def test_unusable_observed_image_is_reported(recorded, tmp_path, capsys):
     """No segment shows it; it is missing from the memory of those after it, at the second start too."""
 
     def change(topic, message):
@@ -236,7 +236,7 @@ def test_a_view_that_was_only_to_be_observed_is_told_too(recorded, tmp_path, cap
         assert '2 results' in said.out
 
 
-def test_one_corrupt_message_does_not_cost_the_rest(recorded, tmp_path, capsys):
+def test_corrupt_message_fails_its_segment_only(recorded, tmp_path, capsys):
     """It breaks the segment that it lies in, and those around are replayed; the exit status tells."""
 
     def spoil(topic, logged, data):
@@ -266,7 +266,7 @@ def test_one_corrupt_message_does_not_cost_the_rest(recorded, tmp_path, capsys):
         (('--pose', '/camera/image'), '/camera/image is of type sensor_msgs/msg/Image'),
     ],
 )
-def test_bags_that_do_not_fit_say_what_is_there(recorded, tmp_path, capsys, more, message):
+def test_wrong_topics_and_frames_are_named(recorded, tmp_path, capsys, more, message):
     assert command(recorded, recorded / 'drive', tmp_path / 'out', *more) == 1
     assert message in capsys.readouterr().err
 
@@ -298,7 +298,7 @@ def test_options_come_from_a_file_and_are_overridden(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_poses_that_begin_late_leave_out_what_was_before(recorded, tmp_path, capsys):
+def test_images_before_the_first_pose_are_left_out(recorded, tmp_path, capsys):
     """/tf after 1.2 s, and three segments fit into what is left."""
 
     def change(topic, message):
@@ -314,7 +314,7 @@ def test_poses_that_begin_late_leave_out_what_was_before(recorded, tmp_path, cap
     assert '3 results' in said.out
 
 
-def test_results_are_json_that_every_reader_takes(done):
+def test_results_are_strict_json(done):
     """No NaN, and what is not known is null: at a horizon where all is covered, or nothing."""
 
     def refuse(name: str):

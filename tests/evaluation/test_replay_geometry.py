@@ -46,7 +46,7 @@ def test_pose_errors_worked_by_hand():
     np.testing.assert_allclose(metres, [0.0, 5.0], atol=1e-9)
 
 
-def test_a_camera_that_went_astray_is_measured():
+def test_camera_errors_are_measured():
     """Frames that show 0.4 m are said to be at 0.4, 0.0 and 1.2 m."""
     frames = wall([0.4, 0.4, 0.4])
     frames[2] = 0.5
@@ -63,7 +63,7 @@ def test_a_camera_that_went_astray_is_measured():
     assert control.failure_rate == pytest.approx(1 / 3)
 
 
-def test_what_stays_in_place_is_consistent():
+def test_static_scene_is_consistent():
     places = [0.0, 0.4, 0.8, 1.2]
     frames, depth = wall(places), torch.full((4, HEIGHT, WIDTH), WALL)
     assert min(consistency(frames, depth, cameras(places), gap=2)) > 60
@@ -75,7 +75,7 @@ def test_what_stays_in_place_is_consistent():
     assert found[0] == pytest.approx(20.0, abs=1.0)
 
 
-def test_surfaces_that_one_camera_does_not_see_do_not_count():
+def test_occluded_surfaces_do_not_count():
     places = [0.0, 0.4]
     frames, depth = wall(places), torch.full((2, HEIGHT, WIDTH), WALL)
     frames[1, :, :, :80] = 0.0

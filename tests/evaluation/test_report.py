@@ -48,14 +48,14 @@ def page(report) -> Iterator[Page]:
         chromium.close()
 
 
-def test_it_needs_no_other_file_and_says_nothing(page):
+def test_report_needs_no_other_file(page):
     assert page.said == []
     assert [url for url in page.asked if not url.startswith(('data:', 'file:'))] == []
     assert len([url for url in page.asked if url.startswith('file:')]) == 1
     assert page.title() == 'Replay of drive'
 
 
-def test_its_videos_play(page):
+def test_videos_play(page):
     times = page.evaluate(
         """async () => {
             const videos = [...document.querySelectorAll('video')];
@@ -69,12 +69,12 @@ def test_its_videos_play(page):
         assert time > 0 and width > 0 and error is None
 
 
-def test_it_fits_a_phone(page):
+def test_report_fits_a_phone(page):
     assert page.evaluate('document.documentElement.scrollWidth') <= 360
     assert page.locator('figure[role=img] svg').count() == 5
 
 
-def test_its_figures_are_those_of_the_tables(report, page):
+def test_report_has_the_values_of_the_tables(report, page):
     for name in ('horizons', 'segments'):
         head = page.locator(f'#{name} thead th').all_inner_texts()
         body = [
@@ -91,7 +91,7 @@ def test_its_figures_are_those_of_the_tables(report, page):
                     assert float(text) == pytest.approx(float(row[column]), abs=5.1e-4)
 
 
-def test_films_of_a_large_model_are_made_smaller():
+def test_videos_of_large_models_are_scaled_down():
     """Three pictures beside each other, 720p each, would be wider than phones play."""
     frames = np.arange(2 * 704 * 1280 * 3, dtype=np.uint8).reshape(2, 704, 1280, 3)
     assert at_most(frames, 480).shape == (2, 264, 480, 3)

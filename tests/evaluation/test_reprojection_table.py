@@ -7,7 +7,7 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip, save_clip
-from mirage_model.evaluation.reprojection import GAPS, evaluate, moved, pairs_of, to_markdown
+from mirage_model.evaluation.reprojection import GAPS, evaluate, pairs_of, reproject, to_markdown
 from mirage_model.model.codec import Codec
 
 
@@ -36,10 +36,10 @@ def still_clip(name: str = 'wall', step: float = 0.0) -> Clip:
 
 
 @pytest.mark.parametrize('splat_size', [1, 3])
-def test_latents_that_are_not_moved_are_what_they_were(splat_size):
+def test_latents_at_the_same_camera_are_unchanged(splat_size):
     codec = Codec(small_vae())
     pair = pairs_of(still_clip(), codec, gap=8, rng=np.random.default_rng(0))
-    x, covered = moved(pair, codec, 'still', splat_size)
+    x, covered = reproject(pair, codec, 'image', splat_size)
     assert covered.all()
     torch.testing.assert_close(x[:, :4], codec.encode_images(pair.source))
     torch.testing.assert_close(
@@ -47,10 +47,10 @@ def test_latents_that_are_not_moved_are_what_they_were(splat_size):
     )
 
 
-def test_pixels_that_are_not_moved_are_encoded_as_they_were():
+def test_pixels_at_the_same_camera_are_unchanged():
     codec = Codec(small_vae())
     pair = pairs_of(still_clip(), codec, gap=8, rng=np.random.default_rng(0))
-    x, covered = moved(pair, codec, 'pixels', 1)
+    x, covered = reproject(pair, codec, 'pixels', 1)
     assert covered.all()
     torch.testing.assert_close(x[:, :4], codec.encode_images(pair.source), atol=1e-5, rtol=1e-4)
 

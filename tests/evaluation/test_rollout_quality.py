@@ -21,7 +21,7 @@ FIGURES = (
 ).split()
 
 
-def test_frames_are_told_apart_by_how_much_was_covered():
+def test_frames_are_binned_by_coverage():
     truth = torch.zeros(4, 3, 10, 10)
     covered = torch.zeros(4, 10, 10, dtype=torch.bool)
     covered[1, :3], covered[2], covered[3] = True, True, True
@@ -36,16 +36,14 @@ def test_frames_are_told_apart_by_how_much_was_covered():
     )
 
 
-def test_red_in_the_place_of_blue_is_another_mean_colour():
+def test_swapped_channels_change_the_mean_colour():
     truth = torch.rand(2, 3, 4, 4) * torch.tensor([0.9, 0.5, 0.3]).view(3, 1, 1)
     assert rollout_quality.colour_ratios(truth, truth).tolist() == [1, 1, 1]
     red, green, blue = rollout_quality.colour_ratios(truth.flip(1), truth).tolist()
     assert red < 0.6 and green == 1 and blue > 1.6
 
 
-def test_it_is_measured_pictured_and_gone_on_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_evaluation_writes_images_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, out = save_small_model(tmp_path / 'model'), tmp_path / 'out'
     given = f'evaluate tiny --out {out} --frames {CHUNK_FRAMES} --workers 1'
 

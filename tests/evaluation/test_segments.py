@@ -35,7 +35,7 @@ def test_segments_worked_by_hand():
     assert [s.observed for s in segments] == [(0,), (0, 3, 6)]
 
 
-def test_a_memory_walks_along_until_there_is_a_window():
+def test_segments_share_observations_without_a_window():
     config = ReplayConfig(horizon=1.0, stride=1.25, observe_every=0.75)
     segments, _ = plan(config, range(0, 40))
     for before, after in zip(segments, segments[1:]):
@@ -51,7 +51,7 @@ def test_a_memory_walks_along_until_there_is_a_window():
     assert all(len(segment.observed) == 1 for segment in alone)
 
 
-def test_gaps_break_segments_and_not_the_memory():
+def test_gaps_break_segments_and_keep_the_memory():
     """What is too short for a segment is named, and may be observed all the same."""
     config = ReplayConfig(horizon=1.0, stride=1.0, observe_every=0.25)
     segments, left_out = plan(config, range(0, 3), range(10, 16))
@@ -60,7 +60,7 @@ def test_gaps_break_segments_and_not_the_memory():
     assert left_out == ['run-0: 3 frames without a gap at 4 Hz, a segment needs 5']
 
 
-def test_what_cannot_be_planned_is_refused():
+def test_wrong_configurations_are_rejected():
     with pytest.raises(ValueError, match='no segment of 1 s: run-0: 4 frames without a gap'):
         plan(ReplayConfig(horizon=1.0), range(0, 4))
     for wrong in ({'horizon': 0.0}, {'stride': math.inf}, {'observe': -1.0}, {'seeds': (1, 1)}):
@@ -68,7 +68,7 @@ def test_what_cannot_be_planned_is_refused():
             ReplayConfig(**wrong)
 
 
-def test_a_view_has_the_time_that_a_message_can_hold(tmp_path):
+def test_observation_times_are_whole_microseconds(tmp_path):
     """Stamps have nanoseconds, those of the node microseconds; both ways give the memory the same."""
 
     def later(topic, message):

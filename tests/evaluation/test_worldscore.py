@@ -103,7 +103,7 @@ def written(tmp_path_factory) -> Path:
     return root / 'out'
 
 
-def test_the_layout_is_the_one_that_the_toolkit_reads(written):
+def test_folders_have_the_toolkits_layout(written):
     """The files and counts that its evaluator asks for, instance by instance."""
     static = written / 'static' / 'photorealistic' / 'indoor' / 'rooms' / '001'
     dynamic = written / 'dynamic' / 'stylized' / 'rigid' / '001'
@@ -128,7 +128,7 @@ def test_the_layout_is_the_one_that_the_toolkit_reads(written):
     assert not (dynamic / 'camera_data.json').exists()
 
 
-def test_instances_of_another_model_or_setting_are_not_taken_for_its_own(tmp_path, capsys):
+def test_instances_of_another_model_are_rejected(tmp_path, capsys):
     """Finished ones are left as they are, by the same model and settings alone."""
     (tmp_path / 'data.json').write_text(json.dumps(dataset(tmp_path)))
 
@@ -150,10 +150,10 @@ def test_instances_of_another_model_or_setting_are_not_taken_for_its_own(tmp_pat
     assert path.stat().st_mtime_ns == first
 
 
-def test_what_cannot_be_generated_is_refused(tmp_path):
+def test_wrong_instances_are_rejected(tmp_path):
     (data, _) = dataset(tmp_path)
     engine = Engine.from_folder(save_small_model(tmp_path / 'model'))
-    with pytest.raises(InvalidRequest, match='metres would be a guess'):
+    with pytest.raises(InvalidRequest, match='estimated depth is unscaled'):
         generate(engine, data, tmp_path, tmp_path / 'out', CONFIG)
     for change, message in (
         ({'camera_path': ['loop']}, "no layout 'loop'"),
@@ -216,7 +216,7 @@ def test_a_small_table_worked_by_hand(tmp_path):
     assert (found['instances'], found['missing']) == (3, [])
 
 
-def test_what_was_not_scored_is_missing_and_never_zero(tmp_path, capsys):
+def test_missing_scores_are_null(tmp_path, capsys):
     score(tmp_path, 'static', 'a', {**HALF, 'subjective_quality': {'clip_iqa+': 0.5842}})
     score(tmp_path, 'dynamic', 'c', MOVING)
     assert main(['evaluate', 'worldscore-scores', '--out', str(tmp_path)]) == 0

@@ -147,7 +147,7 @@ def test_a_wrong_argument_is_rejected(arguments, said):
     assert '__node' not in done.stderr
 
 
-def test_without_the_simulator_it_says_what_to_install(tmp_path):
+def test_missing_simulator_is_named(tmp_path):
     hidden = "import sys; sys.modules['vizdoom'] = None; from mirage_ros.tools.demo import main; "
     done = subprocess.run(
         [sys.executable, '-c', hidden + 'sys.exit(main())'],

@@ -27,7 +27,7 @@ def rows(n: int = 6, height: int = 48, width: int = 80) -> video.Rows:
     }
 
 
-def test_film_decodes_to_what_it_was_made_of(tmp_path):
+def test_video_decodes_to_its_frames(tmp_path):
     """In the codec that browsers play."""
     frames = video.film_frames(rows())
     (tmp_path / 'film.mp4').write_bytes(mp4(frames, frame_rate=8.0))
@@ -53,7 +53,7 @@ def test_sheet_has_a_row_for_each_title(tmp_path):
         assert cv2.matchTemplate(sheet, picture, cv2.TM_SQDIFF).min() == 0
 
 
-def test_true_frames_are_cut_as_the_seed_is():
+def test_true_frames_are_cropped_like_the_seed():
     frames = np.zeros((2, 96, 160, 3), np.uint8)
     frames[:, :, 80:] = 255
     small = fitted(frames, 32, 48)

@@ -34,7 +34,7 @@ def through_the_node(recorded: Path, out: Path, *more: str) -> subprocess.Comple
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
-def test_in_lockstep_the_figures_are_those_of_the_file(recorded, capsys):
+def test_replay_through_node_equals_the_file(recorded, capsys):
     assert main(['replay', *words(recorded, recorded / 'file')]) == 0
     run = through_the_node(recorded, recorded / 'node')
     assert run.returncode == 0, run.stdout + run.stderr
@@ -49,7 +49,7 @@ def test_in_lockstep_the_figures_are_those_of_the_file(recorded, capsys):
     assert '00002-0.safetensors is in one of them alone' in capsys.readouterr().err
 
 
-def test_they_are_too_where_a_period_is_no_whole_number_of_microseconds(tmp_path, capsys):
+def test_replay_through_node_equals_the_file_at_30_hz(tmp_path, capsys):
     """Stamps of messages hold microseconds here; those of the images hold nanoseconds besides."""
     rate = 30.0
 
@@ -72,7 +72,7 @@ def test_they_are_too_where_a_period_is_no_whole_number_of_microseconds(tmp_path
     assert 'are equal: 2 segments' in capsys.readouterr().out
 
 
-def test_running_free_says_what_drops(recorded, tmp_path):
+def test_free_running_counts_dropped_plans(recorded, tmp_path):
     """Two segments a second of the bag: faster than any node answers."""
     run = through_the_node(recorded, tmp_path, '--free-running', '--pace=8', '--stride=0.5')
     assert run.returncode == 0, run.stdout + run.stderr

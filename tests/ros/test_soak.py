@@ -17,7 +17,7 @@ run_soak(config, Path(sys.argv[1]), (sys.executable, sys.argv[2]))
 """
 
 
-def test_every_request_is_answered_once_and_the_memory_survives_the_node(tmp_path):
+def test_soak_answers_each_request_once(tmp_path):
     engine = Path(__file__).resolve().parents[1] / 'instant_engine.py'
     done = subprocess.run(
         [sys.executable, '-c', PROGRAM, tmp_path, engine], capture_output=True, text=True

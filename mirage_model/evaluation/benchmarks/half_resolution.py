@@ -74,7 +74,7 @@ def measure(drives: int, frames: int) -> list[Metric]:
     engine = Engine.from_folder()
     engine.warm()
     rows: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {'full': [], 'half': []}
+    seconds: dict[Literal['full', 'half'], list[float]] = {'full': [], 'half': []}
     for index in range(drives):
         print(f'\rdrive {index + 1} of {drives}', end='', file=sys.stderr, flush=True)
         clip = drive(index, frames)

@@ -15,6 +15,7 @@ import itertools
 import statistics
 import sys
 from time import perf_counter
+from typing import Literal
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -161,7 +162,11 @@ def median(work: Callable[[], object], repeats: int) -> float:
 
 
 def ratio(
-    name: str, over: float, under: float, bound: str = 'at most', goal: float | None = None
+    name: str,
+    over: float,
+    under: float,
+    bound: Literal['at least', 'at most'] = 'at most',
+    goal: float | None = None,
 ) -> Metric:
     """``over`` / ``under`` seconds; ``under`` is the memory's own time where more is better."""
     return Metric(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mirage_model.clip import Clip
 from mirage_model.data.estimate import complete
 from mirage_model.data.realestate10k import RealEstate10K
-from mirage_model.data.sources import Layout
+from mirage_model.data.sources import Layout, Part
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.config import RealEstate10KConfig
 from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
@@ -105,7 +105,7 @@ def evaluate(
     begin_run(out / 'config.json', settings)
     done = out / 'clips'
     done.mkdir(exist_ok=True)
-    parts = {}
+    parts: dict[str, Part] = {}
     for part in source.listing().parts:
         parts.setdefault(part.sequence, part)
     rows, failed = [], {}

@@ -253,7 +253,7 @@ class Several:
         return sum(parts) / len(parts)
 
 
-STATIC = {
+STATIC: dict[str, dict[str, Standard | Range | Several]] = {
     'camera_control': {
         # degrees, and translation error
         'camera_error': Several(
@@ -272,7 +272,7 @@ STATIC = {
         'clip_aesthetic': Standard(average=5.5952, deviation=0.2561, z_min=-2.9342, z_max=1.9741),
     },
 }
-DYNAMIC = {
+DYNAMIC: dict[str, dict[str, Standard | Range | Several]] = {
     'motion_accuracy': {
         'motion_accuracy': Standard(average=-0.1965, deviation=2.3687, z_min=-1.6147, z_max=1.5180)
     },

@@ -23,9 +23,9 @@ from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout
 from mirage_model.evaluation.config import ReplayCommand, ReplayConfig
 from mirage_model.evaluation.metrics import QUALITY
-from mirage_model.evaluation.replay.replay import Imaginer, identity, load, replay
+from mirage_model.evaluation.replay.replay import ReplayEngine, load, replay, run_description
 from mirage_model.evaluation.replay.report import write_report
-from mirage_model.evaluation.replay.results_bag import lanes, write_bag
+from mirage_model.evaluation.replay.results_bag import lane_numbers, write_bag
 from mirage_model.evaluation.replay.segments import Segment, segments_of
 from mirage_model.evaluation.replay.tables import (
     frame_rows,
@@ -39,8 +39,8 @@ from mirage_model.io import begin_run, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a replay left: where, how many results, and why not more."""
+class ReplayOutcome:
+    """Results of a replay: their folder and number, what failed and what was left out."""
 
     out: Path
     results: int
@@ -49,6 +49,7 @@ class Outcome:
 
 
 def open_bag(path: Path, config: BagConfig, engine: ModelInfo) -> Bag:
+    """Open a bag at the model's frame size and rate."""
     layout = Layout(
         height=engine.height, width=engine.width, rate=engine.frame_rate, least=1, frames=10**9
     )
@@ -56,19 +57,23 @@ def open_bag(path: Path, config: BagConfig, engine: ModelInfo) -> Bag:
 
 
 def run(
-    engine: Imaginer,
+    engine: ReplayEngine,
     path: Path,
     bag_config: BagConfig,
     config: ReplayConfig,
     out: Path,
     *,
     way: str = 'from the file',
-) -> Outcome:
-    """Replay what ``out`` does not hold yet, then write everything anew from all that it holds.
+) -> ReplayOutcome:
+    """Replay the segments that are missing from ``out``, then write tables, bag and report of all.
 
-    With several devices ``engine`` is that of the first. What a bag cannot give is a failure, the rest is
-    replayed. Raises ValueError for a bag or an option that cannot be used, and where nothing could be
-    evaluated; what was evaluated is kept.
+    Args:
+        engine: The engine of the first device.
+        way: How the results were made, for the report.
+
+    Raises:
+        ValueError: The bag or an option cannot be used, or nothing could be evaluated. Finished
+            segments are kept.
     """
     whole, damage = readable_copy(path, out / 'intact')
     failures = [damage] if damage else []
@@ -80,7 +85,7 @@ def run(
         segments, left_out = segments_of(
             replace(listing, left_out=only_lacking), bag.stamps, bag.layout.rate, config
         )
-        about = identity(bag, engine, config, way=way)
+        about = run_description(bag, engine, config, way=way)
         begin_run(out / 'config.json', about)
         folder = out / 'segments'
         folder.mkdir(exist_ok=True)
@@ -89,13 +94,15 @@ def run(
         raise ValueError('; '.join([str(error), *failures])) from None
     finally:
         shutil.rmtree(out / 'intact', ignore_errors=True)
-    return finish(out, about, world_frame=bag.world_frame, left_out=left_out, failures=failures)
+    return write_results(
+        out, about, world_frame=bag.world_frame, left_out=left_out, failures=failures
+    )
 
 
 def _replay_all(
-    engine: Imaginer, bag: Bag, segments: list[Segment], config: ReplayConfig, folder: Path
+    engine: ReplayEngine, bag: Bag, segments: list[Segment], config: ReplayConfig, folder: Path
 ) -> list[str]:
-    """Every device its share; return why segments could not be replayed."""
+    """Replay a share of the segments on each device; return why some failed."""
     shares = [
         list(part) for part in np.array_split(np.array(segments, object), len(config.devices))
     ]
@@ -107,13 +114,13 @@ def _replay_all(
         forks = multiprocessing.get_context('forkserver')
         forks.set_forkserver_preload(['mirage_model.engine.engine', __name__])
         with ProcessPoolExecutor(max(1, len(others)), mp_context=forks) as pool:
-            jobs = [pool.submit(_elsewhere, *other) for other in others]
+            jobs = [pool.submit(_replay_on_device, *other) for other in others]
             failures = replay(engine, bag, shares[0], config, folder, done=step)
             return failures + [failure for job in jobs for failure in job.result()]
 
 
-def load_engine(config: ReplayConfig) -> Imaginer:
-    """The engine of the first device, in this process."""
+def load_engine(config: ReplayConfig) -> ReplayEngine:
+    """Load the engine of the first device."""
     from mirage_model.engine.engine import Engine
 
     return Engine.from_folder(
@@ -124,7 +131,7 @@ def load_engine(config: ReplayConfig) -> Imaginer:
     )
 
 
-def _elsewhere(
+def _replay_on_device(
     path: Path, bag_config: BagConfig, config: ReplayConfig, share: list[Segment], folder: Path
 ) -> list[str]:
     engine = load_engine(config)
@@ -133,7 +140,7 @@ def _elsewhere(
 
 @contextmanager
 def _progress(folder: Path, total: int) -> Iterator[Callable[[], None]]:
-    """A bar over the results that lie in the folder, whoever put them there."""
+    """Show a bar over the finished segments in a folder, of all processes."""
     with tqdm(total=total, unit='segment') as bar:
 
         def step() -> None:
@@ -145,36 +152,36 @@ def _progress(folder: Path, total: int) -> Iterator[Callable[[], None]]:
         step()
 
 
-def finish(
+def write_results(
     out: Path,
     about: dict,
     *,
     world_frame: str,
     left_out: Sequence[str],
     failures: Sequence[str],
-) -> Outcome:
-    """Tables, bag, report and summary of all results in ``out``.
+) -> ReplayOutcome:
+    """Write tables, bag, report and summary of all segments in ``out``.
 
     Raises ValueError where there are none.
     """
     paths = {}
     frames, rows, spans = [], [], []
-    left_out, failures = dict.fromkeys(left_out), dict.fromkeys(failures)
+    reasons, errors = dict.fromkeys(left_out), dict.fromkeys(failures)
     for path in sorted((out / 'segments').glob('*.safetensors')):
-        replayed = load(path)
-        row = segment_row(replayed)
+        result = load(path)
+        row = segment_row(result)
         paths[row['segment'], row['seed']] = path
-        frames += frame_rows(replayed)
+        frames += frame_rows(result)
         rows.append(row)
-        spans.append((int(replayed.nanoseconds[0]), int(replayed.nanoseconds[-1])))
-        left_out |= {f'not observed: {reason}': None for reason in replayed.refused}
-        failures |= {f'not observed: {reason}': None for reason in replayed.unreadable}
-    left_out, failures = list(left_out), list(failures)
+        spans.append((int(result.nanoseconds[0]), int(result.nanoseconds[-1])))
+        reasons |= {f'not observed: {reason}': None for reason in result.rejected}
+        errors |= {f'not observed: {reason}': None for reason in result.unreadable}
+    left_out, failures = list(reasons), list(errors)
     if not rows:
         raise ValueError('nothing could be evaluated: ' + '; '.join([*failures, *left_out]))
     horizons = horizon_rows(frames)
     write_tables(out, {'frames': frames, 'segments': rows, 'horizons': horizons})
-    results = zip(lanes(spans), map(load, paths.values()))
+    results = zip(lane_numbers(spans), map(load, paths.values()))
     write_bag(out / 'results', results, world_frame=world_frame)
     write_report(
         out / 'report.html',
@@ -194,7 +201,7 @@ def finish(
         **about,
     }
     write_json(out / 'summary.json', summary)
-    return Outcome(out=out, results=len(rows), failures=failures, left_out=left_out)
+    return ReplayOutcome(out=out, results=len(rows), failures=failures, left_out=left_out)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -205,11 +212,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def main(command: ReplayCommand) -> int:
     """Replay a bag from its file; return the exit status."""
     engine = load_engine(command.replay)
-    return say(run(engine, command.bag, command.topics, command.replay, command.out))
+    return print_outcome(run(engine, command.bag, command.topics, command.replay, command.out))
 
 
-def say(outcome: Outcome) -> int:
-    """Print what a replay left; the exit status is 1 if something failed."""
+def print_outcome(outcome: ReplayOutcome) -> int:
+    """Print the outcome; return the exit status, 1 if something failed."""
     for line in outcome.left_out:
         print(f'left out: {line}')
     for line in outcome.failures:

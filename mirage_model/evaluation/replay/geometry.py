@@ -1,4 +1,4 @@
-"""Does an imagined camera go where it was sent, and does what it shows stay in place? With known depth."""
+"""Camera control and consistency of imagined frames, measured with known depth."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ANYWHERE = RefineConfig(max_metres=math.inf, max_degrees=math.inf)
 """Cameras are found from the matches alone, however far they lie from the plan."""
 _SAME_SURFACE = 0.05  # share of the depth
 GAP = 4
-"""Frames between two that are compared: those that a latent frame of Wan stands for."""
-FIGURES = (
+"""Distance between compared frames: one latent frame of Wan."""
+METRICS = (
     'camera_found',
     'turn_error_deg',
     'shift_error_m',
     'consistency_db',
     'true_consistency_db',
 )
-"""Of each frame; the last two of a frame and the one `GAP` later, imagined and recorded."""
+"""Metrics of each frame; the last two compare it with the frame `GAP` later, imagined and recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraControl:
-    """Errors of each frame, NaN where no camera was found, and ``reasons`` why not."""
+    """Pose errors of each frame, NaN where no camera was found; ``reasons`` has why."""
 
     degrees: Float64[np.ndarray, 'n']
     metres: Float64[np.ndarray, 'n']
@@ -52,7 +52,7 @@ def camera_control(
     reference_depth: Float[Tensor, 'm h w'],
     reference_cameras: Cameras,
 ) -> CameraControl:
-    """The cameras that ``frames`` show, by features matched to real frames of known depth, and PnP."""
+    """Estimate the cameras of frames by features matched to frames of known depth, and PnP."""
     found = refine(
         frames,
         planned,
@@ -74,7 +74,7 @@ def pose_errors(
     world_from_found: Float64[np.ndarray, 'n 4 4'],
     world_from_planned: Float64[np.ndarray, 'n 4 4'],
 ) -> tuple[Float64[np.ndarray, 'n'], Float64[np.ndarray, 'n']]:
-    """Angle between the two in degrees, and the distance of their centres in metres."""
+    """Return the angle between the two [deg] and the distance of their centres [m]."""
     found, planned = world_from_found[:, :3, :3], world_from_planned[:, :3, :3]
     turn = Rotation.from_matrix(planned.transpose(0, 2, 1) @ found)
     metres = np.linalg.norm(world_from_found[:, :3, 3] - world_from_planned[:, :3, 3], axis=1)
@@ -84,9 +84,10 @@ def pose_errors(
 def consistency(
     frames: Float[Tensor, 'n 3 h w'], depth: Float[Tensor, 'n h w'], cameras: Cameras, *, gap: int
 ) -> list[float]:
-    """PSNR in dB between every frame and the one ``gap`` later, warped to it by the true depth.
+    """Return the PSNR [dB] between each frame and the frame ``gap`` later, warped by the true depth.
 
-    Over the pixels whose surface both see; NaN where there is none. True frames give the ceiling.
+    It is taken over the pixels whose surface both see, NaN where there is none. True frames give the
+    upper bound.
     """
     valid = torch.isfinite(depth) & (depth > 0)
     filled = depth.where(valid, torch.ones_like(depth))
@@ -112,9 +113,9 @@ def geometry(
     depth: Float[Tensor, 'n h w'],
     cameras: Cameras,
 ) -> list[dict[str, float]]:
-    """`FIGURES` of every frame, NaN where they cannot be known.
+    """Return `METRICS` of each frame, NaN where they are unknown.
 
-    Each imagined frame is matched to the one that was recorded at the camera it was planned for.
+    Each imagined frame is matched to the frame recorded at its planned camera.
     """
     rows = []
     after = [math.nan] * min(GAP, len(frames))
@@ -136,5 +137,5 @@ def geometry(
             imagined[i],
             true[i],
         )
-        rows.append(dict(zip(FIGURES, values)))
+        rows.append(dict(zip(METRICS, values)))
     return rows

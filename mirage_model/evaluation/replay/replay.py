@@ -1,7 +1,8 @@
-"""Replay a recorded drive: what would have been imagined there, beside what the camera then saw.
+"""Imagine along a recording and compare with its frames.
 
-The memory observes the recorded frames up to a moment; the poses that were driven next are imagined, and
-each imagined frame is compared with the one recorded there. Every segment is kept as soon as it is done.
+The memory observes the recorded frames up to a moment. The poses that were driven next are imagined,
+and each imagined frame is compared with the frame recorded there. Each segment is saved once it is
+done.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 from pathlib import Path
 import time
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float64, Int, UInt8
 import numpy as np
@@ -27,7 +28,7 @@ from mirage_model.data.sources import Part
 from mirage_model.engine.inputs import fit_observation
 from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.metrics import quality
-from mirage_model.evaluation.replay.geometry import FIGURES, geometry
+from mirage_model.evaluation.replay.geometry import METRICS, geometry
 from mirage_model.evaluation.replay.segments import Segment
 from mirage_model.image_fit import fit_image
 from mirage_model.interface import (
@@ -45,8 +46,8 @@ MEMORY = 'replay'
 
 
 @runtime_checkable
-class Imaginer(Protocol):
-    """The verbs of `EngineProtocol` that a replay needs: an engine here, or a node that has one."""
+class ReplayEngine(Protocol):
+    """The part of `EngineProtocol` that a replay needs; a running node provides it too."""
 
     def describe(self) -> ModelInfo: ...
 
@@ -58,12 +59,16 @@ class Imaginer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replayed:
-    """A segment imagined with one seed, beside what was recorded.
+class SegmentResult:
+    """A segment imagined with one seed, the recorded frames, and metrics.
 
-    ``nanoseconds`` are the recorded stamps. ``rows`` hold the figures of every frame; ``seconds`` is what
-    observing and each chunk took. Of the views before, ``refused`` says why some were not taken, and
-    ``unreadable`` why the bag could not give others.
+    Attributes:
+        start: Stamp of the frame that imagination starts from [ns].
+        nanoseconds: Stamps of the recorded frames [ns].
+        rows: Metrics of each frame.
+        seconds: Times of observing ('observing') and of each chunk ('chunks') [s].
+        rejected: Why observations were rejected.
+        unreadable: Why frames could not be read from the bag.
     """
 
     index: int
@@ -75,55 +80,63 @@ class Replayed:
     nanoseconds: Int[np.ndarray, 'n']
     K: Float64[np.ndarray, '3 3']
     world_from_camera: Float64[np.ndarray, 'n 4 4']
-    rows: tuple[dict[str, float | int], ...]
-    seconds: dict[str, float | list[float]]
-    refused: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+    seconds: dict[str, Any]
+    rejected: tuple[str, ...]
     depth_source: str
     unreadable: tuple[str, ...] = ()
 
 
-class Walk:
-    """A memory that is brought to where each segment starts: on from the one before where that is possible."""
+class ObservedMemory:
+    """A memory that has observed the frames before a segment.
 
-    def __init__(self, engine: Imaginer, bag: Bag):
+    It continues from the segment before where that observed a prefix of the same frames, and is reset
+    otherwise.
+    """
+
+    def __init__(self, engine: ReplayEngine, bag: Bag):
         self._engine, self._bag = engine, bag
-        self._forget()
+        self._reset()
 
-    def to(self, segment: Segment) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
-        """Observe; return the seconds that it took, and why views were refused, or could not be read.
+    def advance_to(self, segment: Segment) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+        """Observe the frames that are missing.
 
-        Raises ValueError if the view that imagination must start from is one of those.
+        Returns:
+            The time that it took [s], why observations were rejected, and why frames could not be
+            read, since the last reset.
+
+        Raises:
+            ValueError: The last frame, which imagination starts from, is one of those.
         """
-        known = len(self._seen)
-        if self._seen != segment.observed[:known]:
-            self._forget()
-            known = 0
-        lost = len(self._refused) + len(self._unreadable)
-        seconds, started = 0.0, lost < known
-        for row in segment.observed[known:]:
+        count = len(self._observed)
+        if self._observed != segment.observed[:count]:
+            self._reset()
+            count = 0
+        seconds, started = 0.0, len(self._rejected) + len(self._unreadable) < count
+        for row in segment.observed[count:]:
             try:
                 (view,) = views(self._bag, [row])
                 began = time.monotonic()
                 (self._engine.observe if started else self._engine.seed)(view, memory=MEMORY)
                 seconds += time.monotonic() - began
                 started = True
-            except ValueError as error:  # Refused, or of the bag
+            except ValueError as error:
                 if row == segment.observed[-1]:
-                    self._forget()
+                    self._reset()
                     raise ValueError(f'segment {segment.index} cannot start: {error}') from None
-                lost = self._refused if isinstance(error, InvalidRequest) else self._unreadable
-                lost.append(str(error))
-            self._seen += (row,)
-        return seconds, tuple(self._refused), tuple(self._unreadable)
+                rejected = isinstance(error, InvalidRequest)
+                (self._rejected if rejected else self._unreadable).append(str(error))
+            self._observed += (row,)
+        return seconds, tuple(self._rejected), tuple(self._unreadable)
 
-    def _forget(self) -> None:
-        self._seen: tuple[int, ...] = ()
-        self._refused: list[str] = []
+    def _reset(self) -> None:
+        self._observed: tuple[int, ...] = ()
+        self._rejected: list[str] = []
         self._unreadable: list[str] = []
 
 
 def views(bag: Bag, rows: Sequence[int]) -> list[Observation]:
-    """Recorded frames as an engine takes them, at the size they were recorded at."""
+    """Return recorded frames as observations, at the size of the recording."""
     clip = _clip(bag, rows)
     depth = clip.depth.numpy() if bag.config.depth else [None] * len(rows)
     return [
@@ -141,9 +154,9 @@ def views(bag: Bag, rows: Sequence[int]) -> list[Observation]:
 def request_for(
     bag: Bag, segment: Segment, about: ModelInfo, config: ReplayConfig, seed: int
 ) -> ImagineRequest:
-    """The recorded poses, one a frame of the model's own clock from the start on, the last held as padding.
+    """Make the request for a segment: the recorded poses at the model's frame rate, padded to whole chunks.
 
-    The first frame's time is one that a message can hold: the node counts on from there.
+    The first frame's time is rounded as a message rounds it, since the node counts from there.
     """
     count = -(-len(segment.future) // about.new_frames_per_chunk) * about.new_frames_per_chunk
     rows = list(segment.future) + [segment.future[-1]] * (count - len(segment.future))
@@ -159,18 +172,23 @@ def request_for(
 
 
 def whole_microseconds(seconds: float) -> float:
-    """What is left of a time that went through a message of the node's."""
+    """Round a time as the node's messages do [s]."""
     return round(seconds * 1e6) / 1e6
 
 
 def replay_segment(
-    engine: Imaginer, bag: Bag, walk: Walk, segment: Segment, config: ReplayConfig, seed: int
-) -> Replayed:
-    """Imagine one segment and measure it. Raises ValueError that names the segment or the bag's topic."""
+    engine: ReplayEngine,
+    bag: Bag,
+    memory: ObservedMemory,
+    segment: Segment,
+    config: ReplayConfig,
+    seed: int,
+) -> SegmentResult:
+    """Imagine one segment and measure it. Raises ValueError, with the segment or the topic."""
     about = engine.describe()
     seen = views(bag, (segment.observed[-1], *segment.future))
-    start, *recorded = [fit_image(view.image, about.height, about.width) for view in seen]
-    observing, refused, unreadable = walk.to(segment)
+    start, *true = [fit_image(view.image, about.height, about.width) for view in seen]
+    observing, rejected, unreadable = memory.advance_to(segment)
     try:
         chunks = list(engine.imagine(request_for(bag, segment, about, config, seed)))
     except InvalidRequest as error:
@@ -180,9 +198,10 @@ def replay_segment(
     visibility = np.concatenate([chunk.visibility for chunk in chunks])[:count]
     visible = np.concatenate([chunk.visible for chunk in chunks])[:count]
     observed = np.concatenate([chunk.observed for chunk in chunks])[:count]
-    recorded = np.stack(recorded)
+    recorded = np.stack(true)
     measured = quality(frames, recorded, visibility != NOTHING)
-    held = quality(np.broadcast_to(start, recorded.shape).copy(), recorded, visibility != NOTHING)
+    last_frame = np.broadcast_to(start, recorded.shape).copy()
+    held = quality(last_frame, recorded, visibility != NOTHING)
     placed = _geometry(frames, recorded, seen[1:], about)
     stamps = bag.stamps[list(segment.future)]
     rows = tuple(
@@ -201,7 +220,7 @@ def replay_segment(
         }
         for number, row in enumerate(segment.future)
     )
-    return Replayed(
+    return SegmentResult(
         index=segment.index,
         seed=seed,
         start=int(bag.nanoseconds[segment.observed[-1]]),
@@ -213,7 +232,7 @@ def replay_segment(
         world_from_camera=bag.world_from_camera[list(segment.future)],
         rows=rows,
         seconds={'observing': observing, 'chunks': [float(chunk.seconds) for chunk in chunks]},
-        refused=refused,
+        rejected=rejected,
         depth_source=chunks[0].depth_source,
         unreadable=unreadable,
     )
@@ -225,17 +244,19 @@ def _geometry(
     seen: list[Observation],
     about: ModelInfo,
 ) -> list[dict[str, float]]:
-    """`geometry.FIGURES` of every frame, NaN without recorded depth."""
+    """Return `geometry.METRICS` of each frame, NaN without recorded depth."""
     if all(view.depth is None for view in seen):
-        return [dict.fromkeys(FIGURES, math.nan) for _ in frames]
+        return [dict.fromkeys(METRICS, math.nan) for _ in frames]
     size = about.height, about.width
     cameras = [fit_observation(replace(view, depth=None), *size).camera for view in seen]
     depth = []
     for view in seen:
+        nothing = torch.full((1, *size), math.nan)
         try:
-            depth.append(fit_observation(view, *size).depth)
-        except InvalidRequest:  # no pixel of it has a depth
-            depth.append(torch.full((1, *size), math.nan))
+            fitted = fit_observation(view, *size).depth
+        except InvalidRequest:  # no pixel has a depth
+            fitted = None
+        depth.append(nothing if fitted is None else fitted)
     imagined, true = (
         torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 for part in (frames, recorded)
     )
@@ -243,57 +264,59 @@ def _geometry(
 
 
 def replay(
-    engine: Imaginer,
+    engine: ReplayEngine,
     bag: Bag,
     segments: Sequence[Segment],
     config: ReplayConfig,
     folder: Path,
     done: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Replay the segments that ``folder`` does not hold yet; return why others could not be.
+    """Replay the segments whose files are missing from ``folder``; return why some failed.
 
-    ``done`` is called after each. What cannot be evaluated does not stop what can.
+    ``done`` is called after each segment.
     """
-    walk, failures = Walk(engine, bag), []
+    memory, failures = ObservedMemory(engine, bag), []
     for segment in segments:
         for seed in config.seeds:
             path = folder / f'{segment.index:05d}-{seed}.safetensors'
             if not path.exists():
                 try:
-                    save(path, replay_segment(engine, bag, walk, segment, config, seed))
+                    save(path, replay_segment(engine, bag, memory, segment, config, seed))
                 except ValueError as error:
                     failures.append(str(error))
             done()
     return failures
 
 
-def save(path: Path, replayed: Replayed) -> None:
+def save(path: Path, result: SegmentResult) -> None:
     """Write a segment; the file is whole or absent."""
-    values = {name: getattr(replayed, name) for name in Replayed.__dataclass_fields__}
+    values = {name: getattr(result, name) for name in SegmentResult.__dataclass_fields__}
     tensors = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
     rest = {name: value for name, value in values.items() if name not in tensors}
     with written_whole(path) as part:
         save_file(tensors, part, metadata={'replayed': as_json(rest, indent=None)})
 
 
-def load(path: Path) -> Replayed:
+def load(path: Path) -> SegmentResult:
+    """Read a segment."""
     with safe_open(path, framework='np') as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         rest = json.loads(file.metadata()['replayed'])
-    rest |= {name: tuple(rest.get(name, ())) for name in ('refused', 'unreadable')}
+    rest |= {name: tuple(rest.get(name, ())) for name in ('rejected', 'unreadable')}
     rest['rows'] = tuple(
         {name: math.nan if value is None else value for name, value in row.items()}
         for row in rest['rows']
     )
-    return Replayed(**tensors, **rest)
+    return SegmentResult(**tensors, **rest)
 
 
-def identity(bag: Bag, engine: Imaginer, config: ReplayConfig, *, way: str) -> dict:
-    """What figures depend on, as `begin_run` writes it. Devices do not count."""
+def run_description(bag: Bag, engine: ReplayEngine, config: ReplayConfig, *, way: str) -> dict:
+    """Return what the metrics depend on, for `begin_run`. Devices do not count."""
     description = engine.describe()
     settings = {k: v for k, v in asdict(config).items() if k != 'devices'}
     files = sorted(path for path in bag.path.rglob('*') if path.is_file()) or [bag.path]
     return {
+        'format': 2,
         'bag': bag.scene,
         'bytes': sum(path.stat().st_size for path in files),
         'way': way,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from mirage_model.evaluation.metrics import MISSING, QUALITY
-from mirage_model.evaluation.replay.replay import Replayed
+from mirage_model.evaluation.replay.replay import SegmentResult
 from mirage_model.evaluation.replay.tables import Row
 from mirage_model.evaluation.replay.video import at_most, mask_in_colour, mp4, side_by_side
 from mirage_model.io import as_json
@@ -50,7 +50,7 @@ def write_report(
     about: dict,
     segments: Sequence[Row],
     horizons: Sequence[Row],
-    find: Callable[[Row], Replayed],
+    find: Callable[[Row], SegmentResult],
     left_out: Sequence[str],
     failures: Sequence[str],
 ) -> None:
@@ -171,7 +171,7 @@ def _svg(figure: Figure, title: str) -> str:
     return f'<figure role="img" aria-label="{_safe(title)}">{drawing}</figure>'
 
 
-def _film(name: str, row: Row, replayed: Replayed, about: dict) -> str:
+def _film(name: str, row: Row, replayed: SegmentResult, about: dict) -> str:
     pictures = replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility)
     frames = side_by_side(*(at_most(each, _WIDEST) for each in pictures))
     # the codec halves the resolution of colour; the browser enlarges the rest

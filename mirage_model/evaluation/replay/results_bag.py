@@ -1,7 +1,7 @@
-"""A bag of results (MCAP): what was imagined, its masks and its figures, beside what was recorded.
+"""A bag of results (MCAP): imagined frames, masks and metrics beside the recorded frames.
 
-Everything carries the recorded stamp of its frame, so that any viewer shows it in step. Segments that
-overlap in time lie in lanes of their own: `lanes`.
+All messages have the recorded stamp of their frame, so that any viewer shows them in step. Segments
+that overlap in time are in different lanes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from mirage_model.evaluation.metrics import QUALITY
 from mirage_model.evaluation.replay.bag_writer import BagWriter
-from mirage_model.evaluation.replay.replay import Replayed
+from mirage_model.evaluation.replay.replay import SegmentResult
 
-FIGURES = (*QUALITY, 'visible', 'observed', 'held_psnr_all')
+METRICS = (*QUALITY, 'visible', 'observed', 'held_psnr_all')
 CAMERA_FRAME = 'imagined/camera'
 
 
-def lanes(spans: Iterable[tuple[int, int]]) -> list[int]:
-    """For each span of time, first and last nanosecond, the first lane in which nothing is in its way."""
+def lane_numbers(spans: Iterable[tuple[int, int]]) -> list[int]:
+    """Return for each span, first and last nanosecond, the first lane that is free then."""
     ends: list[int] = []
     chosen = []
     for first, last in spans:
@@ -34,37 +34,39 @@ def topic(lane: int, name: str) -> str:
     return f'/imagined/{name}' if lane == 0 else f'/imagined/lane_{lane}/{name}'
 
 
-def write_bag(path: Path, results: Iterable[tuple[int, Replayed]], *, world_frame: str) -> None:
-    """Write results with their lanes, in order of time; a bag that is there is replaced.
+def write_bag(
+    path: Path, results: Iterable[tuple[int, SegmentResult]], *, world_frame: str
+) -> None:
+    """Write results with their lanes, in order of time; an existing bag is replaced.
 
-    ``/recorded/image`` is what the camera saw, cropped and scaled as the model's. For every lane there are
-    ``image``, ``visibility`` (0 nothing, 128 imagined, 255 observed), ``camera_info``, ``pose`` and one
-    Float64 topic under ``figures`` for each of `FIGURES`; a figure that is not known is not sent.
+    ``/recorded/image`` has the recorded frames, cropped and scaled as the model's. Each lane has
+    ``image``, ``visibility`` (0 nothing, 128 imagined, 255 observed), ``camera_info``, ``pose`` and a
+    Float64 topic under ``figures`` for each of `METRICS`; an unknown value is not sent.
     """
     recorded: set[int] = set()
     with BagWriter(path) as bag:
-        for lane, replayed in results:
-            height, width = replayed.visibility.shape[1:]
-            for i, at in enumerate(replayed.nanoseconds.tolist()):
+        for lane, result in results:
+            height, width = result.visibility.shape[1:]
+            for i, at in enumerate(result.nanoseconds.tolist()):
                 if at not in recorded:
                     recorded.add(at)
                     header = bag.header(at, 'recorded/camera')
-                    bag.send('/recorded/image', at, bag.image(header, replayed.recorded[i]))
+                    bag.send('/recorded/image', at, bag.image(header, result.recorded[i]))
                 header = bag.header(at, CAMERA_FRAME)
                 posed = bag.make(
                     'geometry_msgs/PoseStamped',
                     bag.header(at, world_frame),
-                    bag.pose(replayed.world_from_camera[i]),
+                    bag.pose(result.world_from_camera[i]),
                 )
                 for name, message in (
-                    ('image', bag.image(header, replayed.frames[i])),
-                    ('visibility', bag.image(header, replayed.visibility[i])),
-                    ('camera_info', bag.camera_info(header, replayed.K, height, width)),
+                    ('image', bag.image(header, result.frames[i])),
+                    ('visibility', bag.image(header, result.visibility[i])),
+                    ('camera_info', bag.camera_info(header, result.K, height, width)),
                     ('pose', posed),
                 ):
                     bag.send(topic(lane, name), at, message)
-                for name in FIGURES:
-                    value = replayed.rows[i][name]
+                for name in METRICS:
+                    value = result.rows[i][name]
                     if not np.isnan(value):
                         number = bag.make('std_msgs/Float64', float(value))
                         bag.send(topic(lane, f'figures/{name}'), at, number)

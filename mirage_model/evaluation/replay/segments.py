@@ -33,7 +33,8 @@ def segments_of(
     stride = max(1, round(config.stride * rate))
     every = max(1, round(config.observe_every * rate))
     left_out = [f'{name}: {reason}' for name, _, reason in listing.left_out]
-    rows, starts = [], []
+    rows: list[int] = []
+    starts: list[int] = []
     for part in listing.parts:
         inside = range(0, len(part.rows) - horizon, stride)
         starts += [len(rows) + place for place in inside]

@@ -1,46 +1,48 @@
-"""Tables of a replay: every frame, every segment, every horizon; CSV and Parquet of the same rows."""
+"""Tables of a replay by frame, segment and horizon, as CSV and Parquet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv, parquet
 
 from mirage_model.evaluation.metrics import QUALITY, mean_with_interval
-from mirage_model.evaluation.replay.geometry import FIGURES
-from mirage_model.evaluation.replay.replay import Replayed
+from mirage_model.evaluation.replay.geometry import METRICS
+from mirage_model.evaluation.replay.replay import SegmentResult
 
-Row = dict[str, float | int | str | None]
-MEANS = (*QUALITY, 'visible', 'observed', 'held_psnr_all', 'held_ssim_all', *FIGURES)
-"""Figures of a frame that are averaged; over the frames that have them."""
-
-
-def frame_rows(replayed: Replayed) -> list[Row]:
-    return [{key: _known(value) for key, value in row.items()} for row in replayed.rows]
+Row = dict[str, Any]
+MEANS = (*QUALITY, 'visible', 'observed', 'held_psnr_all', 'held_ssim_all', *METRICS)
+"""Metrics of a frame that are averaged over the frames that have them."""
 
 
-def segment_row(replayed: Replayed) -> Row:
-    """Means over the frames of one segment, and the seconds that it took."""
-    chunks = replayed.seconds['chunks']
+def frame_rows(result: SegmentResult) -> list[Row]:
+    """Return the rows of a segment's frames, None where a value is unknown."""
+    return [{key: _known(value) for key, value in row.items()} for row in result.rows]
+
+
+def segment_row(result: SegmentResult) -> Row:
+    """Return means over the frames of a segment, and its times."""
+    chunks = result.seconds['chunks']
     return {
-        'segment': replayed.index,
-        'seed': replayed.seed,
-        'start_nanoseconds': replayed.start,
-        'frames': len(replayed.rows),
-        'depth_source': replayed.depth_source,
-        'views_refused': len(replayed.refused),
-        **_means(replayed.rows),
-        'observing_s': float(replayed.seconds['observing']),
+        'segment': result.index,
+        'seed': result.seed,
+        'start_nanoseconds': result.start,
+        'frames': len(result.rows),
+        'depth_source': result.depth_source,
+        'views_refused': len(result.rejected),
+        **_means(result.rows),
+        'observing_s': float(result.seconds['observing']),
         'imagining_s': float(sum(chunks)),
         'first_chunk_s': float(chunks[0]),
     }
 
 
 def horizon_rows(frames: list[Row]) -> list[Row]:
-    """Means over all segments of the frames that are as far ahead, with the 95% interval of PSNR."""
+    """Return means over all segments for each number of frames ahead, with the 95% interval of PSNR."""
     rows = []
     for number in sorted({row['frame'] for row in frames}):
         here = [row for row in frames if row['frame'] == number]
@@ -56,7 +58,7 @@ def horizon_rows(frames: list[Row]) -> list[Row]:
 
 
 def write_tables(out: Path, tables: dict[str, list[Row]]) -> None:
-    """``NAME.csv`` and ``NAME.parquet`` each; what is not known is empty, never zero."""
+    """Write NAME.csv and NAME.parquet of each table; unknown values are empty."""
     for name, rows in tables.items():
         table = pa.Table.from_pylist(rows)
         csv.write_csv(table, out / f'{name}.csv')

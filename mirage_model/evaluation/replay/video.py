@@ -51,7 +51,7 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int =
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'film.mp4'
         video = cv2.VideoWriter(
-            str(path), cv2.VideoWriter_fourcc(*'vp09'), frame_rate, (width, height)
+            str(path), cv2.VideoWriter.fourcc(*'vp09'), frame_rate, (width, height)
         )
         if not video.isOpened():
             raise OSError('this build of OpenCV cannot write VP9 films')
