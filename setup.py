@@ -1,6 +1,7 @@
-"""Build for pip: the two Python packages, and the ROS interfaces by CMake. pyproject.toml has the metadata.
+"""Build for pip: the Python packages, and the ROS interfaces by CMake.
 
-colcon does not read this file, since package.xml says ament_cmake.
+pyproject.toml has the metadata. colcon does not read this file: package.xml says
+ament_cmake.
 """
 
 import os
@@ -80,7 +81,7 @@ def build_package(source: Path, build: Path, stage: Path, prefix: Path) -> None:
 
 
 class BuildWithInterfaces(build_py):
-    """Build the ROS interfaces too, unless MIRAGE_WITHOUT_INTERFACES is set: colcon builds them."""
+    """Build the ROS interfaces too, unless MIRAGE_WITHOUT_INTERFACES leaves them to colcon."""
 
     def run(self) -> None:
         super().run()
@@ -90,7 +91,7 @@ class BuildWithInterfaces(build_py):
 
 
 class BinaryDistribution(Distribution):
-    """Mark the wheel as bound to a platform, and tell editable installs that there are data files."""
+    """Mark the wheel as bound to a platform, and as one with data files."""
 
     def has_ext_modules(self) -> bool:
         return True

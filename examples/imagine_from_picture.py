@@ -1,4 +1,4 @@
-"""Imagine moving into a picture, without ROS: python examples/imagine_from_picture.py PICTURE OUT [DEPTH]
+"""Imagine moving into a picture, without ROS: imagine_from_picture.py PICTURE OUT [DEPTH]
 
 DEPTH is a 16-bit PNG in millimetres, registered to the picture. Without it the embedded network
 guesses the depth, and the metres of the path are a guess too.

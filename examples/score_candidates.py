@@ -1,6 +1,7 @@
-"""Ask a running node which of three turns stays in view of its memory: python examples/score_candidates.py
+"""Ask a running node which of three turns stays in view of its memory.
 
-The node must observe while it drives (its parameter observe.pose_source), so that there is a memory.
+The node must observe while it drives, so that there is a memory: set its parameter
+observe.pose_source.
 """
 
 from __future__ import annotations

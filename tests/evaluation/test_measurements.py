@@ -13,7 +13,7 @@ from mirage_model.model.checkpoint import EMBEDDED, load_model_info
 PAGES = Path(__file__).resolve().parents[2] / 'docs' / 'measurements'
 
 
-@pytest.mark.parametrize('name', ['efficiency.md', 'reprojection.md'])
+@pytest.mark.parametrize('name', sorted(page.name for page in PAGES.glob('*.md')))
 def test_page_names_date_commit_and_weights(name):
     head = (PAGES / name).read_text().split('\n## ')[0]
     assert re.search(r'Measured on \d{4}-\d\d-\d\d', head)

@@ -1,4 +1,4 @@
-"""Launch files, read through stand-ins of `launch` and `launch_ros` that record what is declared."""
+"""Launch files, read through stand-ins of `launch` and `launch_ros` that record declarations."""
 
 from __future__ import annotations
 

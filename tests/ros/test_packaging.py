@@ -1,4 +1,4 @@
-"""The package as others get it: built by colcon and by pip, and started from where it was installed."""
+"""The package as others get it: built by colcon and by pip, started from where it is installed."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_quick_start(client, tmp_path):
-    """The node as the first shell block starts it, with a small random model, and the planner as the second does."""
+    """Start the node as the first shell block does, the planner as the second does."""
     shells = blocks(README, 'sh')
     (shell,) = (block for block in shells if 'mirage_node --ros-args' in block)
     (planner_command,) = (block for block in shells if 'examples/plan_ahead.py' in block)

@@ -1,4 +1,4 @@
-"""Permissions and layouts of viewers, against what the node really has: their own tools are not there to read them."""
+"""Permissions and viewer layouts name the topics, services and actions of the node."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_permissions_are_those_that_the_node_needs_and_no_others(found):
 
 
 def test_permissions_have_the_elements_of_a_policy():
-    """As sros2's policy.xsd: policy, enclaves, enclave, profiles, profile, and lists of one kind each."""
+    """The schema is sros2's policy.xsd; each list holds rules of one kind."""
     root = ET.parse(CONFIG / 'sros2_policy.xml').getroot()
     assert (root.tag, root.attrib) == ('policy', {'version': '0.2.0'})
     element = root
