@@ -7,7 +7,7 @@ camera frames, metres, K in pixels with the centre of the top-left pixel at (0, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -190,6 +190,16 @@ class Chunk:
 
     stages: Mapping[str, float] = field(default_factory=dict)
     """Time of each stage [s]: read, denoise, decode, and write of the chunk before."""
+
+    def select(self, frames: slice) -> Chunk:
+        """Return the chunk with some of its frames."""
+        per_frame = ('frames', 'visibility', 'visible', 'observed', 'world_from_camera', 'times')
+        selected = {name: getattr(self, name)[frames] for name in per_frame}
+        if self.memory_frames is not None:
+            selected['memory_frames'] = self.memory_frames[frames]
+        if self.K.ndim == 3:
+            selected['K'] = self.K[frames]
+        return replace(self, **selected)
 
 
 @dataclass(frozen=True, kw_only=True)

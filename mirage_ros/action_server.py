@@ -76,12 +76,12 @@ class Goals:
             handle._update_state(GoalEvent.EXECUTE)
             try:
                 worker = self._node.worker
-                with self._node.figures.timing('convert'):
+                with self._node.metrics.timing('convert'):
                     job = make_job(handle, request_id, finish)
                 self._cancel[goal_id] = lambda: worker.cancel(job)
                 worker.submit(job)
             except ValueError as error:
-                outcome = Outcome(request_id=request_id, status='refused', reason=str(error))
+                outcome = Outcome(request_id=request_id, status='rejected', reason=str(error))
                 finish(outcome, make_result(outcome))
             except Exception as error:
                 outcome = Outcome(
@@ -118,8 +118,8 @@ class Goals:
         most = self._node.parameters.limits.max_goals
         if len(self._cancel) < most:
             return GoalResponse.ACCEPT
-        self._node.figures.count('requests dropped')
-        self._node.complain(f'goal of {name} dropped: {most} goals are being served')
+        self._node.metrics.count('requests dropped')
+        self._node.log_error(f'goal of {name} dropped: {most} goals are being served')
         return GoalResponse.REJECT
 
     def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:

@@ -1,4 +1,4 @@
-"""The action imagine_candidates: several paths, each from a copy of one memory."""
+"""The action imagine_candidates."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mirage.msg import ImaginedCandidate
 from rclpy.action.server import ServerGoalHandle
 
 from mirage_model.engine.worker import Job, Outcome
-from mirage_model.interface import Candidate, CandidatesRequest, InvalidRequest, Trajectory
+from mirage_model.interface import Candidate, CandidatesRequest, InvalidRequest
 from mirage_model.messages.images import image_size, rgb_from_image
 from mirage_ros import convert
 from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import NodeContext
 from mirage_ros.convert import Compression
-from mirage_ros.initial_state import own_seed, start
+from mirage_ros.initial_state import InitialState, attached_images, initial_state
 from mirage_ros.publishers import Publishers
-from mirage_ros.trajectory import FramePlan
+from mirage_ros.trajectory import planned_from_trajectory
 
 RESOLUTIONS = {ImagineCandidates.Goal.FULL: 'full', ImagineCandidates.Goal.HALF: 'half'}
-PACKED = {'none': 1, 'png': 2, 'jpeg': 16}
-"""How many times smaller pictures are taken to become, before they are there."""
-FEWER = 'ask for fewer frames, for the last ones alone or for half the resolution, or allow more'
+RATIOS = {'none': 1, 'png': 2, 'jpeg': 16}
+"""Compression ratios that are assumed before the frames exist."""
+ADVICE = 'ask for fewer frames, last_frame_only or HALF resolution, or raise the limit'
 
 
 class CandidatesServer:
@@ -50,26 +50,25 @@ class CandidatesServer:
                 f'trajectories: {count} candidates, limits.max_candidates is {parameters.limits.max_candidates}'
             )
         if goal.resolution not in RESOLUTIONS:
-            raise ValueError(f'resolution {goal.resolution} is neither FULL nor HALF')
+            raise ValueError(f'resolution: is {goal.resolution}, use FULL or HALF')
         if not goal.deadline >= 0:
-            raise ValueError(f'deadline: {goal.deadline} s')
+            raise ValueError(f'deadline: is {goal.deadline} s, must not be negative')
         paths = [
-            convert.planned_from_trajectory(trajectory, max_poses=parameters.limits.max_poses)
+            planned_from_trajectory(trajectory, max_poses=parameters.limits.max_poses)
             for trajectory in goal.trajectories
         ]
-        seed = own_seed(goal.seed_image, goal.seed_depth, paths[0])
-        begin = start(node, paths, request_id=request_id, seed=seed, memory=goal.memory)
-        compression = self._compression(goal, begin.plans)
+        images = attached_images(goal.seed_image, goal.seed_depth, paths[0])
+        start = initial_state(
+            node, paths, request_id=request_id, images=images, memory=goal.memory
+        )
+        compression = self._compression(goal, start)
         request = CandidatesRequest(
             request_id=request_id,
-            trajectories=tuple(
-                Trajectory(world_from_camera=plan.world_from_camera, times=plan.times)
-                for plan in begin.plans
-            ),
+            trajectories=start.trajectories,
             seeds=_seeds(goal.seeds, count),
-            memory=begin.memory,
+            memory=start.memory,
             steps=goal.steps or None,
-            batch=min(goal.batch or parameters.request.batch, count, self._fit(goal, begin.plans)),
+            batch=min(goal.batch or parameters.request.batch, count, self._max_batch(goal, start)),
             resolution=RESOLUTIONS[goal.resolution],
             goal=self._goal_image(goal),
         )
@@ -93,20 +92,20 @@ class CandidatesServer:
             nonlocal done, size
             message = results[candidate.index]
             chunks = [
-                self._publishers.message(chunk, begin.camera_frame, compression=compression)
+                self._publishers.message(chunk, start.camera_frame, compression=compression)
                 for chunk in candidate.chunks
             ]
             size += sum(map(convert.image_bytes, chunks))
             if size > parameters.limits.max_message_bytes:
                 raise InvalidRequest(
                     f'{done} of {count} candidates fill the result: limits.max_message_bytes is '
-                    f'{parameters.limits.max_message_bytes}: {FEWER}'
+                    f'{parameters.limits.max_message_bytes}: {ADVICE}'
                 )
             message.chunks = chunks
             message.complete, message.goal_distance = candidate.complete, candidate.goal_distance
             done += 1
             for chunk in candidate.chunks:
-                node.figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
+                node.metrics.add_chunk(len(chunk.frames), chunk.seconds, chunk.stages)
             feedback()
 
         def on_prediction(prediction: Future[float]) -> None:
@@ -115,14 +114,14 @@ class CandidatesServer:
                 predicted = prediction.result()
                 feedback()
 
-        # the worker computes it before it begins the job
+        # the worker computes it before it starts the job
         node.worker.call(lambda engine: engine.predicted_seconds(request)).add_done_callback(
             on_prediction
         )
         return Job(
             request=request,
-            view=begin.view,
-            wanted=begin.wanted,
+            observation=start.observation,
+            wanted=start.wanted,
             on_answer=on_candidate,
             on_end=lambda outcome: finish(outcome, self._result(outcome, results, predicted)),
             client=paths[0].client,
@@ -133,33 +132,32 @@ class CandidatesServer:
         )
 
     def _frame_bytes(self, goal: ImagineCandidates.Goal) -> int:
-        """Of a frame and its mask."""
+        """Return the size of a frame and its mask."""
         about = self._node.engine
         nbytes = about.height * about.width * 4
         return nbytes // 4 if goal.resolution == goal.HALF else nbytes
 
-    def _compression(
-        self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]
-    ) -> Compression:
-        """Of the pictures of a result. Raise ValueError where they could not fit into a message."""
+    def _compression(self, goal: ImagineCandidates.Goal, start: InitialState) -> Compression:
+        """Return the compression of the images of a result. Raises ValueError if they are too large for a message."""
         parameters = self._node.parameters
-        frames = len(plans) if goal.last_frame_only else sum(plan.wanted for plan in plans)
+        frames = len(start.wanted) if goal.last_frame_only else sum(start.wanted)
         nbytes = frames * self._frame_bytes(goal)
         chosen = convert.chosen_compression(
             parameters.compression.format, nbytes, raw_bytes=parameters.largest_raw
         )
-        packed = nbytes / PACKED[chosen]
+        packed = nbytes / RATIOS[chosen]
         if packed > parameters.limits.max_message_bytes:
             raise ValueError(
-                f'{len(plans)} candidates of {frames} frames in all take about {packed / 2**20:.1f} MiB ({chosen}), '
-                f'limits.max_message_bytes allows {parameters.limits.max_message_bytes / 2**20:.1f}: {FEWER}'
+                f'trajectories: {len(start.wanted)} candidates with {frames} frames in total take about {packed / 2**20:.1f} MiB ({chosen}), '
+                f'limits.max_message_bytes allows {parameters.limits.max_message_bytes / 2**20:.1f}: {ADVICE}'
             )
         return chosen
 
-    def _fit(self, goal: ImagineCandidates.Goal, plans: Sequence[FramePlan]) -> int:
-        """Candidates whose frames may lie in memory at once: those of the largest result, or one."""
-        longest = max(len(plan.times) for plan in plans) * self._frame_bytes(goal)
-        return max(1, PACKED['jpeg'] * self._node.parameters.limits.max_message_bytes // longest)
+    def _max_batch(self, goal: ImagineCandidates.Goal, start: InitialState) -> int:
+        """Return the number of candidates whose frames are held at once: as many as fill a result, at least 1."""
+        longest = max(len(trajectory.times) for trajectory in start.trajectories)
+        longest *= self._frame_bytes(goal)
+        return max(1, RATIOS['jpeg'] * self._node.parameters.limits.max_message_bytes // longest)
 
     def _goal_image(self, goal: ImagineCandidates.Goal):
         if not goal.goal_image:
@@ -186,5 +184,7 @@ class CandidatesServer:
 
 def _seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
     if len(seeds) not in (0, 1, count):
-        raise ValueError(f'{len(seeds)} seeds for {count} candidates: give none, one, or one each')
+        raise ValueError(
+            f'seeds: {len(seeds)} for {count} candidates, give none, one, or one for each'
+        )
     return tuple(seeds) * count if len(seeds) == 1 else tuple(seeds) or (0,) * count

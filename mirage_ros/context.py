@@ -1,4 +1,4 @@
-"""What the parts of the node share: parameters, frames, seeds, memories, figures, and the worker while it is active."""
+"""What the parts of the node share."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from mirage_ros.transforms import TransformListener
 
 
 class NodeContext(Node):
-    """Node with what its parts share: parameters, camera frames, sensors, names of memories, metrics and the worker."""
+    """Parameters, camera frames, sensor images, names of memories, metrics, the log, and the worker while active."""
 
     def __init__(self) -> None:
         super().__init__('mirage')
-        self._about: ModelInfo | None = None
+        self._model_info: ModelInfo | None = None
         self._worker: Worker | None = None
         self.parameters = parameters = declare(self)
         self.memories = MemoryRegistry(max_memories=parameters.limits.max_memories)
-        self.figures = NodeMetrics()
-        self.refusals = ThrottledLog(self.figures)
-        self.frames = CameraFrames(parameters, TransformListener(self, parameters, self._refused))
+        self.metrics = NodeMetrics()
+        self.throttled_log = ThrottledLog(self.metrics)
+        self.frames = CameraFrames(
+            parameters, TransformListener(self, parameters, self._log_rejected)
+        )
         self.sensors = SensorSync(
             use_depth=parameters.sensors.use_depth,
             tolerance=parameters.sensors.stamp_tolerance,
@@ -50,21 +52,22 @@ class NodeContext(Node):
         *arguments: Any,
         **keywords: Any,
     ) -> Subscription:
-        """As rclpy's, and what the callback raises is refused. So is a simulated time that no stamp holds: whatever
-        rclpy stamps by it would end the executor.
+        """Create a subscription that logs a callback's error instead of ending the executor.
+
+        A time on /clock that does not fit into a stamp is rejected too, because rclpy raises when it uses it.
         """
 
-        def refusing(message: Any) -> None:
-            with self.refusing(topic.removeprefix('/')):
+        def logged(message: Any) -> None:
+            with self.logging_errors(topic.removeprefix('/')):
                 if topic == CLOCK_TOPIC:
                     stamp(seconds(message.clock))
                 callback(message)
 
-        return super().create_subscription(msg_type, topic, refusing, *arguments, **keywords)
+        return super().create_subscription(msg_type, topic, logged, *arguments, **keywords)
 
     @property
     def worker(self) -> Worker:
-        """Raise ValueError where the node is not active."""
+        """Return the worker. Raises ValueError if the node is not active."""
         worker = self._worker
         if worker is None:
             raise ValueError('the node is not active')
@@ -76,36 +79,36 @@ class NodeContext(Node):
 
     @property
     def engine(self) -> ModelInfo:
-        """Raise ValueError where the node is not configured."""
-        if self._about is None:
+        """Return the properties of the model. Raises ValueError if the node is not configured."""
+        if self._model_info is None:
             raise ValueError('the node is not configured')
-        return self._about
+        return self._model_info
 
     @property
     def engine_or_none(self) -> ModelInfo | None:
-        return self._about
+        return self._model_info
 
     @contextmanager
-    def refusing(self, what: str) -> Iterator[None]:
-        """Log why a message is refused, a ValueError, or what failed, anything else, and go on.
+    def logging_errors(self, what: str) -> Iterator[None]:
+        """Log a ValueError as a rejection and any other error as a failure, and go on.
 
-        What a callback raises would end the executor, and with it the node.
+        An error that leaves a callback would end the executor, and with it the node.
         """
         try:
             yield
         except ValueError as error:
-            self._refused(what, error)
+            self._log_rejected(what, error)
         except Exception as error:
-            self.figures.count('messages failed')
-            self.complain(
+            self.metrics.count('messages failed')
+            self.log_error(
                 f'{what} failed: {type(error).__name__}: {error}', traceback.format_exc()
             )
 
-    def complain(self, text: str, details: str = '') -> None:
-        """Count and log an error by its reason, as `ThrottledLog` does."""
-        if line := self.refusals.line(text, details):
+    def log_error(self, text: str, details: str = '') -> None:
+        """Count an error by its reason and log it, throttled."""
+        if line := self.throttled_log.line(text, details):
             self.get_logger().error(line)
 
-    def _refused(self, what: str, error: ValueError) -> None:
-        self.figures.count('messages refused')
-        self.complain(f'{what} refused: {error}')
+    def _log_rejected(self, what: str, error: ValueError) -> None:
+        self.metrics.count('messages rejected')
+        self.log_error(f'{what} rejected: {error}')

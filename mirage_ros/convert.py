@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Literal, TypeAlias, cast
 
@@ -16,8 +15,7 @@ from builtin_interfaces.msg import Time
 import cv2
 from geometry_msgs.msg import Pose, TransformStamped
 from jaxtyping import Float, Float64, Shaped, UInt8
-from mirage.msg import ImaginedChunk, PlannedTrajectory
-from nav_msgs.msg import Path
+from mirage.msg import ImaginedChunk
 import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -29,7 +27,6 @@ from mirage_model.messages.images import rgb_from_image
 from mirage_model.messages.poses import (
     frame_name,
     matrices_from_poses,
-    matrix_from_pose,
     seconds,
 )
 
@@ -46,13 +43,14 @@ ENCODERS = ThreadPoolExecutor(thread_name_prefix='mirage-encoder')
 
 def stamp(time: float) -> Time:
     """Return a time in seconds as a stamp, rounded to microseconds. Raises ValueError where it does not fit."""
-    if not _has_stamp(time):
+    if not fits_stamp(time):
         raise ValueError(f'time {time} s does not fit into a stamp')
     nanoseconds = round(time * 1e6) * 1000
     return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
 
 
-def _has_stamp(time: float) -> bool:
+def fits_stamp(time: float) -> bool:
+    """Return whether a time in seconds fits into a stamp."""
     return bool(0 <= time < 2**31 - 1e-6)
 
 
@@ -80,121 +78,6 @@ def transform_message(
     at.x, at.y, at.z = pose.position.x, pose.position.y, pose.position.z
     message.transform.rotation = pose.orientation
     return message
-
-
-# paths
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedPath:
-    """A path as a planner sent it: poses of ``moving_frame`` in ``frame``.
-
-    ``frame_time`` is the time at which ``frame`` is looked up, None for the newest. ``frame_from_seed`` is the pose of
-    the moving frame when the seed image was taken, None where the message has none.
-    """
-
-    request_id: str
-    frame: str
-    moving_frame: str
-    frame_from_moving: Float64[np.ndarray, 'n 4 4']
-    times: Float64[np.ndarray, ' n']
-    client: str = ''
-    frame_time: float | None = None
-    frame_from_seed: Float64[np.ndarray, '4 4'] | None = None
-    camera_info: CameraInfo | None = None
-
-
-def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> PlannedPath:
-    """Return the path of a PlannedTrajectory. Raises ValueError that names the field and the index."""
-    _check_length(len(message.poses), max_poses)
-    if len(message.poses) != len(message.times):
-        raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
-    times = np.array([seconds(time) for time in message.times])
-    _check_times(times, 'times')
-    seed = message.seed_pose
-    return PlannedPath(
-        request_id=message.request_id,
-        client=message.client,
-        frame=frame_name(message.header.frame_id),
-        frame_time=_time_or_newest(message.header.stamp),
-        moving_frame=frame_name(message.moving_frame),
-        frame_from_moving=matrices_from_poses(message.poses),
-        times=times,
-        frame_from_seed=matrix_from_pose(seed[0], name='seed_pose') if seed else None,
-        camera_info=message.camera_info[0] if message.camera_info else None,
-    )
-
-
-def planned_from_path(
-    message: Path,
-    *,
-    request_id: str,
-    moving_frame: str,
-    speed: float,
-    turn_rate: float,
-    max_poses: int,
-) -> PlannedPath:
-    """Return the path of a nav_msgs/Path, with times where its poses have none.
-
-    Poses that all have one stamp, or none, are timed from the header's stamp on: every step takes its distance at
-    ``speed`` [m/s] or its angle at ``turn_rate`` [rad/s], whichever takes longer. Repeated poses are left out.
-
-    Raises:
-        ValueError: There are more than ``max_poses``, or a pose cannot be used; its index is named.
-    """
-    _check_length(len(message.poses), max_poses)
-    for i, pose in enumerate(message.poses):
-        if frame_name(pose.header.frame_id) not in ('', frame_name(message.header.frame_id)):
-            raise ValueError(
-                f"poses[{i}]: in frame '{pose.header.frame_id}', the path in '{message.header.frame_id}'"
-            )
-    frame_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
-    times = np.array([seconds(pose.header.stamp) for pose in message.poses])
-    if len(times) > 1 and (times == times[0]).all():
-        steps = _step_seconds(frame_from_moving, speed, turn_rate)
-        moves = np.concatenate([[True], steps > 0])
-        start = seconds(message.header.stamp)
-        times = start + np.concatenate([[0.0], np.cumsum(steps)])[moves]
-        frame_from_moving = frame_from_moving[moves]
-    _check_times(times, 'poses')
-    return PlannedPath(
-        request_id=request_id,
-        frame=frame_name(message.header.frame_id),
-        frame_time=_time_or_newest(message.header.stamp),
-        moving_frame=moving_frame,
-        frame_from_moving=frame_from_moving,
-        times=times,
-    )
-
-
-def _time_or_newest(stamp: Time) -> float | None:
-    return seconds(stamp) or None
-
-
-def _step_seconds(
-    frame_from_moving: Float64[np.ndarray, 'n 4 4'], speed: float, turn_rate: float
-) -> Float64[np.ndarray, ' n-1']:
-    way = np.linalg.norm(np.diff(frame_from_moving[:, :3, 3], axis=0), axis=1)
-    rotation = frame_from_moving[:, :3, :3]
-    next_from_this = rotation[1:].transpose(0, 2, 1) @ rotation[:-1]
-    cosine = (np.trace(next_from_this, axis1=1, axis2=2) - 1) / 2
-    steps = np.maximum(way / speed, np.arccos(np.clip(cosine, -1, 1)) / turn_rate)
-    return np.where(steps < 1e-5, 0.0, steps)  # a stamp keeps microseconds
-
-
-def _check_length(count: int, max_poses: int) -> None:
-    if count > max_poses:
-        raise ValueError(f'{count} poses, limits.max_poses is {max_poses}')
-
-
-def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
-    for i, time in enumerate(times.tolist()):
-        if not _has_stamp(time):
-            raise ValueError(f'{name}[{i}]: time {time} s does not fit into a stamp')
-    backward = np.flatnonzero(np.diff(times) <= 0)
-    if len(backward):
-        i = int(backward[0]) + 1
-        raise ValueError(f'{name}[{i}]: time {times[i]:.3f} is not after {times[i - 1]:.3f}')
 
 
 # observations

@@ -1,4 +1,4 @@
-"""What the node counts and times, and what it reports on /diagnostics."""
+"""Metrics of the node, and their report on /diagnostics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mirage_model.interface import MemoryStats, ModelInfo
 from mirage_ros.parameters import NodeParameters
 
 RECENT = 256
-"""Latencies of a stage that median and percentile are of."""
+"""Number of latest values that medians, percentiles and rates are computed from."""
 
 
 class NodeMetrics:
-    """Latencies by stage, requests by how they ended, drops by their reason. Safe to use from several threads."""
+    """Latencies of stages, and counts of requests, images and errors. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,7 +27,7 @@ class NodeMetrics:
         self._counts: Counter[str] = Counter()
         self._chunk_frames: deque[tuple[int, float]] = deque(maxlen=RECENT)
 
-    def took(self, stage: str, seconds: float) -> None:
+    def add_latency(self, stage: str, seconds: float) -> None:
         with self._lock:
             self._latencies.setdefault(stage, deque(maxlen=RECENT)).append(seconds)
 
@@ -37,12 +37,12 @@ class NodeMetrics:
         try:
             yield
         finally:
-            self.took(stage, time.monotonic() - began)
+            self.add_latency(stage, time.monotonic() - began)
 
-    def chunk(self, frames: int, seconds: float, stages: Mapping[str, float]) -> None:
-        self.took('chunk', seconds)
+    def add_chunk(self, frames: int, seconds: float, stages: Mapping[str, float]) -> None:
+        self.add_latency('chunk', seconds)
         for stage, part in stages.items():
-            self.took(f'chunk {stage}', part)
+            self.add_latency(f'chunk {stage}', part)
         with self._lock:
             self._chunk_frames.append((frames, seconds))
 
@@ -56,7 +56,7 @@ class NodeMetrics:
             return dict(sorted(self._counts.items()))
 
     def latencies(self) -> dict[str, tuple[float, float]]:
-        """Median and 95th percentile of each stage, seconds."""
+        """Return the median and the 95th percentile of each stage [s]."""
         with self._lock:
             recent = {stage: list(values) for stage, values in sorted(self._latencies.items())}
         return {
@@ -65,7 +65,7 @@ class NodeMetrics:
         }
 
     def frames_per_second(self) -> float:
-        """NaN before the first chunk."""
+        """Return the rate of generated frames, or NaN before the first chunk."""
         with self._lock:
             frames = sum(frames for frames, _ in self._chunk_frames)
             seconds = sum(seconds for _, seconds in self._chunk_frames)
@@ -73,34 +73,34 @@ class NodeMetrics:
 
 
 def diagnostics(
-    figures: NodeMetrics,
+    metrics: NodeMetrics,
     parameters: NodeParameters,
     *,
     name: str,
     state: str,
     engine: ModelInfo | None,
     waiting: int,
-    holdings: MemoryStats | None,
+    stats: MemoryStats | None,
     device_bytes: int,
 ) -> DiagnosticArray:
-    """One status; its level by the thresholds of the parameters. The stamp is left to the caller."""
-    latencies = figures.latencies()
+    """Return a message with one status, whose level follows the thresholds of the parameters; the stamp is not set."""
+    latencies = metrics.latencies()
     values: dict[str, object] = {'state': state, 'device': parameters.model.device}
     if engine is not None:
         values |= {'model': engine.model, 'model sha256': engine.sha256}
     for stage, (median, late) in latencies.items():
         values |= {f'{stage} median s': f'{median:.4f}', f'{stage} p95 s': f'{late:.4f}'}
-    values['frames per second'] = f'{figures.frames_per_second():.2f}'
+    values['frames per second'] = f'{metrics.frames_per_second():.2f}'
     values['requests waiting'] = waiting
     values['device memory bytes'] = device_bytes
-    if holdings is not None:
-        values |= {'memory cells': holdings.points, 'memory bytes': holdings.nbytes}
-    values |= figures.counts
-    level, why = _level(parameters, latencies.get('chunk', (0.0, 0.0))[1], waiting, holdings)
+    if stats is not None:
+        values |= {'memory points': stats.points, 'memory bytes': stats.nbytes}
+    values |= metrics.counts
+    level, reason = _level(parameters, latencies.get('chunk', (0.0, 0.0))[1], waiting, stats)
     status = DiagnosticStatus(
         level=level,
         name=f'{name}: imagination',
-        message=why or state,
+        message=reason or state,
         hardware_id=parameters.model.device,
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
     )
@@ -108,9 +108,9 @@ def diagnostics(
 
 
 def _level(
-    parameters: NodeParameters, chunk_seconds: float, waiting: int, holdings: MemoryStats | None
+    parameters: NodeParameters, chunk_seconds: float, waiting: int, stats: MemoryStats | None
 ) -> tuple[bytes, str]:
-    cells, nbytes = (holdings.points, holdings.nbytes) if holdings else (0, 0)
+    points, nbytes = (stats.points, stats.nbytes) if stats else (0, 0)
     over = lambda value, limit: 0 < limit < value  # noqa: E731
     errors = [
         (
@@ -124,10 +124,10 @@ def _level(
             over(chunk_seconds, parameters.diagnostics.warn_chunk_seconds),
             f'a chunk takes {chunk_seconds:.1f} s',
         ),
-        (over(cells, parameters.diagnostics.warn_points), f'the memory holds {cells} cells'),
+        (over(points, parameters.diagnostics.warn_points), f'the memory holds {points} points'),
         (waiting >= parameters.limits.queue_size, f'{waiting} requests are waiting'),
     ]
-    for level, found in ((DiagnosticStatus.ERROR, errors), (DiagnosticStatus.WARN, warnings)):
-        if why := [text for is_over, text in found if is_over]:
-            return level, ', '.join(why)
+    for level, checks in ((DiagnosticStatus.ERROR, errors), (DiagnosticStatus.WARN, warnings)):
+        if reasons := [text for is_over, text in checks if is_over]:
+            return level, ', '.join(reasons)
     return DiagnosticStatus.OK, ''

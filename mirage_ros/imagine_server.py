@@ -16,10 +16,10 @@ from mirage_model.interface import Chunk, ImagineRequest
 from mirage_ros import convert
 from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import NodeContext
-from mirage_ros.convert import PlannedPath
-from mirage_ros.initial_state import InitialState, own_seed, start
+from mirage_ros.initial_state import InitialState, attached_images, initial_state
 from mirage_ros.memory_registry import DRIVEN, MemoryRecord, check_name
 from mirage_ros.publishers import Publishers
+from mirage_ros.trajectory import PlannedPath, planned_from_path, planned_from_trajectory
 
 REQUEST_QOS = QoSProfile(depth=10)
 
@@ -45,19 +45,17 @@ class ImagineServer:
 
     def _on_trajectory(self, message: PlannedTrajectory) -> None:
         message.request_id = message.request_id or f'trajectory-{next(self._ids)}'
-        with self._node.refusing(f"request '{message.request_id}'"):
+        with self._node.logging_errors(f"request '{message.request_id}'"):
             self._submit(
-                convert.planned_from_trajectory(
-                    message, max_poses=self._node.parameters.limits.max_poses
-                )
+                planned_from_trajectory(message, max_poses=self._node.parameters.limits.max_poses)
             )
 
     def _on_path(self, message: Path) -> None:
         parameters = self._node.parameters
         request_id = f'path-{next(self._ids)}'
-        with self._node.refusing(f"request '{request_id}'"):
+        with self._node.logging_errors(f"request '{request_id}'"):
             self._submit(
-                convert.planned_from_path(
+                planned_from_path(
                     message,
                     request_id=request_id,
                     moving_frame=parameters.frames.base,
@@ -70,11 +68,11 @@ class ImagineServer:
     def _submit(self, planned: PlannedPath) -> None:
         node, parameters = self._node, self._node.parameters
         worker = node.worker
-        with node.figures.timing('convert'):
-            begin = start(node, [planned], request_id=planned.request_id)
+        with node.metrics.timing('convert'):
+            start = initial_state(node, [planned], request_id=planned.request_id)
         request = _request(
             planned.request_id,
-            begin,
+            start,
             seed=parameters.request.seed,
             steps=parameters.request.steps,
             memory_frames=parameters.request.memory_frames,
@@ -82,9 +80,9 @@ class ImagineServer:
         worker.submit(
             Job(
                 request=request,
-                view=begin.view,
-                wanted=begin.wanted,
-                on_answer=lambda chunk: self._publishers.publish(chunk, begin.camera_frame),
+                observation=start.observation,
+                wanted=start.wanted,
+                on_answer=lambda chunk: self._publishers.publish(chunk, start.camera_frame),
                 on_end=self._publishers.log,
                 client=planned.client,
                 replaces=parameters.request.replace_older,
@@ -93,20 +91,24 @@ class ImagineServer:
 
     def _goal_job(self, handle: ServerGoalHandle, request_id: str, finish: Finish) -> Job:
         node, goal = self._node, handle.request
-        planned = convert.planned_from_trajectory(
+        planned = planned_from_trajectory(
             goal.trajectory, max_poses=node.parameters.limits.max_poses
         )
-        seed = own_seed(goal.seed_image, goal.seed_depth, planned)
-        begin = start(node, [planned], request_id=request_id, seed=seed, memory=goal.memory)
+        images = attached_images(goal.seed_image, goal.seed_depth, planned)
+        start = initial_state(
+            node, [planned], request_id=request_id, images=images, memory=goal.memory
+        )
         keep_in = check_name(goal.keep_in, 'keep_in') if goal.keep_in else None
-        if keep_in == DRIVEN != begin.memory:
-            raise ValueError(f"keep_in '{DRIVEN}' would replace what was driven through")
+        if keep_in == DRIVEN != start.memory:
+            raise ValueError(
+                f"keep_in: '{DRIVEN}' would replace the observations, choose another name"
+            )
         if keep_in is not None:
             node.memories.reserve(keep_in)
 
         def on_chunk(chunk: Chunk) -> None:
-            self._publishers.publish(chunk, begin.camera_frame)
-            header = self._publishers.header(chunk.times[-1], begin.camera_frame)
+            self._publishers.publish(chunk, start.camera_frame)
+            header = self._publishers.header(chunk.times[-1], start.camera_frame)
             handle.publish_feedback(
                 ImagineAction.Feedback(
                     chunk_index=chunk.index,
@@ -118,10 +120,10 @@ class ImagineServer:
             )
 
         def on_end(outcome: Outcome) -> None:
-            if keep_in not in (None, begin.memory) and outcome.status == 'done':
+            if keep_in not in (None, start.memory) and outcome.status == 'done':
                 record = MemoryRecord(
-                    camera_frame=begin.camera_frame,
-                    loaded=begin.memory in node.memories.names(loaded=True),
+                    camera_frame=start.camera_frame,
+                    loaded=start.memory in node.memories.names(loaded=True),
                 )
                 node.memories.add(keep_in, record)
             if keep_in is not None:
@@ -131,14 +133,14 @@ class ImagineServer:
         return Job(
             request=_request(
                 request_id,
-                begin,
+                start,
                 seed=goal.seed,
                 steps=goal.steps,
                 memory_frames=goal.memory_frames,
                 keep_in=keep_in,
             ),
-            view=begin.view,
-            wanted=begin.wanted,
+            observation=start.observation,
+            wanted=start.wanted,
             on_answer=on_chunk,
             on_end=on_end,
             client=planned.client,
@@ -164,19 +166,19 @@ class ImagineServer:
 
 def _request(
     request_id: str,
-    begin: InitialState,
+    start: InitialState,
     *,
     seed: int,
     steps: int,
     memory_frames: bool,
     keep_in: str | None = None,
 ) -> ImagineRequest:
-    (plan,) = begin.plans
+    (trajectory,) = start.trajectories
     return ImagineRequest(
         request_id=request_id,
-        world_from_camera=plan.world_from_camera,
-        times=plan.times,
-        memory=begin.memory,
+        world_from_camera=trajectory.world_from_camera,
+        times=trajectory.times,
+        memory=start.memory,
         seed=seed,
         steps=steps or None,
         memory_frames=memory_frames,

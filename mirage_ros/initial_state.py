@@ -1,4 +1,4 @@
-"""What a request starts from: a memory that is there, or an image; and the frames to ask for along its paths."""
+"""The memory or the image that a request starts from, and the frames to generate along its paths."""
 
 from __future__ import annotations
 
@@ -7,140 +7,150 @@ from dataclasses import dataclass
 
 from jaxtyping import Float64
 import numpy as np
-from sensor_msgs.msg import CameraInfo
 
-from mirage_model.interface import Observation
+from mirage_model.engine.inputs import pad_to_chunks
+from mirage_model.interface import Observation, Trajectory
 from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
-from mirage_ros.convert import PlannedPath
+from mirage_ros.convert import AnyImage
 from mirage_ros.memory_registry import DRIVEN
-from mirage_ros.sensor_sync import AnyImage
-from mirage_ros.trajectory import FramePlan, frames_along, world_path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seed:
-    """An image with its camera, to start from in place of what the node has."""
-
-    image: AnyImage
-    camera_info: CameraInfo
-    depth: AnyImage | None
+from mirage_ros.sensor_sync import CameraImages
+from mirage_ros.trajectory import PlannedPath, frames_along
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialState:
-    """``memory`` is there, or is to be made of ``view`` and dropped with the request."""
+    """The memory that a request starts from, and its paths as the engine takes them."""
 
     memory: str
-    view: Observation | None
+    observation: Observation | None
+    """Seeds the memory, which is dropped with the request; None if the memory exists."""
     camera_frame: str
-    plans: tuple[FramePlan, ...]
+    """Frame id of the camera."""
+    trajectories: tuple[Trajectory, ...]
+    """Cameras in the world along each path, padded to whole chunks."""
+    wanted: tuple[int, ...]
+    """Frames along each path without the padding."""
 
-    @property
-    def wanted(self) -> tuple[int, ...]:
-        return tuple(plan.wanted for plan in self.plans)
 
-
-def own_seed(
-    images: Sequence[AnyImage], depths: Sequence[AnyImage], first: PlannedPath
-) -> Seed | None:
-    """The image that a goal brought along, if it did. Raise ValueError where it lacks its camera."""
+def attached_images(
+    images: Sequence[AnyImage], depths: Sequence[AnyImage], planned: PlannedPath
+) -> CameraImages | None:
+    """Return the image of a goal with its camera_info and depth, or None. Raises ValueError if it has no camera_info."""
     if depths and not images:
-        raise ValueError('seed_depth without seed_image')
+        raise ValueError('seed_depth: needs seed_image')
     if not images:
         return None
-    if first.camera_info is None:
-        raise ValueError('seed_image without trajectory.camera_info')
-    return Seed(
-        image=images[0], camera_info=first.camera_info, depth=depths[0] if depths else None
-    )
+    if planned.camera_info is None:
+        raise ValueError('seed_image: needs trajectory.camera_info')
+    return images[0], planned.camera_info, depths[0] if depths else None
 
 
-def start(
+def initial_state(
     node: NodeContext,
     paths: Sequence[PlannedPath],
     *,
     request_id: str,
-    seed: Seed | None = None,
+    images: CameraImages | None = None,
     memory: str = '',
 ) -> InitialState:
-    """Raise ValueError for what cannot be served, before the engine is asked."""
-    first = paths[0]
-    if seed is not None and memory:
-        raise ValueError(f"seed_image and memory '{memory}': a request starts from one of them")
+    """Return the start of a request and the frames along its paths.
+
+    A request starts from its own images, else from the memory that it names, else from the driven memory, else from
+    the newest images of the sensors.
+
+    Raises:
+        ValueError: The request names images and a memory, or a memory, an image or a transform is missing, or a path
+            is too short or too long.
+    """
+    if images is not None and memory:
+        raise ValueError(f"memory: '{memory}' is given with seed_image, use one of them")
     driven = node.parameters.memory.start_from_driven and node.memories.find(DRIVEN)
-    if seed is None and (memory or driven):
+    if images is None and (memory or driven):
         memory = memory or DRIVEN
         camera_frame = node.memories.get(memory).camera_frame or node.sensors.camera_frame
-        poses = [camera_path(node, planned, camera_frame) for planned in paths]
-        return InitialState(
-            memory=memory,
-            view=None,
-            camera_frame=camera_frame,
-            plans=_plans(node, paths, poses, starts_at_seed=False),
+        cameras = [camera_path(node, planned, camera_frame) for planned in paths]
+        return _with_frames(
+            node, paths, cameras, memory=memory, observation=None, camera_frame=camera_frame
         )
-    if seed is None:
-        image, camera_info, depth = node.sensors.newest()
+    if images is None:
+        images = node.sensors.newest()
         for planned in paths:
             if planned.camera_info is not None:
-                convert.check_same_camera(planned.camera_info, camera_info)
-        seed = Seed(image=image, camera_info=camera_info, depth=depth)
-    camera_frame = seed.camera_info.header.frame_id
-    poses = [camera_path(node, planned, camera_frame) for planned in paths]
-    world_from_seed = _world_from_seed(node, first, seed, camera_frame)
-    starts_at_seed = world_from_seed is None
-    plans = _plans(node, paths, poses, starts_at_seed=starts_at_seed)
-    view = convert.observation_from_messages(
-        seed.image,
-        seed.camera_info,
-        seed.depth,
-        world_from_camera=poses[0][0] if starts_at_seed else world_from_seed,
+                convert.check_same_camera(planned.camera_info, images[1])
+    image, camera_info, depth = images
+    camera_frame = camera_info.header.frame_id
+    cameras = [camera_path(node, planned, camera_frame) for planned in paths]
+    world_from_image = _world_from_image(node, paths[0], image, camera_frame)
+    observation = convert.observation_from_messages(
+        image,
+        camera_info,
+        depth,
+        world_from_camera=cameras[0][0] if world_from_image is None else world_from_image,
         max_pixels=node.parameters.limits.max_pixels,
     )
-    return InitialState(
-        memory=f'request {request_id}', view=view, camera_frame=camera_frame, plans=plans
+    return _with_frames(
+        node,
+        paths,
+        cameras,
+        memory=f'request {request_id}',
+        observation=observation,
+        camera_frame=camera_frame,
+        skip_first=world_from_image is None,
     )
 
 
 def camera_path(
     node: NodeContext, planned: PlannedPath, camera_frame: str
 ) -> Float64[np.ndarray, 'n 4 4']:
-    from_camera = node.frames.moving_from_camera(
+    """Return the poses of the camera in the world."""
+    world_from_frame = node.frames.world_from(planned.frame, planned.frame_time)
+    moving_from_camera = node.frames.moving_from_camera(
         planned.moving_frame, camera_frame, planned.frame_time
     )
-    return world_path(planned, node.frames) @ from_camera
+    return world_from_frame @ planned.frame_from_moving @ moving_from_camera
 
 
-def _world_from_seed(
-    node: NodeContext, planned: PlannedPath, seed: Seed, camera_frame: str
+def _world_from_image(
+    node: NodeContext, planned: PlannedPath, image: AnyImage, camera_frame: str
 ) -> Float64[np.ndarray, '4 4'] | None:
-    """Where the request says, or the node knows, that the camera was; None: at the first pose."""
+    """Return the pose of the camera when the image was taken; None if it is the first pose of the path."""
     if planned.frame_from_seed is not None:
-        from_camera = node.frames.moving_from_camera(
+        world_from_frame = node.frames.world_from(planned.frame, planned.frame_time)
+        moving_from_camera = node.frames.moving_from_camera(
             planned.moving_frame, camera_frame, planned.frame_time
         )
-        world = node.frames.world_from(planned.frame, planned.frame_time)
-        return world @ planned.frame_from_seed @ from_camera
+        return world_from_frame @ planned.frame_from_seed @ moving_from_camera
     if node.parameters.observe.pose_source == 'none':
         return None
-    return node.frames.world_from_camera(camera_frame, seconds(seed.image.header.stamp))
+    return node.frames.world_from_camera(camera_frame, seconds(image.header.stamp))
 
 
-def _plans(
+def _with_frames(
     node: NodeContext,
     paths: Sequence[PlannedPath],
-    poses: Sequence[np.ndarray],
+    cameras: Sequence[Float64[np.ndarray, 'n 4 4']],
     *,
-    starts_at_seed: bool,
-) -> tuple[FramePlan, ...]:
-    return tuple(
+    memory: str,
+    observation: Observation | None,
+    camera_frame: str,
+    skip_first: bool = False,
+) -> InitialState:
+    frames = [
         frames_along(
             world_from_camera,
             planned.times,
-            starts_at_seed=starts_at_seed,
-            engine=node.engine,
+            skip_first=skip_first,
+            frame_rate=node.engine.frame_rate,
             max_frames=node.parameters.limits.max_frames,
         )
-        for planned, world_from_camera in zip(paths, poses)
+        for planned, world_from_camera in zip(paths, cameras)
+    ]
+    return InitialState(
+        memory=memory,
+        observation=observation,
+        camera_frame=camera_frame,
+        trajectories=tuple(pad_to_chunks(trajectory, node.engine) for trajectory in frames),
+        wanted=tuple(len(trajectory.times) for trajectory in frames),
     )

@@ -1,4 +1,4 @@
-"""The memory to look at: a cloud of its cells and a grid from above. Made only while somebody subscribes."""
+"""Views of the driven memory for RViz and Foxglove, published while they have subscribers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mirage_model.interface import Points
 from mirage_ros.context import NodeContext
 from mirage_ros.memory_registry import DRIVEN
 
-UNKNOWN, IMAGINED_ONLY, OBSERVED_THERE = -1, 50, 100
-"""Values of the grid: nothing remembered above that square, something imagined, something observed."""
+UNKNOWN, IMAGINED_ONLY, OBSERVED = -1, 50, 100
+"""Values of a grid cell: no latent point in its column, only imagined points, an observed point."""
 
 
 class MemoryViews:
@@ -35,7 +35,7 @@ class MemoryViews:
         wanted = [p for p in (self._cloud, self._grid) if p.get_subscription_count()]
         if not wanted or not node.is_active or node.memories.find(DRIVEN) is None:
             return
-        with node.refusing('view of the memory'):
+        with node.logging_errors('view of the memory'):
             points = node.worker.call(
                 lambda engine: engine.points(memory=DRIVEN, max_points=parameters.view.max_points)
             ).result()
@@ -51,13 +51,13 @@ class MemoryViews:
                         points.observed,
                         header,
                         resolution=parameters.view.grid_resolution,
-                        most=parameters.view.grid_size,
+                        max_size=parameters.view.grid_size,
                     )
                 )
 
 
 def cloud_message(points: Points, header: Header) -> PointCloud2:
-    """x y z in metres, rgb as viewers read it, and observed: 255 where a sensor saw the cell, 128 where it is imagined."""
+    """Return a cloud with x y z [m], rgb, and observed: 255 for observed points, 128 for imagined ones."""
     layout = np.dtype(
         [('x', '<f4'), ('y', '<f4'), ('z', '<f4'), ('rgb', '<u4'), ('observed', 'u1')]
     )
@@ -89,27 +89,32 @@ def grid_message(
     header: Header,
     *,
     resolution: float,
-    most: int,
+    max_size: int,
 ) -> OccupancyGrid:
-    """From above: what the memory holds over every square of the world's x-y plane, centred where cells are, near
-    their median."""
+    """Return a grid of the world's x-y plane around the latent point that is nearest to their median.
+
+    Args:
+        positions: World coordinates [m].
+        resolution: Cell size [m].
+        max_size: Largest width and height [cells].
+    """
     message = OccupancyGrid(header=header)
     message.info.map_load_time = header.stamp
     message.info.resolution = resolution
     message.info.origin.orientation.w = 1.0
     if not len(positions):
         return message
-    squares = np.floor(positions[:, :2].astype(np.float64) / resolution).astype(np.int64)
-    from_median = np.abs(squares - np.median(squares, axis=0)).max(axis=1)
-    centre = squares[from_median.argmin()]  # there may be nothing at the median itself
-    near = (np.abs(squares - centre) < most // 2).all(axis=1)
-    squares, observed = squares[near], observed[near]
-    low = squares.min(axis=0)
-    width, height = (squares.max(axis=0) - low + 1).tolist()
+    cells = np.floor(positions[:, :2].astype(np.float64) / resolution).astype(np.int64)
+    from_median = np.abs(cells - np.median(cells, axis=0)).max(axis=1)
+    centre = cells[from_median.argmin()]  # the median cell itself may be empty
+    near = (np.abs(cells - centre) < max_size // 2).all(axis=1)
+    cells, observed = cells[near], observed[near]
+    low = cells.min(axis=0)
+    width, height = (cells.max(axis=0) - low + 1).tolist()
     grid = np.full((height, width), UNKNOWN, np.int8)
-    column, row = (squares - low).T
+    column, row = (cells - low).T
     grid[row, column] = IMAGINED_ONLY
-    grid[row[observed], column[observed]] = OBSERVED_THERE
+    grid[row[observed], column[observed]] = OBSERVED
     message.info.width, message.info.height = width, height
     message.info.origin.position.x, message.info.origin.position.y = (low * resolution).tolist()
     message.data = array('b', grid.tobytes())

@@ -1,4 +1,4 @@
-"""The node: its states, and what its parts share. Requests, observing, services and views are parts beside it."""
+"""The lifecycle node, its parts and its executor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mirage_ros.parameters import NodeParameters
 from mirage_ros.publishers import Publishers
 from mirage_ros.services import Services
 
-RESULTS_LEAVE = 0.2  # seconds; rclpy has no call that waits until results are sent
+SEND_RESULTS = 0.2  # seconds; rclpy has no call that waits until results are sent
 EXECUTOR_THREADS = 10
 """Camera, requests, actions, transforms, timers, transitions, and services that wait for the worker."""
 USAGE = """usage: mirage_node [--ros-args --params-file FILE -p NAME:=VALUE -r TOPIC:=TOPIC ...]
@@ -45,7 +45,7 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 
 
 def load_engine(parameters: NodeParameters) -> EngineProtocol:
-    """The model of a folder, or mirage-tiny, in this process."""
+    """Return an engine in this process with the model of a folder, or mirage-tiny."""
     from mirage_model.engine.engine import Engine
     from mirage_model.memory.eviction import MemoryLimits
 
@@ -84,15 +84,15 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             self._report,
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
-        # states are told while a transition takes its time
+        # so that get_state answers during a transition
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         change = self._service_change_state.callback
-        self._service_change_state.callback = lambda *of: self._changed(change, *of)
-
-    # states
+        self._service_change_state.callback = lambda *arguments: self._change_state(
+            change, *arguments
+        )
 
     def start(self) -> bool:
-        """Configure and activate; False where either fails, which is logged."""
+        """Configure and activate. Return False if either fails; the reason is logged."""
         return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -101,16 +101,16 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             self._loaded = self._load(self.parameters)
             self._loaded.warm()
         except (ValueError, ImportError, OSError, RuntimeError) as error:
-            # a model, a device or a parameter that cannot be served
+            # for a model, a device or a parameter that is not valid
             self._loaded = None
             self.get_logger().fatal(' '.join(str(error).split()))
             return FAILURE
         self._warm = True
-        self._about = self._loaded.describe()
+        self._model_info = self._loaded.describe()
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        assert self._loaded is not None and self._about is not None
+        assert self._loaded is not None and self._model_info is not None
         try:
             if not self._warm:
                 self._loaded.warm()
@@ -119,7 +119,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             return FAILURE
         self._warm = True
         self._worker = Worker(self._loaded, queue_size=self.parameters.limits.queue_size)
-        about = self._about
+        about = self._model_info
         self.get_logger().info(
             f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at {about.frame_rate:g} Hz, '
             f'{about.new_frames_per_chunk} frames a chunk, on {self.parameters.model.device}'
@@ -127,17 +127,17 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         return SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Answer what is waiting, then give the device's memory back. The memories stay."""
+        """End all requests and release the device. The memories stay."""
         self._end_worker('the node was deactivated')
         if self._loaded is not None:
             self._warm = False
             self._loaded.release()
-        self.get_logger().info('inactive: the device is free, the memories stay')
+        self.get_logger().info('inactive: the device is released, the memories stay')
         return SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._end_worker()
-        self._loaded = self._about = None
+        self._loaded = self._model_info = None
         self._warm = False
         self.memories.clear()
         return SUCCESS
@@ -146,26 +146,26 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         return self.on_cleanup(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Forget everything: the node can be configured again."""
+        """Drop the model and the memories, so that the node can be configured again."""
         self.get_logger().error('a transition failed: back to unconfigured')
         return self.on_cleanup(state)
 
-    def _changed(self, change: Callable, request: Any, response: Any) -> Any:
-        """A transition that is not possible from this state ends the executor in Jazzy; here it is refused."""
+    def _change_state(self, change: Callable, request: Any, response: Any) -> Any:
+        """Reject a transition that is not possible from this state; in Jazzy it would end the executor."""
         try:
             return change(request, response)
         except rclpy_implementation.RCLError as error:
             asked = request.transition.label or request.transition.id
             state = self._state_machine.current_state[1]
-            self.get_logger().error(f"transition '{asked}' refused in state '{state}': {error}")
+            self.get_logger().error(f"transition '{asked}' rejected in state '{state}': {error}")
             response.success = False
             return response
 
     def close(self) -> None:
-        """End every request with its answer, and the worker. The executor must still be spinning."""
+        """End all requests, send their results, and end the worker. The executor must still spin."""
         self._end_worker()
         self._goals.wait_for_all(1.0)
-        time.sleep(RESULTS_LEAVE)
+        time.sleep(SEND_RESULTS)
 
     def _end_worker(self, reason: str = SHUTTING_DOWN) -> None:
         worker, self._worker = self._worker, None
@@ -176,32 +176,30 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         for action in self._actions:
             action.destroy()
         super().destroy_node()
-        # it holds the participant, and can only be let go
+        # holds the DDS participant and has no destroy()
         del self._state_machine
-
-    # diagnostics
 
     def _report(self) -> None:
         if not self._diagnostics.get_subscription_count():
             return
-        with self.refusing('diagnostics'):
-            worker, about, holdings, nbytes = self._worker, self._about, None, 0
+        with self.logging_errors('diagnostics'):
+            worker, about, stats, nbytes = self._worker, self._model_info, None, 0
             if worker is not None:
                 driven = self.memories.find(DRIVEN)
-                holdings, nbytes = worker.call(
+                stats, nbytes = worker.call(
                     lambda engine: (
                         engine.stats(memory=DRIVEN) if driven else None,
                         engine.device_nbytes(),
                     )
                 ).result()
             message = diagnostics(
-                self.figures,
+                self.metrics,
                 self.parameters,
                 name=self.get_fully_qualified_name(),
                 state=self._state_machine.current_state[1],
                 engine=about,
                 waiting=worker.waiting if worker else 0,
-                holdings=holdings,
+                stats=stats,
                 device_bytes=nbytes,
             )
             message.header.stamp = self.get_clock().now().to_msg()
@@ -209,29 +207,25 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
 
 
 def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
-    """Run until SIGINT or SIGTERM, then end every request with its answer. Returns the exit code.
-
-    A thread of the executor that ends by itself ends the node too, with an error.
-    """
+    """Run until SIGINT or SIGTERM, then end all requests. Return the exit code, 1 if the executor ended by itself."""
     if {'-h', '--help'} & set(sys.argv[1:]):
         print(USAGE)
         return 0
     stop = threading.Event()
-    asked_to_end = loading = False
+    stop_requested = loading = False
 
     def on_signal(*_: Any) -> None:
-        nonlocal asked_to_end
-        asked_to_end = True
+        nonlocal stop_requested
+        stop_requested = True
         stop.set()
         if loading:
-            raise SystemExit(0)  # loading is left at once; anything else is ended in order
+            raise SystemExit(0)  # loading is interrupted; everything else ends in order
 
-    def load_until_told_to_end(parameters: NodeParameters) -> EngineProtocol:
+    def load_interruptibly(parameters: NodeParameters) -> EngineProtocol:
         nonlocal loading
-        here = threading.current_thread() is threading.main_thread()
         try:
-            loading = here
-            if asked_to_end:
+            loading = threading.current_thread() is threading.main_thread()
+            if stop_requested:
                 raise SystemExit(0)
             return load(parameters)
         finally:
@@ -242,16 +236,16 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         try:
-            node = MirageNode(load_until_told_to_end)
+            node = MirageNode(load_interruptibly)
         except (ValueError, ParameterException) as error:
             get_logger('mirage').fatal(' '.join(str(error).split()))
             return 1
-        return _serve(node, stop, asked=lambda: asked_to_end)
+        return _serve(node, stop, stopped=lambda: stop_requested)
     finally:
         rclpy.try_shutdown()
 
 
-def _serve(node: MirageNode, stop: threading.Event, *, asked: Callable[[], bool]) -> int:
+def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], bool]) -> int:
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
 
@@ -269,9 +263,9 @@ def _serve(node: MirageNode, stop: threading.Event, *, asked: Callable[[], bool]
         elif not node.start():
             return 1
         stop.wait()
-        if not asked():
+        if not stopped():
             get_logger('mirage').fatal('the executor ended by itself')
-        return 0 if asked() else 1
+        return 0 if stopped() else 1
     finally:
         node.close()
         executor.shutdown()

@@ -1,4 +1,4 @@
-"""What the robot sees on its way goes into the memory: images with their poses, keyframes of them, one at a time."""
+"""Keyframes of the camera images are written to the driven memory, which follows jumps of odometry."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mirage_ros.sensor_sync import AnyImage
 
 
 class Observer:
-    """Listens to the camera; looks at the newest image at most ``observe_rate`` times a second.
+    """Considers the newest image for the memory at the rate ``observe.rate``.
 
-    What is not observed is dropped and counted by its reason, which /diagnostics shows.
+    Images that are not written are counted by the reason, which /diagnostics shows.
     """
 
     def __init__(self, node: NodeContext):
@@ -42,9 +42,9 @@ class Observer:
         )
         self._record: MemoryRecord | None = None
         self._paused = False
-        self._came = 0
-        self._counting = threading.Lock()
-        self._looked_at = -np.inf
+        self._received = 0
+        self._received_lock = threading.Lock()
+        self._last_time = -np.inf
         self._world_from_odom: np.ndarray | None = None
         self._busy: Future | None = None
         qos = QoSProfile(
@@ -62,12 +62,12 @@ class Observer:
         node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
         node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
         if parameters.observe.pose_source != 'none':
-            node.create_timer(1 / parameters.observe.rate, self._look, callback_group=group)
+            node.create_timer(1 / parameters.observe.rate, self._on_timer, callback_group=group)
 
     def _on_image(self, message: AnyImage) -> None:
         self._node.sensors.add_image(message)
-        with self._counting:
-            self._came += 1
+        with self._received_lock:
+            self._received += 1
 
     def _pause(self, request: Any, response: Any) -> Any:
         self._paused = True
@@ -79,21 +79,21 @@ class Observer:
         response.success = True
         return response
 
-    def _look(self) -> None:
+    def _on_timer(self) -> None:
         node = self._node
-        with self._counting:
-            came, self._came = self._came, 0
-        for _ in range(came - 1):
-            node.figures.count('images dropped: rate')
-        if not came:
+        with self._received_lock:
+            received, self._received = self._received, 0
+        for _ in range(received - 1):
+            node.metrics.count('images dropped: rate')
+        if not received:
             return
         if self._paused or not node.is_active:
-            node.figures.count('images dropped: paused')
+            node.metrics.count('images dropped: paused')
             return
         if self._busy is not None and not self._busy.done():
-            node.figures.count('images dropped: busy')
+            node.metrics.count('images dropped: busy')
             return
-        with node.refusing('observation'):
+        with node.logging_errors('observation'):
             self._observe()
 
     def _observe(self) -> None:
@@ -101,58 +101,60 @@ class Observer:
         try:
             image, camera_info, depth = node.sensors.newest()
         except ValueError:
-            node.figures.count('images dropped: incomplete')
+            node.metrics.count('images dropped: incomplete')
             return
         time, camera_frame = seconds(image.header.stamp), image.header.frame_id
-        if time == self._looked_at:
-            node.figures.count('images dropped: incomplete')
+        if time == self._last_time:
+            node.metrics.count('images dropped: incomplete')
             return
-        self._looked_at = time
+        self._last_time = time
         try:
             world_from_camera = node.frames.world_from_camera(camera_frame, time)
         except ValueError as error:
-            node.figures.count('images dropped: no pose')
+            node.metrics.count('images dropped: no pose')
             node.get_logger().warning(f'image not observed: {error}', throttle_duration_sec=5.0)
             return
         self._follow_jump(time, world_from_camera)
 
         def task(engine: EngineProtocol) -> None:
-            """In the worker's thread, so that the memory is the one that the image goes to."""
+            """Run in the worker's thread, where the memory does not change meanwhile."""
             record = node.memories.find(DRIVEN)
             if record is not self._record:  # the memory was dropped or loaded meanwhile
                 self._keyframes.reset()
-            here = Trajectory(world_from_camera=world_from_camera[None], times=np.array([time]))
+            viewpoint = Trajectory(
+                world_from_camera=world_from_camera[None], times=np.array([time])
+            )
             decision = self._keyframes.decide(
                 world_from_camera,
                 time,
-                lambda: float(engine.score([here], memory=DRIVEN)[0].observed[0]),
+                lambda: float(engine.score([viewpoint], memory=DRIVEN)[0].observed[0]),
             )
             if record and not decision.keyframe:
-                node.figures.count(f'images dropped: {decision.reason}')
+                node.metrics.count(f'images dropped: {decision.reason}')
                 return
-            with node.figures.timing('observe'):
-                view = convert.observation_from_messages(
+            with node.metrics.timing('observe'):
+                observation = convert.observation_from_messages(
                     image,
                     camera_info,
                     depth,
                     world_from_camera=world_from_camera,
                     max_pixels=node.parameters.limits.max_pixels,
                 )
-                (engine.observe if record else engine.seed)(view, memory=DRIVEN)
+                (engine.observe if record else engine.seed)(observation, memory=DRIVEN)
             self._record = MemoryRecord(camera_frame=camera_frame)
             node.memories.add(DRIVEN, self._record)
             self._keyframes.accept(world_from_camera, time)
-            node.figures.count('images observed')
+            node.metrics.count('images observed')
 
         self._busy = node.worker.call(task)
         self._busy.add_done_callback(self._done)
 
     def _done(self, future: Future) -> None:
-        with self._node.refusing('observation'):
+        with self._node.logging_errors('observation'):
             future.result()
 
     def _follow_jump(self, time: float, world_from_camera: Float64[np.ndarray, '4 4']) -> None:
-        """What joins world and odometry has jumped: all that was seen before lies elsewhere now."""
+        """Handle a jump of odometry in the world, after which earlier observations have another pose."""
         node, parameters = self._node, self._node.parameters
         world_from_odom = node.frames.world_from_odom(time)
         if world_from_odom is None:
@@ -161,39 +163,41 @@ class Observer:
         if before is None:
             return
         new_from_old = world_from_odom @ np.linalg.inv(before)
-        # as the camera feels it, which may be far from the origins of both frames
-        moved, turned = motion(np.linalg.inv(world_from_camera) @ new_from_old @ world_from_camera)
-        if moved <= parameters.jump.distance and turned <= parameters.jump.angle:
-            return
-        node.figures.count('jumps')
-        jump = f"'{parameters.frames.odom}' jumped in '{parameters.frames.world}' by {moved:.2f} m and {turned:.3f} rad"
-        node.worker.call(lambda engine: self._move(engine, new_from_old, jump)).add_done_callback(
-            self._done
+        # at the camera, which may be far from the origins of both frames
+        distance, angle = motion(
+            np.linalg.inv(world_from_camera) @ new_from_old @ world_from_camera
         )
+        if distance <= parameters.jump.distance and angle <= parameters.jump.angle:
+            return
+        node.metrics.count('jumps')
+        jump = f"'{parameters.frames.odom}' jumped in '{parameters.frames.world}' by {distance:.2f} m and {angle:.3f} rad"
+        node.worker.call(
+            lambda engine: self._apply_jump(engine, new_from_old, jump)
+        ).add_done_callback(self._done)
 
-    def _move(
+    def _apply_jump(
         self, engine: EngineProtocol, new_from_old: Float64[np.ndarray, '4 4'], jump: str
     ) -> None:
-        """In the worker's thread: what is observed or imagined next finds every memory where it belongs."""
-        node, on_jump = self._node, self._node.parameters.jump.action
-        hang = node.memories.names(loaded=False)
-        lie = node.memories.names(loaded=True)
-        if on_jump != 'ignore':
+        """Run in the worker's thread, between two observations and before the next request."""
+        node, action = self._node, self._node.parameters.jump.action
+        driven = node.memories.names(loaded=False)
+        loaded = node.memories.names(loaded=True)
+        if action != 'ignore':
             node.worker.interrupt(
-                lambda request: _keeps(request) and request.memory not in lie,
-                f'{jump} while it ran: what it would have kept lies elsewhere now',
+                lambda request: _keeps(request) and request.memory not in loaded,
+                f'{jump} while it ran, so the frames to keep have wrong poses',
             )
-        for name in hang:
-            if on_jump == 'reanchor':
+        for name in driven:
+            if action == 'reanchor':
                 engine.reanchor(new_from_old, memory=name)
-            elif on_jump == 'reset':
+            elif action == 'reset':
                 engine.drop(memory=name)
                 node.memories.remove(name)
-        if on_jump == 'reanchor':
+        if action == 'reanchor':
             self._keyframes.reanchor(new_from_old)
-        done = {'reanchor': 're-anchored', 'reset': 'reset', 'ignore': 'left as they are'}[on_jump]
-        loaded = f'; loaded, so left: {", ".join(lie)}' if lie else ''
-        node.get_logger().warning(f'{jump}: {done}: {", ".join(hang) or "no memory"}{loaded}')
+        done = {'reanchor': 're-anchored', 'reset': 'deleted', 'ignore': 'unchanged'}[action]
+        unchanged = f'; unchanged because loaded: {", ".join(loaded)}' if loaded else ''
+        node.get_logger().warning(f'{jump}: {done}: {", ".join(driven) or "no memory"}{unchanged}')
 
 
 def _keeps(request: ImagineRequest | CandidatesRequest) -> bool:

@@ -1,4 +1,4 @@
-"""What the node says: imagined frames, masks, cameras and their path, and how requests ended."""
+"""Publishers of imagined frames, masks, cameras and their path; the log of outcomes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mirage_ros.parameters import reliability
 
 
 class Publishers:
-    """Called from the worker's thread."""
+    """Publishers of everything imagined; called from the worker's thread."""
 
     def __init__(self, node: NodeContext):
         self._node = node
@@ -35,9 +35,9 @@ class Publishers:
         self._path = node.create_publisher(Path, 'imagined/path', chunks)
 
     def publish(self, chunk: Chunk, camera_frame: str) -> None:
-        figures = self._node.figures
-        figures.chunk(len(chunk.frames), chunk.seconds, chunk.stages)
-        with figures.timing('publish'):
+        metrics = self._node.metrics
+        metrics.add_chunk(len(chunk.frames), chunk.seconds, chunk.stages)
+        with metrics.timing('publish'):
             self._chunk.publish(self.message(chunk, camera_frame))
             self._publish_frames(chunk, camera_frame)
             if self._path.get_subscription_count():
@@ -46,8 +46,14 @@ class Publishers:
     def message(
         self, chunk: Chunk, camera_frame: str, *, compression: Compression | None = None
     ) -> ImaginedChunk:
-        """Compressed as the parameters say unless ``compression`` does. Raise ValueError where it would be larger than
-        max_message_bytes.
+        """Return a chunk as a message.
+
+        Args:
+            camera_frame: Frame id of the camera, without the prefix.
+            compression: Overrides the parameter ``compression.format``.
+
+        Raises:
+            ValueError: The message is larger than ``limits.max_message_bytes``.
         """
         parameters = self._parameters
         return convert.message_from_chunk(
@@ -72,7 +78,7 @@ class Publishers:
         )
 
     def log(self, outcome: Outcome) -> None:
-        self._node.figures.count(f'requests {outcome.status}')
+        self._node.metrics.count(f'requests {outcome.status}')
         logger = self._node.get_logger()
         if outcome.status == 'done':
             logger.info(
@@ -81,9 +87,9 @@ class Publishers:
             )
             return
         text = f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}"
-        if outcome.status in ('refused', 'failed'):
-            self._node.complain(text, outcome.details)
-        elif line := self._node.refusals.line(text):
+        if outcome.status in ('rejected', 'failed'):
+            self._node.log_error(text, outcome.details)
+        elif line := self._node.throttled_log.line(text):
             logger.warning(line)
 
     def _publish_frames(self, chunk: Chunk, camera_frame: str) -> None:

@@ -1,4 +1,4 @@
-"""Services: score trajectories, predict, and save, load and forget memories."""
+"""Services that score trajectories, predict times, and save, load and delete memories."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectorie
 import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 
+from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
-from mirage_ros import convert
 from mirage_ros.candidates_server import RESOLUTIONS
 from mirage_ros.context import NodeContext
 from mirage_ros.initial_state import camera_path
 from mirage_ros.memory_registry import DRIVEN, MemoryRecord, check_name
+from mirage_ros.trajectory import planned_from_trajectory
 
 
 class Services:
-    """Every one answers with success, or with the reason why not."""
+    """Services that respond with success, or with the reason of the failure."""
 
     def __init__(self, node: NodeContext):
         self._node = node
@@ -34,10 +35,10 @@ class Services:
             (MemoryFile, 'load_memory', self._load),
             (ResetMemory, 'reset_memory', self._reset),
         ):
-            node.create_service(kind, name, self._answering(name, answer), callback_group=group)
+            node.create_service(kind, name, self._callback(name, answer), callback_group=group)
 
-    def _answering(self, name: str, answer: Callable[[Any, Any], None]) -> Callable:
-        """A callback must not raise: that would end the executor, and with it the node."""
+    def _callback(self, name: str, answer: Callable[[Any, Any], None]) -> Callable:
+        """Return a callback that responds with errors instead of raising them, which would end the executor."""
 
         def callback(request: Any, response: Any) -> Any:
             try:
@@ -49,11 +50,11 @@ class Services:
                     if isinstance(error, OSError)
                     else str(error)
                 )
-                self._node.complain(f'{name} refused: {response.message}')
+                self._node.log_error(f'{name} rejected: {response.message}')
             except Exception as error:
                 response.message = f'{type(error).__name__}: {error}'
-                self._node.complain(f'{name} failed: {response.message}', traceback.format_exc())
-            self._node.figures.count(f'{name} {"done" if response.success else "refused"}')
+                self._node.log_error(f'{name} failed: {response.message}', traceback.format_exc())
+            self._node.metrics.count(f'{name} {"done" if response.success else "rejected"}')
             return response
 
         return callback
@@ -69,23 +70,23 @@ class Services:
                 f'trajectories: {count} candidates, limits.max_candidates is {parameters.limits.max_candidates}'
             )
         if not 0 <= request.threshold <= 1:
-            raise ValueError(f'threshold {request.threshold} is not in 0..1')
+            raise ValueError(f'threshold: is {request.threshold}, must be in 0..1')
         memory = self._memory(request.memory)
         paths = [
-            convert.planned_from_trajectory(
+            planned_from_trajectory(
                 trajectory,
                 max_poses=min(parameters.limits.max_poses, parameters.limits.max_frames),
             )
             for trajectory in request.trajectories
         ]
         camera_frame = node.memories.get(memory).camera_frame or node.sensors.camera_frame
-        asked = [
+        cameras = [
             Trajectory(world_from_camera=camera_path(node, path, camera_frame), times=path.times)
             for path in paths
         ]
         scores = node.worker.call(
             lambda engine: engine.score(
-                asked, memory=memory, threshold=request.threshold, coarse=request.coarse
+                cameras, memory=memory, threshold=request.threshold, coarse=request.coarse
             )
         ).result()
         response.scores = [
@@ -101,7 +102,7 @@ class Services:
             for path, score in zip(paths, scores)
         ]
         response.seconds = time.monotonic() - began
-        node.figures.took('score', response.seconds)
+        node.metrics.add_latency('score', response.seconds)
 
     def _predict(self, request: PredictSeconds.Request, response: PredictSeconds.Response) -> None:
         node, parameters = self._node, self._node.parameters
@@ -110,16 +111,17 @@ class Services:
                 f'candidates: {request.candidates}, limits.max_candidates is {parameters.limits.max_candidates}'
             )
         if request.resolution not in RESOLUTIONS:
-            raise ValueError(f'resolution {request.resolution} is neither FULL nor HALF')
+            raise ValueError(f'resolution: is {request.resolution}, use FULL or HALF')
         frames = request.path_seconds * node.engine.frame_rate
         if not 0.5 < frames < parameters.limits.max_frames + 0.5:
             raise ValueError(
-                f'path_seconds {request.path_seconds}: 1 to {parameters.limits.max_frames} frames'
+                f'path_seconds: {request.path_seconds} is not 1 to {parameters.limits.max_frames} frames'
             )
-        per_chunk = node.engine.new_frames_per_chunk
-        times = np.arange(-(-round(frames) // per_chunk) * per_chunk) / node.engine.frame_rate
-        path = Trajectory(world_from_camera=np.tile(np.eye(4), (len(times), 1, 1)), times=times)
-        asked = CandidatesRequest(
+        times = np.arange(round(frames)) / node.engine.frame_rate
+        world_from_camera = np.tile(np.eye(4), (len(times), 1, 1))
+        path = Trajectory(world_from_camera=world_from_camera, times=times)
+        path = pad_to_chunks(path, node.engine)
+        predicted = CandidatesRequest(
             request_id='prediction',
             trajectories=(path,) * request.candidates,
             seeds=(0,) * request.candidates,
@@ -129,7 +131,7 @@ class Services:
         )
         served: list[ImagineRequest | CandidatesRequest] = node.worker.served
         response.seconds, *before = node.worker.call(
-            lambda engine: [engine.predicted_seconds(each) for each in [asked, *served]]
+            lambda engine: [engine.predicted_seconds(each) for each in [predicted, *served]]
         ).result()
         response.waiting = float(sum(before))
 
@@ -142,10 +144,10 @@ class Services:
         node, path = self._node, self._file(request.file)
         memory = check_name(request.memory or DRIVEN, 'memory')
         if not path.is_file():
-            raise ValueError(f'{path} does not exist')
+            raise ValueError(f'file: {path} does not exist')
 
         def task(engine: EngineProtocol) -> None:
-            """All in the worker's thread: what is observed next goes to this memory."""
+            """Run in the worker's thread, between two observations."""
             engine.load(path, memory=memory)
             node.memories.add(memory, MemoryRecord(camera_frame='', loaded=True))
 
@@ -160,12 +162,12 @@ class Services:
         node, memory = self._node, self._memory(request.memory)
 
         def task(engine: EngineProtocol) -> None:
-            """All in the worker's thread: what is observed next begins a new memory."""
+            """Run in the worker's thread, between two observations."""
             engine.drop(memory=memory)
             node.memories.remove(memory)
 
         node.worker.call(task).result()
-        node.get_logger().info(f"memory '{memory}' forgotten")
+        node.get_logger().info(f"memory '{memory}' deleted")
 
     def _memory(self, name: str) -> str:
         name = name or DRIVEN
@@ -179,5 +181,5 @@ class Services:
             raise ValueError('memory.folder: is empty, set it to save and load memories')
         path = (Path(folder) / check_name(name, 'file')).resolve()
         if path.parent != Path(folder).resolve():
-            raise ValueError(f"file '{name}' leads out of {folder}")
+            raise ValueError(f"file: '{name}' leads out of {folder}")
         return path

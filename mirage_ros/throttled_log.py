@@ -1,4 +1,4 @@
-"""Why messages and requests are not served: counted by reason, and logged, but not without end."""
+"""Errors counted by their reason, and logged at a limited rate for each reason."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import time
 from mirage_ros.diagnostics import NodeMetrics
 
 BURST, PERIOD = 5.0, 5.0
-"""Lines that one reason may take at once, and seconds after which it may take one more."""
+"""Lines that a reason may log at once, and the time until it may log another [s]."""
 REASONS = 64
-"""That are told apart; what comes beyond them counts as `OTHERS`."""
+"""Reasons that are counted separately; the others count as `OTHERS`."""
 OTHERS = 'other reasons'
 _VARYING = re.compile(
     r"'[^']*'|\[[^\]]*\]|\b\d+x\d+\b|[-+]?\b\d[\d.]*(?:e[-+]?\d+)?|[-+]?\b(?:nan|inf)\b"
@@ -21,46 +21,46 @@ _VARYING = re.compile(
 
 
 def reason_of(text: str) -> str:
-    """The text without what differs from case to case: names, numbers and lists."""
+    """Return an error text with its names, numbers and lists replaced by #."""
     return _VARYING.sub('#', ' '.join(text.split()))[:120]
 
 
 @dataclass
-class _Allowance:
+class _Budget:
     lines: float
-    at: float
-    unsaid: int = 0
+    updated: float
+    suppressed: int = 0
 
 
 class ThrottledLog:
-    """Safe to use from several threads."""
+    """A token bucket for each reason. Safe to use from several threads."""
 
-    def __init__(self, figures: NodeMetrics, *, clock: Callable[[], float] = time.monotonic):
-        self._figures = figures
+    def __init__(self, metrics: NodeMetrics, *, clock: Callable[[], float] = time.monotonic):
+        self._metrics = metrics
         self._clock = clock
         self._lock = threading.Lock()
-        self._allowances: dict[str, _Allowance] = {}
+        self._budgets: dict[str, _Budget] = {}
 
     def line(self, text: str, details: str = '') -> str | None:
-        """Count what the text is about; return what to log of it, or None where enough was said of its like.
+        """Count an error and return the line to log, or None if its reason is over its rate.
 
-        The details come once, with the first of its like.
+        ``details`` are added to the first line of a reason.
         """
         now, reason = self._clock(), reason_of(text)
         with self._lock:
-            if reason not in self._allowances and len(self._allowances) >= REASONS:
+            if reason not in self._budgets and len(self._budgets) >= REASONS:
                 reason = OTHERS
-            details = '' if reason in self._allowances else details
-            allowed = self._allowances.setdefault(reason, _Allowance(BURST, now))
-            allowed.lines = min(BURST, allowed.lines + (now - allowed.at) / PERIOD)
-            allowed.at = now
-            say = allowed.lines >= 1
-            unsaid = allowed.unsaid if say else 0
-            allowed.lines -= say
-            allowed.unsaid = 0 if say else allowed.unsaid + 1
-        self._figures.count(reason)
-        if not say:
+            details = '' if reason in self._budgets else details
+            budget = self._budgets.setdefault(reason, _Budget(BURST, now))
+            budget.lines = min(BURST, budget.lines + (now - budget.updated) / PERIOD)
+            budget.updated = now
+            allowed = budget.lines >= 1
+            suppressed = budget.suppressed if allowed else 0
+            budget.lines -= allowed
+            budget.suppressed = 0 if allowed else budget.suppressed + 1
+        self._metrics.count(reason)
+        if not allowed:
             return None
-        if unsaid:
-            return f'{text} ({unsaid} more like it were not logged)'
+        if suppressed:
+            return f'{text} ({suppressed} similar lines were not logged)'
         return f'{text}\n{details}' if details else text

@@ -1,137 +1,243 @@
-"""From a planned path to the cameras that an engine is asked for: frames joined, resampled, padded."""
+"""Planned paths from messages, and the cameras along them in the world at the frame rate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 import math
 
+from builtin_interfaces.msg import Time
 from jaxtyping import Float64
+from mirage.msg import PlannedTrajectory
+from nav_msgs.msg import Path
 import numpy as np
+from sensor_msgs.msg import CameraInfo
 
-from mirage_model.interface import ModelInfo
-from mirage_model.messages.poses import matrix_from_numbers, resample_trajectory
+from mirage_model.interface import Trajectory
+from mirage_model.messages.poses import (
+    frame_name,
+    matrices_from_poses,
+    matrix_from_numbers,
+    matrix_from_pose,
+    resample_trajectory,
+    seconds,
+)
 from mirage_model.messages.transform_tree import TransformTree
-from mirage_ros.convert import PlannedPath
+from mirage_ros.convert import fits_stamp
 from mirage_ros.parameters import NodeParameters
 
-ROUNDED = 2e-6
-"""Seconds by which a stamp may be off: it holds whole microseconds, and a float of today's date quarters of one."""
+STAMP_ERROR = 2e-6
+"""Largest error of a time that went through a stamp [s]: stamps hold microseconds, a float of today's date quarters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPath:
+    """A path as a planner sent it."""
+
+    request_id: str
+    frame: str
+    """Frame of the poses."""
+    moving_frame: str
+    """Frame whose poses these are; '' is the camera's optical frame."""
+    frame_from_moving: Float64[np.ndarray, 'n 4 4']
+    times: Float64[np.ndarray, ' n']
+    """Times of the poses [s]."""
+    client: str = ''
+    frame_time: float | None = None
+    """Time at which ``frame`` is looked up [s]; None for the newest transform."""
+    frame_from_seed: Float64[np.ndarray, '4 4'] | None = None
+    """Pose of the moving frame when the seed image was taken; None if the message has none."""
+    camera_info: CameraInfo | None = None
+    """Camera that the planner expects; None if the message has none."""
+
+
+def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> PlannedPath:
+    """Return the path of a PlannedTrajectory. Raises ValueError that names the field and the index."""
+    _check_length(len(message.poses), max_poses)
+    if len(message.poses) != len(message.times):
+        raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
+    times = np.array([seconds(time) for time in message.times])
+    _check_times(times, 'times')
+    seed = message.seed_pose
+    return PlannedPath(
+        request_id=message.request_id,
+        client=message.client,
+        frame=frame_name(message.header.frame_id),
+        frame_time=_time_or_newest(message.header.stamp),
+        moving_frame=frame_name(message.moving_frame),
+        frame_from_moving=matrices_from_poses(message.poses),
+        times=times,
+        frame_from_seed=matrix_from_pose(seed[0], name='seed_pose') if seed else None,
+        camera_info=message.camera_info[0] if message.camera_info else None,
+    )
+
+
+def planned_from_path(
+    message: Path,
+    *,
+    request_id: str,
+    moving_frame: str,
+    speed: float,
+    turn_rate: float,
+    max_poses: int,
+) -> PlannedPath:
+    """Return the path of a nav_msgs/Path, with times where its poses have none.
+
+    Poses that all have one stamp, or none, are timed from the header's stamp on: every step takes its distance at
+    ``speed`` [m/s] or its angle at ``turn_rate`` [rad/s], whichever takes longer. Repeated poses are left out.
+
+    Raises:
+        ValueError: There are more than ``max_poses``, or a pose cannot be used; its index is named.
+    """
+    _check_length(len(message.poses), max_poses)
+    for i, pose in enumerate(message.poses):
+        if frame_name(pose.header.frame_id) not in ('', frame_name(message.header.frame_id)):
+            raise ValueError(
+                f"poses[{i}]: in frame '{pose.header.frame_id}', the path in '{message.header.frame_id}'"
+            )
+    frame_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
+    times = np.array([seconds(pose.header.stamp) for pose in message.poses])
+    if len(times) > 1 and (times == times[0]).all():
+        steps = _step_seconds(frame_from_moving, speed, turn_rate)
+        moves = np.concatenate([[True], steps > 0])
+        start = seconds(message.header.stamp)
+        times = start + np.concatenate([[0.0], np.cumsum(steps)])[moves]
+        frame_from_moving = frame_from_moving[moves]
+    _check_times(times, 'poses')
+    return PlannedPath(
+        request_id=request_id,
+        frame=frame_name(message.header.frame_id),
+        frame_time=_time_or_newest(message.header.stamp),
+        moving_frame=moving_frame,
+        frame_from_moving=frame_from_moving,
+        times=times,
+    )
+
+
+def _time_or_newest(stamp: Time) -> float | None:
+    return seconds(stamp) or None
+
+
+def _step_seconds(
+    frame_from_moving: Float64[np.ndarray, 'n 4 4'], speed: float, turn_rate: float
+) -> Float64[np.ndarray, ' n-1']:
+    way = np.linalg.norm(np.diff(frame_from_moving[:, :3, 3], axis=0), axis=1)
+    rotation = frame_from_moving[:, :3, :3]
+    next_from_this = rotation[1:].transpose(0, 2, 1) @ rotation[:-1]
+    cosine = (np.trace(next_from_this, axis1=1, axis2=2) - 1) / 2
+    steps = np.maximum(way / speed, np.arccos(np.clip(cosine, -1, 1)) / turn_rate)
+    return np.where(steps < 1e-5, 0.0, steps)  # a stamp keeps microseconds
+
+
+def _check_length(count: int, max_poses: int) -> None:
+    if count > max_poses:
+        raise ValueError(f'{count} poses, limits.max_poses is {max_poses}')
+
+
+def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
+    for i, time in enumerate(times.tolist()):
+        if not fits_stamp(time):
+            raise ValueError(f'{name}[{i}]: time {time} s does not fit into a stamp')
+    backward = np.flatnonzero(np.diff(times) <= 0)
+    if len(backward):
+        i = int(backward[0]) + 1
+        raise ValueError(f'{name}[{i}]: time {times[i]:.3f} is not after {times[i - 1]:.3f}')
 
 
 class CameraFrames:
-    """Where the camera is, by parameters and transforms. Raises ValueError that names both frames and the times."""
+    """Poses of the camera from parameters and transforms. ValueErrors name both frames and the known times."""
 
     def __init__(self, parameters: NodeParameters, transforms: TransformTree):
-        self._parameters = parameters
+        self._frames = parameters.frames
+        self._wait = parameters.tf.wait
+        self._pose_source = parameters.observe.pose_source
         self._transforms = transforms
         self._base_from_camera = (
-            matrix_from_numbers(parameters.frames.base_from_camera, name='frames.base_from_camera')
-            if parameters.frames.base_from_camera
+            matrix_from_numbers(self._frames.base_from_camera, name='frames.base_from_camera')
+            if self._frames.base_from_camera
             else None
         )
 
     def world_from(self, frame: str, time: float | None) -> Float64[np.ndarray, '4 4']:
-        """``time`` None is the newest that is known."""
-        world = self._parameters.frames.world
+        """Return the pose of a frame in the world at a time, or the newest for None. Raises ValueError."""
+        world = self._frames.world
         if frame == world:
             return np.eye(4)
         if not frame:
-            raise ValueError(
-                f"the path is in frame '', it must name one that is joined to '{world}'"
-            )
-        return self._transforms.lookup(world, frame, time, wait=self._parameters.tf.wait)
+            raise ValueError(f"header.frame_id: is '', name a frame that TF connects to '{world}'")
+        return self._transforms.lookup(world, frame, time, wait=self._wait)
 
     def moving_from_camera(
         self, moving: str, camera: str, time: float | None
     ) -> Float64[np.ndarray, '4 4']:
-        """Where the camera sits on what moves."""
+        """Return the pose of the camera in the moving frame. Raises ValueError."""
         if moving in ('', camera):
             return np.eye(4)
-        if moving == self._parameters.frames.base and self._base_from_camera is not None:
+        if moving == self._frames.base and self._base_from_camera is not None:
             return self._base_from_camera
         if not camera:
-            raise ValueError('which camera it is, is not known: no camera_info has come')
+            raise ValueError('the frame of the camera is unknown: no camera_info was received')
         try:
-            return self._transforms.lookup(moving, camera, time, wait=self._parameters.tf.wait)
+            return self._transforms.lookup(moving, camera, time, wait=self._wait)
         except ValueError as error:
             raise ValueError(
-                f"the poses are of '{moving}', and where the camera '{camera}' sits on it is not known "
-                f'(frames.base_from_camera is of {self._parameters.frames.base}): {error}'
+                f"the pose of the camera '{camera}' in moving_frame '{moving}' is unknown "
+                f'(frames.base_from_camera gives it in {self._frames.base}): {error}'
             ) from None
 
-    def world_from_camera(
-        self, camera: str, time: float, *, wait: float | None = None
-    ) -> Float64[np.ndarray, '4 4']:
-        """Where the camera was at a time. Raise ValueError too where there is no ``pose_source``."""
-        parameters = self._parameters
-        if parameters.observe.pose_source == 'none':
+    def world_from_camera(self, camera: str, time: float) -> Float64[np.ndarray, '4 4']:
+        """Return the pose of the camera at a time. Raises ValueError, also if there is no pose source."""
+        if self._pose_source == 'none':
             raise ValueError('observe.pose_source is none: the pose of the camera is unknown')
-        wait = parameters.tf.wait if wait is None else wait
+        world = self._frames.world
         if self._base_from_camera is None:
-            return self._transforms.lookup(parameters.frames.world, camera, time, wait=wait)
-        world_from_base = self._transforms.lookup(
-            parameters.frames.world, parameters.frames.base, time, wait=wait
-        )
+            return self._transforms.lookup(world, camera, time, wait=self._wait)
+        world_from_base = self._transforms.lookup(world, self._frames.base, time, wait=self._wait)
         return world_from_base @ self._base_from_camera
 
     def world_from_odom(self, time: float) -> Float64[np.ndarray, '4 4'] | None:
-        """None where the tree has no such frame at that time."""
+        """Return the pose of the odometry frame in the world, or None if it is unknown at that time."""
         try:
-            return self._transforms.lookup(
-                self._parameters.frames.world, self._parameters.frames.odom, time
-            )
+            return self._transforms.lookup(self._frames.world, self._frames.odom, time)
         except ValueError:
             return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramePlan:
-    """Cameras in the world, one a frame; those from ``wanted`` on only fill the last chunk and hold the last camera."""
-
-    world_from_camera: Float64[np.ndarray, 'n 4 4']
-    times: Float64[np.ndarray, ' n']
-    wanted: int
-
-
-def world_path(planned: PlannedPath, frames: CameraFrames) -> Float64[np.ndarray, 'n 4 4']:
-    """The poses of what moves, in the world."""
-    return frames.world_from(planned.frame, planned.frame_time) @ planned.frame_from_moving
 
 
 def frames_along(
     world_from_camera: Float64[np.ndarray, 'n 4 4'],
     times: Float64[np.ndarray, ' n'],
     *,
-    starts_at_seed: bool,
-    engine: ModelInfo,
+    skip_first: bool,
+    frame_rate: float,
     max_frames: int,
-) -> FramePlan:
-    """Frames at t0 + k / frame rate up to the end of the path; k starts at 1 where the first pose is the seed's, else at 0.
+) -> Trajectory:
+    """Resample a path to the frame rate: frame k is at times[0] + k / frame_rate.
 
-    Raise ValueError for a path that is shorter than one frame or longer than ``max_frames``, and for what
-    `resample_trajectory` refuses.
+    Args:
+        skip_first: Begin with k = 1, because the first pose is that of the image that the path starts from.
+        frame_rate: Frames per second.
+
+    Raises:
+        ValueError: The path is shorter than one frame or longer than ``max_frames``, or `resample_trajectory`
+            rejects it.
     """
     if len(times) == 0:
-        raise ValueError('the path is empty')
-    first = 1 if starts_at_seed else 0
+        raise ValueError('poses: empty')
+    first = 1 if skip_first else 0
     # a path of exactly n frames must give n
-    last = math.floor((times[-1] - times[0] + ROUNDED) * engine.frame_rate + 1e-4)
-    wanted = last - first + 1
-    if wanted < 1:
+    last = math.floor((times[-1] - times[0] + STAMP_ERROR) * frame_rate + 1e-4)
+    count = last - first + 1
+    if count < 1:
         raise ValueError(
-            f'the path takes {times[-1] - times[0]:.3f} s, less than one frame at {engine.frame_rate:g} Hz'
+            f'times: the path takes {times[-1] - times[0]:.3f} s, less than one frame at {frame_rate:g} Hz'
         )
-    if wanted > max_frames:
+    if count > max_frames:
         raise ValueError(
-            f'the path takes {wanted} frames at {engine.frame_rate:g} Hz, limits.max_frames is {max_frames}'
+            f'times: the path takes {count} frames at {frame_rate:g} Hz, limits.max_frames is {max_frames}'
         )
-    padded = -(-wanted // engine.new_frames_per_chunk) * engine.new_frames_per_chunk
-    at = times[0] + np.arange(first, first + padded) / engine.frame_rate
-    # a pose that was sent for a frame is that frame's, though its stamp was rounded
-    near = times[np.searchsorted(times, at - ROUNDED).clip(max=len(times) - 1)]
-    asked = np.where(np.abs(near - at) <= ROUNDED, near, at)
-    return FramePlan(
-        world_from_camera=resample_trajectory(world_from_camera, times, asked),
-        times=at,
-        wanted=wanted,
+    frame_times = times[0] + np.arange(first, first + count) / frame_rate
+    # a pose that was sent for a frame is used as it is, although its stamp was rounded
+    nearest = times[np.searchsorted(times, frame_times - STAMP_ERROR).clip(max=len(times) - 1)]
+    at = np.where(np.abs(nearest - frame_times) <= STAMP_ERROR, nearest, frame_times)
+    return Trajectory(
+        world_from_camera=resample_trajectory(world_from_camera, times, at), times=frame_times
     )

@@ -1,4 +1,4 @@
-"""One thread that drives the engine: jobs in, answers out, and exactly one outcome for every job. No ROS in it."""
+"""A thread that drives the engine: it takes jobs from a fair queue and ends each with exactly one outcome."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mirage_model.interface import (
     Observation,
 )
 
-Status = Literal['done', 'refused', 'dropped', 'cancelled', 'failed']
-"""Refused: cannot be served as it stands. Dropped: could, but there was no room for it. Failed: our fault."""
+Status = Literal['done', 'rejected', 'dropped', 'cancelled', 'failed']
+"""Rejected: the request is not valid. Dropped: there is no room for it. Failed: an error of ours."""
 Answer = Chunk | Candidate
 T = TypeVar('T')
 
 CLIENTS = 16
-"""So many clients may fill their queues."""
-CALLS = 256
-"""Calls that may wait."""
+"""Number of clients that can fill their queues at the same time."""
+MAX_CALLS = 256
+"""Number of calls that may wait."""
 SHUTTING_DOWN = 'the node is shutting down'
 
 logger = logging.getLogger(__name__)
@@ -41,44 +41,49 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended; means are over the frames that were handed out, NaN where there were none.
-
-    ``details`` are the traceback of what failed.
-    """
+    """How a job ended."""
 
     request_id: str
     status: Status
     reason: str = ''
+    """Empty for 'done'."""
     details: str = ''
+    """Traceback of an error; only for 'failed'."""
     chunks: int = 0
+    """Chunks that were returned."""
     frames: int = 0
+    """Frames that were returned, without padding."""
     visible_mean: float = float('nan')
+    """Mean visible share of the returned frames; NaN if there are none."""
     observed_mean: float = float('nan')
+    """Mean observed share of the returned frames; NaN if there are none."""
     depth_source: str = ''
+    """`DepthSource` of the memory; empty if the job did not start."""
     seconds: float = 0.0
+    """Time from submission to the end [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request, and the view that its memory starts from or None where the memory is there.
-
-    Of the frames along each path the first ``wanted`` are handed to ``on_answer``, the rest is padding: a chunk at a
-    time, or a candidate at a time of `CandidatesRequest`. ``on_end`` is called once, whatever happens, from the worker's thread
-    or from the one that submits. A job that ``replaces`` ends the older ones of the same client and kind. A memory
-    that starts with the job's view is dropped when the job ends. At ``due``, by the monotonic clock, `CandidatesRequest` are
-    answered with what exists.
-    """
+    """A request and its callbacks."""
 
     request: ImagineRequest | CandidatesRequest
-    view: Observation | None
+    observation: Observation | None
+    """Seeds the memory of the request, which is then dropped when the job ends; None if the memory exists."""
     wanted: tuple[int, ...]
+    """Frames to return along each path; those after them are padding."""
     on_answer: Callable[[Answer], None]
+    """Called from the worker's thread with each chunk, or with each candidate of a `CandidatesRequest`."""
     on_end: Callable[[Outcome], None]
+    """Called once, from the worker's thread or from one that submits, cancels or closes."""
     client: str = ''
     kind: str = 'topic'
     replaces: bool = False
+    """End the older jobs of the same client and kind."""
     last_frame_only: bool = False
+    """Return only the last wanted frame of each candidate."""
     due: float | None = None
+    """Time by the monotonic clock at which candidates are returned incomplete, and a waiting job ends."""
 
 
 @dataclass
@@ -95,11 +100,11 @@ class _Entry:
 
 
 class Worker:
-    """Submit, cancel, call, close. Every job that was submitted has had its outcome when `close` returns.
+    """Serves jobs on an engine. Each submitted job has had its outcome when `close` returns.
 
-    Jobs of one client are served in order. Clients take turns, by start-time fair queueing: a job's turn is one
-    after that of the job before it of the same client, or the turn that is being served. That one moves on a
-    little with every job.
+    Jobs of a client are served in order. Clients take turns by start-time fair queueing: the turn of a job is one
+    after the turn of the client's previous job, or the current turn if that is later. The current turn advances a
+    little with each job.
     """
 
     def __init__(self, engine: EngineProtocol, *, queue_size: int):
@@ -121,13 +126,13 @@ class Worker:
 
     @property
     def served(self) -> list[ImagineRequest | CandidatesRequest]:
-        """The requests that run or wait."""
+        """Return the requests that run or wait, in the order of submission."""
         with self._changed:
             entries = ([self._running] if self._running else []) + list(self._waiting)
         return [entry.job.request for entry in entries]
 
     def submit(self, job: Job) -> None:
-        """Put a job into the queue, or end it at once with the reason why not."""
+        """Queue a job, or end it at once if the queue is full, its request id is in use or the worker is closed."""
         entry = _Entry(job)
         request_id = job.request.request_id
         replaced: list[_Entry] = []
@@ -136,13 +141,13 @@ class Worker:
             stay = [other for other in self._waiting if not _gives_way(other, job)]
             running = self._running
             served = [*stay, running] if running and not _gives_way(running, job) else stay
-            own = sum(other.job.client == job.client for other in stay)
+            queued = sum(other.job.client == job.client for other in stay)
             if self._closed:
                 reason = self._closed
             elif any(other.job.request.request_id == request_id for other in served):
-                reason = f"a request '{request_id}' is already being served"
-            elif own >= self._queue_size or len(stay) >= CLIENTS * self._queue_size:
-                reason = f'the queue is full, {own} requests of this client and {len(stay)} in all are waiting'
+                reason = f"request_id: '{request_id}' is in use by a request that runs or waits"
+            elif queued >= self._queue_size or len(stay) >= CLIENTS * self._queue_size:
+                reason = f'the queue is full: {queued} requests of this client and {len(stay)} in total wait'
             else:
                 replaced = [other for other in self._waiting if _gives_way(other, job)]
                 if running and _gives_way(running, job):
@@ -168,28 +173,28 @@ class Worker:
         self._end(entry, 'cancelled', reason)
 
     def interrupt(
-        self, which: Callable[[ImagineRequest | CandidatesRequest], bool], reason: str
+        self, matches: Callable[[ImagineRequest | CandidatesRequest], bool], reason: str
     ) -> None:
-        """Cancel the request that runs where ``which`` says so."""
+        """Cancel the running job if its request matches."""
         with self._changed:
-            if self._running and which(self._running.job.request):
+            if self._running and matches(self._running.job.request):
                 self._running.cancel_reason = reason
 
     def call(self, task: Callable[[EngineProtocol], T]) -> Future[T]:
-        """Run something short on the engine, soon: between two denoising steps of the job that runs."""
+        """Run a short task in the worker's thread, at the latest after the current denoising step."""
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
                 future.set_exception(InvalidRequest(self._closed))
-            elif len(self._calls) >= CALLS:
-                future.set_exception(InvalidRequest(f'{CALLS} calls are waiting'))
+            elif len(self._calls) >= MAX_CALLS:
+                future.set_exception(InvalidRequest(f'{MAX_CALLS} calls are waiting'))
             else:
                 self._calls.append((task, future))
                 self._changed.notify()
         return future
 
     def close(self, reason: str = SHUTTING_DOWN) -> None:
-        """Cancel everything and wait for the thread."""
+        """End all jobs and calls, and join the thread."""
         with self._changed:
             self._closed = reason
             waiting, calls = list(self._waiting), list(self._calls)
@@ -205,10 +210,10 @@ class Worker:
         self._thread.join()
 
     def _take_turn(self, client: str) -> float:
-        here = {entry.job.client for entry in self._waiting}
+        active = {entry.job.client for entry in self._waiting}
         if self._running:
-            here.add(self._running.job.client)
-        self._next_turn = {c: turn for c, turn in self._next_turn.items() if c in here}
+            active.add(self._running.job.client)
+        self._next_turn = {c: turn for c, turn in self._next_turn.items() if c in active}
         turn = max(self._next_turn.get(client, self._turn), self._turn)
         self._next_turn[client] = turn + 1
         return turn
@@ -224,7 +229,7 @@ class Worker:
                 if self._waiting and not self._calls:
                     self._running = min(self._waiting, key=lambda entry: entry.turn)
                     self._waiting.remove(self._running)
-                    # not by turns alone: clients that are new every time would keep the others waiting
+                    # otherwise a stream of new clients would starve the others
                     least = self._turn + 1 / (CLIENTS * self._queue_size)
                     self._turn = max(least, self._running.turn)
                 entry = self._running
@@ -263,7 +268,7 @@ class Worker:
         except Cancelled:
             return 'cancelled', entry.cancel_reason or 'cancelled'
         except InvalidRequest as error:
-            return 'refused', str(error)
+            return 'rejected', str(error)
         except Exception as error:
             entry.details = traceback.format_exc()
             return 'failed', f'{type(error).__name__}: {error}'
@@ -281,8 +286,8 @@ class Worker:
 
         if cancelled():
             raise Cancelled
-        if job.view is not None:
-            entry.depth_source = self._engine.seed(job.view, memory=request.memory)
+        if job.observation is not None:
+            entry.depth_source = self._engine.seed(job.observation, memory=request.memory)
         try:
             for answer, chunks in self._answers(job, cancelled):
                 if cancelled():
@@ -294,12 +299,13 @@ class Worker:
                     entry.observed.append(chunk.observed)
                 entry.incomplete += isinstance(answer, Candidate) and not answer.complete
         finally:
-            if job.view is not None:
+            if job.observation is not None:
                 self._engine.drop(memory=request.memory)
 
     def _answers(
         self, job: Job, cancelled: Callable[[], bool]
     ) -> Iterator[tuple[Answer, tuple[Chunk, ...]]]:
+        """Yield each answer and its chunks, without the padding."""
         request = job.request
         if isinstance(request, CandidatesRequest):
             if job.due is not None:
@@ -307,16 +313,18 @@ class Worker:
             for candidate in self._engine.imagine_candidates(request, cancelled=cancelled):
                 chunks = tuple(_without_padding(candidate.chunks, job.wanted[candidate.index]))
                 if job.last_frame_only and chunks:
-                    chunks = (part_of(chunks[-1], slice(-1, None)),)
+                    chunks = (chunks[-1].select(slice(-1, None)),)
                 yield replace(candidate, chunks=chunks), chunks
             return
-        made = 0
+        returned = 0
         for chunk in _without_padding(
             self._engine.imagine(request, cancelled=cancelled), job.wanted[0]
         ):
-            made += len(chunk.frames)
+            returned += len(chunk.frames)
             yield chunk, (chunk,)
-        assert made == job.wanted[0], f'the engine made {made} of {job.wanted[0]} frames'
+        assert returned == job.wanted[0], (
+            f'the engine returned {returned} of {job.wanted[0]} frames'
+        )
 
     def _end(self, entry: _Entry, status: Status, reason: str) -> None:
         visible = np.concatenate([*entry.visible, []])
@@ -353,16 +361,5 @@ def _replaced_by(job: Job) -> str:
 def _without_padding(chunks: Iterator[Chunk] | tuple[Chunk, ...], wanted: int) -> Iterator[Chunk]:
     for chunk in chunks:
         if wanted > 0:
-            yield chunk if wanted >= len(chunk.frames) else part_of(chunk, slice(wanted))
+            yield chunk if wanted >= len(chunk.frames) else chunk.select(slice(wanted))
         wanted -= len(chunk.frames)
-
-
-def part_of(chunk: Chunk, frames: slice) -> Chunk:
-    """Some of a chunk's frames."""
-    per_frame = ('frames', 'visibility', 'visible', 'observed', 'world_from_camera', 'times')
-    cut = {name: getattr(chunk, name)[frames] for name in per_frame}
-    if chunk.memory_frames is not None:
-        cut['memory_frames'] = chunk.memory_frames[frames]
-    if chunk.K.ndim == 3:
-        cut['K'] = chunk.K[frames]
-    return replace(chunk, **cut)

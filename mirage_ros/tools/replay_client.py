@@ -96,7 +96,7 @@ class NodeEngine:
             nonlocal sent
             counts = self._counts()
             new = {name for name, count in counts.items() if count > before.get(name, 0)}
-            if new & {'messages refused', 'messages failed', 'images dropped: no pose'}:
+            if new & {'messages rejected', 'messages failed', 'images dropped: no pose'}:
                 raise InvalidRequest(
                     f'the node did not observe the view at {view.time:.6f}, see its log'
                 )

@@ -172,7 +172,7 @@ class Planner:
         def accepted(future: Any) -> None:
             handle = future.result()
             if not handle.accepted:
-                self._answered(asked, 'refused', 'goal not accepted')
+                self._answered(asked, 'rejected', 'goal not accepted')
                 return
             self._handle = handle
             handle.get_result_async().add_done_callback(
@@ -188,7 +188,7 @@ class Planner:
         self._answered(asked, how, message)
 
     def _scored(self, asked: Asked, response: ScoreTrajectories.Response) -> None:
-        self._answered(asked, 'done' if response.success else 'refused', response.message)
+        self._answered(asked, 'done' if response.success else 'rejected', response.message)
 
     def _answered(self, asked: Asked, how: str, reason: str) -> None:
         asked.answers += 1

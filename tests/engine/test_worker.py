@@ -37,7 +37,7 @@ class ImagineServer:
         **how,
     ) -> Job:
         padded = -(-frames // 16) * 16
-        view = Observation(
+        observation = Observation(
             image=np.full((8, 8, 3), value, np.uint8),
             K=np.eye(3),
             world_from_camera=np.eye(4),
@@ -54,7 +54,9 @@ class ImagineServer:
         chunks = self.chunks[name] = []
         how.setdefault('on_answer', chunks.append)
         how |= {'kind': 'topic' if replaceable else 'goal', 'replaces': replaceable}
-        return Job(request=request, view=view, wanted=(frames,), on_end=self._ended, **how)
+        return Job(
+            request=request, observation=observation, wanted=(frames,), on_end=self._ended, **how
+        )
 
     def submit(self, *arguments, **keywords) -> Job:
         job = self.job(*arguments, **keywords)
@@ -138,7 +140,7 @@ def test_a_newer_job_without_room_replaces_nothing(requests):
     requests.submit('newer', replaceable=True)
     assert (
         requests.outcome('newer').reason
-        == 'the queue is full, 1 requests of this client and 1 in all are waiting'
+        == 'the queue is full: 1 requests of this client and 1 in total wait'
     )
     assert requests.outcome('running').status == requests.outcome('waits').status == 'done'
 
@@ -149,7 +151,10 @@ def test_a_newer_job_replaces_those_of_its_own_name(requests):
     for _ in range(2):
         requests.submit('again', replaceable=True)
     requests.worker.submit(requests.job('goal', replaceable=True))
-    assert requests.outcome('goal').reason == "a request 'goal' is already being served"
+    assert (
+        requests.outcome('goal').reason
+        == "request_id: 'goal' is in use by a request that runs or waits"
+    )
     requests.worker.close()
     assert [outcome.reason for outcome in requests.outcomes['again']] == [
         "replaced by the newer request 'again'",
@@ -175,10 +180,13 @@ def test_full_queue_and_doubles_are_dropped(engine):
     requests.submit('third')
     assert (
         requests.outcome('third').reason
-        == 'the queue is full, 1 requests of this client and 1 in all are waiting'
+        == 'the queue is full: 1 requests of this client and 1 in total wait'
     )
     requests.worker.submit(requests.job('first'))
-    assert requests.outcome('first').reason == "a request 'first' is already being served"
+    assert (
+        requests.outcome('first').reason
+        == "request_id: 'first' is in use by a request that runs or waits"
+    )
     requests.worker.cancel(first)
     assert requests.outcome('second').status == 'done'
     requests.worker.close()
@@ -194,7 +202,7 @@ def test_errors_end_their_job_alone(requests):
     requests.submit('unpublished', on_answer=too_large)
     assert requests.outcome('breaks').reason == 'RuntimeError: this image breaks the engine'
     assert requests.outcome('breaks').status == 'failed'
-    assert requests.outcome('unscaled').status == 'refused'
+    assert requests.outcome('unscaled').status == 'rejected'
     assert requests.outcome('unpublished').reason == 'ValueError: the chunk is too large'
     assert 'Traceback' in requests.outcome('breaks').details
     assert requests.outcome('unscaled').details == ''

@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 from mirage_model.interface import Chunk
 from mirage_model.messages.poses import matrices_from_poses, seconds
 from mirage_ros import convert
+from mirage_ros.trajectory import PlannedPath, planned_from_path, planned_from_trajectory
 
 
 def over_the_wire(message):
@@ -101,18 +102,18 @@ def test_messages_of_an_observation_must_belong_together():
 
 def test_trajectory():
     message = trajectory(4, request_id='x')
-    planned = convert.planned_from_trajectory(over_the_wire(message), max_poses=5)
+    planned = planned_from_trajectory(over_the_wire(message), max_poses=5)
     assert planned.request_id == 'x' and planned.frame_from_seed is None
     np.testing.assert_allclose(np.diff(planned.times), 0.125)
     with pytest.raises(ValueError, match='limits.max_poses is 4'):
-        convert.planned_from_trajectory(message, max_poses=4)
+        planned_from_trajectory(message, max_poses=4)
 
 
 def test_times_that_have_no_stamp():
     message = trajectory(4)
     message.times[0].sec = -1
     with pytest.raises(ValueError, match=r'times\[0\]: time -1.0 s does not fit into a stamp'):
-        convert.planned_from_trajectory(message, max_poses=5)
+        planned_from_trajectory(message, max_poses=5)
 
 
 def path_of(*poses: tuple[float, float], stamps: list[int] | None = None) -> Path:
@@ -130,8 +131,8 @@ def path_of(*poses: tuple[float, float], stamps: list[int] | None = None) -> Pat
     return message
 
 
-def planned(message: Path) -> convert.PlannedPath:
-    return convert.planned_from_path(
+def planned(message: Path) -> PlannedPath:
+    return planned_from_path(
         message, request_id='p', moving_frame='base_link', speed=0.5, turn_rate=1.0, max_poses=100
     )
 

@@ -9,32 +9,32 @@ from mirage_ros.diagnostics import NodeMetrics, diagnostics
 from mirage_ros.parameters import from_values
 
 
-def report(figures: NodeMetrics, *, waiting: int = 0, cells: int = 10, **parameters):
+def report(metrics: NodeMetrics, *, waiting: int = 0, points: int = 10, **parameters):
     (status,) = diagnostics(
-        figures,
+        metrics,
         from_values({f'diagnostics.{name}': value for name, value in parameters.items()}),
         name='/mirage',
         state='active',
         engine=None,
         waiting=waiting,
-        holdings=MemoryStats(points=cells, nbytes=1000),
+        stats=MemoryStats(points=points, nbytes=1000),
         device_bytes=5,
     ).status
     return status, {value.key: value.value for value in status.values}
 
 
 def test_medians_percentiles_rates_and_counts():
-    figures = NodeMetrics()
+    metrics = NodeMetrics()
     for i in range(1, 101):
-        figures.chunk(16, i / 100, {'denoise': i / 200})
-    figures.count('images dropped: rate')
-    figures.count('images dropped: rate')
-    status, values = report(figures)
+        metrics.add_chunk(16, i / 100, {'denoise': i / 200})
+    metrics.count('images dropped: rate')
+    metrics.count('images dropped: rate')
+    status, values = report(metrics)
     assert (values['chunk median s'], values['chunk p95 s']) == ('0.5050', '0.9505')
     assert values['chunk denoise median s'] == '0.2525'
     assert values['frames per second'] == f'{1600 / 50.5:.2f}'
     assert values['images dropped: rate'] == '2'
-    assert (values['memory cells'], values['memory bytes']) == ('10', '1000')
+    assert (values['memory points'], values['memory bytes']) == ('10', '1000')
     assert status.level == b'\0' and status.message == 'active'
 
 
@@ -43,13 +43,13 @@ def test_medians_percentiles_rates_and_counts():
     [
         ({'warn_chunk_seconds': 1.0}, b'\1', 'a chunk takes 2.0 s'),
         ({'error_chunk_seconds': 1.5, 'warn_chunk_seconds': 1.0}, b'\2', 'a chunk takes 2.0 s'),
-        ({'cells': 11, 'warn_points': 10}, b'\1', 'the memory holds 11 cells'),
+        ({'points': 11, 'warn_points': 10}, b'\1', 'the memory holds 11 points'),
         ({'error_bytes': 999}, b'\2', 'the memory takes 1000 bytes'),
         ({'waiting': 4}, b'\1', '4 requests are waiting'),
     ],
 )
 def test_levels(changes, level, why):
-    figures = NodeMetrics()
-    figures.chunk(16, 2.0, {})
-    status, _ = report(figures, **changes)
+    metrics = NodeMetrics()
+    metrics.add_chunk(16, 2.0, {})
+    status, _ = report(metrics, **changes)
     assert (status.level, status.message) == (level, why)

@@ -66,7 +66,7 @@ class Robot:
         )
         self.client.until(lambda: self.looked_at() > before)
 
-    def figures(self) -> dict[str, str]:
+    def metrics(self) -> dict[str, str]:
         """What the newest diagnostics say."""
         messages = self.client.received['/diagnostics']
         count = len(messages)
@@ -74,11 +74,11 @@ class Robot:
         return {value.key: value.value for value in messages[-1].status[0].values}
 
     def looked_at(self) -> int:
-        figures = self.figures()
-        return sum(int(value) for key, value in figures.items() if key.startswith('images '))
+        metrics = self.metrics()
+        return sum(int(value) for key, value in metrics.items() if key.startswith('images '))
 
     def observed(self) -> int:
-        return int(self.figures().get('images observed', 0))
+        return int(self.metrics().get('images observed', 0))
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def test_paths_in_any_frame_start_from_what_was_driven_through(robot):
     client.receive('imagined/path', Path)
     client.until(lambda: client.node.count_publishers('imagined/path'))
     client.chunks.clear()
-    client.until(lambda: robot.figures())
+    client.until(lambda: robot.metrics())
     client.send('trajectory', in_odom(15, request_id='odom'))
     client.until(lambda: client.chunks and client.received['imagined/path'])
     (message,) = client.chunks
@@ -143,12 +143,12 @@ def test_paths_in_any_frame_start_from_what_was_driven_through(robot):
 def test_stale_and_unknown_frames_are_refused_by_name_and_time(robot):
     robot.client.send('trajectory', in_odom(request_id='stale', stamp=50))
     robot.node.wait_for(
-        "request 'stale' refused: no transform between 'map' and 'odom' at 50.000: "
+        "request 'stale' rejected: no transform between 'map' and 'odom' at 50.000: "
         "'odom' in 'map' is known from 101.000 to"
     )
     mars = trajectory(16, request_id='lost', frame_id='mars')
     robot.client.send('trajectory', mars)
-    robot.node.wait_for("request 'lost' refused: no transforms join 'mars' to 'map'")
+    robot.node.wait_for("request 'lost' rejected: no transforms join 'mars' to 'map'")
 
 
 def test_scores(robot):
@@ -170,7 +170,7 @@ def test_scores(robot):
         assert not response.success and why in response.message, response.message
     request = ScoreTrajectories.Request(trajectories=[in_odom()], threshold=float('nan'))
     response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
-    assert 'threshold nan' in response.message
+    assert 'threshold: is nan' in response.message
 
 
 def test_candidates(robot):
@@ -219,13 +219,13 @@ def test_candidates(robot):
     for change, why in (
         ({'trajectories': []}, '0 candidates'),
         ({'trajectories': [in_odom()] * 4}, 'limits.max_candidates is 3'),
-        ({'seeds': [1, 2]}, '2 seeds for 3 candidates'),
-        ({'resolution': 7}, 'resolution 7'),
+        ({'seeds': [1, 2]}, 'seeds: 2 for 3 candidates'),
+        ({'resolution': 7}, 'resolution: is 7'),
         ({'deadline': float('nan')}, 'deadline'),
         ({'memory': 'none'}, "memory 'none' does not exist"),
         (
             {'trajectories': [in_odom(511)] * 3},
-            '3 candidates of 1536 frames in all take about 5.6 MiB (jpeg), limits.max_message_bytes allows 3.0',
+            '3 candidates with 1536 frames in total take about 5.6 MiB (jpeg), limits.max_message_bytes allows 3.0',
         ),
     ):
         bad = ImagineCandidates.Goal(trajectories=goal.trajectories)
@@ -354,8 +354,8 @@ def test_a_loop_closure_moves_what_hangs_on_odometry(robot):
     before = {name: away(robot, name) for name in ('', 'branch', 'one')}
     robot.drive_to(4.0, odom_at=11.5)
     jump = "'odom' jumped in 'map' by 1.50 m and 0.000 rad"
-    robot.node.wait_for(f'{jump}: re-anchored: branch, driven; loaded, so left: one')
-    assert int(robot.figures()['jumps']) == 1
+    robot.node.wait_for(f'{jump}: re-anchored: branch, driven; unchanged because loaded: one')
+    assert int(robot.metrics()['jumps']) == 1
     status, result = running.result()
     assert status == GoalStatus.STATUS_ABORTED
     assert result.message.startswith(f'cancelled: {jump} while it ran'), result.message
@@ -369,9 +369,9 @@ def test_bad_transforms_and_images_are_refused_and_counted(robot):
     broken = transform_message('map', 'odom', shifted(0.0), 200.0)
     broken.transform.rotation.w = float('nan')
     robot._tf.publish(TFMessage(transforms=[broken]))
-    robot.node.wait_for("tf refused: transform of 'odom' in 'map'")
+    robot.node.wait_for("tf rejected: transform of 'odom' in 'map'")
     image = seed_messages()[0]
     image.data = array('B', [1, 2, 3])
     robot.client.send('image', image)
-    robot.node.wait_for('image refused: image: 3 bytes')
-    assert int(robot.figures()['messages refused']) > 1
+    robot.node.wait_for('image rejected: image: 3 bytes')
+    assert int(robot.metrics()['messages rejected']) > 1

@@ -11,7 +11,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from mirage_ros.node import MirageNode
 
 
-def test_every_transition_and_those_that_are_refused(client, start_node):
+def test_every_transition_and_those_that_are_rejected(client, start_node):
     node = start_node(autostart=False, ready='waits to be configured')
 
     def change(transition: int) -> bool:
@@ -24,11 +24,11 @@ def test_every_transition_and_those_that_are_refused(client, start_node):
     client.connect()
     client.send_seed()
     assert not change(Transition.TRANSITION_ACTIVATE)
-    node.wait_for("refused in state 'unconfigured'")
+    node.wait_for("rejected in state 'unconfigured'")
     assert state() == State.PRIMARY_STATE_UNCONFIGURED
     assert change(Transition.TRANSITION_CONFIGURE)
     client.send('trajectory', trajectory(16, request_id='too early'))
-    node.wait_for("request 'too early' refused: the node is not active")
+    node.wait_for("request 'too early' rejected: the node is not active")
     for _ in range(2):
         assert change(Transition.TRANSITION_ACTIVATE)
         assert state() == State.PRIMARY_STATE_ACTIVE

@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from mirage_model.interface import Points
 from mirage_ros.memory_views import (
     IMAGINED_ONLY,
-    OBSERVED_THERE,
+    OBSERVED,
     UNKNOWN,
     cloud_message,
     grid_message,
@@ -50,11 +50,11 @@ def test_grid_is_the_loop_over_all_cells():
     rng = np.random.default_rng(0)
     positions = rng.uniform(-3, 5, (300, 3)).astype(np.float32)
     observed = rng.random(300) < 0.5
-    message = grid_message(positions, observed, HEADER, resolution=0.5, most=1000)
+    message = grid_message(positions, observed, HEADER, resolution=0.5, max_size=1000)
     expected: dict[tuple[int, int], int] = {}
     for (x, y, _), is_observed in zip(positions.tolist(), observed):
         square = math.floor(x / 0.5), math.floor(y / 0.5)
-        value = OBSERVED_THERE if is_observed else IMAGINED_ONLY
+        value = OBSERVED if is_observed else IMAGINED_ONLY
         expected[square] = max(value, expected.get(square, UNKNOWN))
     grid = np.array(message.data).reshape(message.info.height, message.info.width)
     left, bottom = message.info.origin.position.x / 0.5, message.info.origin.position.y / 0.5
@@ -66,19 +66,19 @@ def test_grid_is_the_loop_over_all_cells():
 
 def test_grid_of_nothing_and_of_what_lies_far_away():
     nothing = np.zeros((0, 3), np.float32)
-    empty = grid_message(nothing, np.zeros(0, bool), HEADER, resolution=0.1, most=64)
+    empty = grid_message(nothing, np.zeros(0, bool), HEADER, resolution=0.1, max_size=64)
     assert not empty.data
     positions = np.zeros((9, 3), np.float32)
     positions[8] = 1e6
-    grid = grid_message(positions, np.ones(9, bool), HEADER, resolution=0.1, most=64)
-    assert (grid.info.width, grid.info.height, list(grid.data)) == (1, 1, [OBSERVED_THERE])
+    grid = grid_message(positions, np.ones(9, bool), HEADER, resolution=0.1, max_size=64)
+    assert (grid.info.width, grid.info.height, list(grid.data)) == (1, 1, [OBSERVED])
 
 
 def test_grid_of_a_ring_that_is_wider_than_the_grid():
     angle = np.linspace(0, 2 * np.pi, 100)
     ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * 150
-    grid = grid_message(ring, np.ones(100, bool), HEADER, resolution=0.1, most=64)
-    assert OBSERVED_THERE in grid.data
+    grid = grid_message(ring, np.ones(100, bool), HEADER, resolution=0.1, max_size=64)
+    assert OBSERVED in grid.data
 
 
 def test_the_viewer_shows_points_where_and_as_they_are():

@@ -246,15 +246,15 @@ def breaks_the_engine(goal):
 
 
 BAD_GOALS = [
-    (no_poses, 'refused: poses: empty'),
-    (nan_pose, 'refused: poses[3]: position [nan'),
-    (zero_quaternion, 'refused: poses[2]: the quaternion has length 0'),
-    (times_backwards, 'refused: times[5]: time 5.000 is not after'),
-    (times_missing, 'refused: 17 poses but 16 times'),
-    (unknown_world, "refused: no transforms join 'mars' to 'map'"),
+    (no_poses, 'rejected: poses: empty'),
+    (nan_pose, 'rejected: poses[3]: position [nan'),
+    (zero_quaternion, 'rejected: poses[2]: the quaternion has length 0'),
+    (times_backwards, 'rejected: times[5]: time 5.000 is not after'),
+    (times_missing, 'rejected: 17 poses but 16 times'),
+    (unknown_world, "rejected: no transforms join 'mars' to 'map'"),
     (
         unknown_moving_frame,
-        "refused: the poses are of 'gripper', and where the camera 'camera' sits",
+        "rejected: the pose of the camera 'camera' in moving_frame 'gripper' is unknown",
     ),
     (base_without_transform, 'base_from_camera'),
     (too_short, 'less than one frame'),
@@ -262,10 +262,10 @@ BAD_GOALS = [
     (wrong_encoding, "encoding '8UC7' is not one of"),
     (wrong_size, '45600 bytes in rows of 480 are not 96x160'),
     (wrong_depth_size, 'must be registered'),
-    (no_camera, 'seed_image without trajectory.camera_info'),
-    (no_image, 'refused: seed_depth without seed_image'),
+    (no_camera, 'seed_image: needs trajectory.camera_info'),
+    (no_image, 'rejected: seed_depth: needs seed_image'),
     (not_calibrated, 'not the intrinsics of a calibrated camera'),
-    (no_depth, 'refused: the view has no depth'),
+    (no_depth, 'rejected: the view has no depth'),
     (breaks_the_engine, 'failed: RuntimeError: this image breaks the engine'),
 ]
 
@@ -288,28 +288,28 @@ def test_bad_messages_then_good_ones(client, start_node):
     node = start_node()
     client.connect()
     client.send('trajectory', trajectory(16, request_id='too early'))
-    node.wait_for("request 'too early' refused: no seed yet: no image has come")
+    node.wait_for("request 'too early' rejected: image: none was received")
     client.send_seed(stamp=1, depth=False)
     client.send('trajectory', trajectory(16, request_id='no depth'))
-    node.wait_for("request 'no depth' refused: no seed yet: no depth")
+    node.wait_for("request 'no depth' rejected: depth: none was received")
     client.send_seed(stamp=2, value=50)
     image, camera_info, depth = seed_messages(stamp=3)
     image.encoding = 'jpeg'
     client.send('image', image)
-    node.wait_for("image refused: image: encoding 'jpeg'")
+    node.wait_for("image rejected: image: encoding 'jpeg'")
     depth.step = 7
     client.send('depth', depth)
-    node.wait_for('depth refused: depth: ')
+    node.wait_for('depth rejected: depth: ')
     camera_info.width = 0
     client.send('camera_info', camera_info)
-    node.wait_for('camera_info refused: camera_info: image size')
+    node.wait_for('camera_info rejected: camera_info: image size')
     lost = trajectory(16, request_id='lost', frame_id='')
     client.send('trajectory', lost)
-    node.wait_for("request 'lost' refused: the path is in frame ''")
+    node.wait_for("request 'lost' rejected: header.frame_id: is ''")
     other = trajectory(16, request_id='other camera')
     other.camera_info = [seed_messages(frame_id='rear')[1]]
     client.send('trajectory', other)
-    node.wait_for("request 'other camera' refused: the request's camera_info")
+    node.wait_for("request 'other camera' rejected: the request's camera_info")
 
     client.send('trajectory', trajectory(16, request_id='good'))
     client.until(lambda: client.chunks)
@@ -378,7 +378,7 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
 
 def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
     node = MirageNode(lambda parameters: InstantEngine())
-    with node.refusing('a message'):
+    with node.logging_errors('a message'):
         raise OverflowError('cannot convert float infinity to integer')
     node.close()
     node.destroy_node()

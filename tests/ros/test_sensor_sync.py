@@ -7,17 +7,17 @@ from processes import seed_messages
 import pytest
 from std_msgs.msg import Header
 
-from mirage_ros.sensor_sync import KEPT, SensorSync
+from mirage_ros.sensor_sync import BUFFER, SensorSync
 
 
 def test_newest_complete_set_in_any_order():
     seeds = SensorSync(use_depth=True, tolerance=0.02, max_pixels=10**6)
-    with pytest.raises(ValueError, match='no image has come'):
+    with pytest.raises(ValueError, match='image: none was received'):
         seeds.newest()
     first, second = seed_messages(stamp=1), seed_messages(stamp=2)
     seeds.add_depth(first[2])
     seeds.add_image(first[0])
-    with pytest.raises(ValueError, match='no camera_info within 0.02 s'):
+    with pytest.raises(ValueError, match='camera_info: none was received within 0.02 s'):
         seeds.newest()
     seeds.add_camera_info(first[1])
     assert seeds.newest() == first
@@ -39,7 +39,7 @@ def test_stamps_within_the_tolerance():
         seeds.add_image(image)
         seeds.add_camera_info(info)
         seeds.add_depth(depth)
-    with pytest.raises(ValueError, match='no depth .* within 0.02 s'):
+    with pytest.raises(ValueError, match='depth: none was received .* within 0.02 s'):
         strict.newest()
     assert loose.newest()[2] is depth
 
@@ -66,9 +66,9 @@ def test_unreadable_messages_leave_the_good_ones():
 def test_only_so_many_are_kept():
     seeds = SensorSync(use_depth=False, tolerance=0.0, max_pixels=10**6)
     seeds.add_camera_info(seed_messages(stamp=1)[1])
-    for stamp in range(1, KEPT + 2):
+    for stamp in range(1, BUFFER + 2):
         seeds.add_image(seed_messages(stamp=stamp)[0])
-    with pytest.raises(ValueError, match='no camera_info'):
+    with pytest.raises(ValueError, match='camera_info: none'):
         seeds.newest()
 
 
@@ -80,5 +80,5 @@ def test_images_that_are_too_large_are_not_kept():
     for add, message in ((seeds.add_image, image), (seeds.add_depth, depth)):
         with pytest.raises(ValueError, match=f'more than limits.max_pixels, {pixels - 1}'):
             add(message)
-    with pytest.raises(ValueError, match='no image has come'):
+    with pytest.raises(ValueError, match='image: none was received'):
         seeds.newest()

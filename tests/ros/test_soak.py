@@ -28,4 +28,4 @@ def test_soak_answers_each_request_once(tmp_path):
     assert (summary['lost'], summary['crashes'], summary['answered_more_than_once']) == (0, 0, 0)
     assert summary['restored_after_kill'] and summary['exit_code'] == 0
     assert len(summary['rss_mib_at_quarters']) == 4
-    assert {'done', 'refused', 'cancelled'} <= set(summary['outcomes']), summary
+    assert {'done', 'rejected', 'cancelled'} <= set(summary['outcomes']), summary
