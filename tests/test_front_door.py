@@ -57,7 +57,7 @@ sys.exit(getattr(importlib.import_module(module), function)())
 
 def run_script(name: str, *words: str, extra: str) -> subprocess.CompletedProcess[str]:
     """Run a console script where no other extra is installed."""
-    hidden = set(EXTRAS) - INSTALLED[extra] - {'rosbags'}  # rosbags-image depends on rosbags
+    hidden = set(EXTRAS) - INSTALLED[extra]
     return subprocess.run(
         [sys.executable, '-c', PROGRAM, ','.join(hidden), PROJECT['scripts'][name], *words],
         capture_output=True,
