@@ -226,7 +226,7 @@ def _read(path: Path) -> Mapping[str, object]:
 
 
 def _names(cls: type, prefix: str = '') -> set[str]:
-    """Return the names of all options, with dots where a part's options have its name before them."""
+    """Return the names of all options; those of a part have its name and a dot before them."""
     names = set()
     for name, hint in get_type_hints(cls, include_extras=True).items():
         markers = getattr(hint, '__metadata__', ())

@@ -24,7 +24,8 @@ class BagConfig:
     base_frame: str = 'base_link'
     """Frame that base_from_camera is mounted on, where poses come from transforms."""
     base_from_camera: tuple[float, ...] = ()
-    """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the transforms or camera poses."""
+    """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the transforms or
+    camera poses."""
     tolerance: float = 0.02
     """Largest difference between the stamps of an image and its depth [s]."""
     pose_gap: float = 0.5

@@ -21,7 +21,8 @@ class ReplayConfig:
     stride: float = 4.0
     """Time from the start of one segment to the start of the next [s]."""
     observe: float = math.inf
-    """How far back frames are observed before a segment [s]; inf: all, 0: its first frame alone."""
+    """How far back frames are observed before a segment [s]; inf: all, 0: its first frame alone.
+    """
     observe_every: float = 0.5
     """Time between observed frames [s]."""
     seeds: tuple[int, ...] = (0,)

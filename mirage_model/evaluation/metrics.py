@@ -1,4 +1,4 @@
-"""How near imagined frames are to the true ones: over all pixels, over covered ones and over the others.
+"""Image quality over all pixels, over pixels covered by the memory, and over the others.
 
 SSIM is torchmetrics'. LPIPS is reported as missing: its backbone's weights lie in no package, and
 a figure from another backbone would not be LPIPS.
@@ -28,9 +28,10 @@ def quality(
     truth: UInt8[np.ndarray, 'n h w 3'],
     covered: Bool[np.ndarray, 'n h w'],
 ) -> list[dict[str, float]]:
-    """One row a frame: `QUALITY` by name, NaN over a region that has no pixel.
+    """Return `QUALITY` of each frame by name, NaN over a region without pixels.
 
-    SSIM over a region is the mean of the map of all of the frame, so that its windows reach across.
+    SSIM over a region is the mean of the map of all of the frame, so that its windows reach
+    across.
     """
     rows = []
     for frame, true, mask in zip(_in_unit(frames), _in_unit(truth), torch.from_numpy(covered)):
@@ -47,7 +48,7 @@ def quality(
 
 
 def mean_with_interval(values: Sequence[float], *, seed: int = 0) -> dict[str, float | int]:
-    """Mean of the values that are numbers, with its 95% interval (bootstrap, BCa), and their count.
+    """Return the mean of the finite values, its 95% interval (bootstrap, BCa), and their count.
 
     A mean of nothing is NaN, and so is the interval of fewer than two different values.
     """

@@ -1,8 +1,9 @@
 """Measure how well latents survive reprojection: ``mirage evaluate reprojection``.
 
-A frame's latents are written to a memory with true depth and read back from the camera of a later frame;
-three convolutions, trained on other maps, repair what was read; PSNR counts covered cells alone. Against
-it: pixels warped the same way and then encoded, and the codec's own reconstruction of the true frame.
+A frame's latents are written to a memory with true depth and read back from the camera of a later
+frame; three convolutions, trained on other maps, repair what was read; PSNR counts covered cells
+alone. Against it: pixels warped the same way and then encoded, and the codec's own reconstruction
+of the true frame.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ LEARNED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A source frame and a target ``gap`` frames later, with the video latents that end at the source."""
+    """A source frame and a target ``gap`` frames later, with the video latents that end at the
+    source."""
 
     source: Tensor
     depth: Tensor
@@ -49,7 +51,7 @@ class Pair:
 
 
 def pairs_of(clip: Clip, codec: Codec, *, gap: int, rng: np.random.Generator) -> Pair:
-    """One random pair. Five frames that end at the source give its video latents."""
+    """Draw a random pair. The video latents are of five frames that end at the source."""
     start = int(rng.integers(4, len(clip.frames) - gap))
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     hidden = clip.sky | clip.moving
@@ -64,7 +66,11 @@ def pairs_of(clip: Clip, codec: Codec, *, gap: int, rng: np.random.Generator) ->
 
 
 def reproject(pair: Pair, codec: Codec, source: str, splat_size: int) -> tuple[Tensor, Tensor]:
-    """Channels (1, c + 4, h, w): latents, covered, offset, depth ratio; and covered (1, h, w)."""
+    """Write the source and read it at the target.
+
+    Returns:
+        Channels (1, c + 4, h, w): latents, visible, offset and depth ratio; and visible (1, h, w).
+    """
     height, width = pair.source.shape[-2:]
     h, w = height // codec.spatial_stride, width // codec.spatial_stride
     if source == 'pixels':
@@ -151,7 +157,7 @@ def evaluate(
     training_pairs: int,
     steps: int,
 ) -> dict:
-    """Figures by method and gap: mean and standard error of PSNR over covered cells, and coverage."""
+    """Return mean and standard error of covered PSNR, and coverage, by method and gap."""
     fit_on = gather(training, codec, training_pairs, GAPS, seed=1)
     test_on = {gap: gather(held_out, codec, pairs, (gap,), seed=2 + gap) for gap in GAPS}
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""How good is mirage-tiny on maps it has not seen? ``mirage evaluate tiny``
+"""Measure mirage-tiny on maps that it was not trained on: ``mirage evaluate tiny``.
 
-A seeded manifest of drives through the test maps: turning, driving forward, out and back. The seed frame
-comes with true depth, all later depth is the model's own. Baselines in the same run: the same model with an
-empty memory, the seed frame repeated, and the codec's reconstruction of the true frames. Finished
-trajectories are kept, so that an interrupted run goes on.
+A seeded manifest of drives through the test maps: turning, driving forward, out and back. The seed
+frame comes with true depth, all later depth is the model's own. Baselines in the same run: the
+same model with an empty memory, the seed frame repeated, and the codec's reconstruction of the
+true frames. Finished trajectories are kept, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mirage_model.write_filter import write_frames
 
 KINDS = ('turn', 'forward', 'out_and_back')
 BINS = 10
-"""Of coverage, each of them ten points wide."""
+"""Bins of coverage, each a tenth wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Imagined:
 
 
 def trajectory(index: int, frames: int) -> Clip:
-    """Number ``index`` of the manifest."""
+    """Record trajectory ``index`` of the manifest."""
     maps = maps_of('test')
     map_name, kind = maps[index // len(KINDS) % len(maps)], KINDS[index % len(KINDS)]
     name = f'{index:03d}-{map_name}-{kind}'
@@ -90,12 +90,12 @@ def gradient_energy(frames: Tensor) -> float:
 
 
 def colour_ratios(frames: Tensor, truth: Tensor) -> Float[Tensor, '3']:
-    """Mean red, green and blue against the true ones."""
+    """Return mean red, green and blue over the true means."""
     return frames.mean(dim=(0, 2, 3)) / truth.mean(dim=(0, 2, 3))
 
 
 def by_coverage(imagined: Imagined, truth: Float[Tensor, 'n 3 H W'], chunk: slice) -> list[float]:
-    """PSNR of the frames of a chunk by how much of them the memory covered, NaN for a bin that is empty."""
+    """Return the PSNR of a chunk's frames by coverage, NaN for an empty bin."""
     share = imagined.covered[chunk].float().mean(dim=(1, 2))
     bins = (share * BINS).long().clamp(max=BINS - 1)
     frames, truth = imagined.frames[chunk], truth[chunk]
@@ -103,7 +103,7 @@ def by_coverage(imagined: Imagined, truth: Float[Tensor, 'n 3 H W'], chunk: slic
 
 
 def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
-    """Every figure of one trajectory, and rows of pictures: true, imagined, empty memory, codec."""
+    """Return metrics of a trajectory, and rows of images: true, imagined, empty memory, codec."""
     channels = model.codec.channels
     config = MemoryConfig(channels=channels, splat_size=model.config.splat_size)
     imagined = imagine(model, clip, LatentMemory(config), seed=index)
@@ -160,7 +160,8 @@ def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
 
 
 def perception_figures(model: Model, clip: Clip) -> dict:
-    """The network on the true frames, with no memory: relative depth error and IoU of sky and movers."""
+    """Return relative depth error and IoU of sky and dynamic objects, on true frames without a
+    memory."""
     at = slice(0, None, 16)
     frames = clip.frames[at].permute(0, 3, 1, 2).float() / 255
     seen = model.perception.estimate(frames, clip.cameras[at])
@@ -179,7 +180,7 @@ def perception_figures(model: Model, clip: Clip) -> dict:
 
 
 def summarise(results: list[dict]) -> dict:
-    """Means over trajectories, with the standard error of each beside it; NaN where there was none."""
+    """Return means over trajectories and their standard errors, NaN where there are no values."""
     summary: dict = {}
     for key in {key: None for result in results for key in result}:
         values = np.array([r[key] for r in results if key in r], dtype=np.float64)
@@ -211,7 +212,7 @@ def _model(folder: Path) -> Model:
 
 
 def evaluate_trajectory(folder: Path, index: int, frames: int, done: Path) -> None:
-    """Measure one trajectory, and write its figures and pictures."""
+    """Measure one trajectory; write its metrics and images."""
     clip = trajectory(index, frames)
     with torch.no_grad():
         figures, rows = measure(_model(folder), clip, index)
@@ -222,7 +223,7 @@ def evaluate_trajectory(folder: Path, index: int, frames: int, done: Path) -> No
 
 
 def _identity(model: Model) -> str:
-    """Twelve digits that differ for other weights and for other settings."""
+    """Return twelve digits that depend on weights and settings."""
     parts = [model.sha256, asdict(model.config), dict(model.scheduler.config)]
     return hashlib.sha256(as_json(parts).encode()).hexdigest()[:12]
 

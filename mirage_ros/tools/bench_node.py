@@ -101,7 +101,7 @@ def _view(height: int, width: int) -> Observation:
 
 
 def _trajectory(frames: int, **frame: str) -> PlannedTrajectory:
-    """Straight along x, at 8 Hz after the first pose."""
+    """Return a trajectory straight along x, at 8 Hz."""
     poses = np.tile(np.eye(4), (frames + 1, 1, 1))
     poses[:, 0, 3] = 0.05 * np.arange(frames + 1)
     return planned_trajectory(poses, time.time() + 60 + np.arange(frames + 1) / 8, **frame)

@@ -1,4 +1,5 @@
-"""The demo's robot: it drives a simulated world, plans a path over ROS 2, and compares the imagined with the true frames."""
+"""The demo's robot: it drives a simulated world, plans a path over ROS 2, and compares the
+imagined with the true frames."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def record_world(config: DemoConfig) -> Clip:
 def imagine(clip: Clip, config: DemoConfig, node: Popen) -> list[ImaginedChunk]:
     """Send the seed and the plan to the node; return its chunks.
 
-    Raises TimeoutError when nothing comes for ``patience`` seconds, ChildProcessError when the node
-    has ended.
+    Raises TimeoutError when nothing comes for ``patience`` seconds, ChildProcessError when the
+    node has ended.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -185,7 +186,7 @@ def run_demo(
     video.write_png(
         out / 'contact_sheet.png', video.contact_sheet(rows, times=clip.cameras.times.numpy()[1:])
     )
-    (out / 'film.mp4').write_bytes(mp4(video.film_frames(rows), frame_rate=frame_rate))
+    (out / 'film.mp4').write_bytes(mp4(video.video_frames(rows), frame_rate=frame_rate))
 
     codec = reconstructed(truth, model_folder)
     visible = np.concatenate([chunk.visible for chunk in chunks])

@@ -33,7 +33,8 @@ it has not discovered the client."""
 
 
 class FakeRobot:
-    """A ROS node with an executor that sends topics, collects messages, and calls services and actions.
+    """A ROS node with an executor that sends topics, collects messages, and calls services and
+    actions.
 
     Args:
         topics: Topics that are sent, with their types. ``/tf`` or ``odometry`` among them are sent
@@ -160,7 +161,7 @@ class FakeRobot:
         return self.until(response, complaint=f'{name} does not answer')
 
     def goal(self, goal: Any, action: ActionClient | None = None) -> Goal:
-        """Send a goal, of imagine or of another action; return it once it is accepted or rejected."""
+        """Send a goal, of imagine by default; wait until it is accepted or rejected."""
         return Goal(self, goal, action)
 
 

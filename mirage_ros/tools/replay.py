@@ -1,8 +1,8 @@
-"""``mirage_replay_node BAG``: replay a recorded drive through a running node, which it starts and ends.
+"""Replay a recording through a node, which is started and ended: ``mirage_replay_node BAG``.
 
-In lockstep the player waits until each view is observed and each segment is answered, and the figures are those
-of ``mirage-replay``.
-With ``--free-running`` the bag plays at its own pace, and free_running.json says what the node dropped.
+In lockstep the player waits until each view is observed and each segment is answered, and the
+figures are those of ``mirage-replay``. With ``--free-running`` the bag plays at its own pace, and
+free_running.json says what the node dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A running node in place of an engine: the replay plays to it over ROS 2 and waits for each answer."""
+"""A running node in place of an engine: the replay plays to it over ROS 2 and waits for each
+answer."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def node_counts(robot: FakeRobot) -> dict[str, int] | None:
 
 
 def trajectory_of(request: ImagineRequest) -> PlannedTrajectory:
-    """Make the trajectory of a request without a seed: the node starts from its observed memory."""
+    """Make a request's trajectory without a seed: the node starts from its observed memory."""
     return planned_trajectory(
         request.world_from_camera, request.times, request_id=request.request_id
     )
@@ -49,7 +50,8 @@ def trajectory_of(request: ImagineRequest) -> PlannedTrajectory:
 class NodeEngine:
     """The verbs of `ReplayEngine` by a node that observes each image that it is sent.
 
-    Waiting raises TimeoutError after ``patience`` seconds, ChildProcessError when the node has ended.
+    Waiting raises TimeoutError after ``patience`` seconds, ChildProcessError when the node has
+    ended.
 
     Args:
         about: The model that the node serves.
@@ -88,7 +90,10 @@ class NodeEngine:
         return self.observe(view, memory=memory)
 
     def observe(self, view: Observation, *, memory: str = 'default') -> DepthSource:
-        """Send a view and wait until the node has counted it. Raises InvalidRequest where it is rejected."""
+        """Send a view and wait until the node has counted it.
+
+        Raises InvalidRequest where it is rejected.
+        """
         before = self._counts()
         sent = -np.inf
 
@@ -109,7 +114,10 @@ class NodeEngine:
         return 'sensor' if view.depth is not None else 'perception'
 
     def imagine(self, request: ImagineRequest) -> Iterator[Chunk]:
-        """Yield chunks. Raises InvalidRequest with the node's reason, ValueError for another model."""
+        """Yield chunks.
+
+        Raises InvalidRequest with the node's reason, ValueError for another model.
+        """
         self._robot.chunks.clear()
         goal = self._robot.goal(
             ImagineAction.Goal(

@@ -1,7 +1,8 @@
-"""Three planners and a driving robot ask a running node for minutes, well and badly: `make soak`.
+"""Send right and wrong requests to a node for minutes: ``mirage bench node-soak``.
 
-Writes out/soak/summary.json: requests sent, answered, refused with their reasons and lost, crashes, the node's memory at
-the quarters, latencies, and whether a memory that was saved answers as before once the node was killed and began again.
+Writes summary.json: requests sent, answered, rejected with their reasons and lost, crashes,
+resident size of the node at the quarters, latencies, and whether a saved memory gives the same
+scores after the node was killed and started again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def circle_view(step: int) -> Observation:
 
 
 class Planner:
-    """One request at a time, of a kind drawn at random; every answer is noted."""
+    """A client with one request at a time, of a random kind."""
 
     def __init__(self, name: str, config: SoakConfig):
         self.node = Node(f'soak_{name}')
@@ -113,7 +114,7 @@ class Planner:
         return bool(self.asked) and self.asked[-1].answers == 0
 
     def step(self, *, ask: bool = True) -> None:
-        """Ask, cancel or give up, where it is time to."""
+        """Send a request, cancel it, or count it as lost, when it is due."""
         now = time.monotonic()
         if self._handle is not None and now > self._cancel_at:
             self._handle.cancel_goal_async()
@@ -280,7 +281,8 @@ class Soak:
         return list(response.scores[0].observed) if response.success else None
 
     def run(self) -> list[int]:
-        """Ask for all of the time; return the node's resident bytes at the quarters."""
+        """Send requests for the whole time; return the node's resident sizes at the quarters
+        [bytes]."""
         began = time.monotonic()
         rss: list[int] = []
         quarter = self._config.minutes * 60 / 4
@@ -295,14 +297,13 @@ class Soak:
                 rss.append(resident_bytes(self.process.pid))
                 print(f'[soak] quarter {len(rss)}: {rss[-1] / 2**20:.0f} MiB', flush=True)
         while any(planner.waits for planner in self.planners):
-            # cancelled or counted as lost in their time, as before
             for planner in self.planners:
                 planner.step(ask=False)
             self.robot.spin(0.02)
         return rss
 
     def kill_and_restore(self) -> bool:
-        """Save, kill, start again, load: does the memory answer as before?"""
+        """Save, kill, start again, load; return whether the memory gives the same scores."""
         self._driving.cancel()
         # images that are on their way change nothing between the scores and the file
         self.robot.call(Trigger, 'pause_observing')
@@ -311,7 +312,7 @@ class Soak:
         saved = self.robot.call(MemoryFile, 'save_memory', file)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        # until DDS has forgotten it, it looks ready, and what is asked goes to nobody
+        # DDS reports the killed node as ready for a while
         self._until_ready('the killed node is still discovered', ready=False)
         self.process = self._start()
         self._until_ready('the node did not come up again')

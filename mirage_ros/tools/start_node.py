@@ -48,7 +48,8 @@ def node_command(
 
 @contextmanager
 def running_node(command: list[str]) -> Iterator[subprocess.Popen]:
-    """Run a node while the block runs; interrupt it, and wait for its end, however the block is left."""
+    """Run a node while the block runs; interrupt it, and wait for its end, however the block is
+    left."""
     # a process group of its own: Ctrl-C reaches this process alone, which then ends the node
     node = subprocess.Popen(command, start_new_session=True)
     try:

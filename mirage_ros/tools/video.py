@@ -1,4 +1,4 @@
-"""What was imagined beside what is there: a film and a contact sheet, from arrays."""
+"""A video and a contact sheet of imagined and true frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INK, _PAPER = (40, 40, 40), 245
 def contact_sheet(
     rows: Rows, *, times: np.ndarray, columns: int = 8, scale: int = 1
 ) -> UInt8[np.ndarray, 'h w 3']:
-    """One row for each title, the same moments below each other; the first and the last frame are among them."""
+    """Draw a row for each title, with the same frames in each, the first and the last included."""
     frames = next(iter(rows.values()))
     picked = np.unique(np.linspace(0, len(frames) - 1, columns).round().astype(int))
     height, width = frames.shape[1] * scale, frames.shape[2] * scale
@@ -35,8 +35,8 @@ def contact_sheet(
     return sheet
 
 
-def film_frames(rows: Rows, *, scale: int = 2) -> UInt8[np.ndarray, 'n h w 3']:
-    """The rows of a contact sheet as pictures side by side, two in a line, each under its title."""
+def video_frames(rows: Rows, *, scale: int = 2) -> UInt8[np.ndarray, 'n h w 3']:
+    """Put the rows of a contact sheet side by side, two in a line, each under its title."""
     cells = []
     for title, frames in rows.items():
         cell = np.stack([_enlarged(frame, scale) for frame in frames])

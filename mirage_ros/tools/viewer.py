@@ -40,7 +40,7 @@ def open_recording(file: FilePath | None) -> Any:
 
 
 def log_chunk(recording: Any, message: ImaginedChunk) -> None:
-    """Imagined frames and masks by their planned times, and the cameras that they were imagined from."""
+    """Log imagined frames and masks at their planned times, and their cameras."""
     import rerun
 
     chunk = convert.chunk_from_message(message)

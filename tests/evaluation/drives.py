@@ -41,7 +41,8 @@ OPTIONS = {
 
 
 def wall_drive(frames: int = 33, rate: float = RATE) -> Clip:
-    """Sideways along a wall with a pattern, three metres away; what moves out of sight is never seen again."""
+    """Sideways along a wall with a pattern, three metres away; what moves out of sight is never
+    seen again."""
     x = np.arange(frames) * 0.1
     columns = np.arange(WIDTH)[None, :] * 3.0 / 50.0 + x[:, None]
     rows = np.arange(HEIGHT) / 50.0
@@ -89,7 +90,8 @@ def copy_bag(
     plugin: StoragePlugin = StoragePlugin.MCAP,
     spoil: Callable = lambda topic, logged, data: data,
 ) -> Path:
-    """The same bag with its messages changed, and then their bytes; those that become None are left out."""
+    """The same bag with its messages changed, and then their bytes; those that become None are
+    left out."""
     with AnyReader([source], default_typestore=STORE) as reader:
         with Writer(target, version=9, storage_plugin=plugin) as writer:
             connections = {}
@@ -106,7 +108,8 @@ def copy_bag(
 
 
 def split_bag(source: Path, target: Path, at: int) -> Path:
-    """The same bag in two files, as rosbag2 splits what it records: what was logged from ``at`` on is in the second."""
+    """The same bag in two files, as rosbag2 splits what it records: what was logged from ``at`` on
+    is in the second."""
     target.mkdir()
     parts = []
     with AnyReader([source], default_typestore=STORE) as reader:

@@ -31,7 +31,8 @@ def test_psnr_of_a_constant_error_in_every_region():
 
 
 def test_ssim_of_two_flat_frames_is_its_luminance_term():
-    """(2 a b + c1) / (a^2 + b^2 + c1) with c1 = 0.01^2, for there is neither contrast nor structure."""
+    """(2 a b + c1) / (a^2 + b^2 + c1) with c1 = 0.01^2, for there is neither contrast nor
+    structure."""
     a, b, c1 = 102 / 255, 153 / 255, 0.01**2
     (row,) = quality(frames(102), frames(153), np.ones((1, 24, 32), bool))
     expected = (2 * a * b + c1) / (a * a + b * b + c1)

@@ -201,7 +201,8 @@ def test_several_devices_share_the_segments(recorded, done):
 
 
 def test_unusable_image_fails_its_segment_only(recorded, tmp_path, capsys):
-    """One image is of another size: its segment fails by name; those that only lack it before do not."""
+    """One image is of another size: its segment fails by name; those that only lack it before do
+    not."""
 
     def change(topic, message):
         if topic == '/camera/image' and message.header.stamp == AT:
@@ -219,7 +220,8 @@ def test_unusable_image_fails_its_segment_only(recorded, tmp_path, capsys):
 
 
 def test_unusable_observed_image_is_reported(recorded, tmp_path, capsys):
-    """No segment shows it; it is missing from the memory of those after it, at the second start too."""
+    """No segment shows it; it is missing from the memory of those after it, at the second start
+    too."""
 
     def change(topic, message):
         if topic == '/camera/image' and message.header.stamp == AT:
@@ -237,7 +239,7 @@ def test_unusable_observed_image_is_reported(recorded, tmp_path, capsys):
 
 
 def test_corrupt_message_fails_its_segment_only(recorded, tmp_path, capsys):
-    """It breaks the segment that it lies in, and those around are replayed; the exit status tells."""
+    """The segments around it are replayed, and the exit status is 1."""
 
     def spoil(topic, logged, data):
         return data[:40] if topic == '/camera/image' and logged == 1002_500_000_000 else data

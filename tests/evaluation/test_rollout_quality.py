@@ -15,8 +15,10 @@ from mirage_model.cli import main
 from mirage_model.evaluation import rollout_quality
 
 FIGURES = (
-    'codec_psnr_db imagined_psnr_db empty_memory_psnr_db repeat_seed_psnr_db covered_psnr_db covered_codec_psnr_db '
-    'covered_first_chunk_psnr_db codec_chroma_ratio closed_loop_psnr_db closed_loop_empty_psnr_db gradient_energy_ratio '
+    'codec_psnr_db imagined_psnr_db empty_memory_psnr_db repeat_seed_psnr_db '
+    'covered_psnr_db covered_codec_psnr_db '
+    'covered_first_chunk_psnr_db codec_chroma_ratio closed_loop_psnr_db closed_loop_empty_psnr_db '
+    'gradient_energy_ratio '
     'depth_abs_rel sky_iou mover_iou'
 ).split()
 

@@ -27,7 +27,8 @@ def plan(config: ReplayConfig, *runs: range, rate: float = 4.0):
 
 
 def test_segments_worked_by_hand():
-    """At 4 Hz: a segment every 6 frames, 4 frames long, every third frame observed, and every start."""
+    """At 4 Hz: a segment every 6 frames, 4 frames long, every third frame observed, and every
+    start."""
     config = ReplayConfig(horizon=1.0, stride=1.5, observe_every=0.75)
     segments, left_out = plan(config, range(0, 14))
     assert not left_out
@@ -69,7 +70,7 @@ def test_wrong_configurations_are_rejected():
 
 
 def test_observation_times_are_whole_microseconds(tmp_path):
-    """Stamps have nanoseconds, those of the node microseconds; both ways give the memory the same."""
+    """The node's times are whole microseconds, so those of a replay from the file are too."""
 
     def later(topic, message):
         if topic == '/camera/image':

@@ -53,7 +53,8 @@ def test_camera_paths_worked_by_hand(path, centre, forward):
 
 
 def test_the_toolkits_convention_worked_by_hand():
-    """Its first camera is at the origin of x left, y up, z forward; Blender's looks along -z, y up."""
+    """Its first camera is at the origin of x left, y up, z forward; Blender's looks along -z, y
+    up."""
     blender = to_blender(along(keyframes(['move_left']), 3))
     np.testing.assert_allclose(blender[0], np.diag([-1.0, 1.0, -1.0, 1.0]), atol=1e-12)
     np.testing.assert_allclose(blender[2, :3, 3], [0.5, 0.0, 0.0], atol=1e-12)

@@ -1,4 +1,5 @@
-"""A node whose engine fails where it is told to: out of memory in a chunk, a depth estimator, a full disk."""
+"""A node whose engine fails where it is told to: out of memory in a chunk, a depth estimator, a
+full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from mirage_model.interface import Chunk, ImagineRequest, Observation
 from mirage_ros.node import main
 
 OUT_OF_MEMORY, UNSEEN = 666, 14
-"""The seed number that runs out of memory after a chunk; the grey of which no depth can be estimated."""
+"""The seed number that runs out of memory after a chunk; the grey of which no depth can be
+estimated."""
 
 
 class FaultyEngine(InstantEngine):

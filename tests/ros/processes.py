@@ -34,7 +34,8 @@ FORKS.set_forkserver_preload(['mirage_ros.node'])
 
 
 class Forked:
-    """A node with the engine of a module here, forked from a process that has imported the node already.
+    """A node with the engine of a module here, forked from a process that has imported the node
+    already.
 
     Its verbs are those of `subprocess.Popen`.
     """
@@ -75,7 +76,8 @@ def _run(engine: str, arguments: list[str], environment: dict[str, str], log: Pa
 
 
 class NodeProcess:
-    """Runs a node, with the engine of a module here or as ``program``, and keeps what it says in a file."""
+    """Runs a node, with the engine of a module here or as ``program``, and keeps what it says in a
+    file."""
 
     def __init__(
         self,
@@ -110,7 +112,8 @@ class NodeProcess:
         return self.log.read_text()
 
     def wait_for(self, text: str, seconds: float = 180.0) -> None:
-        """Wait until the node has said something; its end or the time's is an error that shows what it did say."""
+        """Wait until the node has said something; its end or the time's is an error that shows
+        what it did say."""
         deadline = time.monotonic() + seconds
         while text not in self.says():
             assert self.process.poll() is None, (

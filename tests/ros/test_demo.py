@@ -72,7 +72,8 @@ def before() -> set[str]:
 
 
 def shared_memory() -> set[str]:
-    """Files of DDS and of the simulator, but for those that a simulator beside this test has in use."""
+    """Files of DDS and of the simulator, but for those that a simulator beside this test has in
+    use."""
     maps = (Path(path) for path in glob.glob('/proc/[0-9]*/maps'))
     used = '\n'.join(map(_text, maps))
     names = {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}

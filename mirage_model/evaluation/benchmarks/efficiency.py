@@ -44,7 +44,8 @@ from mirage_model.model.codec import WAN22_VAE, Codec
 TRAJECTORY = 5
 """Index in the manifest of `mirage evaluate tiny`: out and back, which moves in each chunk."""
 WALL, CEILING, END = 1.5, 1.3, 40.0
-"""The corridor [m]: distance of a side wall, of ceiling and floor, and of the end from the start."""
+"""The corridor [m]: distance of a side wall, of ceiling and floor, and of the end from the start.
+"""
 MIB = 2**20
 
 
@@ -53,7 +54,10 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One chunk of one run of a memory. Seconds are for the whole chunk, bytes are held after it."""
+    """One chunk of one run of a memory.
+
+    Seconds are for the whole chunk, bytes are held after it.
+    """
 
     memory: str
     run: int
@@ -198,7 +202,7 @@ class CountingEncoder:
 
 
 def corridor_cameras(size: ComposedSize, frames: int, *, start: int = 0) -> Cameras:
-    """Return cameras at 16 Hz, 90 degrees wide, from frame ``start`` of the way down the corridor."""
+    """Return cameras at 16 Hz, 90 degrees wide, down the corridor from frame ``start`` on."""
     height, width = size.height, size.width
     K = torch.tensor(
         [[width / 2, 0, (width - 1) / 2], [0, width / 2, (height - 1) / 2], [0, 0, 1]]
@@ -374,7 +378,7 @@ class Results:
 
 
 def once(path: Path, work: Callable[[], object]) -> dict[str, Any]:
-    """Return the content of a timing's file; run ``work`` and write the file where it is absent."""
+    """Return the content of a timing's file; run ``work`` and write it where it is absent."""
     if not path.exists():
         print(f'{path.stem}: now', flush=True)
         content = {'machine': machine(), 'value': work()}
@@ -401,7 +405,10 @@ def machine() -> dict[str, Any]:
 
 
 def same_machine(folder: Path, machines: list[dict]) -> dict:
-    """Return the machine of all timings and their last date. Raises ValueError for several machines."""
+    """Return the machine of all timings and their last date.
+
+    Raises ValueError for several machines.
+    """
     alike = [{key: value for key, value in each.items() if key != 'date'} for each in machines]
     if any(each != alike[0] for each in alike):
         raise ValueError(f'{folder}: has timings of several machines, remove it: {alike}')

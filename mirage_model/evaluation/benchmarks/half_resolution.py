@@ -1,8 +1,9 @@
-"""What half the resolution costs and gives: candidates imagined at full and at half size along the same drives.
+"""Measure quality and time of candidates at half resolution, against full resolution.
 
-``mirage bench half-resolution`` records drives through the validation maps, starts from the first
-frame with its true depth, prints the metrics and writes them to out/bench/half.json. The full frames are also compared
-at half the size, so that both are judged on the same pixels; the half ones also at the full size, enlarged.
+``mirage bench half-resolution`` records trajectories through the validation maps, starts from the
+first frame with its true depth, prints the metrics and writes them to out/bench/half.json. The
+full frames are also compared at half the size, so that both are judged on the same pixels; the
+half ones also at the full size, enlarged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from mirage_model.interface import CandidatesRequest, Observation, Trajectory
 from mirage_model.metrics import psnr
 
 
-def drive(index: int, frames: int) -> Clip:
+def validation_trajectory(index: int, frames: int) -> Clip:
+    """Record trajectory ``index`` through the validation maps."""
     maps, kind = maps_of('validation'), KINDS[index % len(KINDS)]
     map_name = maps[index % len(maps)]
     name = f'{index:03d}-{map_name}-{kind}'
@@ -49,7 +51,7 @@ def seed(engine: Engine, clip: Clip) -> None:
 def imagined(
     engine: Engine, clip: Clip, resolution: Literal['full', 'half']
 ) -> tuple[Float[Tensor, 'n 3 h w'], list[float]]:
-    """The frames after the first, and the seconds of every chunk."""
+    """Return the frames after the first, and the time of each chunk [s]."""
     path = Trajectory(
         world_from_camera=clip.cameras.world_from_camera[1:].double().numpy(),
         times=clip.cameras.times[1:].double().numpy(),
@@ -77,7 +79,7 @@ def measure(drives: int, frames: int) -> list[Metric]:
     seconds: dict[Literal['full', 'half'], list[float]] = {'full': [], 'half': []}
     for index in range(drives):
         print(f'\rdrive {index + 1} of {drives}', end='', file=sys.stderr, flush=True)
-        clip = drive(index, frames)
+        clip = validation_trajectory(index, frames)
         seed(engine, clip)
         truth = as_batch(clip.frames[1:])
         made = {}
@@ -85,13 +87,13 @@ def measure(drives: int, frames: int) -> list[Metric]:
             made[resolution], each = imagined(engine, clip, resolution)
             took += each
         enlarged = F.interpolate(made['half'], truth.shape[-2:], mode='bilinear')
-        still = as_batch(clip.frames[:1]).expand_as(truth)
+        repeated = as_batch(clip.frames[:1]).expand_as(truth)
         for name, value in (
             ('full size, against the true frames', psnr(made['full'], truth)),
             ('half size enlarged, against the true frames', psnr(enlarged, truth)),
             ('full size, both halved', psnr(halved(made['full']), halved(truth))),
             ('half size, against the true frames halved', psnr(made['half'], halved(truth))),
-            ('the first frame repeated, both halved', psnr(halved(still), halved(truth))),
+            ('the first frame repeated, both halved', psnr(halved(repeated), halved(truth))),
         ):
             rows.setdefault(name, []).append(value)
     print(file=sys.stderr)

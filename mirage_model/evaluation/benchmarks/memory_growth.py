@@ -1,7 +1,8 @@
-"""How much a memory grows: ``mirage bench growth``.
+"""Measure how much the memory grows: ``mirage bench growth``.
 
-Bytes of a cell, what a forward drive at full size adds to the seed, and what coming back adds in a
-map of Freedoom. Writes out/bench/growth.json and exits with 1 where a goal is missed.
+The metrics are the bytes of a point, the growth along a forward trajectory at full size after the
+seed, and the growth on the way back through a map of Freedoom. Writes out/bench/growth.json and
+exits with 1 where a goal is missed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """Cameras on the latent grid, the depth that they see and what may be kept of it."""
+    """Cameras on the latent grid, their depth, and the cells that may be written."""
 
     cameras: Cameras
     depth: Float[Tensor, 'n h w']
@@ -42,7 +43,7 @@ class Walk:
 def recorded(
     world: DoomWorld, poses: Float[np.ndarray, 'n 4 4'], *, stride: int, first: int = 0
 ) -> Walk:
-    """What is seen along poses, from frame ``first`` on, on cells that are ``stride`` pixels across."""
+    """Record what is seen along poses, from frame ``first`` on, on cells of ``stride`` pixels."""
     grid = (HEIGHT // stride, WIDTH // stride)
     clip = world.record(poses, (first + np.arange(len(poses))) / FRAME_RATE, name='walk')
     depth = clip.depth.masked_fill(clip.sky | clip.moving, torch.nan)
@@ -51,7 +52,7 @@ def recorded(
 
 
 def written(memory: LatentMemory, walk: Walk) -> int:
-    """Write a walk as observed, camera after camera; return by how many cells the memory grew."""
+    """Write a walk as observed, camera after camera; return the number of points added."""
     before, (height, width) = len(memory), walk.depth.shape[1:]
     for k in range(len(walk)):
         one = walk[k : k + 1]
@@ -61,9 +62,9 @@ def written(memory: LatentMemory, walk: Walk) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drive:
-    """What a drive added: cells and bytes of the seed, those after it, and how much of each new
-    view was covered before it was written."""
+class CorridorGrowth:
+    """Points and bytes of the seed and at the end, and the mean coverage of views before they are
+    written."""
 
     seed_cells: int
     seed_nbytes: int
@@ -73,9 +74,11 @@ class Drive:
     covered: float
 
 
-def corridor_drive(chunks: int = 5) -> Drive:
-    """Chunks of eight new latent frames of 704x1280, imagined, five centimetres a frame down a
-    corridor of 4 x 3 m, after an observed seed."""
+def corridor_drive(chunks: int = 5) -> CorridorGrowth:
+    """Write chunks of eight imagined latent frames of 704x1280 after an observed seed.
+
+    The camera moves 5 cm a frame down a corridor of 4 x 3 m.
+    """
     height, width, n = 44, 80, 8 * chunks + 1
     pose = np.tile(np.eye(4), (n, 1, 1))
     pose[:, 2, 3] = np.arange(n) * 0.05
@@ -98,7 +101,7 @@ def corridor_drive(chunks: int = 5) -> Drive:
         memory.write(latents, depth, one, valid=valid, observed=k == 0)
         if k == 0:
             seed = (len(memory), memory.nbytes)
-    return Drive(
+    return CorridorGrowth(
         seed_cells=seed[0],
         seed_nbytes=seed[1],
         cells=len(memory),
@@ -109,7 +112,7 @@ def corridor_drive(chunks: int = 5) -> Drive:
 
 
 def ways(map_name: str, frames: int, *, stride: int, seed: int) -> tuple[Walk, Walk, Walk]:
-    """Out along a random way; back along the same; back beside it, up to 10 cm off in x and y."""
+    """Return a random way out, the same way back, and a way back up to 10 cm beside it."""
     rng = np.random.default_rng(seed)
     with DoomWorld(map_name, seed=seed) as world:
         poses = world.plan('wander', frames, rng)
@@ -120,8 +123,12 @@ def ways(map_name: str, frames: int, *, stride: int, seed: int) -> tuple[Walk, W
 
 
 def coming_back(config: MemoryConfig, out: Walk, back: Walk) -> dict[str, float]:
-    """Cells that the way out added, what the way back added as a share of them, and the share of
-    all kept cells of all frames that the memory covers afterwards, one point a cell and three."""
+    """Write the way out and the way back.
+
+    Returns:
+        Points added on the way out, points added on the way back as a share of them, and the share
+        of valid cells covered afterwards, with splats of one and of three cells.
+    """
     memory = LatentMemory(config)
     added = written(memory, out)
     grew = written(memory, back)

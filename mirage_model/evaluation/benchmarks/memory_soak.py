@@ -1,9 +1,8 @@
-"""Does the memory hold out? ``mirage bench soak``.
+"""Read and write the memory for thousands of steps under a cap: ``mirage bench soak``.
 
-A camera walks through a Freedoom map; at every step it reads the memory and writes what it sees, by
-turns as observed and as imagined, under a cap on cells. Depth is exact, the latents are random.
-Writes its metrics to out/bench/soak.json and exits with 1 where a goal is missed. Seconds are those
-that the processor worked for this process: other processes disturb them less than the clock.
+A camera walks through a map of Freedoom. At each step it reads the memory and writes what it sees,
+three times as observed and once as imagined. Depth is exact, the latents are random. Times are CPU
+times of the process, which other processes disturb less than the clock.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.worlds.doom import DoomWorld
 
 PIECE = 50
-"""Frames that are held at a time while the walk is recorded."""
+"""Frames in memory at a time while the walk is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What was found after one read and one write."""
+    """Times and sizes after one read and one write."""
 
     read_seconds: float
     write_seconds: float
@@ -42,7 +41,7 @@ class Step:
 
 
 def random_walk(map_name: str, steps: int, *, stride: int, seed: int) -> Walk:
-    """A random walk through a map, on a grid whose cells are ``stride`` pixels across."""
+    """Record a random walk through a map, on cells of ``stride`` pixels."""
     rng, parts = np.random.default_rng(seed), []
     with DoomWorld(map_name, seed=seed) as world:
         poses = world.plan('wander', steps, rng)
@@ -82,13 +81,13 @@ def soak(memory: LatentMemory, walk: Walk) -> list[Step]:
 
 
 def resident_bytes() -> int:
-    """What the system has given this process, the pages of files left out."""
+    """Return the resident size of this process without the pages of files [bytes]."""
     _, resident, shared, *_ = Path('/proc/self/statm').read_text().split()
     return (int(resident) - int(shared)) * os.sysconf('SC_PAGE_SIZE')
 
 
 def judge(steps: list[Step], capacity: int) -> list[Metric]:
-    """Figures of a soak: of the cap, and of what does not drift after the first quarter."""
+    """Return metrics of the cap, and of drift after the first quarter."""
     rest = steps[len(steps) // 4 :]
     rss, third = [step.rss for step in rest], len(rest) // 3
     first, last = (

@@ -1,4 +1,4 @@
-"""How fast the latent memory is, as ratios against a plain version and against the machine itself.
+"""Measure how fast the latent memory is, as ratios to a plain implementation and to the machine.
 
 ``mirage bench memory`` prints the metrics, writes them with their goals
 to out/bench/memory.json and exits with 1 where a goal is missed. Every time is the median of 20
@@ -51,7 +51,7 @@ def camera(position: np.ndarray, yaw: float, time: float) -> Cameras:
 
 
 def room_depth(cameras: Cameras) -> Float[Tensor, 'n h w']:
-    """Depth to the walls of the room, one of a building of equal boxes, around each camera."""
+    """Return the depth to the walls of each camera's room, one of a building of equal boxes."""
     origin = cameras.world_from_camera[:, None, None, :3, 3]
     one_metre = unproject(torch.ones(len(cameras), HEIGHT, WIDTH), cameras) - origin
     room = torch.tensor(ROOM, dtype=torch.float32)
@@ -62,7 +62,7 @@ def room_depth(cameras: Cameras) -> Float[Tensor, 'n h w']:
 
 
 def chunk_ahead(steps: int = CHUNK) -> Cameras:
-    """The cameras that read: a drive through the first room, a tenth of a metre a frame."""
+    """Return the cameras that read: forward through the first room, 0.1 m a frame."""
     start = ROOM / 2 - [0, 0, 2.5]
     return concatenate([camera(start + [0, 0, 0.1 * k], 0.0, 1e4 + k) for k in range(steps)])
 
@@ -70,7 +70,7 @@ def chunk_ahead(steps: int = CHUNK) -> Cameras:
 def in_view(
     cameras: Cameras, viewers: Cameras, depth: Float[Tensor, 'n h w']
 ) -> Bool[Tensor, 'viewers n h w']:
-    """Which cells each viewer has in view."""
+    """Return the mask of cells that each viewer has in view."""
     points = unproject(depth, cameras).view(1, -1, 3).expand(len(viewers), -1, -1)
     pixels, distance = project(points, viewers)
     inside = (distance > CONFIG.near) & (distance < FAR)
@@ -79,7 +79,7 @@ def in_view(
 
 
 def chunks(rooms: int) -> Iterator[tuple[Cameras, Float[Tensor, 'n h w']]]:
-    """Views from anywhere in a building of so many equal rooms, and their depth."""
+    """Yield chunks of cameras anywhere in a building of equal rooms, and their depth."""
     rng, side, time = np.random.default_rng(0), int(np.ceil(np.sqrt(rooms))), 0.0
     while True:
         views = []
@@ -94,7 +94,7 @@ def chunks(rooms: int) -> Iterator[tuple[Cameras, Float[Tensor, 'n h w']]]:
 
 @dataclass(kw_only=True)
 class Filled:
-    """A memory, the positions in it, and what each of its writes took, in seconds."""
+    """A memory, the positions in it, and the time of each write [s]."""
 
     memory: LatentMemory
     positions: Float[Tensor, 'm 3']
@@ -108,7 +108,8 @@ def fill(
     keep_of: Callable[[Cameras, Float[Tensor, 'n h w']], Bool[Tensor, 'n h w']],
     config: MemoryConfig = CONFIG,
 ) -> Filled:
-    """Write views until so many cells are held or the views end; only what ``keep_of`` says."""
+    """Write views until the memory has ``cells`` points or the views end; ``keep_of`` gives the
+    valid mask."""
     latents = torch.randn(CHUNK, CHANNELS, HEIGHT, WIDTH)
     memory, positions, seconds = LatentMemory(config), [], []
     for cameras, depth in views:
@@ -131,7 +132,8 @@ def everything(cameras: Cameras, depth: Float[Tensor, 'n h w']) -> Bool[Tensor, 
 def sort_and_assign(
     positions: Float[Tensor, 'm 3'], latents: Float[Tensor, 'm c'], cameras: Cameras
 ) -> tuple[Float[Tensor, 'n c h w'], Bool[Tensor, 'n h w']]:
-    """The plain version: every cell projected, sorted far to near, assigned; the last stays."""
+    """Read with the plain implementation: project all points, sort them far to near, assign in
+    order."""
     n = len(cameras)
     result = torch.zeros(n, HEIGHT * WIDTH, latents.shape[1])
     mask = torch.zeros(n, HEIGHT * WIDTH, dtype=torch.bool)
@@ -149,7 +151,7 @@ def sort_and_assign(
 
 
 def median(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of one run, with nothing of it left in the caches by the run before."""
+    """Return the median time of a run with cold caches [s]."""
     sweep = np.ones(1 << 27, np.uint8)
     work()
     seconds = []
@@ -168,7 +170,7 @@ def ratio(
     bound: Literal['at least', 'at most'] = 'at most',
     goal: float | None = None,
 ) -> Metric:
-    """``over`` / ``under`` seconds; ``under`` is the memory's own time where more is better."""
+    """Return the metric ``over`` / ``under`` of two times [s]."""
     return Metric(
         name=name,
         value=over / under,
@@ -234,7 +236,7 @@ def writes(how: str, whole: Filled, small: LatentMemory, repeats: int) -> list[M
 
 
 def measure(scale: float, repeats: int) -> tuple[list[Metric], dict[str, int]]:
-    """All metrics, at ``scale`` times the numbers of cells, and those numbers."""
+    """Return all metrics at ``scale`` times the numbers of points, and those numbers."""
     million, building, few = (int(count * scale) for count in (1e6, 1e7, 1e5))
     rooms = max(1, round(ROOMS * scale))
     chunk = chunk_ahead()

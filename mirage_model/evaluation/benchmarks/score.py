@@ -1,9 +1,8 @@
-"""How fast and how right the coarse coverage of many candidate paths is, against the exact one.
+"""Measure speed and error of the coarse coverage of many paths, against the exact coverage.
 
-``mirage bench score`` fills a building of equal rooms, a part of it
-imagined, asks for candidates from places in it, prints the metrics, writes them with their goals to
-out/bench/score.json and exits with 1 where a goal is missed. Errors are of shares of the view, in
-points of a hundred.
+``mirage bench score`` fills a building of equal rooms, a part of it imagined, asks for candidates
+from places in it, prints the metrics, writes them with their goals to out/bench/score.json and
+exits with 1 where a goal is missed. Errors are of shares of the view, in points of a hundred.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from mirage_model.model.checkpoint import EMBEDDED, load_model
 CANDIDATES, POSES = 64, 20
 CONFIG = MemoryConfig(channels=CHANNELS)
 IMAGINED = 4
-"""Of so many chunks that are written one is imagined."""
+"""Number of chunks of which one is imagined."""
 
 
 def building(cells: int, rooms: int) -> LatentMemory:
-    """A memory of so many cells, each room seen from here and there."""
+    """Return a memory with ``cells`` points, each room seen from random cameras."""
     memory = LatentMemory(CONFIG)
     latents = torch.zeros(CHUNK, CHANNELS, HEIGHT, WIDTH)
     for index, (cameras, depth) in enumerate(chunks(rooms)):
@@ -59,7 +58,7 @@ def building(cells: int, rooms: int) -> LatentMemory:
 
 
 def candidates(count: int, rooms: int) -> list[Cameras]:
-    """Arcs of two metres and up to a right angle, from anywhere in the building."""
+    """Return arcs of 2 m and up to 90 degrees, from anywhere in the building."""
     rng, side = np.random.default_rng(1), int(np.ceil(np.sqrt(rooms)))
     paths = []
     for _ in range(count):
@@ -82,7 +81,7 @@ def exact(memory: LatentMemory, paths: list[Cameras]) -> Coverage:
 
 
 def through_engine(memory: LatentMemory, paths: list[Cameras], repeats: int) -> float:
-    """Seconds of the verb that the node calls, with mirage-tiny's engine around the memory."""
+    """Return the time of Engine.score, which the node calls, with mirage-tiny [s]."""
     model = load_model(EMBEDDED)
     engine, like = Engine(model), paths[0][:1]
     size = model.config.height, model.config.width

@@ -1,7 +1,7 @@
-"""RealEstate10K: the first frame and the true trajectory in, the other frames out, and out and back again.
+"""The RealEstate10K protocol: the first frame and the true trajectory in, the other frames out.
 
-``mirage evaluate realestate10k --text DIR --frames DIR --manifest FILE``. Its poses have no
-metre: each clip is brought to the scale of the depth estimate, as for training, or it counts as failed.
+``mirage evaluate realestate10k --text DIR --frames DIR --manifest FILE``. Its poses have no metre:
+each clip is brought to the scale of the depth estimate, as for training, or it counts as failed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _MEMORY = 'realestate10k'
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path3D:
-    """What an engine gave along a path: frames, and which pixels its memory covered."""
+class ImaginedPath:
+    """Frames along a path, and the pixels that the memory covered."""
 
     frames: UInt8[np.ndarray, 'n h w 3']
     covered: np.ndarray
@@ -45,8 +45,8 @@ def imagine_along(
     world_from_camera: Float64[np.ndarray, 'n 4 4'],
     *,
     seed: int = 0,
-) -> Path3D:
-    """Seed a memory with the clip's first frame and its depth, and imagine one frame for every pose."""
+) -> ImaginedPath:
+    """Seed a memory with the clip's first frame and depth; imagine a frame for each pose."""
     about, count = engine.describe(), len(world_from_camera)
     engine.seed(
         Observation(
@@ -68,14 +68,15 @@ def imagine_along(
         seed=seed,
     )
     chunks = list(engine.imagine(request))
-    return Path3D(
+    return ImaginedPath(
         frames=np.concatenate([chunk.frames for chunk in chunks])[:count],
         covered=np.concatenate([chunk.visibility for chunk in chunks])[:count] != NOTHING,
     )
 
 
 def measure(engine: Engine, clip: Clip) -> dict[str, float | int | str | None]:
-    """One row: means over the frames along the trajectory, and the last frame of out and back."""
+    """Return means over the frames of the trajectory, and the metrics of the last frame out and
+    back."""
     poses = clip.cameras.world_from_camera.double().numpy()
     there = imagine_along(engine, clip, poses[1:])
     truth = clip.frames[1:].numpy()
@@ -95,10 +96,10 @@ def measure(engine: Engine, clip: Clip) -> dict[str, float | int | str | None]:
 def evaluate(
     engine: Engine, source: RealEstate10K, names: Sequence[str], out: Path
 ) -> dict[str, object]:
-    """Every clip of the manifest, once: finished ones are read back. Writes tables and the summary.
+    """Evaluate the clips of a manifest that are not finished; write tables and the summary.
 
-    A clip that is not there, or cannot be evaluated, is counted as failed, with its reason. Raises ValueError
-    where ``out`` holds clips of another model, or cut otherwise.
+    A clip that is missing or cannot be evaluated counts as failed, with its reason. Raises
+    ValueError where ``out`` has results of another model or layout.
     """
     about = engine.describe()
     settings = {'model': about.model, 'sha256': about.sha256, 'layout': asdict(source.layout)}
@@ -144,7 +145,10 @@ def evaluate(
 
 
 def choose(source: RealEstate10K, count: int, *, seed: int = 0) -> list[str]:
-    """Names of sequences for a manifest, the same for the same folder. Raises ValueError for too few."""
+    """Draw sequences for a manifest, the same for the same folder.
+
+    Raises ValueError for too few.
+    """
     names = sorted({part.sequence for part in source.listing().parts})
     if len(names) < count:
         raise ValueError(f'{source.text} has {len(names)} sequences to use, {count} are wanted')

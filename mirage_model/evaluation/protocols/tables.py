@@ -1,7 +1,8 @@
 """Tables in the paper's form from folders of results: ``mirage evaluate tables NAME=DIR ...``
 
-A folder may hold ``worldscore.json``, ``realestate10k.json`` and ``summary.json`` of a replay. The rows are the
-folders in their order: variants of an ablation, or sources of depth. What was not measured is a dash.
+A folder may hold ``worldscore.json``, ``realestate10k.json`` and ``summary.json`` of a replay. The
+rows are the folders in their order: variants of an ablation, or sources of depth. What was not
+measured is a dash.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ COLUMNS: dict[str, tuple[str, Keys, str]] = {
     'covered': ('summary.json', ('psnr_covered',), '.2f'),
     'not covered': ('summary.json', ('psnr_uncovered',), '.2f'),
 }
-"""Of each column: the file, where in it the figure stands, and its digits."""
+"""File, keys and number format of each column."""
 
 
 def table(folders: Sequence[tuple[str, Path]], *, first: str = 'variant') -> str:
-    """Markdown; a column that no folder has is left out. Raises ValueError for a folder with none."""
+    """Return a Markdown table without empty columns.
+
+    Raises ValueError for a folder without results.
+    """
     found = {name: _read(folder) for name, folder in folders}
     columns = {
         title: how

@@ -1,9 +1,9 @@
-"""WorldScore: its camera paths, the layout that its toolkit reads, and its scores put together.
+"""The WorldScore protocol: camera paths, the layout of its toolkit, and averages of its scores.
 
-``mirage evaluate worldscore`` imagines the instances of its data set;
-``mirage evaluate worldscore-scores`` averages what its toolkit left in each instance's ``evaluation.json``. Constants and
-formulas are those of the toolkit's `aspect_info` and evaluator. Its prompts are passed on to the toolkit; an
-engine takes none.
+``mirage evaluate worldscore`` imagines the instances of its data set; ``mirage evaluate
+worldscore-scores`` averages what its toolkit left in each instance's ``evaluation.json``.
+Constants and formulas are those of the toolkit's `aspect_info` and evaluator. Its prompts are
+passed on to the toolkit; an engine takes none.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MEMORY = 'worldscore'
 
 
 def _turned(degrees: float) -> Float64[np.ndarray, '4 4']:
-    """camera_from_camera of a turn to the right by so much."""
+    """Return camera_from_camera of a turn to the right."""
     matrix = np.eye(4)
     matrix[:3, :3] = Rotation.from_euler('y', degrees, degrees=True).as_matrix()
     return matrix
@@ -65,11 +65,14 @@ MOVES = {
     'pan_right': _turned(PAN_DEGREES),
     'fixed': np.eye(4),
 }
-"""Of each layout: where its last camera is, in the optical frame of its first; lengths in WorldScore's unit."""
+"""first_from_last of each layout, in optical frames, with lengths in WorldScore's unit."""
 
 
 def keyframes(camera_path: Sequence[str]) -> Float64[np.ndarray, 'k 4 4']:
-    """first_from_camera at the start and after each layout. Raises ValueError for one that is not known."""
+    """Return first_from_camera at the start and after each layout.
+
+    Raises ValueError for an unknown layout.
+    """
     cameras = [np.eye(4)]
     for layout in camera_path:
         if layout not in MOVES:
@@ -79,9 +82,12 @@ def keyframes(camera_path: Sequence[str]) -> Float64[np.ndarray, 'k 4 4']:
 
 
 def along(cameras: Float64[np.ndarray, 'k 4 4'], frames: int) -> Float64[np.ndarray, 'n 4 4']:
-    """``frames`` cameras from each keyframe to the next, both counted: (k - 1) (frames - 1) + 1 in all.
+    """Interpolate ``frames`` cameras from each keyframe to the next, both included.
 
-    As the toolkit interpolates: camera_from_first, its rotation by slerp and its translation linearly.
+    The toolkit interpolates camera_from_first: rotations by slerp, translations linearly.
+
+    Returns:
+        (k - 1) (frames - 1) + 1 cameras.
     """
     camera_from_first = np.linalg.inv(cameras)
     at = np.linspace(0, len(cameras) - 1, (len(cameras) - 1) * (frames - 1) + 1)
@@ -100,12 +106,13 @@ _TOOLKIT_FROM_FIRST = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def to_blender(first_from_camera: Float64[np.ndarray, 'n 4 4']) -> Float64[np.ndarray, 'n 4 4']:
-    """World from camera as ``camera_data.json`` holds it: the toolkit's world, cameras of Blender."""
+    """Return world_from_camera of ``camera_data.json``: the toolkit's world, Blender's camera
+    axes."""
     return _TOOLKIT_FROM_FIRST @ first_from_camera @ np.linalg.inv(BLENDER_FROM_OPTICAL)
 
 
 def from_blender(world_from_blender: Float64[np.ndarray, 'n 4 4']) -> Float64[np.ndarray, 'n 4 4']:
-    """first_from_camera, in optical frames, of what ``camera_data.json`` holds."""
+    """Return first_from_camera, in optical frames, from the matrices of ``camera_data.json``."""
     world_from_camera = world_from_blender @ BLENDER_FROM_OPTICAL
     return np.linalg.inv(world_from_camera[0]) @ world_from_camera
 
@@ -114,7 +121,10 @@ def from_blender(world_from_blender: Float64[np.ndarray, 'n 4 4']) -> Float64[np
 
 
 def folder_of(image_data: dict) -> Path:
-    """Of an instance, below the output folder. Raises ValueError that names the field that is missing."""
+    """Return an instance's folder below the output folder.
+
+    Raises ValueError for a missing field.
+    """
     try:
         image = Path(image_data['image'])
         kind, style = image_data['visual_movement'], image_data['visual_style']
@@ -126,7 +136,7 @@ def folder_of(image_data: dict) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the toolkit will take the folder as finished."""
+    """Return whether the toolkit takes the folder as finished."""
     path = folder / 'image_data.json'
     if not path.exists() or not (folder / 'input_image.png').exists():
         return False
@@ -137,7 +147,10 @@ def is_complete(folder: Path) -> bool:
 def generate(
     engine: EngineProtocol, image_data: dict, root: Path, out: Path, config: WorldScoreConfig
 ) -> Path:
-    """Imagine one instance and write it as the toolkit reads it. Raises ValueError, and Refused."""
+    """Imagine one instance and write it as the toolkit reads it.
+
+    Raises ValueError for an instance that cannot be imagined.
+    """
     folder = out / folder_of(image_data)
     if is_complete(folder):
         return folder
@@ -178,7 +191,7 @@ def _imagined(
     config: WorldScoreConfig,
     name: str,
 ) -> UInt8[np.ndarray, 'n H W 3']:
-    """The picture at the model's size, then a frame for every other camera."""
+    """Return the picture at the model's size, then a frame for each other camera."""
     about = engine.describe()
     height, width = picture.shape[:2]
     focal = config.focal_length
@@ -212,7 +225,7 @@ def _write(path: Path, picture: UInt8[np.ndarray, 'h w 3']) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Standard:
-    """Normal score: how far above ``z_min`` the value lies in deviations, brought to ``low`` .. ``high``."""
+    """A standard score, mapped from ``z_min`` .. ``z_max`` to ``low`` .. ``high``."""
 
     average: float
     deviation: float
@@ -239,7 +252,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Several:
-    """Several values of one metric, by their arithmetic or geometric mean."""
+    """The arithmetic or geometric mean of several values of a metric."""
 
     ranges: tuple[Range, ...]
     geometric: bool
@@ -295,12 +308,13 @@ DYNAMIC: dict[str, dict[str, Standard | Range | Several]] = {
 
 
 def aggregate(out: Path) -> dict[str, object]:
-    """Scores of all instances below ``out``, in percent, two digits: by aspect, static, dynamic and average.
+    """Average the scores of all instances below ``out`` by aspect, static, dynamic and in all
+    [percent].
 
-    An aspect is the mean of its metrics, each the mean over the instances that have it. Static is the mean of
-    7 aspects, dynamic of all 10, the average that of both. Aspects of which a metric is nowhere scored are
-    listed as missing, and so is every mean that needs them: None, never zero. Raises ValueError for a file
-    that is not the toolkit's.
+    An aspect is the mean of its metrics, each the mean over the instances that have it. Static is
+    the mean of 7 aspects, dynamic of all 10, the average that of both. Aspects of which a metric
+    is nowhere scored are listed as missing, and so is every mean that needs them: None, never
+    zero. Raises ValueError for a file that is not the toolkit's.
     """
     scores: dict[str, float | None] = {}
     for kind, aspects in (('static', STATIC), ('dynamic', DYNAMIC)):
@@ -357,7 +371,10 @@ def _read(path: Path) -> dict:
 
 
 def instances(path: Path) -> Iterator[dict]:
-    """Of a data set's JSON file: a list of objects. Raises ValueError."""
+    """Yield the instances of a data set's JSON file.
+
+    Raises ValueError for a file that is not a list.
+    """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

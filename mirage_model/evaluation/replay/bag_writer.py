@@ -1,4 +1,4 @@
-"""Writes bags (MCAP) without ROS, by `rosbags`: messages from arrays."""
+"""Write bags (MCAP) without ROS, through `rosbags`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENCODINGS = {('uint8', 3): 'rgb8', ('uint8', 2): 'mono8', ('float32', 2): '32FC
 
 
 class BagWriter:
-    """A context manager; a bag that is there is replaced. Stamps are nanoseconds, logged as they are."""
+    """A context manager that writes a bag; an existing bag is replaced. Stamps are nanoseconds."""
 
     def __init__(self, path: Path):
         from rosbags.rosbag2 import StoragePlugin, Writer
@@ -43,7 +43,7 @@ class BagWriter:
         self._writer.write(self._connections[topic], nanoseconds, data)
 
     def make(self, kind: str, *values: Any, **fields: Any) -> Any:
-        """A message of a type such as 'geometry_msgs/Point'."""
+        """Make a message of a type such as 'geometry_msgs/Point'."""
         package, name = kind.split('/')
         return self._store.types[f'{package}/msg/{name}'](*values, **fields)
 
@@ -52,7 +52,7 @@ class BagWriter:
         return self.make('std_msgs/Header', stamp, frame)
 
     def image(self, header: Any, pixels: Shaped[np.ndarray, 'h w *c']) -> Any:
-        """RGB or one channel of bytes, or depth in float32."""
+        """Make an image of RGB or mono bytes, or of float32 depth."""
         return self.make(
             'sensor_msgs/Image',
             header=header,
@@ -67,7 +67,7 @@ class BagWriter:
     def camera_info(
         self, header: Any, K: Float[np.ndarray, '3 3'], height: int, width: int
     ) -> Any:
-        """Of a rectified image."""
+        """Make the camera_info of a rectified image."""
         return self.make(
             'sensor_msgs/CameraInfo',
             header=header,
@@ -93,7 +93,7 @@ class BagWriter:
         )
 
     def transforms(self, header: Any, child: str, a_from_b: Float[np.ndarray, '4 4']) -> Any:
-        """A message of one transform."""
+        """Make a message of one transform."""
         pose = self.pose(a_from_b)
         at = pose.position
         transform = self.make(

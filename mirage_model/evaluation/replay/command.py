@@ -1,6 +1,7 @@
 """Replay a recording from its file, without ROS: ``mirage replay BAG --config FILE --out DIR``.
 
-Writes tables, a bag of results and ``report.html``. An interrupted replay continues where it stopped.
+Writes tables, a bag of results and ``report.html``. An interrupted replay continues where it
+stopped.
 """
 
 from __future__ import annotations

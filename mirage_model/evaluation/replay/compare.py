@@ -12,7 +12,7 @@ from mirage_model.evaluation.replay.replay import load
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two results of `command.run`, one line each."""
+    """Return the differences between two folders of results, one line each."""
     names = [
         sorted(p.name for p in (out / 'segments').glob('*.safetensors')) for out in (one, other)
     ]

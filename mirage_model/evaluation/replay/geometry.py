@@ -28,7 +28,8 @@ METRICS = (
     'consistency_db',
     'true_consistency_db',
 )
-"""Metrics of each frame; the last two compare it with the frame `GAP` later, imagined and recorded."""
+"""Metrics of each frame; the last two compare it with the frame `GAP` later, imagined and
+recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +85,11 @@ def pose_errors(
 def consistency(
     frames: Float[Tensor, 'n 3 h w'], depth: Float[Tensor, 'n h w'], cameras: Cameras, *, gap: int
 ) -> list[float]:
-    """Return the PSNR [dB] between each frame and the frame ``gap`` later, warped by the true depth.
+    """Return the PSNR [dB] between each frame and the frame ``gap`` later, warped by the true
+    depth.
 
-    It is taken over the pixels whose surface both see, NaN where there is none. True frames give the
-    upper bound.
+    It is taken over the pixels whose surface both see, NaN where there is none. True frames give
+    the upper bound.
     """
     valid = torch.isfinite(depth) & (depth > 0)
     filled = depth.where(valid, torch.ones_like(depth))

@@ -1,8 +1,8 @@
 """Imagine along a recording and compare with its frames.
 
-The memory observes the recorded frames up to a moment. The poses that were driven next are imagined,
-and each imagined frame is compared with the frame recorded there. Each segment is saved once it is
-done.
+The memory observes the recorded frames up to a moment. The poses that were driven next are
+imagined, and each imagined frame is compared with the frame recorded there. Each segment is saved
+once it is done.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class SegmentResult:
 class ObservedMemory:
     """A memory that has observed the frames before a segment.
 
-    It continues from the segment before where that observed a prefix of the same frames, and is reset
-    otherwise.
+    It continues from the segment before where that observed a prefix of the same frames, and is
+    reset otherwise.
     """
 
     def __init__(self, engine: ReplayEngine, bag: Bag):
@@ -154,7 +154,8 @@ def views(bag: Bag, rows: Sequence[int]) -> list[Observation]:
 def request_for(
     bag: Bag, segment: Segment, about: ModelInfo, config: ReplayConfig, seed: int
 ) -> ImagineRequest:
-    """Make the request for a segment: the recorded poses at the model's frame rate, padded to whole chunks.
+    """Make the request for a segment: the recorded poses at the model's frame rate, padded to
+    whole chunks.
 
     The first frame's time is rounded as a message rounds it, since the node counts from there.
     """

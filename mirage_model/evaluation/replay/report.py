@@ -1,4 +1,4 @@
-"""One HTML file with everything of a replay: it needs no network and no other file."""
+"""The report of a replay: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from mirage_model.io import as_json
 _STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem; max-width: 60rem }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { margin: 0 auto; padding: 1rem; max-width: 60rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 svg, video { width: 100%; height: auto; display: block } video { image-rendering: pixelated }
 figure { margin: 1rem 0; min-width: 0 } figcaption { font-size: .9rem; color: #555 }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap }
+th, td { border-bottom: 1px solid #ddd }
 pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .8rem }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
+.charts { display: grid; gap: 1rem }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 .bad { color: #a00 }
 """
 _WIDEST = 480
-"""Pixels of each picture in a film: three of a large model's would make a film that few phones play."""
+"""Largest width of an image in a video [px]: few phones play wider videos."""
 _REGIONS = {
     'all': ('all pixels', '#222222'),
     'covered': ('covered by the memory', '#2a8a50'),
-    'uncovered': ('not covered', '#d08a10'),
+    'uncovered': ('other pixels', '#d08a10'),
 }
 _HORIZON = ('horizon_s', 'segments', *QUALITY, 'psnr_all_low', 'psnr_all_high', 'visible')
 _HORIZON += ('held_psnr_all',)
@@ -54,14 +57,20 @@ def write_report(
     left_out: Sequence[str],
     failures: Sequence[str],
 ) -> None:
-    """``find`` gives the frames of a segment's row, for the films of the worst and the median ones."""
+    """Write the report.
+
+    Args:
+        find: Loads the result of a segment's row, for the videos of the worst and the median
+        segments.
+    """
     ranked = sorted(segments, key=lambda row: _plain(row['psnr_all']))
     middle = len(ranked) // 2
-    filmed = {'worst': ranked[:2], 'median': ranked[middle : middle + 2]}
+    shown_segments = {'worst': ranked[:2], 'median': ranked[middle : middle + 2]}
     parts = [
         f'<h1>Replay of {_safe(about["bag"])}</h1>',
-        f'<p>{len(segments)} segments of {len(horizons)} frames, imagined by {_safe(about["model"])} '
-        f'({about["sha256"][:12]}) {_safe(about["way"])}.</p>',
+        f'<p>{len(segments)} segments of {len(horizons)} frames, '
+        f'imagined by {_safe(about["model"])} ('
+        f'{about["sha256"][:12]}) {_safe(about["way"])}.</p>',
         _summary(segments),
         '<h2>Quality over the horizon</h2><div class="charts">',
         _curves(horizons, 'psnr', 'PSNR, dB'),
@@ -74,8 +83,13 @@ def write_report(
         ),
         '</div>',
         '<h2>The worst and the median segments</h2>',
-        '<p>Recorded, imagined, and the mask: green was observed, amber imagined before, black is nothing.</p>',
-        *(_film(name, row, find(row), about) for name, rows in filmed.items() for row in rows),
+        '<p>Recorded frames, imagined frames, and the mask: green observed, '
+        'amber imagined before, black not covered.</p>',
+        *(
+            _video(name, row, find(row), about)
+            for name, rows in shown_segments.items()
+            for row in rows
+        ),
         '<h2>By horizon</h2>',
         _table('horizons', _HORIZON, horizons),
         '<h2>By segment</h2>',
@@ -97,7 +111,7 @@ def write_report(
 
 
 def shown(value: float | int | str | None) -> str:
-    """A figure as the tables show it: the number to three digits after the point, a dash where unknown."""
+    """Format a value with three digits after the point, or a dash for None."""
     if value is None:
         return '–'
     return f'{value:.3f}' if isinstance(value, float) else str(value)
@@ -106,18 +120,18 @@ def shown(value: float | int | str | None) -> str:
 def _summary(segments: Sequence[Row]) -> str:
     names = {
         'psnr_all': 'PSNR, all pixels',
-        'psnr_covered': 'PSNR, covered',
-        'psnr_uncovered': 'PSNR, not covered',
-        'held_psnr_all': 'PSNR of the last seen frame, held',
+        'psnr_covered': 'PSNR, covered pixels',
+        'psnr_uncovered': 'PSNR, other pixels',
+        'held_psnr_all': 'PSNR of the last observed frame',
         'ssim_all': 'SSIM, all pixels',
-        'ssim_covered': 'SSIM, covered',
-        'ssim_uncovered': 'SSIM, not covered',
-        'visible': 'share covered',
-        'camera_found': 'share of frames whose camera is found',
-        'turn_error_deg': 'turned away from the plan, degrees',
-        'shift_error_m': 'away from the plan, m',
+        'ssim_covered': 'SSIM, covered pixels',
+        'ssim_uncovered': 'SSIM, other pixels',
+        'visible': 'share of pixels covered',
+        'camera_found': 'share of frames whose camera is estimated',
+        'turn_error_deg': 'rotation error against the plan, degrees',
+        'shift_error_m': 'translation error against the plan, m',
         'consistency_db': 'consistency of imagined frames, dB',
-        'true_consistency_db': 'of recorded frames',
+        'true_consistency_db': 'consistency of recorded frames, dB',
     }
     cells = []
     for name, title in names.items():
@@ -140,7 +154,7 @@ def _curves(horizons: Sequence[Row], metric: str, label: str) -> str:
         )
         axes.fill_between(seconds, low, high, color='#222222', alpha=0.12, linewidth=0)
     held = [_plain(row[f'held_{metric}_all']) for row in horizons]
-    axes.plot(seconds, held, ':', color='#4070c0', label='last seen frame, held')
+    axes.plot(seconds, held, ':', color='#4070c0', label='last observed frame')
     axes.set_xlabel('seconds ahead')
     axes.set_ylabel(label)
     axes.legend(fontsize=8)
@@ -171,7 +185,7 @@ def _svg(figure: Figure, title: str) -> str:
     return f'<figure role="img" aria-label="{_safe(title)}">{drawing}</figure>'
 
 
-def _film(name: str, row: Row, replayed: SegmentResult, about: dict) -> str:
+def _video(name: str, row: Row, replayed: SegmentResult, about: dict) -> str:
     pictures = replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility)
     frames = side_by_side(*(at_most(each, _WIDEST) for each in pictures))
     # the codec halves the resolution of colour; the browser enlarges the rest

@@ -1,7 +1,7 @@
 """A bag of results (MCAP): imagined frames, masks and metrics beside the recorded frames.
 
-All messages have the recorded stamp of their frame, so that any viewer shows them in step. Segments
-that overlap in time are in different lanes.
+All messages have the recorded stamp of their frame, so that any viewer shows them in step.
+Segments that overlap in time are in different lanes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def write_bag(
     """Write results with their lanes, in order of time; an existing bag is replaced.
 
     ``/recorded/image`` has the recorded frames, cropped and scaled as the model's. Each lane has
-    ``image``, ``visibility`` (0 nothing, 128 imagined, 255 observed), ``camera_info``, ``pose`` and a
-    Float64 topic under ``figures`` for each of `METRICS`; an unknown value is not sent.
+    ``image``, ``visibility`` (0 nothing, 128 imagined, 255 observed), ``camera_info``, ``pose``
+    and a Float64 topic under ``figures`` for each of `METRICS`; an unknown value is not sent.
     """
     recorded: set[int] = set()
     with BagWriter(path) as bag:

@@ -1,6 +1,7 @@
 """Write a bag to try things with: ``mirage report sample-bag``.
 
-A trajectory through a map of Freedoom, as MCAP with images, camera_info, depth, odometry of the robot's base and transforms, at 8 Hz.
+A trajectory through a map of Freedoom, as MCAP with images, camera_info, depth, odometry of the
+robot's base and transforms, at 8 Hz.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ BASE_FROM_CAMERA = (0.1, 0.0, 0.9, -0.5, 0.5, -0.5, 0.5)
 """x y z in metres and quaternion x y z w: the camera looks forward from above the base."""
 
 
-def drive(map_name: str, kind: str, seconds: float, seed: int) -> Clip:
-    """The same for the same arguments."""
+def record_trajectory(map_name: str, kind: str, seconds: float, seed: int) -> Clip:
+    """Record a trajectory; the same arguments give the same clip."""
     from mirage_model.worlds.doom import FRAME_RATE, DoomWorld
 
     frames = round(seconds * FRAME_RATE) + 1
@@ -33,7 +34,7 @@ def drive(map_name: str, kind: str, seconds: float, seed: int) -> Clip:
 
 
 def write_sample(path: Path, clip: Clip) -> None:
-    """Write a clip as a robot would have recorded it; a bag that is there is replaced."""
+    """Write a clip as a robot would have recorded it; an existing bag is replaced."""
     base_from_camera = np.eye(4)
     base_from_camera[:3, :3] = Rotation.from_quat(BASE_FROM_CAMERA[3:]).as_matrix()
     base_from_camera[:3, 3] = BASE_FROM_CAMERA[:3]
@@ -72,7 +73,7 @@ def write_sample(path: Path, clip: Clip) -> None:
 
 def main(config: SampleBagConfig) -> int:
     """Record a trajectory and write it as a bag; return the exit status."""
-    clip = drive(config.map_name, config.kind, config.seconds, config.seed)
+    clip = record_trajectory(config.map_name, config.kind, config.seconds, config.seed)
     write_sample(config.out, clip)
     span = float(clip.cameras.times[-1] - clip.cameras.times[0])
     print(f'{config.out}: {len(clip.frames)} frames over {span:.0f} s of {config.map_name}')

@@ -1,4 +1,4 @@
-"""Which parts of a recorded drive are imagined, and what may be seen before each of them."""
+"""The segments of a recording that are imagined, and the frames observed before each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mirage_model.evaluation.config import ReplayConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Rows of a bag: those to be ``observed``, imagination starting from the last, and the ``future``."""
+    """Rows of a bag: the observed frames, of which imagination starts from the last, and the
+    future frames."""
 
     index: int
     observed: tuple[int, ...]
@@ -23,11 +24,19 @@ class Segment:
 def segments_of(
     listing: Listing, stamps: Float[np.ndarray, 'n'], rate: float, config: ReplayConfig
 ) -> tuple[list[Segment], list[str]]:
-    """Segments in order of time, and what is left out of them with the reason.
+    """Return segments in order of time, and what was left out with the reason.
 
-    ``listing`` holds the unbroken runs of the bag at ``rate``. A segment lies within one of them, what it
-    observes may lie in earlier ones. Without a window on what is observed, every segment observes all that
-    the one before did, and more: a memory walks along. Raises ValueError if there is no segment.
+    A segment is within one unbroken run of ``listing``; the frames that it observes may be in
+    earlier runs. Without a window, each segment observes all frames of the segment before, and
+    more.
+
+    Args:
+        listing: Unbroken runs of the bag at ``rate``.
+        stamps: Stamps of the bag's images [s].
+        rate: The model's frame rate [Hz].
+
+    Raises:
+        ValueError: There is no segment.
     """
     horizon = max(1, round(config.horizon * rate))
     stride = max(1, round(config.stride * rate))

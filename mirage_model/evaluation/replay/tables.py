@@ -42,7 +42,8 @@ def segment_row(result: SegmentResult) -> Row:
 
 
 def horizon_rows(frames: list[Row]) -> list[Row]:
-    """Return means over all segments for each number of frames ahead, with the 95% interval of PSNR."""
+    """Return means over all segments for each number of frames ahead, with the 95% interval of
+    PSNR."""
     rows = []
     for number in sorted({row['frame'] for row in frames}):
         here = [row for row in frames if row['frame'] == number]

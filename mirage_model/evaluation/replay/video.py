@@ -1,4 +1,4 @@
-"""Frames as a film that browsers play."""
+"""Videos that browsers play."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PAPER = 245
 
 
 def mask_in_colour(visibility: UInt8[np.ndarray, 'n h w']) -> UInt8[np.ndarray, 'n h w 3']:
-    """Nothing black, imagined earlier amber, observed green."""
+    """Colour a mask: black not covered, amber imagined before, green observed."""
     table = np.zeros((256, 3), np.uint8)
     table[128], table[255] = (230, 160, 30), (60, 170, 90)
     return table[visibility]
 
 
 def at_most(frames: UInt8[np.ndarray, 'n h w 3'], width: int) -> UInt8[np.ndarray, 'n h2 w2 3']:
-    """The frames, made smaller where they are wider than that."""
+    """Scale frames down to a width, where they are wider."""
     if frames.shape[2] <= width:
         return frames
     size = width, max(1, round(frames.shape[1] * width / frames.shape[2]))
@@ -30,7 +30,7 @@ def at_most(frames: UInt8[np.ndarray, 'n h w 3'], width: int) -> UInt8[np.ndarra
 def side_by_side(
     *rows: UInt8[np.ndarray, 'n h w 3'], gap: int = 4
 ) -> UInt8[np.ndarray, 'n h2 w2 3']:
-    """Frames of one size beside each other, sides made even for the codec."""
+    """Put frames of one size beside each other, with even sides for the codec."""
     height = rows[0].shape[1]
     between = np.full((len(rows[0]), height, gap, 3), _PAPER, np.uint8)
     parts = [part for row in rows for part in (between, row)][1:]
@@ -44,7 +44,10 @@ def side_by_side(
 
 
 def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int = 1) -> bytes:
-    """VP9 in MP4, each pixel made ``scale`` pixels wide and high. Raises OSError without the codec."""
+    """Encode VP9 in MP4, each pixel ``scale`` pixels wide and high.
+
+    Raises OSError without the codec.
+    """
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = frames.shape[1:3]
     assert height % 2 == 0 and width % 2 == 0, 'the codec needs even sizes'
@@ -54,7 +57,7 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int =
             str(path), cv2.VideoWriter.fourcc(*'vp09'), frame_rate, (width, height)
         )
         if not video.isOpened():
-            raise OSError('this build of OpenCV cannot write VP9 films')
+            raise OSError('this build of OpenCV cannot write VP9 videos')
         for frame in frames:
             video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         video.release()
