@@ -1,4 +1,4 @@
-"""Files that are whole or absent, JSON for every reader, and the description that a run is resumed by."""
+"""Write files whole or not at all, read and write strict JSON, and check that a run is resumed unchanged."""
 
 from __future__ import annotations
 

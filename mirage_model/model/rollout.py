@@ -191,9 +191,9 @@ class _Condition:
     """The inputs of a chunk from its memory and cameras."""
 
     cameras: Cameras
-    """Of the new frames."""
+    """Cameras of the new frames."""
     readout: Readout
-    """Of the latent frames, the context's first."""
+    """The memory at the latent frames, the context frame first."""
     side: Float[Tensor, '1 s k h w']
     """Input of the side branch."""
 

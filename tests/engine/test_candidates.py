@@ -1,4 +1,4 @@
-"""Several candidates from one memory: the same as one by one, in time, and no more than asked for."""
+"""Candidates from one memory: equal to single requests, within the deadline."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def alone(engine: Engine, index: int) -> list[Chunk]:
 
 
 def same(a: Chunk, b: Chunk) -> bool:
-    """Bit for bit, but for how long it took."""
+    """Compare chunks bit for bit, without their timings."""
     a, b = (vars(replace(chunk, seconds=0.0, stages={})) for chunk in (a, b))
     return all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -93,7 +93,7 @@ def test_batched_candidates_equal_single_requests_nearly(engine, batch):
 
 
 def first_latents(model: Model, batch: int, paths: int) -> torch.Tensor:
-    """Of the first chunk of every path, as the sampler gives them to the codec."""
+    """Return the latents of the first chunk of each path, as they enter the decoder."""
     height, width = model.config.height, model.config.width
     generator = torch.Generator().manual_seed(1)
     frame = torch.rand(1, 3, height, width, generator=generator)
@@ -158,7 +158,7 @@ def test_first_chunk_latents_do_not_depend_on_batch(folder, weights):
 
 
 def slowly(engine: Engine, seconds: float) -> None:
-    """Every denoising step takes so long."""
+    """Make each denoising step last ``seconds`` longer."""
     forward = engine.model.backbone.forward
 
     def slow(*arguments):
@@ -275,7 +275,7 @@ def test_invalid_request_is_rejected(engine, name):
 
 
 def test_half_resolution_halves_frames_and_K():
-    """On mirage-tiny, whose frame can be halved; a memory's cells are shown where they were."""
+    """Use mirage-tiny, which has a half resolution; points project to the same place."""
     engine = Engine.from_folder()
     about = engine.describe()
     image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)

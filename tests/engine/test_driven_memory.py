@@ -1,4 +1,4 @@
-"""A memory that a driving robot feeds, through the engine's verbs."""
+"""A memory that a moving robot writes, through the engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def far(depth: float) -> dict[str, np.ndarray]:
 
 
 def ahead(engine: Engine) -> np.ndarray:
-    """Depths that the memory shows at the camera of the seed."""
+    """Return the memory's depth at the camera of the seed."""
     session = engine._sessions['default']
     readout = session.memory.readout(on_latent_grid(session.camera, engine.model))
     assert readout.visible.all()

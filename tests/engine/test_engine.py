@@ -228,7 +228,7 @@ def test_joint_scores_equal_single_scores(engine, coarse):
 
 
 def test_crop_and_scale_keep_the_coverage(engine):
-    """Cropping and scaling keep K right: the memory lies where it lay."""
+    """K is adapted to crop and scale, so coverage stays."""
     engine.seed(view())
     expected = score_of(engine, request())
     big = np.zeros((2 * HEIGHT + 20, 2 * WIDTH, 3), dtype=np.uint8)

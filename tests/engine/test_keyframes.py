@@ -1,4 +1,4 @@
-"""Keyframes by identities: what must not matter does not, and what must matter does."""
+"""Keyframe decisions, tested by invariances and thresholds."""
 
 from __future__ import annotations
 

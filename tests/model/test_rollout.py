@@ -19,7 +19,7 @@ def model(tmp_path_factory) -> Model:
 
 
 def forward(frames: int, step: float = 0.05) -> Cameras:
-    """The first of the cameras is where the path starts."""
+    """Return cameras moving forward; the first is the start of the path."""
     world_from_camera = torch.eye(4).repeat(frames, 1, 1)
     world_from_camera[:, 2, 3] = step * torch.arange(frames)
     K = torch.tensor([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]]).expand(frames, 3, 3)

@@ -1,4 +1,4 @@
-"""What mirage-tiny, as it is shipped, must do on a map it was not trained on."""
+"""Requirements on the shipped mirage-tiny, on a map outside its training set."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_memory_depth_improves_perception(model, clip):
 
 @pytest.mark.parametrize('turn', [1, -1], ids=['right', 'left'])
 def test_turn_with_empty_memory_follows_the_camera(model, clip, turn):
-    """What is imagined is nearer to the seed turned by as much than to the seed itself, or turned the other way."""
+    """Compare generated frames with the seed rotated by the same angle, not rotated, and rotated back."""
     frames = model.new_frames
     angles = -turn * np.radians(3.0) * np.arange(frames + 1)
     poses = np.stack([world_from_optical(0.0, 0.0, 1.0, angle) for angle in angles])
