@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxtyping import Bool, Float
 import torch
@@ -21,20 +22,25 @@ from mirage_model.messages.poses import MAX_DISTANCE
 class Cameras:
     """A batch of pinhole cameras, each at a moment in time.
 
-    ``K`` and ``world_from_camera`` are float32, ``times`` is float64 so that stamps since the epoch keep
-    their microseconds. The constructor trusts its caller: `check_cameras` is for the edges.
+    The constructor checks nothing; `check_cameras` is for input from outside.
     """
 
     K: Float[Tensor, '*batch 3 3']
+    """Intrinsics in pixels, float32."""
+
     world_from_camera: Float[Tensor, '*batch 4 4']
+    """Camera to world, float32, metres."""
+
     times: Float[Tensor, '*batch']
+    """Seconds, float64, so that stamps since the epoch keep their microseconds."""
+
     height: int
     width: int
 
     def __len__(self) -> int:
         return self.K.shape[0]
 
-    def __getitem__(self, index) -> Cameras:
+    def __getitem__(self, index: Any) -> Cameras:
         return replace(
             self,
             K=self.K[index],
@@ -52,9 +58,10 @@ class Cameras:
 
 
 def concatenate(parts: list[Cameras]) -> Cameras:
-    """Join cameras of one size along the first batch axis.
+    """Return cameras of one image size, joined along the first batch axis.
 
-    Raises ValueError if the image sizes differ.
+    Raises:
+        ValueError: If the image sizes differ.
     """
     sizes = {(part.height, part.width) for part in parts}
     if len(sizes) != 1:
@@ -68,7 +75,7 @@ def concatenate(parts: list[Cameras]) -> Cameras:
 
 
 def check_cameras(cameras: Cameras) -> Cameras:
-    """Return ``cameras`` unchanged, or raise ValueError that says which camera is wrong and how."""
+    """Return ``cameras`` unchanged; raise ValueError that names the first invalid camera."""
     if cameras.height < 1 or cameras.width < 1:
         raise ValueError(f'image size must be positive, got {cameras.height}x{cameras.width}')
     if cameras.K.numel() == 0:
@@ -85,7 +92,7 @@ def check_cameras(cameras: Cameras) -> Cameras:
         position.abs().amax(dim=1) > MAX_DISTANCE,
         position,
         f'position is further than {MAX_DISTANCE:.0f} m from the origin, where float32 runs out of '
-        'millimetres: use a frame with its origin near by',
+        'millimetres: use a frame with a closer origin',
     )
     _raise_first(
         ~torch.isfinite(cameras.times.reshape(-1)), cameras.times.reshape(-1), 'time is not finite'
@@ -94,7 +101,7 @@ def check_cameras(cameras: Cameras) -> Cameras:
 
 
 def check_rigid(transforms: Float[Tensor, '*batch 4 4'], *, tolerance: float = 1e-3) -> None:
-    """Raise ValueError, naming the first bad index, unless every matrix is a rotation and a translation."""
+    """Raise ValueError, naming the first bad index, unless all transforms are rigid."""
     if transforms.shape[-2:] != (4, 4):
         raise ValueError(f'transforms must be 4x4, got {tuple(transforms.shape)}')
     flat = transforms.reshape(-1, 4, 4).double()
@@ -117,14 +124,14 @@ def _raise_first(wrong: Bool[Tensor, 'n'], values: Tensor, message: str) -> None
 
 
 def invert(transforms: Float[Tensor, '*batch 4 4']) -> Float[Tensor, '*batch 4 4']:
-    """Inverse of rigid transforms."""
+    """Return the inverse of rigid transforms."""
     rotation = transforms[..., :3, :3].mT
     translation = -rotation @ transforms[..., :3, 3:]
     return torch.cat([torch.cat([rotation, translation], dim=-1), transforms[..., 3:, :]], dim=-2)
 
 
 def resized(cameras: Cameras, height: int, width: int) -> Cameras:
-    """The same cameras with their pixels made larger or smaller: c becomes (c + 0.5) s - 0.5."""
+    """Return the cameras of rescaled images: a coordinate c becomes (c + 0.5) s - 0.5."""
     scale = cameras.K.new_tensor([width / cameras.width, height / cameras.height, 1.0])
     shift = cameras.K.new_tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
     K = (cameras.K + shift) * scale[:, None] - shift
@@ -134,7 +141,7 @@ def resized(cameras: Cameras, height: int, width: int) -> Cameras:
 def project(
     points_in_world: Float[Tensor, '*batch n 3'], cameras: Cameras
 ) -> tuple[Float[Tensor, '*batch n 2'], Float[Tensor, '*batch n']]:
-    """Pixels (x, y) and depths of world points. Pixels mean something only where depth is positive."""
+    """Return pixels (x, y) and depths of world points. Pixels are valid if depth is positive."""
     camera_from_world = invert(cameras.world_from_camera)
     points = (
         points_in_world @ camera_from_world[..., :3, :3].mT + camera_from_world[..., None, :3, 3]
@@ -146,7 +153,7 @@ def project(
 
 
 def directions(cameras: Cameras) -> Float[Tensor, '*batch height width 3']:
-    """Rays through the pixel centres in the camera's own frame, scaled so that z is 1."""
+    """Return rays through the pixel centres in the camera frame, scaled so that z is 1."""
     y = torch.arange(cameras.height, dtype=cameras.K.dtype, device=cameras.K.device)
     x = torch.arange(cameras.width, dtype=cameras.K.dtype, device=cameras.K.device)
     x = (x - cameras.K[..., 0, 2, None]) / cameras.K[..., 0, 0, None]
@@ -159,14 +166,14 @@ def directions(cameras: Cameras) -> Float[Tensor, '*batch height width 3']:
 def unproject(
     depth: Float[Tensor, '*batch height width'], cameras: Cameras
 ) -> Float[Tensor, '*batch height width 3']:
-    """World points seen at every pixel centre at the given depth."""
+    """Return the world points at the pixel centres at the given depth."""
     points = directions(cameras) * depth[..., None]
     rotation = cameras.world_from_camera[..., None, :3, :3]
     return points @ rotation.mT + cameras.world_from_camera[..., None, None, :3, 3]
 
 
 def rays(cameras: Cameras, reference: Cameras) -> Float[Tensor, '*batch 6 height width']:
-    """Every pixel's ray in the frame of the ``reference`` camera: unit direction, then origin in metres.
+    """Return the ray of each pixel in the ``reference`` camera: unit direction, origin in metres.
 
     ``reference`` has the batch shape of ``cameras`` without its last axis.
     """

@@ -59,7 +59,7 @@ def random_depth(cameras: Cameras, seed=0):
 
 
 @pytest.mark.parametrize('batch', BATCHES)
-def test_a_transform_and_its_inverse_close(batch):
+def test_transform_times_inverse_is_identity(batch):
     world_from_camera = random_cameras(batch).world_from_camera
     identity = torch.eye(4).expand_as(world_from_camera)
     camera_from_world = invert(world_from_camera)
@@ -80,7 +80,7 @@ def test_project_after_unproject_is_the_pixel_grid(batch, seed):
     torch.testing.assert_close(pixels, grid, atol=2e-3, rtol=0)
 
 
-def test_the_principal_point_at_depth_one_is_one_metre_along_the_axis():
+def test_principal_point_unprojects_onto_the_axis():
     cameras = random_cameras()
     K = torch.tensor([[5.0, 0, 3], [0, 5, 2], [0, 0, 1]])
     cameras = replace(cameras, K=K, world_from_camera=torch.eye(4))
@@ -104,7 +104,7 @@ def test_resizing_keeps_the_view(batch, size):
     torch.testing.assert_close(other_pixels, (pixels + 0.5) * scale - 0.5, atol=1e-3, rtol=1e-4)
 
 
-def test_resizing_keeps_the_corners_of_the_frame():
+def test_resizing_keeps_the_image_corners():
     cameras = resized(random_cameras((2,)), 3, 2)
     assert (cameras.height, cameras.width) == (3, 2)
     original = random_cameras((2,))
@@ -115,7 +115,7 @@ def test_resizing_keeps_the_corners_of_the_frame():
 
 
 @pytest.mark.parametrize('batch', [(1,), (3,), (2, 3)])
-def test_rays_lead_from_the_camera_to_what_it_sees(batch):
+def test_rays_hit_unprojected_points(batch):
     cameras = random_cameras(batch)
     reference = cameras[(*[slice(None)] * (len(batch) - 1), 0)]
     depth = random_depth(cameras)
@@ -138,7 +138,7 @@ def test_rays_lead_from_the_camera_to_what_it_sees(batch):
     )
 
 
-def test_cameras_join_and_split():
+def test_concatenate_and_index():
     cameras = random_cameras((3,))
     joined = concatenate([cameras[:1], cameras[1:]])
     assert len(joined) == 3
@@ -172,12 +172,12 @@ def edited(name, index, value) -> Cameras:
         ('times', 3, math.nan, 'camera 3: time is not finite'),
     ],
 )
-def test_what_is_no_camera_is_refused_and_named(name, index, value, message):
+def test_invalid_cameras_raise_with_their_index(name, index, value, message):
     with pytest.raises(ValueError, match=message):
         check_cameras(edited(name, index, value))
 
 
-def test_good_cameras_pass_unchanged():
+def test_valid_cameras_pass_unchanged():
     for batch in BATCHES:
         cameras = random_cameras(batch)
         assert check_cameras(cameras) is cameras

@@ -88,7 +88,7 @@ def test_limits_hold_for_seeded_and_loaded_memories(folder, engine, tmp_path):
     engine.save(tmp_path / 'whole.safetensors')
     bounded.load(tmp_path / 'whole.safetensors', memory='loaded')
     assert 0 < bounded.stats(memory='loaded').points <= held // 2
-    with pytest.raises(ValueError, match='needs a folder'):
+    with pytest.raises(ValueError, match="folder: '' is not a folder"):
         Engine.from_folder(folder, limits=MemoryLimits(resident=10))
     paged = Engine.from_folder(folder, limits=MemoryLimits(resident=1, folder=str(tmp_path)))
     paged.load(tmp_path / 'whole.safetensors')
