@@ -91,8 +91,8 @@ def check_cameras(cameras: Cameras) -> Cameras:
     _raise_first(
         position.abs().amax(dim=1) > MAX_DISTANCE,
         position,
-        f'position is further than {MAX_DISTANCE:.0f} m from the origin, where float32 runs out of '
-        'millimetres: use a frame with a closer origin',
+        f'position is further than {MAX_DISTANCE:.0f} m from the origin, where float32 loses '
+        'millimetres; use a frame with a closer origin',
     )
     _raise_first(
         ~torch.isfinite(cameras.times.reshape(-1)), cameras.times.reshape(-1), 'time is not finite'

@@ -1,4 +1,4 @@
-"""The memory's rules written as slowly and plainly as possible, one number at a time."""
+"""Oracle of the memory: its rules as plain loops over scalars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mirage_model.memory.visibility import CameraArrays, Splats, VisibilityRule
 
 
 def scalar_project(position, rotation, translation, focal, centre):
-    """(x, y, depth) in float32, in the order of operations that `zbuffer.project` promises."""
+    """Return x, y and depth in float32, in the order of operations of `visibility.project`."""
     x, y, z = (np.float32(value) for value in position)
     in_camera = [
         np.float32(np.float32(np.float32(a * x) + np.float32(b * y)) + np.float32(c * z)) + shift
@@ -24,7 +24,7 @@ def scalar_project(position, rotation, translation, focal, centre):
 
 
 def nearest(points: Splats, views: CameraArrays, rule: VisibilityRule):
-    """What `zbuffer.nearest` must return."""
+    """Return what `visibility.nearest` must return."""
     half = np.float32(0.5)
     cameras = len(views.focal)
     index = np.full((cameras, views.height, views.width), -1)
@@ -65,7 +65,7 @@ def nearest(points: Splats, views: CameraArrays, rule: VisibilityRule):
 
 
 def in_free_space(points: Splats, depth, views: CameraArrays, rule: VisibilityRule):
-    """What `latent.in_free_space` must return."""
+    """Return what `visibility.in_free_space` must return."""
     depth = depth.numpy()
     gone = np.zeros(len(points), dtype=bool)
     with np.errstate(all='ignore'):
@@ -90,7 +90,7 @@ def in_free_space(points: Splats, depth, views: CameraArrays, rule: VisibilityRu
 
 
 def voxel_of(cell, voxel, level=None):
-    """The voxel that a cell lies in: its level and place, in the grid of its own size or of another."""
+    """Return the level and coordinates of a point's voxel, in the grid of its size or a level."""
     if level is None:
         level = min(max(math.floor(math.log2(cell['size'])), -12), 20)
     edge = voxel * 2.0**level
@@ -106,10 +106,10 @@ def in_observed_voxel(cell, held, voxel):
 
 
 def merge(held, new, voxel, *, displace=True):
-    """What a memory holds after a write of one origin; cells are dicts, in the order of writing.
+    """Return the points after a write that is all observed or all imagined, in writing order.
 
-    A cell has ``position``, ``size``, ``observed``, ``confidence``, ``camera`` (its place in the
-    write) and whatever else.
+    Points are dictionaries with ``position``, ``size``, ``observed``, ``camera`` (index in the
+    write) and others.
     """
 
     def key(cell):
@@ -125,7 +125,7 @@ def merge(held, new, voxel, *, displace=True):
 
 
 class LoopMemory:
-    """What `LatentMemory` does, as a list of dictionaries in the order of writing."""
+    """`LatentMemory` as a list of dictionaries in the order of writing."""
 
     def __init__(self, config):
         self.config, self.held, self.origin, self.written = config, [], None, 0
@@ -170,7 +170,7 @@ class LoopMemory:
         self.held = merge(self.held, new, self.config.voxel, displace=displace)
 
     def open_to_imagination(self, valid, depth, cameras):
-        """Where imagined cells may enter, and which of those that are held must make room."""
+        """Return the mask of cells that imagination may enter, and the points to remove."""
         config, views = self.config, CameraArrays.from_cameras(cameras)
         seen = self.points(only_observed=True)
         _, surface = nearest(seen, views, config.rule(splat_size=max(3, config.splat_size)))
@@ -208,7 +208,7 @@ class LoopMemory:
         )
 
     def readout(self, cameras):
-        """Dictionaries of what is seen at (camera, row, column)."""
+        """Return a dictionary of the visible point at each (camera, row, column)."""
         views = CameraArrays.from_cameras(cameras)
         index, _ = nearest(self.points(), views, self.config.rule())
         result = {}

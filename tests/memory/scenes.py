@@ -52,7 +52,7 @@ def cameras(draw, max_cameras: int = 3) -> Cameras:
 
 @st.composite
 def points(draw, max_points: int = 24, finite: bool = False) -> Splats:
-    """Splats on a coarse lattice, so that many project alike, between arbitrary ones."""
+    """Return points on a coarse lattice, many of which project alike, and arbitrary points."""
     lattice = st.sampled_from([-1.0, -0.25, 0.0, 0.125, 0.25, 0.5, 1.0, 2.0])
     wild = st.floats(-1e6, 1e6, width=32)
     if not finite:

@@ -1,4 +1,4 @@
-"""Blocks of cells: what merges, what stays, and that a published store never changes."""
+"""Tests of the block store: merging, slots, and drafts that do not change published stores."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_in_observed_voxel_checks_all_levels(size, imagined):
 
 
 def test_draft_copies_only_changed_blocks():
-    """However much is stored: the regions and blocks elsewhere are the same objects."""
+    """Regions and blocks elsewhere stay the same objects."""
     store = BlockStore()
     for x in range(0, 4000, 40):
         store.insert(packed([cell_at(float(x), 0.1, 0.1)], x), np.zeros(1, int), voxel=1.0)

@@ -1,4 +1,4 @@
-"""The estimated coverage against the readout's, which is its oracle."""
+"""Tests of the estimated coverage against that of readouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
 @pytest.fixture(scope='module')
 def building() -> LatentMemory:
-    """Nine rooms, partly seen, a part of that imagined."""
+    """Return a memory of nine rooms, partly observed and partly imagined."""
     return score.building(60_000, 9)
 
 
@@ -48,7 +48,7 @@ def test_estimate_holds_for_other_image_sizes(building):
 
 
 def test_estimate_holds_for_a_coarse_grid_with_splats():
-    """What mirage-tiny's memory looks like: few large cells, shown as up to three across."""
+    """Few large points with splats of up to three cells, as in mirage-tiny."""
     memory = LatentMemory(MemoryConfig(channels=1, splat_size=3))
     views = memory_speed.chunks(4)
     for _ in range(12):
@@ -84,7 +84,7 @@ def test_wall_occludes_and_gives_its_age():
     memory = LatentMemory(MemoryConfig(channels=1))
     wall(memory, 8.0, time=100.0)
     camera = wall(memory, 3.0, time=160.0, observed=False)
-    # the imagined wall stands before an observed one and is refused
+    # the imagined wall stands before an observed one and is rejected
     coverage = memory.coverage(replace(camera, times=camera.times + 10))
     assert coverage.observed > 0.8 and coverage.age == pytest.approx(70.0, abs=0.1)
     memory = LatentMemory(MemoryConfig(channels=1))
@@ -123,7 +123,7 @@ def test_counts_are_updated_incrementally(building):
 
 
 def sums_of(grid) -> np.ndarray:
-    """By place in space; a brick that was never filled or that was emptied has nothing."""
+    """Return the sums by brick in space, zero for empty bricks."""
     nothing = np.zeros((1, *grid.sums.shape[1:]), np.float32)
     return np.concatenate([grid.sums[: grid.filled], nothing])[grid.bricks]
 

@@ -1,4 +1,4 @@
-"""The compiled way through the blocks gives the same bits as the rule in plain torch."""
+"""Tests of the numba kernels against the visibility rule in plain torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHANNELS = 2
 
 
 def store_of(points: Splats, writes: int = 3, *, half: bool = False) -> BlockStore:
-    """The points, none merged, as several writes would have left them."""
+    """Return a store of the points after several writes without merging."""
     order = (MAX_SERIAL - np.arange(len(points))).astype(np.uint32)
     order = np.where(points.observed.numpy(), order, order | IMAGINED_BIT)
     hot = torch.cat([points.position, points.size[:, None]], dim=1).T.contiguous().numpy()
@@ -43,7 +43,7 @@ def store_of(points: Splats, writes: int = 3, *, half: bool = False) -> BlockSto
 
 
 def winners(store: BlockStore, views: CameraArrays, rule: VisibilityRule, **options):
-    """Index of the point that won, in the order of writing, and its word."""
+    """Return the index of the winning point, in writing order, and its depth by the rule."""
     best = cpu_reader.nearest(store, views, rule, **options).best
     word = torch.from_numpy(best).view(len(views.focal), views.height, views.width)
     index = torch.where(word == NO_POINT, -1, MAX_SERIAL - (word & MAX_SERIAL))

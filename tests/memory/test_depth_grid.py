@@ -1,4 +1,4 @@
-"""Depth on the latent grid: exact on planes, one side of an edge, nothing invented."""
+"""Tests of depth on the latent grid: exact on planes, and one side of an edge."""
 
 from __future__ import annotations
 

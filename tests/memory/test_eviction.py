@@ -1,4 +1,4 @@
-"""A memory under a cap, and one whose far blocks lie on disk."""
+"""Tests of capacity and of blocks in files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ def camera_at(x: float, time: float):
     return scenes.camera_row(pose, [time], height=HEIGHT, width=WIDTH, fx=10, fy=10)
 
 
-def drive(memory: LatentMemory, steps: int, start: int = 0) -> None:
-    """Along a wall, two metres a step, seen and imagined by turns; latents say at which step."""
+def write_steps(memory: LatentMemory, steps: int, start: int = 0) -> None:
+    """Write along a wall, two metres a step, with the step as latents.
+
+    Ten observed steps alternate with ten imagined ones.
+    """
     for step in range(start, start + steps):
         latents = torch.full((1, CHANNELS, HEIGHT, WIDTH), float(step))
         depth = torch.full((1, HEIGHT, WIDTH), 3.0)
@@ -39,8 +42,8 @@ def test_paged_blocks_read_like_resident_blocks(tmp_path):
     paged = LatentMemory(MemoryConfig(channels=CHANNELS, resident=1000, folder=str(tmp_path)))
     for start in (0, 20):
         for memory in (whole, paged):
-            drive(memory, 20, start)
-            drive(memory, 2)  # back to the start, which is on disk
+            write_steps(memory, 20, start)
+            write_steps(memory, 2)  # back to the start, which is on disk
         assert len(paged) == len(whole) and paged.nbytes == whole.nbytes
         assert paged.resident_nbytes <= 1000 * paged.nbytes / len(paged)
         for step in range(start + 20):
@@ -51,12 +54,12 @@ def test_paged_blocks_read_like_resident_blocks(tmp_path):
 
 
 def test_files_hold_at_most_twice_the_points_in_use(tmp_path):
-    """A robot that comes again to some of many places: blocks return from disk, change and go."""
+    """Revisits load blocks from files, change them and page them out again."""
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=1000, folder=str(tmp_path)))
     rng, at, files = np.random.default_rng(0), 0, {}
     for time in range(500):
         at = int(rng.integers(-40, 41)) if time % 20 == 0 else at + int(rng.integers(-1, 2))
-        latents, depth, camera = still(2.0 * at, time)
+        latents, depth, camera = wall_frame(2.0 * at, time)
         memory.write(latents, depth, camera, valid=depth > 0, observed=True)
         files = pages(tmp_path)
         each = memory.nbytes / len(memory)
@@ -66,7 +69,7 @@ def test_files_hold_at_most_twice_the_points_in_use(tmp_path):
 
 
 def pages(folder: Path) -> dict[int, int]:
-    """Bytes of every open file without a name that was made in a folder."""
+    """Return the bytes of each open, deleted file of a folder."""
     result = {}
     for name in os.listdir('/proc/self/fd'):
         link = f'/proc/self/fd/{name}'
@@ -78,7 +81,7 @@ def pages(folder: Path) -> dict[int, int]:
 
 def test_loaded_memory_is_within_its_limits(tmp_path):
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=500, folder=str(tmp_path)))
-    drive(memory, 12)
+    write_steps(memory, 12)
     memory.save(tmp_path / 'place.safetensors')
     loaded = LatentMemory.load(tmp_path / 'place.safetensors')
     assert len(loaded) == len(memory) > 500
@@ -89,11 +92,11 @@ def test_loaded_memory_is_within_its_limits(tmp_path):
 
 def test_fork_of_a_paged_memory_is_independent(tmp_path):
     trunk = LatentMemory(MemoryConfig(channels=CHANNELS, resident=500, folder=str(tmp_path)))
-    drive(trunk, 20)
+    write_steps(trunk, 20)
     branch = trunk.fork()
     before = branch.readout(camera_at(0, 0)).latents
-    drive(trunk, 20, start=20)
-    drive(trunk, 1)
+    write_steps(trunk, 20, start=20)
+    write_steps(trunk, 1)
     del trunk
     assert torch.equal(branch.readout(camera_at(0, 0)).latents, before)
 
@@ -103,19 +106,19 @@ def test_capacity_evicts_by_policy(policy):
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, capacity=1500, policy=policy))
     free = LatentMemory(MemoryConfig(channels=CHANNELS))
     for step in range(40):
-        drive(memory, 1, step)
-        drive(free, 1, step)
+        write_steps(memory, 1, step)
+        write_steps(free, 1, step)
         assert len(memory) <= 1500
     assert len(free) > 2 * 1500 and len(memory) > 1000
     assert memory.readout(camera_at(78, 39)).visible.all()
     assert not memory.readout(camera_at(0, 39)).visible.any()
-    drive(memory, 1, 40)
-    memory.write(*still(0.0, 41.0), observed=True, valid=torch.ones(1, HEIGHT, WIDTH) > 0)
+    write_steps(memory, 1, 40)
+    memory.write(*wall_frame(0.0, 41.0), observed=True, valid=torch.ones(1, HEIGHT, WIDTH) > 0)
     assert memory.readout(camera_at(0, 41)).visible.all()
     assert memory.readout(camera_at(84, 41)).visible.any() == (policy == 'oldest')
 
 
-def still(x: float, time: float):
+def wall_frame(x: float, time: float):
     return (
         torch.zeros(1, CHANNELS, HEIGHT, WIDTH),
         torch.full((1, HEIGHT, WIDTH), 3.0),
@@ -127,19 +130,19 @@ def test_imagined_policy_evicts_imagined_points_first():
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, capacity=2400, policy='imagined'))
     free = LatentMemory(MemoryConfig(channels=CHANNELS))
     for step in range(30):
-        drive(memory, 1, step)
-        drive(free, 1, step)
+        write_steps(memory, 1, step)
+        write_steps(free, 1, step)
     seen = free._store.points().observed.sum()
     assert seen <= 2400 < len(free)
     assert memory._store.points().observed.sum() == seen
-    drive(memory, 30, start=40)
+    write_steps(memory, 30, start=40)
     assert memory._store.points().observed.all() and 1500 < len(memory) <= 2400
 
 
 def test_furthest_policy_keeps_near_points():
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, capacity=1500, policy='furthest'))
-    drive(memory, 40)
-    drive(memory, 1)  # a jump back to the start
+    write_steps(memory, 40)
+    write_steps(memory, 1)  # a jump back to the start
     near = memory._store.points().xyz_size[0]
     assert np.abs(near).max() < 80
     assert memory.readout(camera_at(0, 0)).visible.all()

@@ -1,6 +1,6 @@
-"""The Triton kernels give the bits of the rule in plain torch.
+"""Tests of the Triton kernels against the visibility rule in plain torch.
 
-Where there is no GPU they run in Triton's interpreter, which says nothing about the compiled ones.
+Without a GPU they run in Triton's interpreter, which does not test the compiled kernels.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ gather = types(
 for kernel, signature, constants in (
     (gpu_reader._compete, compete, dict(SECOND=False, REACH=1, TILE=gpu_reader.TILE)),
     (gpu_reader._compete, compete, dict(SECOND=True, REACH=0, TILE=gpu_reader.TILE)),
-    (gpu_reader._gather, gather, dict(HALF=True, NO_POINT=gpu_reader.NO_POINT, TILE=gpu_reader.TILE, CHANNELS=64)),
+    (
+        gpu_reader._gather, gather,
+        dict(HALF=True, NO_POINT=gpu_reader.NO_POINT, TILE=gpu_reader.TILE, CHANNELS=64),
+    ),
 ):
     signature = {**signature, **dict.fromkeys(constants, 'constexpr')}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
@@ -152,7 +155,7 @@ for kernel, signature, constants in (
 
 
 def test_compiled_kernels_round_each_operation(tmp_path):
-    """No GPU is needed to see what would run there."""
+    """The kernels are compiled for a GPU without one."""
     environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
     run = subprocess.run(
         [sys.executable, '-c', COMPILE],

@@ -1,4 +1,4 @@
-"""The memory in a place that people designed: coming back adds next to nothing."""
+"""Tests of memory growth in a game map: revisits add few points."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUT = 17
 
 @pytest.fixture(scope='module')
 def out_and_back() -> tuple[Walk, Walk, Walk]:
-    """A random way, the same way back, and a way back beside it."""
+    """Return a random walk, the same walk back, and a walk back beside it."""
     return ways('E1M1', OUT, stride=8, seed=3)
 
 
@@ -64,8 +64,10 @@ def test_forward_trajectory_at_full_size_stays_small():
 
 @pytest.mark.parametrize('name', ['latent', 'rgb_cloud'])
 def test_imagined_trajectory_adds_only_new_or_finer_points(name):
-    """What was imagined from far ahead is too coarse from close by: if it stayed it would be shown,
-    and something finer written beside it, from every place that is passed."""
+    """Points imagined from afar are too coarse from close by.
+
+    If they stayed visible, each passing camera would write finer points beside them.
+    """
     size = ComposedSize(height=176, width=320, step=0.05)
     cells = [lap['cells'] for lap in memory_laps(size, name, 12)]
     stride = 1 if name == 'rgb_cloud' else size.vae['scale_factor_spatial']

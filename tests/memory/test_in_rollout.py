@@ -1,4 +1,4 @@
-"""Every memory in a rollout and in the engine, by its name alone."""
+"""Tests of all memories in rollouts and in the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory's promises, on memories small enough to see through."""
+"""Tests of the latent memory's guarantees on small memories."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_invalid_config_raises(wrong):
 
 @pytest.mark.parametrize('bounded', [False, True])
 def test_concurrent_reads_see_whole_writes(tmp_path, bounded):
-    """Two readers, of two cameras that share no block and are written at once."""
+    """Two threads read two cameras that share no block, while a third writes both at once."""
     bounds = {'capacity': 60, 'resident': 30, 'folder': str(tmp_path)} if bounded else {}
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, dtype='float32', **bounds))
     cameras = scenes.camera_row([scenes.transform(), scenes.transform((0, math.pi, 0))])

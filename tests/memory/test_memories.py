@@ -1,4 +1,4 @@
-"""Every memory keeps the promises of the protocol, and of the others its own."""
+"""Tests of all memories against the protocol, and of each baseline."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ HEIGHT, WIDTH = scenes.HEIGHT * STRIDE, scenes.WIDTH * STRIDE
 CONFIG = MemoryConfig(channels=CHANNELS, dtype='float32')
 HOLDING = sorted(set(MEMORIES) - {'none'})
 GROWN_BY_RULE = ['latent', 'lifted_features', 'rgb_cloud']
-"""Those that refuse imagination in front of observations, and remove what is seen through."""
+"""Memories that protect observations from imagination and clear free space."""
 
 
 class MeanColours:
-    """The simplest codec: a cell is the mean of its pixels."""
+    """Encoder whose latents are the mean colours of the cells."""
 
     channels, spatial_stride = CHANNELS, STRIDE
 
@@ -58,7 +58,7 @@ def write(
     observed: bool = True,
     frames: torch.Tensor | None = None,
 ) -> int:
-    """Write a wall, or depth in pixels that is the same all over a cell."""
+    """Write a wall, or pixel depth that is constant within each cell."""
     n = len(camera)
     frames = picture(n=n) if frames is None else frames
     if not isinstance(depth, torch.Tensor):
@@ -390,7 +390,7 @@ def test_redundant_views_are_not_retrieved():
 
 
 def test_surfels_respect_occlusion_and_overlap_does_not():
-    """Two rooms, one behind the other: what the far one saw is hidden from the near camera."""
+    """Of two rooms in a row, the near wall hides the far room from the near camera."""
     surfels, overlap = (RetrievedViews(CONFIG, index=i) for i in ('surfels', 'overlap'))
     for memory in (surfels, overlap):
         write(memory, at(0, 0, 0), 2)
@@ -406,7 +406,7 @@ def test_surfels_respect_occlusion_and_overlap_does_not():
 @settings(max_examples=15, deadline=None)
 @given(scenes.cameras(max_cameras=1), st.integers(0, 99))
 def test_nearest_point_of_several_views_wins(camera, seed):
-    """The depth equals that of the slow loop over all kept cells of the retrieved views."""
+    """The depth equals that of a loop over all points of the retrieved views."""
     rng = np.random.default_rng(seed)
     memory = RetrievedViews(CONFIG, index='surfels')
     cameras, depths = [], []

@@ -1,4 +1,4 @@
-"""The point cloud against dictionaries and the plain rule."""
+"""Tests of the point cloud against dictionaries and the visibility rule in torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ writes = st.lists(st.tuples(scenes.points(finite=True), st.booleans()), max_size
 
 
 def filled(parts, voxel: float) -> tuple[PointCloud, dict]:
-    """The cloud, and by voxel the point, value, stamp and origin that it should hold."""
+    """Return the cloud, and the expected point, value, stamp and observed flag by voxel."""
     cloud, expected, value = PointCloud(values=1, dtype=np.dtype(np.uint8), voxel=voxel), {}, 0
     for stamp, (points, observed) in enumerate(parts):
         rows = rows_of(points)

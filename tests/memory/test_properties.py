@@ -1,4 +1,4 @@
-"""Whatever is written, from wherever, in whatever order: the memory equals the loops, to the bit."""
+"""Property tests: after any writes the memory equals the oracle, bit for bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ configs = st.builds(
 
 @st.composite
 def writes(draw):
-    """CameraArrays rich in duplicates and ties: a frame has few depths, and poses come again."""
+    """Return a write rich in ties: frames have few depths, and poses repeat."""
     cameras = draw(scenes.cameras(max_cameras=2))
     n = len(cameras)
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
@@ -77,7 +77,7 @@ def test_any_writes_read_as_in_the_oracle(config, writes, cameras):
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(range(5)), st.sampled_from([1, 3]))
 def test_write_order_does_not_change_the_readout(order, splat_size):
-    """CameraArrays of one room: nothing is seen through, nothing merged and nothing ties."""
+    """Views of one room: no free space to clear, no merging, no ties."""
     rng = np.random.default_rng(0)
     poses = [
         scenes.transform((0, rng.uniform(-3, 3), 0), rng.uniform(1.0, 2.0, 3)) for _ in range(7)

@@ -1,4 +1,4 @@
-"""A memory saved and loaded is the same memory, and a file that cannot be trusted is refused."""
+"""Tests of saved memories: equal after loading, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def first(values, value):
 
 
 def described(**changes):
-    """Damage to what a file says of the memory: to the origin, or to the configuration."""
+    """Return a function that damages the origin or the configuration in the metadata."""
 
     def damage(tensors, metadata):
         about = json.loads(metadata['about'])

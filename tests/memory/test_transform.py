@@ -1,4 +1,4 @@
-"""A memory that is moved after its world frame has jumped: the same view from the moved cameras."""
+"""Tests of a rigid transform of the memory: transformed cameras read the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cameras(*transforms: np.ndarray, time: float = 0.0) -> Cameras:
 
 
 def filled(config: MemoryConfig) -> LatentMemory:
-    """Observed from one side and imagined from another, over each other in part."""
+    """Return a memory with overlapping observed and imagined frames."""
     memory, generator = LatentMemory(config), torch.Generator().manual_seed(0)
     views = [
         (scenes.transform(), True),
@@ -64,7 +64,7 @@ def test_transformed_cameras_read_the_same(name, voxel):
     before, cells = memory.readout(READING), len(memory)
     memory.transform(torch.from_numpy(JUMPS[name]))
     after = memory.readout(moved(READING, JUMPS[name]))
-    assert len(memory) == cells  # none lost, none merged
+    assert len(memory) == cells
     assert before.visible.any() and (before.visible & ~before.observed).any()
     # rounding may carry a point over the border of a cell
     same = (before.latents == after.latents).all(dim=1)

@@ -1,4 +1,4 @@
-"""Who is seen: the torch rule against the loops."""
+"""Tests of the visibility rule in torch against the oracle."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_splat_covers_its_metric_size():
 
 
 def test_splats_keep_cells_of_the_same_surface():
-    """A wall seen from half as far: every cell whose own point is on it keeps that point."""
+    """On a wall seen from half the distance, each cell keeps the point that projects into it."""
     views = CameraArrays.from_cameras(scenes.camera_row([scenes.transform()], height=9, width=9))
     grid = torch.stack(torch.meshgrid(torch.arange(-4, 5), torch.arange(-4, 5), indexing='xy'), -1)
     position = torch.cat([grid.reshape(-1, 2) / 4.0, torch.ones(81, 1)], dim=-1)
