@@ -1,4 +1,4 @@
-"""The demo: a simulated world, the node, and a film of what was imagined.
+"""Run the demo: a simulated world, the node, and a video of the imagined frames.
 
 ros2 launch mirage demo.launch.py out:=/tmp/mirage
 """
@@ -10,9 +10,9 @@ from launch_ros.substitutions import ExecutableInPackage
 from launch import LaunchDescription
 
 ARGUMENTS = {
-    'out': ('out/demo', 'folder for the film, the contact sheet and summary.json'),
-    'model_folder': ('', 'folder with weights; empty: mirage-tiny'),
-    'device': ('cpu', 'cpu, cuda or cuda:N'),
+    'out': ('out/demo', 'Folder for the video, the contact sheet and summary.json.'),
+    'model_folder': ('', 'Folder with the weights; empty for mirage-tiny.'),
+    'device': ('cpu', 'Torch device: cpu, cuda or cuda:N.'),
 }
 
 
@@ -24,5 +24,5 @@ def generate_launch_description() -> LaunchDescription:
     command = [ExecutableInPackage(package='mirage', executable='mirage_demo')]
     for name in ARGUMENTS:
         command += [f'--{name.replace("_", "-")}', LaunchConfiguration(name)]
-    # it starts the node itself, and ends it
+    # it starts and ends the node itself
     return LaunchDescription([*arguments, ExecuteProcess(cmd=command, output='screen')])

@@ -15,15 +15,18 @@ from launch import LaunchDescription
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
 ARGUMENTS = {
-    'namespace': ('', 'of the node and its topics'),
-    'params_file': (str(CONFIG / 'mirage.yaml'), 'YAML file with parameters'),
-    'model_folder': ('', 'folder with weights; empty: mirage-tiny'),
-    'device': ('cpu', 'cpu, cuda or cuda:N'),
-    'autostart': ('true', 'configure and activate; false: a lifecycle manager does'),
-    'use_sim_time': ('false', 'take the time from /clock'),
-    'viewer': ('none', 'rerun: show memory, path, imagined and observed frames in Rerun'),
-    'dds_profile': (str(CONFIG / 'fastdds.xml'), 'profile for Fast DDS'),
-    'log_level': ('info', 'debug, info, warn or error'),
+    'namespace': ('', 'Namespace of the node and its topics.'),
+    'params_file': (str(CONFIG / 'mirage.yaml'), 'YAML file with parameters.'),
+    'model_folder': ('', 'Folder with the weights; empty for mirage-tiny.'),
+    'device': ('cpu', 'Torch device: cpu, cuda or cuda:N.'),
+    'autostart': ('true', 'Configure and activate; false leaves that to a lifecycle manager.'),
+    'use_sim_time': ('false', 'Take the time from /clock.'),
+    'viewer': (
+        'none',
+        'none, or rerun to show the memory, the path, and imagined and observed frames in Rerun.',
+    ),
+    'dds_profile': (str(CONFIG / 'fastdds.xml'), 'XML profile for Fast DDS.'),
+    'log_level': ('info', 'Log level: debug, info, warn or error.'),
 }
 PARAMETERS = {
     'model.folder': 'model_folder',
@@ -46,11 +49,11 @@ TOPICS = (
     'imagine_candidates',
 )
 TRANSPORTS = {'image': 'compressed', 'depth': 'compressedDepth'}
-"""Their topics lie below the raw ones'."""
+"""Transports whose topics are below those of the raw images."""
 
 
 def name_of(topic: str) -> str:
-    """Of the launch argument that remaps it."""
+    """Return the launch argument that remaps a topic."""
     return topic.removeprefix('/')
 
 
@@ -61,7 +64,9 @@ def generate_launch_description() -> LaunchDescription:
     ]
     names = [
         DeclareLaunchArgument(
-            name_of(topic), default_value=topic, description=f'name of the {topic} topic or action'
+            name_of(topic),
+            default_value=topic,
+            description=f'Name of the topic or action {topic}.',
         )
         for topic in TOPICS
     ]

@@ -1,4 +1,4 @@
-"""A recorded drive through the node: what it would have imagined, beside what the camera saw.
+"""Replay a recording through the node and compare imagined with recorded frames.
 
 ros2 launch mirage replay.launch.py bag:=drive config:=drive.yaml out:=/tmp/replay
 """
@@ -11,10 +11,10 @@ from launch_ros.substitutions import ExecutableInPackage
 from launch import LaunchDescription
 
 ARGUMENTS = {
-    'bag': ('', 'folder of the bag'),
-    'config': ('', 'YAML file with the topics and what is imagined'),
-    'out': ('out/replay/node', 'folder for the results'),
-    'free_running': ('false', 'true: at the pace of the bag, to see what drops'),
+    'bag': ('', 'Folder of the bag.'),
+    'config': ('', 'YAML file with the topics and the options of the replay.'),
+    'out': ('out/replay/node', 'Folder for the results.'),
+    'free_running': ('false', 'true to play the bag in real time and count what is dropped.'),
 }
 
 
@@ -28,7 +28,7 @@ def generate_launch_description() -> LaunchDescription:
     for name in ('config', 'out'):
         command += [f'--{name}', LaunchConfiguration(name)]
     free = LaunchConfiguration('free_running')
-    # it starts the node itself, and ends it
+    # it starts and ends the node itself
     return LaunchDescription(
         [
             *arguments,

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 import math
 import time
+from typing import Literal
 
 from mirage.action import ImagineCandidates
 from mirage.msg import ImaginedCandidate
@@ -23,7 +24,10 @@ from mirage_ros.initial_state import InitialState, attached_images, initial_stat
 from mirage_ros.publishers import Publishers
 from mirage_ros.trajectory import planned_from_trajectory
 
-RESOLUTIONS = {ImagineCandidates.Goal.FULL: 'full', ImagineCandidates.Goal.HALF: 'half'}
+RESOLUTIONS: dict[int, Literal['full', 'half']] = {
+    ImagineCandidates.Goal.FULL: 'full',
+    ImagineCandidates.Goal.HALF: 'half',
+}
 RATIOS = {'none': 1, 'png': 2, 'jpeg': 16}
 """Compression ratios that are assumed before the frames exist."""
 ADVICE = 'ask for fewer frames, last_frame_only or HALF resolution, or raise the limit'

@@ -1,4 +1,4 @@
-"""What the parts of the node share."""
+"""The node as its parts see it: parameters, frames, sensors, memories, metrics, log and worker."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from mirage_model.messages.poses import (
 
 AnyImage: TypeAlias = Image | CompressedImage
 Compression = Literal['none', 'jpeg', 'png']
-"""How the images of a chunk are sent."""
+"""Formats of the images of a chunk."""
 
 ENCODERS = ThreadPoolExecutor(thread_name_prefix='mirage-encoder')
 """Threads that compress frames side by side."""

@@ -74,7 +74,7 @@ def cloud_message(points: Points, header: Header) -> PointCloud2:
         width=len(rows),
         fields=[
             PointField(name=name, offset=offset, datatype=kinds[kind.str], count=1)
-            for name, (kind, offset) in layout.fields.items()
+            for name, (kind, offset, *_) in (layout.fields or {}).items()
         ],
         point_step=layout.itemsize,
         row_step=layout.itemsize * len(rows),

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
@@ -47,7 +47,7 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 def load_engine(parameters: NodeParameters) -> EngineProtocol:
     """Return an engine in this process with the model of a folder, or mirage-tiny."""
     from mirage_model.engine.engine import Engine
-    from mirage_model.memory.eviction import MemoryLimits
+    from mirage_model.memory.eviction import EvictionPolicy, MemoryLimits
 
     folder = FilePath(parameters.model.folder) if parameters.model.folder else None
     return Engine.from_folder(
@@ -55,7 +55,7 @@ def load_engine(parameters: NodeParameters) -> EngineProtocol:
         device=parameters.model.device,
         limits=MemoryLimits(
             capacity=parameters.memory.capacity,
-            policy=parameters.memory.policy,
+            policy=cast(EvictionPolicy, parameters.memory.policy),
             resident=parameters.memory.resident,
             folder=parameters.memory.pages,
         ),

@@ -1,4 +1,4 @@
-"""An engine that answers at once: what the node itself costs and does, without a model. Run as a program it is a node."""
+"""An engine without a model, for tests of the node; as a program it runs a node."""
 
 from __future__ import annotations
 

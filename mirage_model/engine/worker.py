@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import traceback
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended."""
+    """The end of a job, and means over its returned frames."""
 
     request_id: str
     status: Status
@@ -72,7 +72,7 @@ class Job:
     """Seeds the memory of the request, which is then dropped when the job ends; None if the memory exists."""
     wanted: tuple[int, ...]
     """Frames to return along each path; those after them are padding."""
-    on_answer: Callable[[Answer], None]
+    on_answer: Callable[[Any], None]
     """Called from the worker's thread with each chunk, or with each candidate of a `CandidatesRequest`."""
     on_end: Callable[[Outcome], None]
     """Called once, from the worker's thread or from one that submits, cancels or closes."""

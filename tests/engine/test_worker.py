@@ -1,4 +1,4 @@
-"""The worker without ROS: one outcome for every job, whatever happens."""
+"""Each job of the worker ends with one outcome."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def requests(engine, queue_size) -> Iterator[ImagineServer]:
     requests.worker.close()
 
 
-def test_done_and_padding_is_kept_back(requests, engine):
+def test_padding_is_not_returned(requests, engine):
     requests.submit('a', frames=20)
     outcome = requests.outcome('a')
     assert (outcome.status, outcome.chunks, outcome.frames) == ('done', 2, 20)
@@ -122,7 +122,7 @@ def test_cancel_running_and_waiting(requests, engine):
     assert engine.memories == {}
 
 
-def test_newest_wins_among_the_replaceable(requests):
+def test_newer_job_replaces_older_of_its_kind(requests):
     requests.submit('old', steps=1000, replaceable=True)
     requests.submit('stays')
     time.sleep(0.1)
@@ -133,7 +133,7 @@ def test_newest_wins_among_the_replaceable(requests):
 
 
 @pytest.mark.parametrize('queue_size', [1])
-def test_a_newer_job_without_room_replaces_nothing(requests):
+def test_job_without_room_replaces_nothing(requests):
     requests.submit('running', steps=10, replaceable=True)
     time.sleep(0.1)
     requests.submit('waits')
@@ -145,7 +145,7 @@ def test_a_newer_job_without_room_replaces_nothing(requests):
     assert requests.outcome('running').status == requests.outcome('waits').status == 'done'
 
 
-def test_a_newer_job_replaces_those_of_its_own_name(requests):
+def test_job_replaces_waiting_jobs_with_its_id(requests):
     requests.submit('goal', steps=1000)
     time.sleep(0.1)
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_a_newer_job_replaces_those_of_its_own_name(requests):
     ]
 
 
-def test_a_newer_job_replaces_the_running_one_of_its_own_name(requests):
+def test_job_replaces_the_running_job_with_its_id(requests):
     requests.submit('again', steps=1000, replaceable=True)
     time.sleep(0.1)
     requests.submit('next', steps=1)
@@ -172,7 +172,7 @@ def test_a_newer_job_replaces_the_running_one_of_its_own_name(requests):
     assert [outcome.status for outcome in requests.outcomes['again']] == ['cancelled', 'done']
 
 
-def test_full_queue_and_doubles_are_dropped(engine):
+def test_full_queue_and_duplicate_ids_are_dropped(engine):
     requests = ImagineServer(engine, queue_size=1)
     first = requests.submit('first', steps=1000)
     time.sleep(0.1)
@@ -268,7 +268,7 @@ def test_clients_take_turns(engine):
     requests.worker.close()
 
 
-def test_nobody_waits_for_clients_that_are_new_every_time():
+def test_new_clients_do_not_starve_others():
     requests = ImagineServer(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=1)
     ended: list[str] = []
 
@@ -304,7 +304,7 @@ def test_calls_are_answered_between_two_steps(requests):
         requests.worker.call(lambda engine: None).result()
 
 
-def test_the_running_request_is_interrupted_where_it_is_meant(requests):
+def test_interrupt_cancels_only_a_matching_request(requests):
     requests.submit('meant', steps=1000)
     requests.submit('waits')
     time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What a running node has, and what the files in config/ say that it has."""
+"""Interfaces of a running node, and the permissions in config/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted and timed, and the level that it is reported with."""
+"""Metrics, and the level of their report."""
 
 from __future__ import annotations
 

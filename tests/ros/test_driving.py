@@ -1,4 +1,4 @@
-"""A robot drives: what it sees is remembered where TF says, and asked about, saved, moved and forgotten."""
+"""A robot drives with TF: its memory is written, scored, saved, re-anchored and reset."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def in_odom(frames: int = 16, *, request_id: str = '', stamp: int = 0):
     return message
 
 
-def test_paths_in_any_frame_start_from_what_was_driven_through(robot):
+def test_paths_in_any_frame_start_from_the_driven_memory(robot):
     """Poses of the base in odom become those of the camera in the map; the first frame is at the first pose."""
     assert robot.observed() == 2
     client = robot.client
@@ -140,7 +140,7 @@ def test_paths_in_any_frame_start_from_what_was_driven_through(robot):
     assert path.poses[3].pose == message.poses[3]
 
 
-def test_stale_and_unknown_frames_are_refused_by_name_and_time(robot):
+def test_stale_and_unknown_frames_are_rejected(robot):
     robot.client.send('trajectory', in_odom(request_id='stale', stamp=50))
     robot.node.wait_for(
         "request 'stale' rejected: no transform between 'map' and 'odom' at 50.000: "
@@ -235,7 +235,7 @@ def test_candidates(robot):
         assert status == GoalStatus.STATUS_ABORTED and why in result.message, result.message
 
 
-def test_a_result_that_packs_worse_than_expected_is_cut_with_the_reason(robot):
+def test_too_large_results_end_with_the_complete_candidates(robot):
     """Noise takes more than a sixteenth of its raw bytes."""
     action = ActionClient(robot.client.node, ImagineCandidates, 'imagine_candidates')
     robot.client.until(action.server_is_ready)
@@ -263,7 +263,7 @@ def test_prediction(robot):
     assert 'candidates' in ask(candidates=0, path_seconds=1.0).message
 
 
-def test_imagined_cells_are_kept_by_name_only_when_asked(robot):
+def test_imagined_points_are_kept_with_keep_in(robot):
     keep = Imagine.Goal(trajectory=in_odom(), keep_in='a_branch')
     assert robot.client.goal(keep).result()[0] == GoalStatus.STATUS_SUCCEEDED
     again = Imagine.Goal(trajectory=in_odom(), memory='a_branch')
@@ -287,7 +287,7 @@ def test_imagined_cells_are_kept_by_name_only_when_asked(robot):
     assert forgotten.success
 
 
-def test_views_are_made_for_those_who_look(robot):
+def test_views_are_published_to_subscribers(robot):
     robot.client.receive('memory/points', PointCloud2)
     robot.client.receive('memory/coverage', OccupancyGrid)
     robot.client.until(
@@ -307,7 +307,7 @@ def test_pause_and_resume(robot):
     assert robot.observed() == before + 1
 
 
-def test_save_forget_and_load_inside_one_folder(robot, folder):
+def test_save_reset_and_load_inside_the_folder(robot, folder):
     def file(service: str, name: str, memory: str = '') -> MemoryFile.Response:
         request = MemoryFile.Request(file=name, memory=memory)
         return robot.client.call(MemoryFile, service, request)
@@ -342,7 +342,7 @@ def away(robot, memory: str) -> float:
     return response.scores[0].mean_age
 
 
-def test_a_loop_closure_moves_what_hangs_on_odometry(robot):
+def test_loop_closure_reanchors_memories_that_were_not_loaded(robot):
     """The memory of the drive and the copies of it that were kept, but none that was loaded."""
     client = robot.client
     client.call(ResetMemory, 'reset_memory', ResetMemory.Request(memory='two'))
@@ -365,7 +365,7 @@ def test_a_loop_closure_moves_what_hangs_on_odometry(robot):
     assert after['one'] == before['one']
 
 
-def test_bad_transforms_and_images_are_refused_and_counted(robot):
+def test_bad_transforms_and_images_are_rejected_and_counted(robot):
     broken = transform_message('map', 'odom', shifted(0.0), 200.0)
     broken.transform.rotation.w = float('nan')
     robot._tf.publish(TFMessage(transforms=[broken]))

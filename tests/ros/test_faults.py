@@ -1,4 +1,4 @@
-"""What goes wrong ends its own request alone; a killed node comes back with what was saved."""
+"""Faults end only their request; a killed node restarts from the saved memory."""
 
 from __future__ import annotations
 

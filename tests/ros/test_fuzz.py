@@ -1,4 +1,4 @@
-"""Messages of every input type with fields drawn at random: refused with a reason, and the node goes on."""
+"""Random messages of all input types are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_fuzzed_messages_then_a_good_one(client, start_node):
     assert 'rejected' in said and 'Traceback' not in said, said
 
 
-def test_fuzzed_compressed_messages_in_simulated_time_then_good_ones(client, start_node):
+def test_fuzzed_compressed_messages_in_simulated_time(client, start_node):
     """The clock is fuzzed too; what the node does at times of its own it does by the clock afterwards."""
     rng = random.Random(0)
     node = start_node(

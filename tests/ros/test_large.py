@@ -57,7 +57,7 @@ def test_chunk_is_compressed_and_arrives(client, start_node):
     print(f'a chunk of {FRAMES} frames of {HEIGHT}x{WIDTH} took {size / 2**20:.1f} MiB')
 
 
-def test_chunk_above_the_cap_ends_its_request_with_the_reason(client, start_node):
+def test_too_large_chunk_ends_its_request(client, start_node):
     node = start_node(
         instant={'height': HEIGHT, 'width': WIDTH, 'new_frames': 8},
         compression__format='none',

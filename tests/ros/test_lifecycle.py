@@ -1,4 +1,4 @@
-"""The states of the node: each transition, those that are refused, and what fails on the way."""
+"""Lifecycle transitions, rejected ones and failed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from mirage_ros.node import MirageNode
 
 
-def test_every_transition_and_those_that_are_rejected(client, start_node):
+def test_transitions(client, start_node):
     node = start_node(autostart=False, ready='waits to be configured')
 
     def change(transition: int) -> bool:
@@ -44,7 +44,7 @@ def test_every_transition_and_those_that_are_rejected(client, start_node):
     assert state() == State.PRIMARY_STATE_FINALIZED
 
 
-def test_what_fails_on_the_way_can_be_tried_again(ros):
+def test_failed_transitions_can_be_repeated(ros):
     """A model that cannot be loaded leaves the node unconfigured, and so does what nobody expected."""
     engines = [OSError('the folder is gone'), KeyError('never thought of'), InstantEngine()]
 

@@ -46,7 +46,7 @@ def test_cloud():
         assert values['observed'] == (255 if points.observed[i] else 128)
 
 
-def test_grid_is_the_loop_over_all_cells():
+def test_grid_equals_a_loop_over_all_points():
     rng = np.random.default_rng(0)
     positions = rng.uniform(-3, 5, (300, 3)).astype(np.float32)
     observed = rng.random(300) < 0.5
@@ -64,7 +64,7 @@ def test_grid_is_the_loop_over_all_cells():
             assert grid[row, column] == expected.get(square, UNKNOWN)
 
 
-def test_grid_of_nothing_and_of_what_lies_far_away():
+def test_empty_grid_and_outliers():
     nothing = np.zeros((0, 3), np.float32)
     empty = grid_message(nothing, np.zeros(0, bool), HEADER, resolution=0.1, max_size=64)
     assert not empty.data
@@ -74,14 +74,14 @@ def test_grid_of_nothing_and_of_what_lies_far_away():
     assert (grid.info.width, grid.info.height, list(grid.data)) == (1, 1, [OBSERVED])
 
 
-def test_grid_of_a_ring_that_is_wider_than_the_grid():
+def test_grid_is_smaller_than_a_ring():
     angle = np.linspace(0, 2 * np.pi, 100)
     ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1).astype(np.float32) * 150
     grid = grid_message(ring, np.ones(100, bool), HEADER, resolution=0.1, max_size=64)
     assert OBSERVED in grid.data
 
 
-def test_the_viewer_shows_points_where_and_as_they_are():
+def test_viewer_decodes_points():
     logged = {}
     recording = SimpleNamespace(set_time=lambda *a, **k: None, log=logged.__setitem__)
     points = Points(

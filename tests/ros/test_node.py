@@ -128,7 +128,7 @@ def test_action(client, start_node):
     client.until(lambda: sent.result()[0] == GoalStatus.STATUS_UNKNOWN, seconds=10)
 
 
-def test_seed_pose_is_given(client, start_node):
+def test_seed_pose(client, start_node):
     """Then the first pose is a frame too."""
     start_node()
     client.connect()
@@ -376,7 +376,7 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
     assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
 
 
-def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
+def test_callback_errors_are_logged(ros, capfd):
     node = MirageNode(lambda parameters: InstantEngine())
     with node.logging_errors('a message'):
         raise OverflowError('cannot convert float infinity to integer')
@@ -387,7 +387,7 @@ def test_a_callback_that_fails_is_logged_and_the_node_goes_on(ros, capfd):
     assert 'a message failed: OverflowError: cannot convert float infinity to integer' in said
 
 
-def test_a_node_whose_executor_ends_by_itself_ends_with_an_error():
+def test_exit_code_when_the_executor_ends_by_itself():
     program = """
 import sys, threading
 import rclpy
@@ -409,7 +409,7 @@ sys.exit(main(load))
     assert 'the executor ended by itself' in node.stdout + node.stderr
 
 
-def test_a_node_that_is_told_to_end_as_it_becomes_ready_ends():
+def test_sigint_while_activating():
     """Between the start of the worker's thread and the first wait there is no moment at which it hangs."""
     before = set(glob.glob('/dev/shm/fastrtps_*'))
     program = """
@@ -435,7 +435,7 @@ sys.exit(node.main(lambda parameters: InstantEngine()))
     assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
 
 
-def test_a_node_that_is_still_loading_ends_at_once(tmp_path):
+def test_sigterm_while_loading(tmp_path):
     before = set(glob.glob('/dev/shm/fastrtps_*'))
     program = """
 import sys, time

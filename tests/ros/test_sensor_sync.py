@@ -1,4 +1,4 @@
-"""Which image imagination starts from."""
+"""Matching of images, camera_info and depth by stamps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_stamps_within_the_tolerance():
     assert loose.newest()[2] is depth
 
 
-def test_depth_is_not_waited_for_when_it_is_not_used():
+def test_depth_is_not_required_without_use_depth():
     seeds = SensorSync(use_depth=False, tolerance=0.0, max_pixels=10**6)
     image, info, _ = seed_messages()
     seeds.add_image(image)
@@ -63,7 +63,7 @@ def test_unreadable_messages_leave_the_good_ones():
     assert seeds.newest()[0] is image
 
 
-def test_only_so_many_are_kept():
+def test_buffers_are_bounded():
     seeds = SensorSync(use_depth=False, tolerance=0.0, max_pixels=10**6)
     seeds.add_camera_info(seed_messages(stamp=1)[1])
     for stamp in range(1, BUFFER + 2):

@@ -1,4 +1,4 @@
-"""Services beside a camera that never rests: what a service does to a memory, it does between two observations."""
+"""Services change a memory between two observations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def next_in_line(node: MirageNode, ask) -> bool:
     return found.result()
 
 
-def test_what_is_observed_next_finds_the_memory_that_was_loaded_or_forgotten(node):
+def test_load_and_reset_take_effect_between_two_observations(node):
     (services,) = (part for part in node._parts if isinstance(part, Services))
     view = seed_view()
     node.worker.call(lambda engine: engine.seed(view, memory=DRIVEN)).result()

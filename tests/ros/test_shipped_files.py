@@ -40,7 +40,7 @@ def found(ros) -> dict[str, dict]:
     return found
 
 
-def test_permissions_are_those_that_the_node_needs_and_no_others(found):
+def test_permissions_match_the_interfaces(found):
     allowed = permitted()
     assert allowed['subscribe'] >= OPTIONAL
     allowed['subscribe'] -= OPTIONAL
@@ -70,7 +70,7 @@ def types_of(found: dict[str, dict]) -> dict[str, list[str]]:
     return found['subscribe'] | found['publish']
 
 
-def test_rviz_shows_what_there_is(found):
+def test_rviz_displays_have_publishers(found):
     layout = yaml.safe_load((CONFIG / 'mirage.rviz').read_text())['Visualization Manager']
     shown = {}
     for display in layout['Displays']:
@@ -85,7 +85,7 @@ def test_rviz_shows_what_there_is(found):
     assert layout['Global Options']['Fixed Frame'] == 'map'
 
 
-def test_foxglove_shows_what_there_is(found):
+def test_foxglove_panels_have_publishers(found):
     layout = json.loads((CONFIG / 'foxglove.json').read_text())
     panels = layout['configById']
     assert sorted(leaves(layout['layout'])) == sorted(panels)

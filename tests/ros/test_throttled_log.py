@@ -1,4 +1,4 @@
-"""What is rejected is counted by its reason, and said, but not without end."""
+"""Errors are counted by their reason and logged at a limited rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mirage_ros.throttled_log import OTHERS, PERIOD, REASONS, ThrottledLog, reas
 BURST = int(limits.BURST)
 
 
-def test_a_reason_is_what_stays_the_same():
+def test_reason_replaces_names_and_numbers():
     for one, two, reason in (
         (
             "request 'a' rejected: poses[3]: position [nan, 0.0] is not finite",
@@ -26,7 +26,7 @@ def test_a_reason_is_what_stays_the_same():
         assert reason_of(one) == reason_of(two) == reason
 
 
-def test_a_flood_is_counted_and_not_logged():
+def test_floods_are_counted_and_throttled():
     now, metrics = 0.0, NodeMetrics()
     log = ThrottledLog(metrics, clock=lambda: now)
     said = [log.line(f'image rejected: {i} bytes') for i in range(1000)]
@@ -43,13 +43,13 @@ def test_a_flood_is_counted_and_not_logged():
     assert metrics.counts == {'image rejected: # bytes': 1004, 'depth rejected: # bytes': 1}
 
 
-def test_details_are_said_once():
+def test_details_are_logged_once():
     log = ThrottledLog(NodeMetrics(), clock=lambda: 0.0)
     assert log.line("goal 'a' failed: boom", 'Traceback') == "goal 'a' failed: boom\nTraceback"
     assert log.line("goal 'b' failed: boom", 'Traceback') == "goal 'b' failed: boom"
 
 
-def test_reasons_that_are_new_every_time_take_no_memory_and_no_more_lines():
+def test_number_of_reasons_is_bounded():
     metrics = NodeMetrics()
     log = ThrottledLog(metrics, clock=lambda: 0.0)
     said = [log.line('x' * (1 + i % 100) + chr(97 + i % 26)) for i in range(26 * 100)]

@@ -1,4 +1,4 @@
-"""From a path to frames: counts, padding, and where the camera sits."""
+"""Frames along a path, padding, and poses of the camera."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_camera_on_the_base():
     np.testing.assert_allclose(forward_right_down, [[1, 0, 0], [0, -1, 0], [0, 0, -1]], atol=1e-9)
 
 
-def test_camera_that_moves_itself_needs_nothing():
+def test_camera_as_moving_frame_needs_no_transform():
     for moving in ('', 'camera'):
         np.testing.assert_array_equal(
             frames().moving_from_camera(moving, 'camera', None), np.eye(4)

@@ -56,7 +56,7 @@ def test_trajectory_in_chunks_out(client, node):
         np.testing.assert_array_equal(one.visibility, two.visibility)
 
 
-def test_goal_is_cancelled_within_a_step_and_the_next_is_served(client, node):
+def test_goal_is_cancelled_within_a_step(client, node):
     client.connect()
     client.send_seed()
     long = client.goal(Imagine.Goal(trajectory=trajectory(NEW_FRAMES), steps=1000))
