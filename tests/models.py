@@ -10,6 +10,8 @@ from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, Dinov
 
 from mirage_model.model.backbone import Backbone
 from mirage_model.model.checkpoint import ModelConfig, save_model
+from mirage_model.model.codec import BlockAutoencoder
+from mirage_model.model.resampler import Resampler, ResamplerConfig
 from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
@@ -35,6 +37,21 @@ def small_vae(seed: int = 0) -> AutoencoderKLWan:
         latents_mean=[0.1] * CHANNELS,
         latents_std=[0.5] * CHANNELS,
     )
+
+
+def small_blocks(seed: int = 0) -> BlockAutoencoder:
+    """A block codec whose decoder is the transpose of its encoder."""
+    torch.manual_seed(seed)
+    vae = BlockAutoencoder(
+        z_dim=CHANNELS, latents_mean=[0.1] * CHANNELS, latents_std=[0.5] * CHANNELS
+    )
+    basis = torch.linalg.qr(torch.randn(48, CHANNELS)).Q.T.view(CHANNELS, 3, 4, 4).contiguous()
+    with torch.no_grad():
+        vae.encoder.weight.copy_(basis)
+        vae.decoder.weight.copy_(basis)
+        vae.encoder.bias.zero_()
+        vae.decoder.bias.zero_()
+    return vae
 
 
 def small_backbone(seed: int = 0) -> Backbone:
@@ -76,6 +93,32 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
         text=torch.randn(1, 8),
     )
     # an untrained network must not classify all pixels as sky or dynamic objects
+    config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
+    save_network(folder / 'perception', Network(config))
+    return folder
+
+
+def save_first_guess_model(folder: Path, seed: int = 0) -> Path:
+    """A model folder of a block codec and a resampler, without a transformer."""
+    torch.manual_seed(seed)
+    save_model(
+        folder,
+        config=ModelConfig(
+            name='small-guess',
+            height=HEIGHT,
+            width=WIDTH,
+            chunk_frames=CHUNK_FRAMES,
+            frame_rate=8.0,
+            steps=1,
+            splat_size=3,
+            prediction='first_guess',
+        ),
+        vae=small_blocks(seed),
+        backbone=None,
+        scheduler=None,
+        text=None,
+        resampler=Resampler(ResamplerConfig(channels=CHANNELS, width=8)),
+    )
     config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
     save_network(folder / 'perception', Network(config))
     return folder

@@ -344,7 +344,9 @@ class Engine:
     def _move_model(self, device: torch.device) -> None:
         model = self.model
         model.codec.to(device)
-        model.backbone.to(device)
+        for part in (model.backbone, model.resampler):
+            if part is not None:
+                part.to(device)
         model.perception.to(device)
         self.model = replace(model, text=model.text.to(device))
         self._sessions = {name: session.to(device) for name, session in self._sessions.items()}

@@ -123,10 +123,9 @@ def at_resolution(session: Session, model: Model, resolution: str) -> Session:
         )
     if resolution == 'full':
         return session
-    config, patch = model.config, model.backbone.wan.config.patch_size
+    config = model.config
     size = []
-    for name, step in (('height', patch[1]), ('width', patch[2])):
-        step *= model.codec.spatial_stride
+    for name, step in zip(('height', 'width'), model.size_step, strict=True):
         size.append(round(getattr(config, name) * SCALES[resolution]))
         if getattr(config, name) * SCALES[resolution] % step:
             raise InvalidRequest(

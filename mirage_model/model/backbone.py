@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 import torch
@@ -9,6 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig, unpatchify
+
+Prediction: TypeAlias = Literal['velocity', 'first_guess']
+
+MIN_NOISE_LEVEL = 1e-3
+"""Smallest noise level by which a correction of clean latents is divided."""
 
 WAN22_5B = {
     'patch_size': (1, 2, 2),
@@ -22,11 +29,11 @@ WAN22_5B = {
     'num_layers': 30,
 }
 TINY = {
-    'patch_size': (1, 2, 2),
+    'patch_size': (1, 4, 4),
     'num_attention_heads': 8,
     'attention_head_dim': 32,
-    'in_channels': 48,
-    'out_channels': 48,
+    'in_channels': 16,
+    'out_channels': 16,
     'text_dim': 32,
     'freq_dim': 64,
     'ffn_dim': 768,
@@ -45,10 +52,21 @@ class Backbone(nn.Module):
 
     Without a side input, or with an untrained side branch, the output equals that of
     `WanTransformer3DModel.forward` bit for bit.
+
+    With the prediction 'first_guess' the network's output is a correction of the first guess, the
+    latents of the side input, and the velocity leads to their sum. `training.model.build` starts at a
+    correction of zero.
     """
 
-    def __init__(self, wan: WanTransformer3DModel, side_branch: SideBranch) -> None:
+    def __init__(
+        self,
+        wan: WanTransformer3DModel,
+        side_branch: SideBranch,
+        *,
+        prediction: Prediction = 'velocity',
+    ) -> None:
         super().__init__()
+        self.prediction = prediction
         self.wan = wan
         self.side_branch = side_branch
         self.gradient_checkpointing = False
@@ -97,8 +115,13 @@ class Backbone(nn.Module):
         shift, scale = (wan.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         normed = wan.norm_out(hidden.float()) * (1 + scale.squeeze(2)) + shift.squeeze(2)
         normed = normed.type_as(hidden)
-        velocity = unpatchify(wan.proj_out(normed), (p_t, p_h, p_w), (k, h, w))
+        output = unpatchify(wan.proj_out(normed), (p_t, p_h, p_w), (k, h, w))
         head = self.side_branch.head
         if side is not None and head is not None:
-            velocity = velocity + head(latents, side, normed, temb[:, ::tokens_per_frame])
-        return velocity.to(output_dtype)
+            output = output + head(latents, side, normed, temb[:, ::tokens_per_frame])
+        if self.prediction == 'first_guess':
+            assert side is not None, 'the first guess comes with the side input'
+            noise_level = (timesteps / 1000).clamp(min=MIN_NOISE_LEVEL)[:, None, :, None, None]
+            clean = side[:, : latents.shape[1]] + output
+            output = (latents - clean) / noise_level
+        return output.to(output_dtype)

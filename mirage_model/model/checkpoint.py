@@ -2,7 +2,8 @@
 
 A model folder holds ``model.json``; ``transformer/``, ``vae/`` and ``scheduler/`` in diffusers' layout;
 ``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``; and
-``perception/`` in the layout of its library. Weights are safetensors only.
+``perception/`` in the layout of its library. ``resampler/`` is optional; a model of prediction
+'first_guess' may leave out the transformer and what belongs to it. Weights are safetensors only.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import asdict, dataclass
 import hashlib
 import json
 from pathlib import Path
+from typing import get_args
 
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,9 +25,10 @@ from torch import Tensor
 from mirage_model.interface import ModelInfo
 from mirage_model.io import read_json
 from mirage_model.memory.registry import MEMORIES
-from mirage_model.model.backbone import Backbone
-from mirage_model.model.codec import Codec, load_pretrained
+from mirage_model.model.backbone import Backbone, Prediction
+from mirage_model.model.codec import Autoencoder, Codec, load_pretrained
 from mirage_model.model.lora import load_adapter
+from mirage_model.model.resampler import Resampler, load_resampler, save_resampler
 from mirage_model.model.sampler import SCHEDULERS, Scheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.perception import Perception
@@ -61,7 +64,7 @@ class ModelConfig:
     """Frames per second of the training clips."""
 
     steps: int
-    """Default number of denoising steps."""
+    """Default number of denoising steps; without effect in a model without a transformer."""
 
     splat_size: int
     """Largest side of the square that a latent point covers in a readout [cells]; odd."""
@@ -71,6 +74,9 @@ class ModelConfig:
 
     memory: str = 'latent'
     """Kind of memory that the model was trained with, a key of `MEMORIES`."""
+
+    prediction: Prediction = 'velocity'
+    """What the network predicts: the flow's velocity, or a correction of the resampler's first guess."""
 
     def __post_init__(self) -> None:
         for name in ('height', 'width', 'chunk_frames', 'steps', 'splat_size'):
@@ -92,6 +98,10 @@ class ModelConfig:
             )
         if self.memory not in MEMORIES:
             raise ValueError(f'memory: {self.memory!r} is unknown, allowed are {sorted(MEMORIES)}')
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(
+                f'prediction: {self.prediction!r} is unknown, allowed are {get_args(Prediction)}'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,22 +110,31 @@ class Model:
 
     config: ModelConfig
     codec: Codec
-    backbone: Backbone
-    scheduler: Scheduler
+    backbone: Backbone | None
+    """None: the first guess is the prediction, and ``scheduler`` and ``text`` are unused."""
+    scheduler: Scheduler | None
     text: Float[Tensor, 'words dim']
     """Embedding of the prompt."""
     perception: Perception
     sha256: str
     """Hash over all weights of the folder."""
+    resampler: Resampler | None = None
+    """None: the memory's latents are used as they are."""
 
     @property
     def device(self) -> torch.device:
-        return self.text.device
+        return self.codec.device
 
     @property
     def new_frames(self) -> int:
         """Number of frames that a chunk adds to its context frame."""
         return self.config.chunk_frames - 1
+
+    @property
+    def size_step(self) -> tuple[int, int]:
+        """Pixels that height and width must be multiples of."""
+        patch = (1, 1, 1) if self.backbone is None else self.backbone.wan.config.patch_size
+        return self.codec.spatial_stride * patch[1], self.codec.spatial_stride * patch[2]
 
     @property
     def info(self) -> ModelInfo:
@@ -136,23 +155,31 @@ def load_model(
     folder = Path(folder)
     config = _read_folder(folder)
     codec = Codec.from_folder(folder / 'vae', device=device)
-    backbone, text = _load_backbone(folder, dtype)
-    _check_sizes(config, codec, backbone.wan)
-    return Model(
+    backbone, scheduler, text = None, None, torch.empty(0, 0)
+    if config.prediction == 'velocity' or (folder / 'transformer').is_dir():
+        backbone, text = _load_backbone(folder, dtype, config.prediction)
+        backbone = backbone.to(device).eval().requires_grad_(False)
+        scheduler = _load_scheduler(folder / 'scheduler' / 'scheduler_config.json')
+    resampler = None
+    if config.prediction == 'first_guess' or (folder / 'resampler').is_dir():
+        resampler = load_resampler(folder / 'resampler').to(device)
+    model = Model(
         config=config,
         codec=codec,
-        backbone=backbone.to(device).eval().requires_grad_(False),
-        scheduler=_load_scheduler(folder / 'scheduler' / 'scheduler_config.json'),
+        backbone=backbone,
+        scheduler=scheduler,
         text=text.to(device, dtype),
         perception=_load_perception(config.perception, folder / 'perception', device),
         sha256=_sha256(folder),
+        resampler=resampler,
     )
+    _check_sizes(model)
+    return model
 
 
 def load_backbone(folder: Path) -> tuple[Backbone, Float[Tensor, 'words dim']]:
     """Load backbone and text of a model folder in float32; raise ValueError as `load_model` does."""
-    _read_folder(folder)
-    return _load_backbone(folder, torch.float32)
+    return _load_backbone(folder, torch.float32, _read_folder(folder).prediction)
 
 
 def load_model_info(folder: Path = EMBEDDED) -> ModelInfo:
@@ -186,15 +213,24 @@ def save_model(
     folder: Path,
     *,
     config: ModelConfig,
-    vae: AutoencoderKLWan,
-    backbone: Backbone,
-    scheduler: Scheduler,
-    text: Float[Tensor, 'words dim'],
+    vae: Autoencoder,
+    backbone: Backbone | None,
+    scheduler: Scheduler | None,
+    text: Float[Tensor, 'words dim'] | None,
+    resampler: Resampler | None = None,
 ) -> None:
-    """Write a model folder without perception and adapter; see `save_network` and `save_adapter`."""
+    """Write a model folder without perception and adapter; see `save_network` and `save_adapter`.
+
+    Without a backbone, scheduler and text are left out too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'model.json').write_text(json.dumps(asdict(config), indent=2) + '\n')
     vae.save_pretrained(folder / 'vae')
+    if resampler is not None:
+        save_resampler(folder / 'resampler', resampler)
+    if backbone is None:
+        return
+    assert scheduler is not None and text is not None
     backbone.wan.save_pretrained(folder / 'transformer')
     scheduler.save_pretrained(folder / 'scheduler')
     (folder / 'side_branch').mkdir(exist_ok=True)
@@ -217,7 +253,9 @@ def _read_folder(folder: Path) -> ModelConfig:
     return _read_config(folder / 'model.json')
 
 
-def _load_backbone(folder: Path, dtype: torch.dtype) -> tuple[Backbone, Tensor]:
+def _load_backbone(
+    folder: Path, dtype: torch.dtype, prediction: Prediction
+) -> tuple[Backbone, Tensor]:
     wan = load_pretrained(WanTransformer3DModel, folder / 'transformer', dtype)
     side_branch = _load_side_branch(folder / 'side_branch', wan).to(dtype)
     if any((folder / 'side_branch').glob('adapter.*')):
@@ -229,7 +267,7 @@ def _load_backbone(folder: Path, dtype: torch.dtype) -> tuple[Backbone, Tensor]:
         raise ValueError(
             f'{text_path}: no fitting text, `embedding` of shape (words, {text_dim}) is needed'
         )
-    return Backbone(wan, side_branch), text
+    return Backbone(wan, side_branch, prediction=prediction), text
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -263,13 +301,12 @@ def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
     return side_branch
 
 
-def _check_sizes(config: ModelConfig, codec: Codec, wan: WanTransformer3DModel) -> None:
-    codec.latent_frames(config.chunk_frames)
-    for name, patch in zip(('height', 'width'), wan.config.patch_size[1:], strict=True):
-        step = codec.spatial_stride * patch
-        if getattr(config, name) % step:
+def _check_sizes(model: Model) -> None:
+    model.codec.latent_frames(model.config.chunk_frames)
+    for name, step in zip(('height', 'width'), model.size_step, strict=True):
+        if getattr(model.config, name) % step:
             raise ValueError(
-                f'model.json: {name} {getattr(config, name)} does not fit, '
+                f'model.json: {name} {getattr(model.config, name)} does not fit, '
                 f'a multiple of {step} (codec stride times patch size) is needed'
             )
 

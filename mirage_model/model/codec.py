@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from jaxtyping import Float
 from safetensors import SafetensorError
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mirage_model.io import read_json
 
 WAN22_VAE = {
     'base_dim': 160,
@@ -33,6 +38,54 @@ WAN22_VAE = {
 """Arguments of `AutoencoderKLWan` for Wan2.2-TI2V-5B, without the latent statistics of its weights."""
 
 
+class BlockAutoencoder(ModelMixin, ConfigMixin):
+    """A linear code of square pixel blocks, frame by frame, with the interface of `AutoencoderKLWan`."""
+
+    @register_to_config
+    def __init__(
+        self,
+        z_dim: int = 16,
+        scale_factor_spatial: int = 4,
+        scale_factor_temporal: int = 1,
+        *,
+        latents_mean: list[float],
+        latents_std: list[float],
+    ) -> None:
+        super().__init__()
+        if scale_factor_temporal != 1:
+            raise ValueError(
+                f'scale_factor_temporal: {scale_factor_temporal} is not allowed, '
+                'blocks are coded frame by frame (1)'
+            )
+        stride = scale_factor_spatial
+        self.encoder = nn.Conv2d(3, z_dim, stride, stride=stride)
+        self.decoder = nn.ConvTranspose2d(z_dim, 3, stride, stride=stride)
+
+    def encode(self, x: Float[Tensor, 'b 3 n H W']) -> AutoencoderKLOutput:
+        """Encode clips in -1..1; the posterior has no spread."""
+        z = _each_frame(self.encoder, x)
+        no_spread = torch.full_like(z, -torch.inf)
+        return AutoencoderKLOutput(
+            latent_dist=DiagonalGaussianDistribution(torch.cat([z, no_spread], dim=1))
+        )
+
+    def decode(self, z: Float[Tensor, 'b c k h w']) -> DecoderOutput:
+        """Decode clips to -1..1."""
+        return DecoderOutput(sample=_each_frame(self.decoder, z))
+
+
+def _each_frame(layer: nn.Module, x: Float[Tensor, 'b c n h w']) -> Tensor:
+    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+Autoencoder: TypeAlias = AutoencoderKLWan | BlockAutoencoder
+AUTOENCODERS = {
+    'AutoencoderKLWan': AutoencoderKLWan,
+    'BlockAutoencoder': BlockAutoencoder,
+}
+"""Classes that the config.json of a VAE folder may name."""
+
+
 class _SingleFrameConv3d(WanCausalConv3d):
     """A causal convolution that is 2D for a single frame.
 
@@ -49,7 +102,7 @@ class _SingleFrameConv3d(WanCausalConv3d):
         return F.conv2d(x.squeeze(2), weight, self.bias, padding=(top, left)).unsqueeze(2)
 
 
-def use_single_frame_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+def use_single_frame_convolutions(vae: Autoencoder) -> Autoencoder:
     """Make single frames cheaper in place; weights stay, results are equal up to rounding."""
     for module in vae.modules():
         if type(module) is WanCausalConv3d:
@@ -88,10 +141,21 @@ def load_pretrained(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
+def load_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
+    """Load the class of `AUTOENCODERS` that config.json names; raise ValueError as `load_pretrained`."""
+    path = folder / 'config.json'
+    name = read_json(path).get('_class_name')
+    if name not in AUTOENCODERS:
+        raise ValueError(
+            f'{path}: autoencoder {name!r} is unknown, allowed are {sorted(AUTOENCODERS)}'
+        )
+    return load_pretrained(AUTOENCODERS[name], folder, dtype)
+
+
 class Codec:
     """A frozen VAE with normalised latents: zero mean and unit deviation per channel."""
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         self.vae = use_single_frame_convolutions(vae).eval().requires_grad_(False)
         self.channels: int = vae.config.z_dim
         self.spatial_stride: int = vae.config.scale_factor_spatial
@@ -105,8 +169,7 @@ class Codec:
         cls, folder: Path, *, device: str = 'cpu', dtype: torch.dtype = torch.float32
     ) -> Codec:
         """Load a VAE folder in diffusers' layout; raise ValueError as `load_pretrained` does."""
-        vae = load_pretrained(AutoencoderKLWan, folder, dtype)
-        return cls(vae.to(device))
+        return cls(load_autoencoder(folder, dtype).to(device))
 
     @property
     def device(self) -> torch.device:

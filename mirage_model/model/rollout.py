@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, concatenate, rays, resized
+from mirage_model.interface import Cancelled
 from mirage_model.memory import Memory, Readout
 from mirage_model.model.checkpoint import Model
+from mirage_model.model.resampler import read_first_guess
 from mirage_model.model.sampler import sample_chunk
 from mirage_model.model.side_branch import side_input
 from mirage_model.perception.refine import refine
@@ -106,11 +108,11 @@ def rollouts(
     its memory when the caller asks for the next item.
 
     Args:
-        steps: Denoising steps of a chunk.
+        steps: Denoising steps of a chunk; without effect in a model without a transformer.
         refine_cameras: Write generated frames at cameras estimated from matched features instead
             of the planned ones.
         write_last: Write the last chunk of a path too.
-        cancelled: Polled before each denoising step.
+        cancelled: Polled before each denoising step, or before each chunk without a transformer.
 
     Raises:
         ValueError: The number of cameras is not a multiple of `Model.new_frames`.
@@ -132,17 +134,24 @@ def rollouts(
             for i in active
         ]
         read_seconds = clock.lap() / len(active)
-        latents = sample_chunk(
-            model.backbone,
-            model.scheduler,
-            context=torch.cat([contexts[i].latents for i in active])[:, :, None],
-            latent_frames=len(conditions[0].readout.visible),
-            side=torch.cat([condition.side for condition in conditions]),
-            text=model.text[None].expand(len(active), -1, -1),
-            steps=steps,
-            generator=[paths[i].generator for i in active],
-            cancelled=cancelled,
-        )
+        context = torch.cat([contexts[i].latents for i in active])[:, :, None]
+        side = torch.cat([condition.side for condition in conditions])
+        if model.backbone is None or model.scheduler is None:
+            if cancelled():
+                raise Cancelled
+            latents = torch.cat([context, side[:, : context.shape[1], 1:]], dim=2)
+        else:
+            latents = sample_chunk(
+                model.backbone,
+                model.scheduler,
+                context=context,
+                latent_frames=side.shape[2],
+                side=side,
+                text=model.text[None].expand(len(active), -1, -1),
+                steps=steps,
+                generator=[paths[i].generator for i in active],
+                cancelled=cancelled,
+            )
         denoise_seconds = clock.lap() / len(active)
         for row, index in enumerate(active):
             path, condition = paths[index], conditions[row]
@@ -193,7 +202,7 @@ class _Condition:
     cameras: Cameras
     """Cameras of the new frames."""
     readout: Readout
-    """The memory at the latent frames, the context frame first."""
+    """The memory at the latent frames, the context frame first; its latents are the first guess."""
     side: Float[Tensor, '1 s k h w']
     """Input of the side branch."""
 
@@ -209,7 +218,7 @@ def _encode_context(
 def _read_memory(model: Model, memory: Memory, context: _Context, cameras: Cameras) -> _Condition:
     chunk = concatenate([context.camera, cameras])
     latent_cameras = on_latent_grid(chunk[:: model.codec.temporal_stride], model)
-    readout = memory.readout(latent_cameras)
+    readout = read_first_guess(model.resampler, memory, latent_cameras, context.latents)
     side = side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None])
     return _Condition(cameras=cameras, readout=readout, side=side)
 

@@ -36,21 +36,21 @@ RIDGE = 1e-4
 """Of the mean variance of a channel, so that a batch of flat pictures has an inverse too."""
 
 TINY_VAE = {
-    'base_dim': 32,
-    'decoder_base_dim': 32,
-    'z_dim': 48,
-    'dim_mult': [1, 2, 2],
+    'base_dim': 40,
+    'decoder_base_dim': 40,
+    'z_dim': 16,
+    'dim_mult': [1, 1],
     'num_res_blocks': 1,
     'attn_scales': [],
-    'temperal_downsample': [True, True],
+    'temperal_downsample': [False],
     'is_residual': True,
     'in_channels': 12,
     'out_channels': 12,
     'patch_size': 2,
-    'scale_factor_spatial': 8,
-    'scale_factor_temporal': 4,
-    'latents_mean': [0.0] * 48,
-    'latents_std': [1.0] * 48,
+    'scale_factor_spatial': 4,
+    'scale_factor_temporal': 1,
+    'latents_mean': [0.0] * 16,
+    'latents_std': [1.0] * 16,
 }
 
 

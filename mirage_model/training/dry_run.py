@@ -18,7 +18,7 @@ from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, b
 from mirage_model.training.trainer import make_optimizer
 
 GPUS = (1, 8, 32)
-CHUNK = {'tiny': (5, 12, 20), 'wan22_5b': (9, 44, 80)}
+CHUNK = {'tiny': (17, 24, 40), 'wan22_5b': (9, 44, 80)}
 """Latent frames, rows and columns of the chunk that each size is trained on."""
 VAE = {'tiny': TINY_VAE, 'wan22_5b': WAN22_VAE}
 

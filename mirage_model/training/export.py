@@ -12,19 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 import shutil
 
-from diffusers import AutoencoderKLWan
 from jaxtyping import Float
 from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
 from mirage_model.model.checkpoint import PERCEPTIONS, ModelConfig, save_model
-from mirage_model.model.codec import load_pretrained
+from mirage_model.model.codec import BlockAutoencoder, load_autoencoder
 from mirage_model.model.lora import add_adapter, remove_adapter, save_adapter
+from mirage_model.model.resampler import load_resampler
 from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.perception.embedded import load_network, save_network
 from mirage_model.training.configuration import configure
-from mirage_model.training.model import build
+from mirage_model.training.model import WorldModelConfig, build
 from mirage_model.training.trainer import load_parameters
 
 SETTINGS = {
@@ -53,48 +53,71 @@ SETTINGS = {
 def export(
     out: Path,
     *,
-    world_model: Path,
+    world_model: Path | None,
     vae: Path,
     perception: Path,
+    resampler: Path | None = None,
     text: Float[Tensor, 'words dim'] | None = None,
     settings: dict[str, object] | None = None,
 ) -> None:
-    """Write a model folder from a checkpoint in its run folder, a VAE folder and a perception folder.
+    """Write a model folder from trained parts.
 
-    ``text`` is the embedding of the prompt that it was trained with, where it did not learn its own;
-    ``settings`` are fields of `ModelConfig` that differ from `SETTINGS`. Raises ValueError naming what is
-    missing or does not fit.
+    Args:
+        world_model: Checkpoint in its run folder. None makes a mirage-tiny without a transformer, whose
+            prediction is the resampler's first guess.
+        vae: VAE folder.
+        perception: Perception folder.
+        resampler: Resampler folder; needed for the prediction 'first_guess'.
+        text: Embedding of the prompt of the training; None if the run learned its own.
+        settings: Fields of `ModelConfig` that differ from `SETTINGS` and from the run.
+
+    Raises:
+        ValueError: A part is missing or does not fit.
     """
-    trained, _ = configure(str(world_model.parent / 'config.json'))
+    if world_model is None:
+        trained = WorldModelConfig(prediction='first_guess')
+        settings = {'steps': 1, **(settings or {})}
+    else:
+        trained, _ = configure(str(world_model.parent / 'config.json'))
     config = replace(
         SETTINGS[trained.size],
         splat_size=trained.splat_size,
         memory=trained.memory,
+        prediction=trained.prediction,
         **(settings or {}),
     )
+    if config.prediction == 'first_guess' and resampler is None:
+        raise ValueError("resampler: the prediction 'first_guess' needs one, give its folder")
+    backbone, scheduler = None, None
     tiny = trained.size == 'tiny'
     dtype = torch.float16 if tiny else torch.bfloat16
-    stored = load_file(world_model / 'parameters.safetensors')
-    if text is None and 'text' not in stored:
-        raise ValueError(f'{world_model} learned no text: give the one that it was trained with')
-    ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
-    model = build(trained, text=text)
-    if ranks:
-        add_adapter(model.backbone.wan, rank=ranks[0])
-    load_parameters(model, world_model)
-    if ranks:
-        save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])
-        remove_adapter(model.backbone.wan)
-    codec = load_pretrained(AutoencoderKLWan, vae, torch.float32)
+    if world_model is not None:
+        stored = load_file(world_model / 'parameters.safetensors')
+        if text is None and 'text' not in stored:
+            raise ValueError(
+                f'{world_model} learned no text: give the one that it was trained with'
+            )
+        ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
+        model = build(trained, text=text)
+        if ranks:
+            add_adapter(model.backbone.wan, rank=ranks[0])
+        load_parameters(model, world_model)
+        if ranks:
+            save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])
+            remove_adapter(model.backbone.wan)
+        scheduler = tiny_scheduler()
+        scheduler = type(scheduler).from_config(scheduler.config, flow_shift=trained.shift)
+        backbone, text = model.backbone.to(dtype), model.text.detach().to(dtype)
+    codec = load_autoencoder(vae, torch.float32)
     codec.register_to_config(_name_or_path=config.name)  # not the folder it came from
-    scheduler = tiny_scheduler()
     save_model(
         out,
         config=config,
-        vae=codec.half() if tiny else codec,
-        backbone=model.backbone.to(dtype),
-        scheduler=type(scheduler).from_config(scheduler.config, flow_shift=trained.shift),
-        text=model.text.detach().to(dtype),
+        vae=codec.half() if tiny and not isinstance(codec, BlockAutoencoder) else codec,
+        backbone=backbone,
+        scheduler=scheduler,
+        text=text,
+        resampler=None if resampler is None else load_resampler(resampler),
     )
     if config.perception == 'embedded':
         save_network(out / 'perception', load_network(perception))
@@ -104,9 +127,12 @@ def export(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--world-model', required=True, type=Path, help='checkpoint in its run')
+    parser.add_argument(
+        '--world-model', type=Path, help='checkpoint in its run; none: a first guess alone'
+    )
     parser.add_argument('--vae', required=True, type=Path)
     parser.add_argument('--perception', required=True, type=Path, help='folder')
+    parser.add_argument('--resampler', type=Path, help='folder')
     parser.add_argument('--out', required=True, type=Path)
     parser.add_argument('--text', type=Path, help='embedding.safetensors that it was trained with')
     given = parser.add_argument_group('what differs from the settings of its size')
@@ -116,7 +142,8 @@ def main() -> None:
     given.add_argument('--frame-rate', type=float)
     given.add_argument('--perception-name', dest='kind', choices=tuple(PERCEPTIONS))
     arguments = vars(parser.parse_args())
-    folders = {name: arguments.pop(name) for name in ('world_model', 'vae', 'perception')}
+    names = ('world_model', 'vae', 'perception', 'resampler')
+    folders = {name: arguments.pop(name) for name in names}
     out, text = arguments.pop('out'), arguments.pop('text')
     settings = {'perception': arguments.pop('kind'), **arguments}
     settings = {name: value for name, value in settings.items() if value is not None}

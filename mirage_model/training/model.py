@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage_model.memory.registry import MEMORIES
-from mirage_model.model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
+from mirage_model.model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone, Prediction
 from mirage_model.model.checkpoint import load_backbone
 from mirage_model.model.codec import load_pretrained
 from mirage_model.model.lora import add_adapter, merge_adapter
@@ -35,6 +36,7 @@ class WorldModelConfig:
     """``size`` is one of `SIZES`, ``batch`` that of one process. ``shift`` moves the noise levels that are trained towards noise, as
     the sampler's schedule does. ``memory`` is one of `MEMORIES`; ``dynamic_filter`` keeps out of it
     what moves. ``gradient_checkpointing`` computes every block anew for the backward pass, for memory.
+    ``prediction`` is that of `Backbone`.
     """
 
     size: str = 'tiny'
@@ -48,14 +50,25 @@ class WorldModelConfig:
     gradient_checkpointing: bool = False
     validation_clips: int = 8
     sampler_steps: int = 8
+    prediction: Prediction = 'velocity'
     context: ContextConfig = ContextConfig()
 
     def __post_init__(self) -> None:
-        for name, allowed in (('size', SIZES), ('stage', TRAINED), ('memory', MEMORIES)):
+        choices = {
+            'size': SIZES,
+            'stage': TRAINED,
+            'memory': MEMORIES,
+            'prediction': get_args(Prediction),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f'{name} must be one of {sorted(allowed)}, got {getattr(self, name)!r}'
                 )
+        if self.stage == 'backbone' and self.prediction == 'first_guess':
+            raise ValueError(
+                "stage: 'backbone' has no memory and so no first guess, allowed are the other stages"
+            )
         for name in ('batch', 'splat_size', 'lora_rank', 'validation_clips', 'sampler_steps'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
@@ -97,7 +110,10 @@ def build(
     else:
         wan = load_pretrained(WanTransformer3DModel, backbone, torch.float32)
     side_branch = SideBranch(wan, SIDE_BRANCHES[config.size])
-    model = Backbone(wan, side_branch)
+    model = Backbone(wan, side_branch, prediction=config.prediction)
+    if config.prediction == 'first_guess':
+        nn.init.zeros_(wan.proj_out.weight)
+        nn.init.zeros_(wan.proj_out.bias)
     model.gradient_checkpointing = config.gradient_checkpointing
     side_branch.gradient_checkpointing = config.gradient_checkpointing
     if text is None:

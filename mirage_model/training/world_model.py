@@ -30,6 +30,7 @@ from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
 from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec
+from mirage_model.model.resampler import Resampler, load_resampler, read_first_guess
 from mirage_model.model.sampler import sample_chunk, tiny_scheduler
 from mirage_model.model.side_branch import side_input
 from mirage_model.training import dry_run
@@ -71,12 +72,21 @@ class _Scene:
 
 class WorldModelObjective:
     def __init__(
-        self, model: WorldModel, config: WorldModelConfig, latents: Path, clips: Path, codec: Codec
+        self,
+        model: WorldModel,
+        config: WorldModelConfig,
+        latents: Path,
+        clips: Path,
+        codec: Codec,
+        resampler: Resampler | None = None,
     ):
         """``latents`` and ``clips`` each hold train/ and validation/."""
         self.module = model
         self.config = config
         self.codec = codec
+        self.resampler = resampler
+        if config.prediction == 'first_guess' and resampler is None:
+            raise ValueError("prediction: 'first_guess' needs a resampler, give its folder")
         self.chunks = read_index(latents / 'train')
         validation = read_index(latents / 'validation')
         for index in (self.chunks, validation):
@@ -115,9 +125,14 @@ class WorldModelObjective:
         noisy[:, :, 0] = self._stack([scene.context for scene in scenes])
         times = (1000 * sigma)[:, None].repeat(1, x.shape[2])
         times[:, 0] = 0
-        side = self._sides([(scene.memory, scene.cameras(scene.chunk)) for scene in scenes])
+        side = self._sides(
+            [(scene.memory, scene.cameras(scene.chunk), scene.context) for scene in scenes]
+        )
         velocity = module(noisy, times, side)
         error = (velocity - (noise - x))[:, :, 1:].square()
+        if config.prediction == 'first_guess':
+            # the error of the clean latents that the velocity leads to
+            error = error * sigma.view(-1, 1, 1, 1, 1).square()
         return StepResult(loss=error.mean(), logs={}, names=[path.stem for path, _ in chosen])
 
     @torch.no_grad()
@@ -150,7 +165,7 @@ class WorldModelObjective:
                 latents = self._sample(
                     self.module,
                     video[:1, :, :1],
-                    self._sides([(memory, stills.cameras[: first.shape[1]])]),
+                    self._sides([(memory, stills.cameras[: first.shape[1]], video[0, :, 0])]),
                     latent_frames=first.shape[1],
                     steps=self.config.sampler_steps,
                     seed=0,
@@ -227,7 +242,10 @@ class WorldModelObjective:
         noise of an imagined one.
         """
         before = [scene.video[scene.chunk - 1] for scene in scenes]
-        sides = [(scene.memory, scene.cameras(scene.chunk - 1)) for scene in scenes]
+        sides = [
+            (scene.memory, scene.cameras(scene.chunk - 1), true[:, 0])
+            for scene, true in zip(scenes, before, strict=True)
+        ]
         imagined = self._sample(
             module,
             torch.stack(before)[:, :, :1],
@@ -276,16 +294,19 @@ class WorldModelObjective:
         config = MemoryConfig(channels=self.codec.channels, splat_size=self.config.splat_size)
         return create_memory(name, config, self.codec)
 
-    def _sides(self, views: list[tuple[Memory, Cameras]]) -> Tensor | None:
-        """What the side branch is told, a memory and its cameras each; None where it stays out."""
+    @torch.no_grad()
+    def _sides(self, views: list[tuple[Memory, Cameras, Tensor]]) -> Tensor | None:
+        """Return the side inputs of chunks, each from memory, cameras and latents of its context frame.
+
+        None where the side branch stays out.
+        """
         if self.config.stage == 'backbone':
             return None
-        return self._stack(
-            [
-                side_input(memory.readout(cameras)[None], rays(cameras, cameras[0])[None])[0]
-                for memory, cameras in views
-            ]
-        )
+        sides = []
+        for memory, cameras, context in views:
+            readout = read_first_guess(self.resampler, memory, cameras, context[None])
+            sides.append(side_input(readout[None], rays(cameras, cameras[0])[None])[0])
+        return self._stack(sides)
 
     def _stack(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).to(self.module.text.device)
@@ -302,6 +323,9 @@ def main() -> None:
     parser.add_argument('--latents', type=Path)
     parser.add_argument('--clips', type=Path)
     parser.add_argument('--codec', type=Path)
+    parser.add_argument(
+        '--resampler', type=Path, help='folder; the model then corrects its first guess'
+    )
     parser.add_argument('--run', type=Path)
     parser.add_argument('--backbone', type=Path, help='diffusers folder of a trained transformer')
     parser.add_argument('--text', type=Path, help='embedding.safetensors of a prompt')
@@ -321,6 +345,8 @@ def main() -> None:
         batch=arguments.batch,
         precision=arguments.precision,
     )
+    if arguments.resampler is not None:
+        config = replace(config, prediction='first_guess')
     if arguments.dry_run:
         print(dry_run.report(config))
         return
@@ -343,7 +369,10 @@ def main() -> None:
                 part.compile(dynamic=False)
     codec = Codec.from_folder(arguments.codec, device=str(processes().device))
     data = describe_latents(arguments.latents, arguments.codec)
-    objective = WorldModelObjective(model, config, arguments.latents, arguments.clips, codec)
+    resampler = None if arguments.resampler is None else load_resampler(arguments.resampler)
+    objective = WorldModelObjective(
+        model, config, arguments.latents, arguments.clips, codec, resampler
+    )
     fit(
         objective,
         trainer,

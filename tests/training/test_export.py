@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import json
 
-from models import small_vae
+from models import CHANNELS, small_blocks, small_vae
 import pytest
 from safetensors.torch import save_file
 import torch
 
 from mirage_model.model.checkpoint import load_model
 from mirage_model.model.lora import add_adapter
+from mirage_model.model.resampler import (
+    Resampler,
+    ResamplerConfig,
+    load_resampler,
+    save_resampler,
+)
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 from mirage_model.training.export import SETTINGS, export
 from mirage_model.training.model import SIDE_BRANCHES, SIZES, WorldModelConfig, build
@@ -42,6 +48,20 @@ def test_trained_parts_become_a_model_folder(tmp_path):
     for name, parameter in loaded.backbone.named_parameters():
         assert torch.equal(parameter, parameters[f'backbone.{name}'].half().float()), name
     assert torch.equal(loaded.text, parameters['text'].half().float())
+
+
+def test_a_model_without_a_transformer_is_exported(tmp_path):
+    small_blocks().save_pretrained(tmp_path / 'vae')
+    save_resampler(tmp_path / 'resampler', Resampler(ResamplerConfig(channels=CHANNELS, width=8)))
+    save_network(tmp_path / 'perception', Network(NetworkConfig(widths=(8, 8, 8, 8))))
+    parts = {name: tmp_path / name for name in ('vae', 'resampler', 'perception')}
+    export(tmp_path / 'model', world_model=None, **parts)
+    loaded = load_model(tmp_path / 'model')
+    assert loaded.backbone is None and loaded.config.prediction == 'first_guess'
+    saved = load_resampler(tmp_path / 'resampler').state_dict()
+    assert all(torch.equal(saved[k], v) for k, v in loaded.resampler.state_dict().items())
+    with pytest.raises(ValueError, match='resampler: the prediction'):
+        export(tmp_path / 'm', world_model=None, **{**parts, 'resampler': None})
 
 
 def test_an_adapter_stays_an_adapter(tmp_path):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 import json
-import shutil
 
-from models import small_backbone, small_vae
+from models import CHANNELS, save_small_model, small_backbone, small_vae
 import pytest
 from safetensors.torch import save_file
 from small_data import clip_of, save_data
@@ -14,7 +13,7 @@ import torch
 
 from mirage_model.data.latents import PREPARED, describe_latents
 from mirage_model.io import fingerprint
-from mirage_model.model.checkpoint import EMBEDDED, load_model
+from mirage_model.model.checkpoint import load_model
 from mirage_model.model.lora import add_adapter, save_adapter
 from mirage_model.training.configuration import SOURCES, STEPS, configure
 from mirage_model.training.context import ContextConfig
@@ -38,47 +37,56 @@ def test_a_backbone_of_diffusers_is_loaded_and_a_given_text_is_not_trained(tmp_p
     assert learned.text.requires_grad and learned.text.shape == (1, 8)
 
 
-def test_a_model_folder_can_be_gone_on_from(tmp_path):
-    """The shipped one: what is not in the repository, its checkpoints, is not needed."""
-    shipped = load_model()
+def test_training_continues_from_a_model_folder(tmp_path, small_sizes):
+    folder = save_small_model(tmp_path / 'model')
+    saved = load_model(folder)
     model = build(WorldModelConfig(), seed=3)
     side_branch = {k: v.clone() for k, v in model.backbone.side_branch.named_parameters()}
-    start_from(model, EMBEDDED, words=TRAINED['backbone'])
-    assert torch.equal(model.text, shipped.text)
+    start_from(model, folder, words=TRAINED['backbone'])
+    assert torch.equal(model.text, saved.text)
     for name, value in model.backbone.side_branch.named_parameters():
         assert torch.equal(value, side_branch[name])
-    start_from(model, EMBEDDED)
+    start_from(model, folder)
     own = dict(model.backbone.named_parameters())
-    assert all(torch.equal(own[name], v) for name, v in shipped.backbone.named_parameters())
-    given = build(WorldModelConfig(), text=torch.zeros(2, shipped.text.shape[1]))
-    start_from(given, EMBEDDED)
+    assert all(torch.equal(own[name], v) for name, v in saved.backbone.named_parameters())
+    given = build(WorldModelConfig(), text=torch.zeros(2, saved.text.shape[1]))
+    start_from(given, folder)
     assert not given.text.any()
     add_adapter(model.backbone.wan, rank=4)
-    with pytest.raises(ValueError, match=r'weights/mirage-tiny lacks \d+ parameters'):
-        start_from(model, EMBEDDED)
+    with pytest.raises(ValueError, match=r'model lacks \d+ parameters'):
+        start_from(model, folder)
     with pytest.raises(ValueError, match=r'parameters\.safetensors is missing'):
         start_from(model, tmp_path)
 
 
-def test_an_adapter_of_a_model_folder_is_added_to_its_layers(tmp_path):
-    shutil.copytree(EMBEDDED, tmp_path / 'model')
-    adapted = load_model().backbone
+def test_adapter_of_a_model_folder_is_merged(tmp_path, small_sizes):
+    folder = save_small_model(tmp_path / 'model')
+    adapted = load_model(folder).backbone
     add_adapter(adapted.wan, rank=4)
     with torch.no_grad():
         for name, value in adapted.wan.named_parameters():
             if 'lora_' in name:
-                value.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    save_adapter(tmp_path / 'model' / 'side_branch', adapted.wan, rank=4)
+                value.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    plain = load_model(folder).backbone
+    save_adapter(folder / 'side_branch', adapted.wan, rank=4)
     model = build(WorldModelConfig(), seed=3)
-    start_from(model, tmp_path / 'model')
-    latents = torch.randn(1, 48, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    start_from(model, folder)
+    latents = torch.randn(1, CHANNELS, 2, 4, 6, generator=torch.Generator().manual_seed(0))
     given = latents, torch.full((1, 2), 500.0), torch.randn(1, *model.text.shape)
     with torch.no_grad():
-        plain, merged, wanted = (
-            backbone(*given) for backbone in (load_model().backbone, model.backbone, adapted)
-        )
-    torch.testing.assert_close(merged, wanted, atol=1e-4, rtol=1e-4)
-    assert (merged - plain).abs().max() > 1e-2
+        outputs = [backbone(*given) for backbone in (plain, model.backbone, adapted)]
+    torch.testing.assert_close(outputs[1], outputs[2], atol=1e-4, rtol=1e-4)
+    assert (outputs[1] - outputs[0]).abs().max() > 1e-2
+
+
+def test_first_guess_correction_starts_at_zero(small_sizes):
+    model = build(WorldModelConfig(prediction='first_guess'), seed=3)
+    latents = torch.randn(1, CHANNELS, 2, 4, 6)
+    side = torch.randn(1, CHANNELS + 11, 2, 4, 6)
+    velocity = model(latents, torch.full((1, 2), 500.0), side)
+    torch.testing.assert_close(velocity, (latents - side[:, :CHANNELS]) / 0.5)
+    with pytest.raises(ValueError, match='has no memory and so no first guess'):
+        WorldModelConfig(prediction='first_guess', stage='backbone')
 
 
 def test_what_does_not_fit_is_refused(tmp_path, small_sizes):

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models import save_first_guess_model, save_small_model, small_backbone
+import pytest
+import torch
+
+from mirage_model.camera import Cameras, rays
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.model.backbone import Backbone
+from mirage_model.model.checkpoint import load_model
+from mirage_model.model.resampler import (
+    Resampler,
+    ResamplerConfig,
+    load_resampler,
+    push_pull,
+    read_first_guess,
+    reproject,
+    save_resampler,
+)
+from mirage_model.model.rollout import rollout
+from mirage_model.model.sampler import sample_chunk, tiny_scheduler
+from mirage_model.model.side_branch import side_input
+
+CHANNELS, HEIGHT, WIDTH = 4, 6, 10
+
+
+def identity_resampler(width: int = 0) -> Resampler:
+    """A linear map that returns the point's latents as they are."""
+    resampler = Resampler(ResamplerConfig(channels=CHANNELS, width=width))
+    with torch.no_grad():
+        resampler.linear.weight.zero_()
+        for channel in range(CHANNELS):
+            resampler.linear.weight[channel, channel, 1, 1] = 1
+    return resampler.requires_grad_(False)
+
+
+def cameras_along(steps: int, shift: float) -> Cameras:
+    world_from_camera = torch.eye(4).repeat(steps, 1, 1)
+    world_from_camera[:, 0, 3] = shift * torch.arange(steps)
+    K = torch.tensor([[8.0, 0.0, 4.5], [0.0, 8.0, 2.5], [0.0, 0.0, 1.0]])
+    return Cameras(
+        K=K.expand(steps, 3, 3),
+        world_from_camera=world_from_camera,
+        times=torch.arange(steps, dtype=torch.float64),
+        height=HEIGHT,
+        width=WIDTH,
+    )
+
+
+@pytest.fixture
+def context() -> torch.Tensor:
+    return torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def memory_of(context: torch.Tensor, valid: torch.Tensor) -> LatentMemory:
+    memory = LatentMemory(MemoryConfig(channels=CHANNELS, splat_size=3, dtype='float32'))
+    depth = torch.full((1, HEIGHT, WIDTH), 2.0)
+    memory.write(context, depth, cameras_along(1, 0.0), valid=valid[None], observed=True)
+    return memory
+
+
+def test_guess_at_the_context_camera_is_the_context_frame(context):
+    memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
+    readout = read_first_guess(identity_resampler(), memory, cameras_along(2, 0.0), context)
+    for latents in readout.latents:
+        torch.testing.assert_close(latents, context[0])
+
+
+def test_mask_and_depth_of_the_readout_stay(context):
+    memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
+    cameras = cameras_along(3, 0.1)
+    plain = read_first_guess(None, memory, cameras, context)
+    guess = read_first_guess(identity_resampler(), memory, cameras, context)
+    for name in ('visible', 'observed', 'depth', 'offset', 'depth_ratio'):
+        assert torch.equal(getattr(plain, name), getattr(guess, name)), name
+    assert torch.equal(plain.latents, memory.readout(cameras).latents)
+
+
+def test_memory_wins_over_the_context_frame(context):
+    memory = memory_of(context, torch.ones(HEIGHT, WIDTH, dtype=torch.bool))
+    guess = read_first_guess(identity_resampler(), memory, cameras_along(1, 0.0), context + 5)
+    torch.testing.assert_close(guess.latents, context)
+
+
+def test_empty_memory_puts_the_context_frame_far_away(context):
+    memory = LatentMemory(MemoryConfig(channels=CHANNELS, splat_size=3, dtype='float32'))
+    cameras = cameras_along(2, 0.1)
+    shown = reproject(context, memory.readout(cameras[:1]), cameras)
+    assert shown.visible.all()
+    torch.testing.assert_close(shown.latents[1], context[0])
+
+
+def test_push_pull_keeps_valid_cells_and_constants():
+    values = torch.randn(2, 3, HEIGHT, WIDTH)
+    valid = torch.rand(2, HEIGHT, WIDTH) < 0.3
+    valid[:, 0, 0] = True
+    filled = push_pull(values, valid)
+    kept = valid[:, None].expand_as(values)
+    torch.testing.assert_close(filled[kept], values[kept])
+    constant = push_pull(torch.full_like(values, 3.0), valid)
+    torch.testing.assert_close(constant, torch.full_like(values, 3.0), rtol=1e-4, atol=1e-4)
+    assert (push_pull(values, torch.zeros_like(valid)) == 0).all()
+
+
+def test_untrained_convolutions_change_nothing(context):
+    memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
+    cameras = cameras_along(3, 0.2)
+    plain = read_first_guess(identity_resampler(), memory, cameras, context)
+    convolved = read_first_guess(identity_resampler(width=8), memory, cameras, context)
+    torch.testing.assert_close(convolved.latents, plain.latents)
+
+
+def test_resampler_round_trips(tmp_path):
+    resampler = Resampler(ResamplerConfig(channels=CHANNELS, width=8))
+    save_resampler(tmp_path, resampler)
+    loaded = load_resampler(tmp_path)
+    for (name, a), b in zip(resampler.state_dict().items(), loaded.state_dict().values()):
+        assert torch.equal(a, b), name
+    (tmp_path / 'config.json').write_text('{"channels": 0}')
+    with pytest.raises(ValueError, match=r'config\.json: not a valid resampler'):
+        load_resampler(tmp_path)
+    (tmp_path / 'config.json').write_text('{"channels": 5}')
+    with pytest.raises(ValueError, match=r'model\.safetensors: does not fit'):
+        load_resampler(tmp_path)
+    (tmp_path / 'model.safetensors').unlink()
+    with pytest.raises(ValueError, match=r'model\.safetensors: the file is missing'):
+        load_resampler(tmp_path)
+
+
+@pytest.mark.parametrize('steps', [1, 2, 4])
+def test_untrained_backbone_samples_the_first_guess(context, steps):
+    plain = small_backbone()
+    backbone = Backbone(plain.wan, plain.side_branch, prediction='first_guess')
+    torch.nn.init.zeros_(backbone.wan.proj_out.weight)
+    torch.nn.init.zeros_(backbone.wan.proj_out.bias)
+    memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
+    cameras = cameras_along(3, 0.1)
+    guess = read_first_guess(identity_resampler(), memory, cameras, context)
+    with torch.no_grad():
+        for projection in backbone.side_branch.proj_out:
+            projection.weight.normal_()
+        latents = sample_chunk(
+            backbone,
+            tiny_scheduler(),
+            context=context[:, :, None],
+            latent_frames=3,
+            side=side_input(guess[None], rays(cameras, cameras[0])[None]),
+            text=torch.randn(1, 1, 8),
+            steps=steps,
+            generator=torch.Generator().manual_seed(1),
+        )
+    # schedulers round timesteps to whole numbers
+    torch.testing.assert_close(
+        latents[0, :, 1:].movedim(1, 0), guess.latents[1:], atol=0.02, rtol=0
+    )
+
+
+def rollout_frames(model) -> torch.Tensor:
+    height, width = model.config.height, model.config.width
+    steps = model.new_frames + 1
+    like = cameras_along(steps, 0.1)
+    K = torch.tensor([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
+    cameras = replace(like, K=K.expand(steps, 3, 3), height=height, width=width)
+    memory = LatentMemory(MemoryConfig(channels=model.codec.channels, splat_size=3))
+    chunks = rollout(
+        model,
+        memory,
+        torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)),
+        cameras[:1],
+        cameras[1:],
+        steps=1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return torch.cat([chunk.frames for chunk in chunks])
+
+
+def test_first_guess_model_runs_without_transformer(tmp_path):
+    model = load_model(save_first_guess_model(tmp_path / 'model'))
+    assert model.backbone is None and model.scheduler is None
+    assert rollout_frames(model).shape == (model.new_frames, 3, 32, 48)
+
+
+def test_first_guess_without_resampler_is_rejected(tmp_path):
+    folder = save_first_guess_model(tmp_path / 'model')
+    for path in (folder / 'resampler').iterdir():
+        path.unlink()
+    (folder / 'resampler').rmdir()
+    with pytest.raises(ValueError, match='resampler'):
+        load_model(folder)
+
+
+def test_velocity_model_without_resampler_is_unchanged(tmp_path):
+    model = load_model(save_small_model(tmp_path / 'model'))
+    assert model.resampler is None and model.backbone.prediction == 'velocity'
