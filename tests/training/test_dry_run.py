@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import math
 
 import pytest
 from small_data import clip_of, save_data, small_objective
@@ -66,7 +67,7 @@ def test_activations_are_those_that_autograd_saves(gradient_checkpointing):
     backbone, wan = model.backbone, model.backbone.wan.config
     k, h, w = 2, 8, 12
     width = wan.num_attention_heads * wan.attention_head_dim
-    tokens = k * h * w // 4
+    tokens = k * h * w // math.prod(wan.patch_size)
     side = torch.randn(1, backbone.side_branch.embedding.in_channels, k, h, w)
 
     def run():
