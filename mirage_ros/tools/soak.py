@@ -352,7 +352,7 @@ def summary(soak: Soak, config: SoakConfig, rss: list[int], restored: bool) -> d
         'answered': sum(request.answers for request in asked) - outcomes['lost'],
         'answered_more_than_once': sum(request.answers > 1 for request in asked),
         'outcomes': dict(outcomes),
-        'refused': dict(sum((planner.reasons for planner in planners), Counter())),
+        'rejected': dict(sum((planner.reasons for planner in planners), Counter())),
         'lost': outcomes['lost'],
         'crashes': soak.crashes,
         'rss_mib_at_quarters': [round(value / 2**20, 1) for value in rss],

@@ -22,10 +22,11 @@ from mirage_model.data.estimate import complete
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part
 from mirage_model.engine.engine import Engine
+from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.evaluation.config import RealEstate10KConfig
 from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
 from mirage_model.evaluation.replay.tables import write_tables
-from mirage_model.interface import NOTHING, ImagineRequest, InvalidRequest, Observation
+from mirage_model.interface import NOTHING, ImagineRequest, InvalidRequest, Observation, Trajectory
 from mirage_model.io import as_json, begin_run, write_json
 
 _MEMORY = 'realestate10k'
@@ -58,12 +59,12 @@ def imagine_along(
         ),
         memory=_MEMORY,
     )
-    padded = -(-count // about.new_frames_per_chunk) * about.new_frames_per_chunk
-    held = np.repeat(world_from_camera[-1:], padded - count, axis=0)
+    times = float(clip.cameras.times[0]) + np.arange(1, count + 1) / about.frame_rate
+    path = pad_to_chunks(Trajectory(world_from_camera=world_from_camera, times=times), about)
     request = ImagineRequest(
         request_id=clip.name,
-        world_from_camera=np.concatenate([world_from_camera, held]),
-        times=float(clip.cameras.times[0]) + np.arange(1, padded + 1) / about.frame_rate,
+        world_from_camera=path.world_from_camera,
+        times=path.times,
         memory=_MEMORY,
         seed=seed,
     )

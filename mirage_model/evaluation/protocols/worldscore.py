@@ -21,6 +21,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
+from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.evaluation.config import (
     WorldScoreAggregateConfig,
     WorldScoreCommand,
@@ -28,7 +29,13 @@ from mirage_model.evaluation.config import (
 )
 from mirage_model.evaluation.replay.video import mp4
 from mirage_model.image_fit import fit_image
-from mirage_model.interface import EngineProtocol, ImagineRequest, InvalidRequest, Observation
+from mirage_model.interface import (
+    EngineProtocol,
+    ImagineRequest,
+    InvalidRequest,
+    Observation,
+    Trajectory,
+)
 from mirage_model.io import as_json, begin_run, write_json
 
 BLENDER_FROM_OPTICAL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -200,13 +207,12 @@ def _imagined(
     world_from_camera[:, :3, 3] *= config.metres_per_unit
     view = Observation(image=picture, K=K, world_from_camera=world_from_camera[0], time=0.0)
     engine.seed(view, memory=_MEMORY)
-    count = len(cameras) - 1
-    padded = -(-count // about.new_frames_per_chunk) * about.new_frames_per_chunk
-    held = np.repeat(world_from_camera[-1:], padded - count, axis=0)
+    times = np.arange(1, len(cameras)) / about.frame_rate
+    path = pad_to_chunks(Trajectory(world_from_camera=world_from_camera[1:], times=times), about)
     request = ImagineRequest(
         request_id=name,
-        world_from_camera=np.concatenate([world_from_camera[1:], held]),
-        times=np.arange(1, padded + 1) / about.frame_rate,
+        world_from_camera=path.world_from_camera,
+        times=path.times,
         memory=_MEMORY,
         seed=config.seed,
     )

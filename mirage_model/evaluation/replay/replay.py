@@ -25,7 +25,7 @@ from mirage_model.camera import concatenate
 from mirage_model.clip import Clip
 from mirage_model.data.bag import Bag
 from mirage_model.data.sources import Part
-from mirage_model.engine.inputs import fit_observation
+from mirage_model.engine.inputs import fit_observation, pad_to_chunks
 from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.metrics import quality
 from mirage_model.evaluation.replay.geometry import METRICS, geometry
@@ -39,6 +39,7 @@ from mirage_model.interface import (
     InvalidRequest,
     ModelInfo,
     Observation,
+    Trajectory,
 )
 from mirage_model.io import as_json, written_whole
 
@@ -159,13 +160,17 @@ def request_for(
 
     The first frame's time is rounded as a message rounds it, since the node counts from there.
     """
-    count = -(-len(segment.future) // about.new_frames_per_chunk) * about.new_frames_per_chunk
-    rows = list(segment.future) + [segment.future[-1]] * (count - len(segment.future))
+    rows = list(segment.future)
     first = whole_microseconds(float(bag.stamps[segment.observed[-1]])) + 1 / about.frame_rate
+    recorded = Trajectory(
+        world_from_camera=bag.world_from_camera[rows],
+        times=whole_microseconds(first) + np.arange(len(rows)) / about.frame_rate,
+    )
+    padded = pad_to_chunks(recorded, about)
     return ImagineRequest(
         request_id=f'segment-{segment.index:05d}-{seed}',
-        world_from_camera=bag.world_from_camera[rows],
-        times=whole_microseconds(first) + np.arange(count) / about.frame_rate,
+        world_from_camera=padded.world_from_camera,
+        times=padded.times,
         memory=MEMORY,
         seed=seed,
         steps=config.steps or None,

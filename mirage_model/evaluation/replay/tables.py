@@ -33,7 +33,7 @@ def segment_row(result: SegmentResult) -> Row:
         'start_nanoseconds': result.start,
         'frames': len(result.rows),
         'depth_source': result.depth_source,
-        'views_refused': len(result.rejected),
+        'views_rejected': len(result.rejected),
         **_means(result.rows),
         'observing_s': float(result.seconds['observing']),
         'imagining_s': float(sum(chunks)),
