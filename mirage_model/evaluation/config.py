@@ -93,9 +93,17 @@ class RolloutQualityConfig:
     model: Path | None = None
     """Folder of weights; None for mirage-tiny."""
     trajectories: int = 64
-    """Number of trajectories."""
+    """Number of trajectories through test maps of Doom."""
+    houses: int = 32
+    """Number of trajectories through test houses."""
+    office: Path | None = None
+    """Folder of posed RGB-D frames, see `evaluation.office`; None leaves the set out."""
+    office_starts: int = 20
+    """First chunks that are imagined in the office."""
     frames: int = 129
     """Frames of a trajectory, the seed included; 16 k + 1 for mirage-tiny."""
+    before: Path | None = None
+    """Folder of other weights to compare the first chunk and the speed with."""
     out: Path = Path('out/eval')
     """Folder of the results; an interrupted evaluation continues from them."""
     workers: int = 2

@@ -1,18 +1,19 @@
-"""Measure mirage-tiny on maps that it was not trained on: ``mirage evaluate tiny``.
+"""Measure mirage-tiny on scenes that it was not trained on: ``mirage evaluate tiny``.
 
-A seeded manifest of drives through the test maps: turning, driving forward, out and back. The seed
-frame comes with true depth, all later depth is the model's own. Baselines in the same run: the
-same model with an empty memory, the seed frame repeated, and the codec's reconstruction of the
-true frames. Finished trajectories are kept, so that an interrupted run goes on.
+Three sets: trajectories through test maps of Doom and through test houses, and first chunks in a folder of
+posed RGB-D frames. The seed frame comes with true depth, later depth is estimated. The baselines run on
+the same trajectories: warp and inpaint, the first guess, an empty memory, the seed frame repeated, its
+mean colour, and the codec. Finished trajectories are kept, so that an interrupted run continues.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 import hashlib
 import json
 from pathlib import Path
+import time
 
 import cv2
 from jaxtyping import Bool, Float
@@ -23,14 +24,16 @@ from tqdm import tqdm
 
 from mirage_model.clip import Clip
 from mirage_model.data.record import maps_of, record_drive
+from mirage_model.evaluation.baselines import flat_colour, repeat_seed, warp_and_inpaint
 from mirage_model.evaluation.config import RolloutQualityConfig
+from mirage_model.evaluation.office import read_office
 from mirage_model.io import as_json, write_json
 from mirage_model.labels import labels
 from mirage_model.memory import Memory
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.metrics import psnr
-from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
+from mirage_model.model.checkpoint import EMBEDDED, Model, ModelConfig, load_model
 from mirage_model.model.rollout import rollout
 from mirage_model.process_pool import in_workers
 from mirage_model.write_filter import write_frames
@@ -46,14 +49,45 @@ class Imagined:
 
     frames: Float[Tensor, 'n 3 H W']
     covered: Bool[Tensor, 'n H W']
+    observed: Bool[Tensor, 'n H W']
+    seconds: float
+    """Time of all chunks."""
 
 
-def trajectory(index: int, frames: int) -> Clip:
-    """Record trajectory ``index`` of the manifest."""
-    maps = maps_of('test')
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One trajectory to measure."""
+
+    name: str
+    """Set that it belongs to: doom, houses or office."""
+    index: int
+    frames: int
+    office: Path | None = None
+    count: int = 1
+    """Number of trajectories in the set."""
+
+
+def trajectory(index: int, frames: int, *, world: str = 'doom') -> Clip:
+    """Return the trajectory at ``index`` of a world's manifest."""
+    maps = maps_of('test', world)
     map_name, kind = maps[index // len(KINDS) % len(maps)], KINDS[index % len(KINDS)]
     name = f'{index:03d}-{map_name}-{kind}'
     return record_drive(map_name, kind, frames=frames, seed=10_000 + index, name=name)
+
+
+def _clip(job: Job, config: ModelConfig) -> Clip:
+    if job.office is None:
+        world = {'doom': 'doom', 'houses': 'rooms'}[job.name]
+        return trajectory(job.index, job.frames, world=world)
+    clips = read_office(
+        job.office,
+        count=job.count,
+        frames=config.chunk_frames,
+        height=config.height,
+        width=config.width,
+        rate=config.frame_rate,
+    )
+    return clips[job.index]
 
 
 def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
@@ -61,6 +95,7 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     seed_frame = labels(clip, slice(0, 1))
     write_frames(memory, frames[:1], seed_frame, codec=model.codec, observed=True)
+    start = time.perf_counter()
     chunks = list(
         rollout(
             model,
@@ -72,11 +107,17 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
             generator=torch.Generator().manual_seed(seed),
         )
     )
+    seconds = time.perf_counter() - start
     stride = model.codec.spatial_stride
-    covered = torch.cat([chunk.readout.visible for chunk in chunks])
+
+    def at_pixels(cells: list[Tensor]) -> Tensor:
+        return torch.cat(cells).repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+
     return Imagined(
         frames=torch.cat([chunk.frames for chunk in chunks]),
-        covered=covered.repeat_interleave(stride, 1).repeat_interleave(stride, 2),
+        covered=at_pixels([chunk.readout.visible for chunk in chunks]),
+        observed=at_pixels([chunk.readout.observed for chunk in chunks]),
+        seconds=seconds,
     )
 
 
@@ -84,9 +125,36 @@ def chroma(frames: Tensor) -> Tensor:
     return frames[:, [0, 2]] - frames[:, [1]]
 
 
-def gradient_energy(frames: Tensor) -> float:
-    horizontal, vertical = frames.diff(dim=-1).square().mean(), frames.diff(dim=-2).square().mean()
-    return float(horizontal + vertical)
+def gradient_energy(
+    frames: Float[Tensor, 'n 3 H W'], valid: Bool[Tensor, 'n H W'] | None = None
+) -> float:
+    """Return the mean squared difference of neighbouring pixels, across plus down.
+
+    ``valid`` keeps pairs of valid pixels only; NaN if there are none.
+    """
+    energy = 0.0
+    for axis in (-1, -2):
+        square = frames.diff(dim=axis).square().mean(dim=1)
+        if valid is not None:
+            size = valid.shape[axis] - 1
+            square = square[valid.narrow(axis, 0, size) & valid.narrow(axis, 1, size)]
+        energy += float(square.mean())
+    return energy
+
+
+def first_chunk(
+    name: str,
+    frames: Float[Tensor, 'n 3 H W'],
+    truth: Float[Tensor, 'n 3 H W'],
+    observed: Bool[Tensor, 'n H W'],
+) -> dict[str, float]:
+    """Return the PSNR of a first chunk over all pixels, observed pixels and the others."""
+    prefix = f'{name}_' if name else ''
+    return {
+        f'{prefix}first_psnr_db': psnr(frames, truth),
+        f'{prefix}first_observed_psnr_db': psnr(frames, truth, observed),
+        f'{prefix}first_holes_psnr_db': psnr(frames, truth, ~observed),
+    }
 
 
 def colour_ratios(frames: Tensor, truth: Tensor) -> Float[Tensor, '3']:
@@ -102,14 +170,39 @@ def by_coverage(imagined: Imagined, truth: Float[Tensor, 'n 3 H W'], chunk: slic
     return [psnr(frames[bins == number], truth[bins == number]) for number in range(BINS)]
 
 
-def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
-    """Return metrics of a trajectory, and rows of images: true, imagined, empty memory, codec."""
-    channels = model.codec.channels
-    config = MemoryConfig(channels=channels, splat_size=model.config.splat_size)
-    imagined = imagine(model, clip, LatentMemory(config), seed=index)
-    empty = imagine(model, clip, NoMemory(channels), seed=index)
+def measure(
+    model: Model, clip: Clip, index: int, *, before: Model | None = None
+) -> tuple[dict, list[Tensor]]:
+    """Return metrics of a trajectory, and rows of images: true, imagined, empty memory, codec, warp.
+
+    Args:
+        before: A second model, compared on the first chunk and by its speed.
+    """
+    imagined = imagine(model, clip, _memory(model), seed=index)
+    empty = imagine(model, clip, NoMemory(model.codec.channels), seed=index)
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     truth, new = frames[1:], model.new_frames
+    known = clip.depth[0].masked_fill(clip.moving[0], torch.nan)
+    warp = warp_and_inpaint(frames[0], known, clip.cameras[:1], clip.cameras[1:])
+    start = first_part(clip, new + 1)
+    baselines = {
+        '': imagined.frames,
+        'warp': warp,
+        'guess': imagined.frames,
+        'empty': empty.frames,
+        'repeat': repeat_seed(frames[0], new),
+        'flat': flat_colour(frames[0], new),
+    }
+    if model.resampler is None:
+        del baselines['guess']
+    elif model.backbone is not None:
+        guess_model = replace(model, backbone=None, scheduler=None)
+        baselines['guess'] = imagine(guess_model, start, _memory(model), seed=index).frames
+    speeds = {'frames_per_second': len(truth) / imagined.seconds}
+    if before is not None:
+        other = imagine(before, start, _memory(before), seed=index)
+        baselines['before'] = other.frames
+        speeds['frames_per_second_before'] = new / other.seconds
     codec = torch.cat(
         [
             model.codec.decode(model.codec.encode(frames[None, at : at + new + 1]))[0, 1:].clamp(
@@ -119,10 +212,20 @@ def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
         ]
     )
     chunks = [slice(at, at + new) for at in range(0, len(truth), new)]
+    first: dict[str, float] = {}
+    for name, shown in baselines.items():
+        first |= first_chunk(name, shown[:new], truth[:new], imagined.observed[:new])
+    observed = imagined.observed[:new]
     figures = {
+        **first,
+        **speeds,
+        'gradient_ratio_observed': gradient_energy(imagined.frames[:new], observed)
+        / gradient_energy(codec[:new], observed),
+        'codec_gradient_ratio': gradient_energy(codec) / gradient_energy(truth),
         'imagined_psnr_db': psnr(imagined.frames, truth),
         'empty_memory_psnr_db': psnr(empty.frames, truth),
-        'repeat_seed_psnr_db': psnr(frames[:1].expand_as(truth), truth),
+        'repeat_seed_psnr_db': psnr(repeat_seed(frames[0], len(truth)), truth),
+        'warp_psnr_db': psnr(warp, truth),
         'codec_psnr_db': psnr(codec, truth),
         'codec_chroma_ratio': float(
             (chroma(codec) - chroma(truth)).abs().mean() / chroma(truth).abs().mean()
@@ -130,12 +233,7 @@ def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
         'coverage': float(imagined.covered.float().mean()),
         'covered_psnr_db': psnr(imagined.frames, truth, imagined.covered),
         'covered_codec_psnr_db': psnr(codec, truth, imagined.covered),
-        'covered_first_chunk_psnr_db': psnr(
-            imagined.frames[:new], truth[:new], imagined.covered[:new]
-        ),
-        'covered_first_chunk_codec_psnr_db': psnr(
-            codec[:new], truth[:new], imagined.covered[:new]
-        ),
+        'codec_first_observed_psnr_db': psnr(codec[:new], truth[:new], observed),
         'gradient_energy_ratio': gradient_energy(imagined.frames) / gradient_energy(codec),
         'mean_colour_ratio': (colour := colour_ratios(imagined.frames, truth)).tolist(),
         'mean_colour_error': float((colour - 1).abs().mean()),
@@ -152,11 +250,30 @@ def measure(model: Model, clip: Clip, index: int) -> tuple[dict, list[Tensor]]:
         figures['last_chunk_bins_psnr_db'] = last
         figures['last_over_second_chunk_db'] = float(fall.mean()) if len(fall) else float('nan')
     if 'out_and_back' in clip.name:
-        figures['closed_loop_psnr_db'] = psnr(imagined.frames[-1:], frames[:1])
-        figures['closed_loop_empty_psnr_db'] = psnr(empty.frames[-1:], frames[:1])
+        figures['loop_psnr_db'] = psnr(imagined.frames[-1:], frames[:1])
+        figures['loop_empty_psnr_db'] = psnr(empty.frames[-1:], frames[:1])
     figures |= perception_figures(model, clip)
-    rows = [truth, imagined.frames, empty.frames, codec]
+    rows = [truth, imagined.frames, empty.frames, codec, warp]
     return figures, [row[[*range(3, len(truth), max(1, len(truth) // 6))]] for row in rows]
+
+
+def _memory(model: Model) -> LatentMemory:
+    return LatentMemory(
+        MemoryConfig(channels=model.codec.channels, splat_size=model.config.splat_size)
+    )
+
+
+def first_part(clip: Clip, frames: int) -> Clip:
+    """Return the first frames of a clip."""
+    at = slice(0, frames)
+    return replace(
+        clip,
+        frames=clip.frames[at],
+        cameras=clip.cameras[at],
+        depth=clip.depth[at],
+        sky=clip.sky[at],
+        moving=clip.moving[at],
+    )
 
 
 def perception_figures(model: Model, clip: Clip) -> dict:
@@ -172,8 +289,10 @@ def perception_figures(model: Model, clip: Clip) -> dict:
         union = (a | b).sum()
         return float((a & b).sum() / union) if union else float('nan')
 
+    constant = truth[known].median()
     return {
         'depth_abs_rel': float(((seen.depth - truth).abs() / truth)[known].mean()),
+        'depth_constant_abs_rel': float(((constant - truth).abs() / truth)[known].mean()),
         'sky_iou': iou(seen.sky, clip.sky[at]),
         'mover_iou': iou(seen.moving, clip.moving[at]),
     }
@@ -211,54 +330,75 @@ def _model(folder: Path) -> Model:
     return load_model(folder)
 
 
-def evaluate_trajectory(folder: Path, index: int, frames: int, done: Path) -> None:
+def evaluate_trajectory(folder: Path, before: Path | None, job: Job, done: Path) -> None:
     """Measure one trajectory; write its metrics and images."""
-    clip = trajectory(index, frames)
+    model = _model(folder)
+    clip = _clip(job, model.config)
     with torch.no_grad():
-        figures, rows = measure(_model(folder), clip, index)
+        other = None if before is None else _model(before)
+        figures, rows = measure(model, clip, job.index, before=other)
     image = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
     bgr = (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
-    cv2.imwrite(str(done / f'{clip.name}.png'), bgr)
-    write_json(_figures_path(done, index), figures)
+    cv2.imwrite(str(done / f'{job.name}-{clip.name}.png'), bgr)
+    write_json(_figures_path(done, job), figures)
 
 
-def _identity(model: Model) -> str:
+def _identity(model: Model, before: Path | None) -> str:
     """Return twelve digits that depend on weights and settings."""
-    parts = [model.sha256, asdict(model.config), dict(model.scheduler.config)]
+    scheduler = None if model.scheduler is None else dict(model.scheduler.config)
+    parts = [model.sha256, asdict(model.config), scheduler, str(before)]
     return hashlib.sha256(as_json(parts).encode()).hexdigest()[:12]
 
 
-def _figures_path(done: Path, index: int) -> Path:
-    return done / f'{index:03d}.json'
+def _figures_path(done: Path, job: Job) -> Path:
+    return done / f'{job.name}-{job.index:03d}.json'
+
+
+def _jobs(config: RolloutQualityConfig) -> dict[str, list[Job]]:
+    """Return the jobs of each set that is asked for."""
+    counts = {'doom': config.trajectories, 'houses': config.houses}
+    jobs = {
+        name: [Job(name=name, index=index, frames=config.frames) for index in range(count)]
+        for name, count in counts.items()
+    }
+    if config.office is not None:
+        count = config.office_starts
+        jobs['office'] = [
+            Job(name='office', index=index, frames=0, office=config.office, count=count)
+            for index in range(count)
+        ]
+    return {name: of_set for name, of_set in jobs.items() if of_set}
 
 
 def main(config: RolloutQualityConfig) -> int:
     """Measure what is not measured yet; write the summary; return the exit status."""
     folder = config.model or EMBEDDED
     model = _model(folder)
-    done = config.out / f'tiny-{_identity(model)}-{config.frames}'
+    done = config.out / f'tiny-{_identity(model, config.before)}-{config.frames}'
     done.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (folder, index, config.frames, done)
-        for index in range(config.trajectories)
-        if not _figures_path(done, index).exists()
+    sets = _jobs(config)
+    everything = [job for jobs in sets.values() for job in jobs]
+    missing = [
+        (folder, config.before, job, done)
+        for job in everything
+        if not _figures_path(done, job).exists()
     ]
-    finished = config.trajectories - len(jobs)
-    with tqdm(total=config.trajectories, initial=finished, unit='trajectory') as bar:
-        for _ in in_workers(evaluate_trajectory, jobs, workers=config.workers):
+    finished = len(everything) - len(missing)
+    with tqdm(total=len(everything), initial=finished, unit='trajectory') as bar:
+        for _ in in_workers(evaluate_trajectory, missing, workers=config.workers):
             bar.update()
-    results = [
-        json.loads(_figures_path(done, index).read_text()) for index in range(config.trajectories)
-    ]
-    summary = {
+    summary: dict = {
         'model': model.config.name,
         'sha256': model.sha256,
-        'trajectories': len(results),
         'frames_each': config.frames,
-        'maps': maps_of('test'),
-        **summarise(results),
     }
+    tables = []
+    for name, jobs in sets.items():
+        results = [json.loads(_figures_path(done, job).read_text()) for job in jobs]
+        summary[name] = {'n': len(results), **summarise(results)}
+        tables.append(f'## {name}, {len(results)}\n\n{to_markdown(summary[name])}')
     write_json(config.out / 'tiny.json', summary)
-    (config.out / 'tiny.md').write_text(to_markdown(summary))
-    print(to_markdown(summary))
+    text = '\n'.join(tables)
+    (config.out / 'tiny.md').write_text(text)
+    print(text)
     return 0

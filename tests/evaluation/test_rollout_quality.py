@@ -17,7 +17,9 @@ from mirage_model.evaluation import rollout_quality
 FIGURES = (
     'codec_psnr_db imagined_psnr_db empty_memory_psnr_db repeat_seed_psnr_db '
     'covered_psnr_db covered_codec_psnr_db '
-    'covered_first_chunk_psnr_db codec_chroma_ratio closed_loop_psnr_db closed_loop_empty_psnr_db '
+    'codec_chroma_ratio loop_psnr_db loop_empty_psnr_db first_psnr_db warp_first_holes_psnr_db '
+    'empty_first_observed_psnr_db repeat_first_psnr_db flat_first_psnr_db warp_psnr_db '
+    'gradient_ratio_observed codec_gradient_ratio depth_constant_abs_rel frames_per_second '
     'gradient_energy_ratio '
     'depth_abs_rel sky_iou mover_iou'
 ).split()
@@ -28,7 +30,9 @@ def test_frames_are_binned_by_coverage():
     covered = torch.zeros(4, 10, 10, dtype=torch.bool)
     covered[1, :3], covered[2], covered[3] = True, True, True
     frames = torch.stack([torch.full((3, 10, 10), error) for error in (1.0, 0.1, 0.1, 0.01)])
-    imagined = rollout_quality.Imagined(frames=frames, covered=covered)
+    imagined = rollout_quality.Imagined(
+        frames=frames, covered=covered, observed=covered, seconds=1.0
+    )
     found = rollout_quality.by_coverage(imagined, truth, slice(None))
     assert found[0] == pytest.approx(0) and found[3] == pytest.approx(20)
     assert found[9] == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2), abs=1e-4)
@@ -47,7 +51,7 @@ def test_swapped_channels_change_the_mean_colour():
 
 def test_evaluation_writes_images_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, out = save_small_model(tmp_path / 'model'), tmp_path / 'out'
-    given = f'evaluate tiny --out {out} --frames {CHUNK_FRAMES} --workers 1'
+    given = f'evaluate tiny --out {out} --frames {CHUNK_FRAMES} --workers 1 --houses 0'
 
     def run(count: int, model: Path = model) -> dict:
         words = ['--trajectories', str(count), '--model', str(model)]
@@ -56,20 +60,22 @@ def test_evaluation_writes_images_and_resumes(tmp_path: Path, capsys: pytest.Cap
 
     run(2)
     (folder,) = out.glob('tiny-*')
-    first = (folder / '000.json').stat().st_mtime_ns
+    first = (folder / 'doom-000.json').stat().st_mtime_ns
     summary = run(3)
-    assert (folder / '000.json').stat().st_mtime_ns == first, 'done again'
+    assert (folder / 'doom-000.json').stat().st_mtime_ns == first, 'done again'
     assert [path.name.split('-')[-1] for path in sorted(folder.glob('*.png'))] == [
         'turn.png',
         'forward.png',
         'out_and_back.png',
     ]
-    assert summary['trajectories'] == 3 and summary['frames_each'] == CHUNK_FRAMES
+    assert summary['frames_each'] == CHUNK_FRAMES and 'houses' not in summary
+    summary = summary['doom']
+    assert summary['n'] == 3
     for name in FIGURES:
         assert name in summary and f'{name}_se' in summary, name
     assert math.isfinite(summary['imagined_psnr_db']) and summary['imagined_psnr_db_se'] > 0
     assert len(summary['chunk_psnr_db']) == 1 and len(summary['coverage_bins_psnr_db']) == 10
-    assert summary['closed_loop_psnr_db_se'] is None, 'of one trajectory the error is not known'
+    assert summary['loop_psnr_db_se'] is None, 'of one trajectory the error is not known'
     assert (out / 'tiny.md').read_text() in capsys.readouterr().out
     other = shutil.copytree(model, tmp_path / 'other') / 'model.json'
     settings = json.loads(other.read_text())
