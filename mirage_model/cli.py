@@ -33,7 +33,61 @@ class Command(NamedTuple):
 
 _CONFIG = 'mirage_model.evaluation.config'
 _EVALUATION = 'mirage_model.evaluation'
+_TRAINING = 'mirage_model.training'
 COMMANDS = {
+    'record': Command(
+        'mirage_model.data.config:RecordCommand',
+        'mirage_model.data.record:main',
+        'clips of simulated trajectories',
+    ),
+    'prepare': Command(
+        'mirage_model.data.config:PrepareCommand',
+        'mirage_model.data.prepare:main',
+        'clips of any source, made ready for training',
+    ),
+    'train codec': Command(
+        f'{_TRAINING}.config:CodecTraining', f'{_TRAINING}.codec:main', 'the codec'
+    ),
+    'train first-guess': Command(
+        f'{_TRAINING}.config:FirstGuessCommand',
+        f'{_TRAINING}.first_guess:main',
+        'block codec and resampler of mirage-tiny',
+    ),
+    'train world-model': Command(
+        f'{_TRAINING}.config:WorldModelTraining',
+        f'{_TRAINING}.world_model:main',
+        'a stage of the world model',
+    ),
+    'train perception': Command(
+        f'{_TRAINING}.config:PerceptionTraining',
+        f'{_TRAINING}.perception:main',
+        'the embedded perception network',
+    ),
+    'train ablations': Command(
+        f'{_TRAINING}.config:AblationsCommand',
+        f'{_TRAINING}.ablations:main',
+        'variants of the world model, compared',
+    ),
+    'train dry-run': Command(
+        f'{_TRAINING}.config:DryRunConfig',
+        f'{_TRAINING}.dry_run:main',
+        'memory, operations and size of a training',
+    ),
+    'train text': Command(
+        f'{_TRAINING}.config:TextConfig',
+        f'{_TRAINING}.text:main',
+        'the embedding of a prompt',
+    ),
+    'train curves': Command(
+        f'{_TRAINING}.config:CurvesConfig',
+        f'{_TRAINING}.curves:main',
+        'curves of trainings as PNG and CSV',
+    ),
+    'export': Command(
+        f'{_TRAINING}.config:ExportConfig',
+        f'{_TRAINING}.export:main',
+        'a model folder of trained parts',
+    ),
     'replay': Command(
         f'{_CONFIG}:ReplayCommand',
         f'{_EVALUATION}.replay.command:main',
@@ -231,11 +285,12 @@ def _names(cls: type, prefix: str = '') -> set[str]:
     for name, hint in get_type_hints(cls, include_extras=True).items():
         markers = getattr(hint, '__metadata__', ())
         kind = hint.__origin__ if markers else hint
+        renamed = [m.name for m in markers if getattr(m, 'name', None) is not None]
         if isinstance(kind, type) and is_dataclass(kind):
-            inner = prefix if OmitArgPrefixes in markers else f'{prefix}{name}.'
-            names |= _names(kind, inner)
+            omitted = OmitArgPrefixes in markers or '' in renamed
+            names |= _names(kind, prefix if omitted else f'{prefix}{name}.')
         elif Positional not in markers:
-            names.add(prefix + name)
+            names.add(prefix + (renamed or [name])[0])
     return names
 
 

@@ -47,9 +47,8 @@ LAYERS = (
         'io.py',
         'metrics.py',
     ),
-    ('clip.py',),
     ('model/codec.py', 'memory/'),
-    ('perception/', 'write_filter.py', 'labels.py'),
+    ('perception/', 'write_filter.py', 'clip.py'),
     (
         'model/resampler.py',
         'model/side_branch.py',

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import UseAppendAction, arg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +34,87 @@ class BagConfig:
     """Largest difference between the stamps of an image and its depth [s]."""
     pose_gap: float = 0.5
     """Longest time from an image to the stamps of each transform before and after it [s]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """Length, size and rate of recorded clips; Doom is recorded at the defaults alone."""
+
+    frames: int = 65
+    """Frames of a clip."""
+    height: int = 96
+    """Height of the frames [px]."""
+    width: int = 160
+    """Width of the frames [px]."""
+    rate: float = 8.0
+    """Frames per second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCommand:
+    """Record clips of simulated trajectories.
+
+    A clip's scene, trajectory and dynamic objects depend on its number alone.
+    """
+
+    split: Literal['train', 'validation', 'test']
+    """Split to record."""
+    out: Path
+    """Folder with one folder per split; an interrupted recording continues. Both worlds may share it."""
+    world: Literal['doom', 'rooms'] = 'doom'
+    """World to record: maps of Freedoom, or generated houses."""
+    clips: int = 800
+    """Number of clips."""
+    workers: int = 2
+    """Processes."""
+    record: Annotated[RecordConfig, arg(name='')] = RecordConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareCommand:
+    """Prepare clips for training: estimate missing depth and labels, and encode latents.
+
+    A clip goes to train/, validation/ or test/ by its scene. report.json lists clips that were left
+    out, and why.
+    """
+
+    out: Path
+    """Folder of the latents; an interrupted preparation continues."""
+    clips: UseAppendAction[tuple[Path, ...]] = ()
+    """Folder of recorded clips; may be repeated."""
+    realestate10k: tuple[Path, Path] | None = None
+    """Folder of RealEstate10K text files, and folder with one folder of frames per sequence."""
+    bag: UseAppendAction[tuple[Path, ...]] = ()
+    """ROS bag, which needs the topics below; may be repeated."""
+    image: str = ''
+    """Topic of rectified images, raw or compressed."""
+    camera_info: str = ''
+    """Topic of the images' camera_info."""
+    pose: str = ''
+    """Topic of poses, odometry or transforms."""
+    depth: str = ''
+    """Topic of depth registered to the images; empty for a bag without depth."""
+    base_from_camera: tuple[float, ...] = ()
+    """Camera on the frame of the poses: x y z [m] and quaternion x y z w; empty for camera poses."""
+    model: Path | None = None
+    """Model folder with perception and codec; None for mirage-tiny. Its sizes are the defaults below."""
+    codec: Path | None = None
+    """VAE folder that replaces the codec of the model."""
+    height: int | None = None
+    """Height of the frames [px]."""
+    width: int | None = None
+    """Width of the frames [px]."""
+    rate: float | None = None
+    """Frames per second."""
+    chunk_frames: int | None = None
+    """Frames of a chunk, the context frame included."""
+    frames: int = 65
+    """Most frames of a clip."""
+    splits: Path | None = None
+    """JSON file with the scenes of validation and test; None for those of the simulated worlds."""
+    save_clips: Path | None = None
+    """Folder in which the completed clips are kept; None keeps the latents alone."""
+    device: str = 'cpu'
+    """Device, such as cpu or cuda."""
+    workers: int = 2
+    """Processes; take 1 with a GPU."""

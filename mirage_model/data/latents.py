@@ -1,7 +1,6 @@
-"""Encoded clips: one safetensors file, a shard, for every clip, and an index that names them all.
+"""Encoded clips of one split: a safetensors file (shard) per clip, and an index of all.
 
-A folder belongs to one split. Each line of its ``index.jsonl`` is a clip: what its shard holds, or why it was
-left out. Any chunk is found by its number, whatever was added or read before.
+Each line of ``index.jsonl`` is a clip: the content of its shard, or the reason why it was left out.
 """
 
 from __future__ import annotations
@@ -18,41 +17,45 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras, resized
-from mirage_model.clip import Clip
+from mirage_model.clip import Clip, labels
 from mirage_model.io import fingerprint, written_whole
-from mirage_model.labels import labels
 from mirage_model.model.codec import Codec
 from mirage_model.write_filter import write_mask
 
 INDEX = 'index.jsonl'
 PREPARED = 'prepared.json'
-"""What the clips of a folder were prepared with."""
+"""Description of the preparation, in the folder above the splits."""
 
 
 def encode_clip(clip: Clip, codec: Codec, *, chunk_frames: int) -> dict[str, Tensor]:
-    """Tensors of one clip's file. A clip of 16 j + 1 frames gives j overlapping chunks of 17.
+    """Return the tensors of a clip's shard. Chunks of 17 frames overlap by one frame.
 
-    ``video`` (chunks, c, k, h, w) float16, ``stills`` (s, c, h, w) float16, and for every still ``depth`` and
-    ``valid`` (s, h, w), ``world_from_camera`` and ``times``, with the latent grid's ``K``.
-    Raises ValueError if the clip is shorter than a chunk, or its intrinsics change.
+    Returns:
+        ``video``: latents of the chunks, (chunks, c, k, h, w) float16.
+        ``stills``: single-frame latents, one per latent frame, (s, c, h, w) float16.
+        ``depth``, ``valid``: depth [m] and write mask of these frames, (s, h, w).
+        ``world_from_camera``, ``times``: their cameras, with ``K`` of the latent grid.
+
+    Raises:
+        ValueError: The clip is shorter than a chunk, or its intrinsics change.
     """
     stride, new = codec.temporal_stride, chunk_frames - 1
     chunks = (len(clip.frames) - 1) // new
     if chunks < 1:
-        raise ValueError(f'{clip.name}: {len(clip.frames)} frames are fewer than {chunk_frames}')
+        raise ValueError(f'{clip.name}: {len(clip.frames)} frames, a chunk needs {chunk_frames}')
     if (clip.cameras.K != clip.cameras.K[0]).any():
-        raise ValueError(f'{clip.name}: the intrinsics change within the clip')
+        raise ValueError(f'{clip.name}: the intrinsics change, they must be constant')
     device = codec.device
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     video = [frames[j * new : j * new + chunk_frames] for j in range(chunks)]
     at = slice(0, chunks * new + 1, stride)
-    stills = torch.cat([codec.encode_images(f.to(device)).cpu() for f in frames[at].split(4)])
-    height, width = stills.shape[-2:]
+    singles = torch.cat([codec.encode_images(f.to(device)).cpu() for f in frames[at].split(4)])
+    height, width = singles.shape[-2:]
     depth, valid = write_mask(labels(clip, at), height=height, width=width)
     cameras = resized(clip.cameras[at], height, width)
     return {
-        'video': torch.cat([codec.encode(one[None].to(device)).cpu() for one in video]).half(),
-        'stills': stills.half(),
+        'video': torch.cat([codec.encode(chunk[None].to(device)).cpu() for chunk in video]).half(),
+        'stills': singles.half(),
         'depth': depth,
         'valid': valid,
         'K': cameras.K[0].clone(),
@@ -68,7 +71,7 @@ def save_latents(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
-    """One clip's tensors and the cameras of its stills on the latent grid."""
+    """Return the tensors of a shard, and the cameras of its single-frame latents on the latent grid."""
     tensors = load_file(path)
     height, width = tensors['stills'].shape[-2:]
     cameras = Cameras(
@@ -83,18 +86,18 @@ def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A line of the index. ``left_out`` is empty, or the reason why there is no shard.
-
-    ``valid`` is the share of the stills' cells that may be remembered, ``frames`` counts those encoded.
-    """
+    """A line of the index."""
 
     name: str
     scene: str
     text: str = ''
     chunks: int = 0
     frames: int = 0
+    """Number of encoded frames."""
     valid: float = 0.0
+    """Share of latent cells that may enter a memory."""
     left_out: str = ''
+    """Reason why there is no shard; empty if there is one."""
 
 
 @dataclass(frozen=True)
@@ -117,37 +120,43 @@ class Index:
         return self.folder / f'{shard.name}.safetensors'
 
     def chunk(self, number: int) -> tuple[Path, int]:
-        """Which file holds chunk ``number`` of all, and as its how manieth."""
+        """Return the shard's path and the chunk's index within that shard."""
         if not 0 <= number < len(self):
-            raise IndexError(f'{self.folder} has {len(self)} chunks, not a number {number}')
+            raise IndexError(
+                f'{self.folder}: chunk {number} does not exist, there are {len(self)}'
+            )
         at = int(np.searchsorted(self._ends, number, side='right'))
         return self.path(self.shards[at]), number - int(self._ends[at] - self.shards[at].chunks)
 
 
 def read_index(folder: Path) -> Index:
-    """Raises ValueError where there is no index, a line is damaged, or a shard is missing."""
+    """Read the index of a folder.
+
+    Raises:
+        ValueError: There is no index, a line is damaged, or a shard is missing.
+    """
     path = folder / INDEX
     if not path.is_file():
-        raise ValueError(f'{path} is missing: prepare the clips first')
+        raise ValueError(f'{path}: missing, prepare the clips first')
     index = _index(folder, path.read_text().splitlines())
     for shard in index.shards:
         if not index.path(shard).is_file():
             raise ValueError(
-                f'{index.path(shard)} is in the index but not there: prepare it again'
+                f'{index.path(shard)}: missing, though it is in the index: prepare it again'
             )
     return index
 
 
 def _index(folder: Path, lines: list[str]) -> Index:
-    """Later lines of one name replace earlier ones."""
-    found: dict[str, Shard] = {}
+    """Return the index of lines; a later line replaces earlier ones of its name."""
+    named: dict[str, Shard] = {}
     for number, line in enumerate(lines, start=1):
         try:
             shard = Shard(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise ValueError(f'{folder / INDEX}:{number}: damaged: {error}') from None
-        found[shard.name] = shard
-    ordered = [found[name] for name in sorted(found)]
+        named[shard.name] = shard
+    ordered = [named[name] for name in sorted(named)]
     return Index(
         folder,
         tuple(shard for shard in ordered if not shard.left_out),
@@ -155,11 +164,11 @@ def _index(folder: Path, lines: list[str]) -> Index:
     )
 
 
-class Journal:
-    """The index while it is written, a line as soon as a clip is done, so that an interrupted run goes on."""
+class IndexWriter:
+    """Append lines to an index as clips are prepared, so that an interrupted preparation continues."""
 
     def __init__(self, folder: Path):
-        """Drops a last line that was cut short. Raises ValueError for other damage."""
+        """Open the index, and drop an incomplete last line. Raises ValueError for other damage."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / INDEX
         content = path.read_bytes() if path.exists() else b''
@@ -169,7 +178,7 @@ class Journal:
         self._file.truncate(whole)
 
     def done(self, clips: Path | None = None) -> set[str]:
-        """Names of clips whose shard is there, their clip too where ``clips`` keeps them, or that were left out."""
+        """Return the names of clips that were left out, or whose files exist: shards, and clips in ``clips``."""
         folders = [self._index.folder, *([] if clips is None else [clips])]
         shards = [
             shard
@@ -179,7 +188,7 @@ class Journal:
         return {shard.name for shard in (*shards, *self._index.left_out)}
 
     def add(self, shard: Shard) -> None:
-        """After the shard's file is in place."""
+        """Append a line; the shard's file must exist."""
         self._file.write(json.dumps(asdict(shard)).encode() + b'\n')
         self._file.flush()
 
@@ -193,14 +202,14 @@ def describe_latents(latents: Path, codec: Path) -> dict[str, str]:
     Raises:
         ValueError: The clips were not prepared, or were encoded by another codec.
     """
-    found, prepared = fingerprint(codec), latents / PREPARED
+    codec_digest, prepared = fingerprint(codec), latents / PREPARED
     indices = [latents / split / INDEX for split in ('train', 'validation')]
     for path in (prepared, *indices):
         if not path.is_file():
-            raise ValueError(f'{path} is missing: prepare the clips first')
-    if json.loads(prepared.read_text())['codec'] != found:
+            raise ValueError(f'{path}: missing, prepare the clips first')
+    if json.loads(prepared.read_text())['codec'] != codec_digest:
         raise ValueError(
             f'{latents}: encoded by another codec than {codec}, prepare the clips with this one'
         )
     digest = hashlib.sha256(b''.join(path.read_bytes() for path in indices))
-    return {'latents': digest.hexdigest(), 'codec': found}
+    return {'latents': digest.hexdigest(), 'codec': codec_digest}

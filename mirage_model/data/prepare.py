@@ -1,15 +1,12 @@
-"""Make clips of any source ready for training: ``python -m mirage_model.data.prepare --clips DIR --out DIR``.
+"""Preparation of clips of any source for training.
 
-Estimates depth and labels where the source has none, keeps what moves out of what may be remembered, and encodes
-latents once, into OUT/train, OUT/validation and OUT/test by the scene of every clip. Stopped and started again
-with the same arguments it goes on where it was. OUT/report.json says what was left out and why.
+Missing depth and labels are estimated, and latents are encoded once, into train/, validation/ and
+test/ by the scene of the clip. report.json lists what was left out, and why.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,15 +14,17 @@ import hashlib
 from pathlib import Path
 import re
 import signal
+import sys
 
 from tqdm import tqdm
 
-from mirage_model.clip import save_clip, why_left_out
-from mirage_model.data.bag import Bag, BagConfig
+from mirage_model.clip import reason_to_reject, save_clip
+from mirage_model.data.bag import Bag
+from mirage_model.data.config import BagConfig, PrepareCommand
 from mirage_model.data.estimate import complete
 from mirage_model.data.latents import (
     PREPARED,
-    Journal,
+    IndexWriter,
     Shard,
     encode_clip,
     read_index,
@@ -43,23 +42,25 @@ from mirage_model.process_pool import in_workers
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Where things are, and how clips are cut and encoded.
-
-    ``codec`` is a VAE folder, ``model`` a model folder whose perception estimates what is missing.
-    ``clips_out`` keeps the completed clips too, in a folder for every split; None keeps the latents alone.
-    """
+    """Folders, and how clips are cut and encoded."""
 
     out: Path
+    """Folder of the latents."""
     codec: Path
+    """VAE folder."""
     model: Path
+    """Model folder whose perception estimates missing depth and labels."""
     layout: Layout
     chunk_frames: int
+    """Frames of a chunk, the context frame included."""
     splits: Path = SPLITS
+    """JSON file with the scenes of validation and test."""
     clips_out: Path | None = None
+    """Folder in which completed clips are kept; None keeps the latents alone."""
     device: str = 'cpu'
 
-    def identity(self) -> dict:
-        """What must stay the same for clips to lie in one folder."""
+    def description(self) -> dict:
+        """Return what must be the same for all clips of a folder."""
         return {
             'codec': fingerprint(self.codec),
             'perception': fingerprint(self.model / 'perception'),
@@ -70,33 +71,35 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -> dict:
-    """Prepare all clips of all sources, and return the report that is written too.
+    """Prepare all clips of all sources; return the report, which is also written.
 
-    Raises ValueError if the folder was prepared otherwise, if two clips have one name, or if nothing is there.
+    Raises:
+        ValueError: The folder was prepared with another configuration, two clips have one name, or
+            no clip can be prepared.
     """
     splits = read_splits(config.splits)
-    identity = config.identity()
-    begin_run(config.out / PREPARED, identity)
+    description = config.description()
+    begin_run(config.out / PREPARED, description)
     if config.clips_out is not None:
-        kept = {name: identity[name] for name in ('perception', 'layout', 'splits')}
+        kept = {name: description[name] for name in ('perception', 'layout', 'splits')}
         begin_run(config.clips_out / PREPARED, kept)
     listings = [source.listing() for source in sources]
     named = Counter(part.name for listing in listings for part in listing.parts)
-    twice = sorted(name for name, count in named.items() if count > 1)
-    if twice:
-        raise ValueError(f'two clips have the name {twice[0]!r}')
+    repeated = sorted(name for name, count in named.items() if count > 1)
+    if repeated:
+        raise ValueError(f'{repeated[0]}: two clips have this name, rename one')
     scenes = {part.scene.casefold() for listing in listings for part in listing.parts}
     unusable = [entry for listing in listings for entry in listing.left_out]
     with ExitStack() as stack:
-        journals = {}
+        writers = {}
         for split in NAMES:
-            journals[split] = Journal(config.out / split)
-            stack.callback(journals[split].close)
+            writers[split] = IndexWriter(config.out / split)
+            stack.callback(writers[split].close)
             if config.clips_out is not None:
                 (config.clips_out / split).mkdir(parents=True, exist_ok=True)
         done = {
-            split: journal.done(config.clips_out and config.clips_out / split)
-            for split, journal in journals.items()
+            split: writer.done(config.clips_out and config.clips_out / split)
+            for split, writer in writers.items()
         }
         jobs = []
         for source, listing in zip(sources, listings):
@@ -107,25 +110,25 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
         total = len(named)
         bar = tqdm(total=total, initial=total - len(jobs), unit='clip')
         for split, shard in in_workers(prepare_clip, jobs, workers=workers):
-            journals[split].add(shard)
+            writers[split].add(shard)
             bar.update()
         bar.close()
     report = _report(config, unusable, splits, scenes)
     if not any(report[split]['clips'] for split in NAMES):
         reasons = ', '.join(sorted({entry['reason'] for entry in report['left_out']})[:3])
-        raise ValueError(f'no clip could be prepared: {reasons}')
+        raise ValueError(f'clips: none could be prepared: {reasons}')
     return report
 
 
 def prepare_clip(
     config: PrepareConfig, source: Source, part: Part, split: str
 ) -> tuple[str, Shard]:
-    """Load, complete and encode one clip, and say what became of it."""
+    """Load, complete and encode one clip; return its split and its line in the index."""
     try:
         clip = source.load(part)
         if not (clip.labelled and clip.metric):
             clip = complete(clip, _perception(config.model, config.device))
-        reason = why_left_out(clip)
+        reason = reason_to_reject(clip)
         if reason is not None:
             raise ValueError(reason)
         codec = _codec(config.codec, config.device)
@@ -159,7 +162,7 @@ def _perception(folder: Path, device: str) -> Perception:
 def _report(
     config: PrepareConfig, unusable: list[tuple[str, str, str]], splits: dict, scenes: set[str]
 ) -> dict:
-    """What every split holds, and what was left out and why; written to report.json."""
+    """Write report.json: the content of each split, and what was left out and why."""
     report: dict = {}
     left_out = []
     for split in NAMES:
@@ -177,7 +180,7 @@ def _report(
     held_out = [
         name for parts in splits.values() for split in NAMES[1:] for name in parts.get(split, [])
     ]
-    # of the worlds that this file is shipped with nobody has all
+    # the scenes of the shipped file are more than anyone records
     wanted = [] if config.splits == SPLITS else held_out
     report['not_found'] = sorted(name for name in wanted if name.casefold() not in scenes)
     report['left_out'] = [dict(zip(keys, entry)) for entry in sorted(left_out)]
@@ -190,7 +193,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def summary(report: dict) -> str:
-    """The report in a few lines, reasons that differ in their numbers alone counted together."""
+    """Return the report in a few lines; reasons that differ in numbers alone count together."""
     lines = []
     for split in NAMES:
         part = report[split]
@@ -200,108 +203,70 @@ def summary(report: dict) -> str:
             + (
                 ''
                 if part['valid'] is None
-                else f'; {part["valid"]:.0%} of the cells may be remembered'
+                else f'; {part["valid"]:.0%} of the cells may enter a memory'
             )
         )
     if report['not_found']:
-        lines.append(f'held out, but of no clip: {", ".join(report["not_found"])}')
+        lines.append(f'held out, but in no clip: {", ".join(report["not_found"])}')
     reasons = Counter(re.sub(r'\d+(\.\d+)?', 'N', entry['reason']) for entry in report['left_out'])
     lines.append(f'left out: {sum(reasons.values())}')
     lines += [f'  {count} x {reason}' for reason, count in reasons.most_common(12)]
     return '\n'.join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add: Callable = parser.add_argument
-    add('--out', required=True, type=Path)
-    add('--clips', type=Path, action='append', default=[], help='recorded clips; may be repeated')
-    add(
-        '--realestate10k',
-        type=Path,
-        nargs=2,
-        metavar=('TEXT', 'FRAMES'),
-        help='folder of text files, and folder of folders of frames',
-    )
-    add('--bag', type=Path, action='append', default=[], help='may be repeated; takes the topics')
-    add('--image', help='topic')
-    add('--camera-info', help='topic')
-    add('--pose', help='topic of poses or odometry')
-    add('--depth', default='', help='topic, if there is one')
-    add(
-        '--base-from-camera',
-        type=float,
-        nargs=7,
-        default=(),
-        metavar='N',
-        help='x y z and quaternion x y z w of the optical frame on what the poses are of',
-    )
-    add('--model', type=Path, default=EMBEDDED, help='model folder: perception, codec and sizes')
-    add('--codec', type=Path, help="VAE folder in the place of the model's")
-    add('--height', type=int, help="of the frames; default: the model's")
-    add('--width', type=int, help="of the frames; default: the model's")
-    add('--rate', type=float, help="frames a second; default: the model's")
-    add('--chunk-frames', type=int, help="default: the model's")
-    add('--frames', type=int, default=65, help='most frames of a clip')
-    add('--splits', type=Path, default=SPLITS, help='which scenes are for validation and test')
-    add('--save-clips', type=Path, help='folder to keep the completed clips in too')
-    add('--device', default='cpu')
-    add('--workers', type=int, default=2)
-    return parser
+def _sources(command: PrepareCommand, layout: Layout) -> list[Source]:
+    """Return the sources that are given.
 
-
-def _sources(arguments: argparse.Namespace, layout: Layout) -> list[Source]:
-    """Raises ValueError where there is none, or a bag has no topics."""
-    sources: list[Source] = [RecordedClips(folder=f, layout=layout) for f in arguments.clips]
-    if arguments.realestate10k:
-        text, frames = arguments.realestate10k
+    Raises:
+        ValueError: There is none, or a bag has no topics.
+    """
+    sources: list[Source] = [RecordedClips(folder=f, layout=layout) for f in command.clips]
+    if command.realestate10k is not None:
+        text, frames = command.realestate10k
         sources.append(RealEstate10K(text=text, frames=frames, layout=layout))
-    for path in arguments.bag:
-        if not (arguments.image and arguments.camera_info and arguments.pose):
-            raise ValueError('--bag needs --image, --camera-info and --pose')
+    for path in command.bag:
+        if not (command.image and command.camera_info and command.pose):
+            raise ValueError('bag: topics are missing, give --image, --camera-info and --pose')
         config = BagConfig(
-            image=arguments.image,
-            camera_info=arguments.camera_info,
-            pose=arguments.pose,
-            depth=arguments.depth,
-            base_from_camera=tuple(arguments.base_from_camera),
+            image=command.image,
+            camera_info=command.camera_info,
+            pose=command.pose,
+            depth=command.depth,
+            base_from_camera=command.base_from_camera,
         )
         sources.append(Bag(path, config, layout))
     if not sources:
-        raise ValueError('no clips: give --clips, --realestate10k or --bag')
+        raise ValueError('clips: no source is given, use --clips, --realestate10k or --bag')
     return sources
 
 
-def main() -> None:
-    parser = _parser()
-    arguments = parser.parse_args()
+def main(command: PrepareCommand) -> int:
+    """Prepare all clips, and print a summary; SIGTERM stops it as SIGINT does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = command.model or EMBEDDED
+    model, _ = load_perception(folder)
+    chunk_frames = command.chunk_frames or model.chunk_frames
+    layout = Layout(
+        height=command.height or model.height,
+        width=command.width or model.width,
+        rate=command.rate or model.frame_rate,
+        least=chunk_frames,
+        frames=command.frames,
+    )
+    config = PrepareConfig(
+        out=command.out,
+        codec=command.codec or folder / 'vae',
+        model=folder,
+        layout=layout,
+        chunk_frames=chunk_frames,
+        splits=command.splits or SPLITS,
+        clips_out=command.save_clips,
+        device=command.device,
+    )
+    sources = _sources(command, layout)
     try:
-        model, _ = load_perception(arguments.model)
-        chunk_frames = arguments.chunk_frames or model.chunk_frames
-        layout = Layout(
-            height=arguments.height or model.height,
-            width=arguments.width or model.width,
-            rate=arguments.rate or model.frame_rate,
-            least=chunk_frames,
-            frames=arguments.frames,
-        )
-        config = PrepareConfig(
-            out=arguments.out,
-            codec=arguments.codec or arguments.model / 'vae',
-            model=arguments.model,
-            layout=layout,
-            chunk_frames=chunk_frames,
-            splits=arguments.splits,
-            clips_out=arguments.save_clips,
-            device=arguments.device,
-        )
-        print(summary(prepare(config, _sources(arguments, layout), workers=arguments.workers)))
-    except ValueError as error:
-        parser.exit(1, f'{error}\n')
+        print(summary(prepare(config, sources, workers=command.workers)))
     except KeyboardInterrupt:
-        parser.exit(130, 'stopped; the same command goes on from here\n')
-
-
-if __name__ == '__main__':
-    main()
+        print('interrupted, the same command continues', file=sys.stderr)
+        return 130
+    return 0

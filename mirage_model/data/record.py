@@ -1,24 +1,22 @@
-"""Record clips of simulated drives: ``python -m mirage_model.data.record --world doom --split train --out DIR``.
+"""Recording of simulated trajectories as clips.
 
-Clip i of a split is always the same: its map, drive and movers follow from i alone. Clips that exist are
-skipped, so an interrupted recording goes on where it stopped. Both worlds may be recorded into one folder,
-which holds clips of one length, rate and size.
+Clip i of a split is always the same: its scene, trajectory and dynamic objects depend on i alone.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 import multiprocessing
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from mirage_model.clip import Clip, save_clip, why_left_out
-from mirage_model.data.splits import NAMES, maps_of
+from mirage_model.clip import Clip, reason_to_reject, save_clip
+from mirage_model.data.config import RecordCommand, RecordConfig
+from mirage_model.data.splits import maps_of
 from mirage_model.io import begin_run, write_json
 from mirage_model.worlds import doom
 from mirage_model.worlds.doom import DoomWorld
@@ -27,20 +25,14 @@ from mirage_model.worlds.rooms import NAME, RoomWorld
 KINDS = ('wander', 'forward', 'turn', 'wander', 'out_and_back')
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordConfig:
-    """Frames of a clip, their size, and how many there are a second."""
-
-    frames: int = 65
-    height: int = doom.HEIGHT
-    width: int = doom.WIDTH
-    rate: float = doom.FRAME_RATE
-
-
 def open_world(
     scene: str, *, seed: int, config: RecordConfig = RecordConfig()
 ) -> DoomWorld | RoomWorld:
-    """The world of a map or scene. Raises ValueError for a name, or a size, that it does not have."""
+    """Return the world of a map or scene.
+
+    Raises:
+        ValueError: The name is unknown, or the world does not have the size or rate.
+    """
     if NAME.fullmatch(scene):
         return RoomWorld(
             scene, seed=seed, height=config.height, width=config.width, rate=config.rate
@@ -48,13 +40,13 @@ def open_world(
     wanted = (config.height, config.width, config.rate)
     if wanted != (doom.HEIGHT, doom.WIDTH, doom.FRAME_RATE):
         raise ValueError(
-            f'Doom is recorded at {doom.HEIGHT}x{doom.WIDTH} and {doom.FRAME_RATE:g} Hz, '
-            f'not at {config.height}x{config.width} and {config.rate:g} Hz'
+            f'{scene}: {config.height}x{config.width} at {config.rate:g} Hz, Doom is recorded at '
+            f'{doom.HEIGHT}x{doom.WIDTH} and {doom.FRAME_RATE:g} Hz'
         )
     return DoomWorld(scene, seed=seed)
 
 
-def record_drive(
+def record_trajectory(
     map_name: str,
     kind: str,
     *,
@@ -64,7 +56,7 @@ def record_drive(
     config: RecordConfig = RecordConfig(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Clip:
-    """A clip of one drive through a map, the same for the same arguments."""
+    """Return a clip of one trajectory through a map, the same for the same arguments."""
     with open_world(map_name, seed=seed, config=config) as world:
         world_from_camera = world.plan(kind, frames, np.random.default_rng(seed))
         times = np.arange(frames) / config.rate
@@ -79,51 +71,31 @@ def _record_one(world: str, split: str, index: int, config: RecordConfig, out: P
     path = out / f'{name}.safetensors'
     if path.exists():
         return None
-    clip = record_drive(map_name, kind, frames=config.frames, seed=index, name=name, config=config)
-    reason = why_left_out(clip)
+    clip = record_trajectory(
+        map_name, kind, frames=config.frames, seed=index, name=name, config=config
+    )
+    reason = reason_to_reject(clip)
     if reason is None:
         save_clip(path, clip)
     return reason and f'{name}: {reason}'
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--world', choices=('doom', 'rooms'), default='doom')
-    parser.add_argument('--split', required=True, choices=NAMES)
-    parser.add_argument('--out', required=True, type=Path)
-    parser.add_argument('--clips', type=int, default=800)
-    parser.add_argument('--frames', type=int, default=RecordConfig.frames)
-    parser.add_argument('--height', type=int, default=RecordConfig.height, help='rooms only')
-    parser.add_argument('--width', type=int, default=RecordConfig.width, help='rooms only')
-    parser.add_argument('--rate', type=float, default=RecordConfig.rate, help='Hz, rooms only')
-    parser.add_argument('--workers', type=int, default=2)
-    arguments = parser.parse_args()
-    config = RecordConfig(
-        frames=arguments.frames,
-        height=arguments.height,
-        width=arguments.width,
-        rate=arguments.rate,
-    )
-    try:
-        begin_run(arguments.out / 'config.json', asdict(config))
-    except ValueError as error:
-        parser.error(str(error))
-    out = arguments.out / arguments.split
+def main(config: RecordCommand) -> int:
+    """Record the clips that are missing, and count those that are left out."""
+    begin_run(config.out / 'config.json', asdict(config.record))
+    out = config.out / config.split
     out.mkdir(exist_ok=True)
     left_out = []
-    # the game library keeps global state: every worker is a fresh process
+    # the game library keeps global state: each worker is a fresh process
     spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(config.workers, mp_context=spawn) as pool:
         jobs = [
-            pool.submit(_record_one, arguments.world, arguments.split, index, config, out)
-            for index in range(arguments.clips)
+            pool.submit(_record_one, config.world, config.split, index, config.record, out)
+            for index in range(config.clips)
         ]
         for job in tqdm(as_completed(jobs), total=len(jobs), unit='clip'):
-            if job.result() is not None:
-                left_out.append(job.result())
-    write_json(out / f'left_out-{arguments.world}.json', sorted(left_out))
+            if (reason := job.result()) is not None:
+                left_out.append(reason)
+    write_json(out / f'left_out-{config.world}.json', sorted(left_out))
     print(f'{len(list(out.glob("*.safetensors")))} clips in {out}, {len(left_out)} left out')
-
-
-if __name__ == '__main__':
-    main()
+    return 0

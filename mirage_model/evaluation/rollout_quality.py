@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mirage_model.clip import Clip
-from mirage_model.data.record import maps_of, record_drive
+from mirage_model.clip import Clip, labels
+from mirage_model.data.record import maps_of, record_trajectory
 from mirage_model.evaluation.baselines import flat_colour, repeat_seed, warp_and_inpaint
 from mirage_model.evaluation.config import RolloutQualityConfig
 from mirage_model.evaluation.office import read_office
 from mirage_model.io import as_json, write_json
-from mirage_model.labels import labels
 from mirage_model.memory import Memory
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -72,7 +71,7 @@ def trajectory(index: int, frames: int, *, world: str = 'doom') -> Clip:
     maps = maps_of('test', world)
     map_name, kind = maps[index // len(KINDS) % len(maps)], KINDS[index % len(KINDS)]
     name = f'{index:03d}-{map_name}-{kind}'
-    return record_drive(map_name, kind, frames=frames, seed=10_000 + index, name=name)
+    return record_trajectory(map_name, kind, frames=frames, seed=10_000 + index, name=name)
 
 
 def _clip(job: Job, config: ModelConfig) -> Clip:

@@ -1,16 +1,16 @@
-"""Ablations of the world model, each a few lines of configuration: ``python -m mirage_model.training.ablations``
+"""Ablations of the world model, each a few fields of its configuration.
 
-All start from one backbone, take the same number of steps, and are judged by rollouts over the validation
-clips. There the labels stand in for perception, so that depth is as noisy as the variant says and no noisier.
-What was finished is kept: an interrupted run goes on.
+All variants start from one backbone and take the same number of steps. They are compared by rollouts
+over the validation clips, in which labels replace perception: depth has the noise of the variant alone.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 import json
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from mirage_model.camera import Cameras
-from mirage_model.clip import Clip, load_clip
+from mirage_model.clip import Clip, labels, load_clip
 from mirage_model.data.latents import describe_latents, load_latents
 from mirage_model.evaluation.rollout_quality import imagine
 from mirage_model.io import begin_run, fingerprint, write_json
-from mirage_model.labels import labels
 from mirage_model.memory import Readout
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
@@ -31,10 +30,17 @@ from mirage_model.model.checkpoint import Model, ModelConfig
 from mirage_model.model.codec import Codec
 from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.perception import Estimate
-from mirage_model.training.context import ContextConfig, over_pixels, readout_of
-from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, build, start_from
-from mirage_model.training.trainer import (
+from mirage_model.training.config import (
+    AblationConfig,
+    AblationsCommand,
+    ContextConfig,
+    Stage,
     TrainerConfig,
+    WorldModelConfig,
+)
+from mirage_model.training.context import over_pixels, readout_of
+from mirage_model.training.model import TRAINED, WorldModel, build, start_from
+from mirage_model.training.trainer import (
     checkpoints,
     fit,
     processes,
@@ -44,12 +50,14 @@ from mirage_model.training.world_model import WorldModelObjective
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Fields of `WorldModelConfig` and of its context that differ, and the stages that share the steps."""
+    """Fields that differ from the defaults, and the stages that share the steps."""
 
     label: str
-    world_model: dict = field(default_factory=dict)
-    context: dict = field(default_factory=dict)
-    stages: tuple[str, ...] = ('side_branch', 'adapter')
+    world_model: dict[str, Any] = field(default_factory=dict)
+    """Fields of `WorldModelConfig`."""
+    context: dict[str, Any] = field(default_factory=dict)
+    """Fields of `ContextConfig`."""
+    stages: tuple[Stage, ...] = ('side_branch', 'adapter')
 
 
 VARIANTS = {
@@ -68,67 +76,53 @@ VARIANTS = {
 
 COLUMNS = {
     'psnr_db': 'all frames',
-    'covered_psnr_db': 'where the seed frame sees',
+    'covered_psnr_db': 'visible in the seed frame',
     'last_chunk_psnr_db': 'last chunk',
     'closed_loop_psnr_db': 'closed loop',
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class AblationConfig:
-    """``steps`` is the budget of one variant with one seed, over all its stages.
-
-    From a quarter of each stage on, contexts are imagined too. ``clips`` of the validation split are judged.
-    """
-
-    steps: int = 600
-    seeds: int = 2
-    batch: int = 4
-    precision: str = 'no'
-    clips: int = 8
-    sampler_steps: int = 4
-    learning_rate: float = 1e-3
-
-
-class Known:
-    """`Perception` that knows what a clip's labels say."""
+class LabelPerception:
+    """Perception that returns the labels of a clip."""
 
     def __init__(self, estimate: Estimate):
         self._estimate = estimate
 
     def to(self, device: torch.device | str) -> None:
-        """Labels stay where they are."""
+        """Do nothing: labels follow the frames' device."""
 
     def estimate(
         self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, readout: Readout | None = None
     ) -> Estimate:
-        known, device = self._estimate, frames.device
-        at = torch.searchsorted(known.cameras.times.contiguous(), cameras.times.cpu().contiguous())
+        labelled, device = self._estimate, frames.device
+        at = torch.searchsorted(
+            labelled.cameras.times.contiguous(), cameras.times.cpu().contiguous()
+        )
         parts = {
-            name: getattr(known, name)[at].to(device)
+            name: getattr(labelled, name)[at].to(device)
             for name in ('depth', 'confidence', 'sky', 'moving', 'scaled')
         }
         return Estimate(cameras=cameras, **parts)
 
 
-def as_seen(clip: Clip, config: WorldModelConfig, codec: Codec, *, seed: int) -> Clip:
-    """The clip with the depth and the movers that a variant knows of: noise by latent cell, or no filter."""
-    known = labels(clip, slice(None), dynamic_filter=config.dynamic_filter)
-    n, height, width = known.depth.shape
+def with_variant_labels(clip: Clip, config: WorldModelConfig, codec: Codec, *, seed: int) -> Clip:
+    """Return the clip with the depth noise of a variant, and without dynamic objects if it has no filter."""
+    estimate = labels(clip, slice(None), dynamic_filter=config.dynamic_filter)
+    n, height, width = estimate.depth.shape
     cells = (n, height // codec.spatial_stride, width // codec.spatial_stride)
     noise = torch.from_numpy(np.random.default_rng(seed).normal(0, config.context.sensor, cells))
-    depth = known.depth * over_pixels(noise.exp().float(), known.depth)
-    return replace(clip, depth=depth, moving=known.moving)
+    depth = estimate.depth * over_pixels(noise.exp().float(), estimate.depth)
+    return replace(clip, depth=depth, moving=estimate.moving)
 
 
-def seen_from_the_start(clip: Clip, codec: Codec) -> Bool[Tensor, 'n H W']:
-    """Pixels of all frames but the first whose cell shows what the first frame saw, by the exact labels."""
+def visible_in_first_frame(clip: Clip, codec: Codec) -> Bool[Tensor, 'n H W']:
+    """Return pixels of all frames but the first whose cell the first frame covers, by the exact labels."""
     readout = readout_of(clip, 0, cell=codec.spatial_stride)
     return over_pixels(readout.visible[1:], clip.depth[1:])
 
 
 @torch.no_grad()
-def judge(
+def measure(
     trained: WorldModel,
     config: WorldModelConfig,
     codec: Codec,
@@ -137,9 +131,9 @@ def judge(
     chunk: int,
     seed: int,
 ) -> dict[str, float]:
-    """Figures of one rollout from the clip's first frame; ``chunk`` counts its frames."""
+    """Return PSNR of one rollout from the clip's first frame, in chunks of ``chunk`` frames."""
     clip = _shortened(clip, (len(clip.frames) - 1) // (chunk - 1) * (chunk - 1) + 1)
-    seen = as_seen(clip, config, codec, seed=seed)
+    labelled = with_variant_labels(clip, config, codec, seed=seed)
     scheduler = tiny_scheduler()
     model = Model(
         config=ModelConfig(
@@ -156,22 +150,22 @@ def judge(
         backbone=trained.backbone,
         scheduler=type(scheduler).from_config(scheduler.config, flow_shift=config.shift),
         text=trained.text,
-        perception=Known(labels(seen, slice(None))),
+        perception=LabelPerception(labels(labelled, slice(None))),
         sha256='',
     )
     memory = create_memory(
         config.memory, MemoryConfig(channels=codec.channels, splat_size=config.splat_size), codec
     )
-    frames = imagine(model, seen, memory, seed=seed).frames
+    frames = imagine(model, labelled, memory, seed=seed).frames
     truth = clip.frames[1:].permute(0, 3, 1, 2).float() / 255
-    figures = {
+    metrics = {
         'psnr_db': psnr(frames, truth),
-        'covered_psnr_db': psnr(frames, truth, seen_from_the_start(clip, codec)),
+        'covered_psnr_db': psnr(frames, truth, visible_in_first_frame(clip, codec)),
         'last_chunk_psnr_db': psnr(frames[1 - chunk :], truth[1 - chunk :]),
     }
     if 'out_and_back' in clip.name:
-        figures['closed_loop_psnr_db'] = psnr(frames[-1:], truth[-1:])
-    return figures
+        metrics['closed_loop_psnr_db'] = psnr(frames[-1:], truth[-1:])
+    return metrics
 
 
 def _shortened(clip: Clip, count: int) -> Clip:
@@ -181,23 +175,21 @@ def _shortened(clip: Clip, count: int) -> Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Folders with train/ and validation/ of latents and clips, the codec, and the backbone's checkpoint.
-
-    ``identity`` says what samples follow from, as `mirage_model.data.latents.describe_latents` does.
-    """
+    """Folders of latents and clips with train/ and validation/, codec, and checkpoint of the backbone."""
 
     latents: Path
     clips: Path
     codec: Codec
     backbone: Path
-    identity: dict[str, str]
+    digests: dict[str, str]
+    """Digests of `describe_latents`."""
 
 
 def run_variant(
     variant: Variant, config: AblationConfig, data: Data, run: Path, *, seed: int
 ) -> dict[str, float]:
-    """Train a variant, stage after stage, and judge it; what is done already is not done again."""
-    result = run / 'figures.json'
+    """Train the stages of a variant and measure it; finished parts are kept."""
+    result = run / 'metrics.json'
     if result.exists():
         return json.loads(result.read_text())
     start = data.backbone
@@ -213,7 +205,7 @@ def run_variant(
             **variant.world_model,
         )
         model = build(model_config, seed=seed)
-        # the first stage's side branch begins as it was made, whatever the checkpoint's has learned
+        # a trained side branch in the checkpoint is not used
         words = TRAINED['backbone'] if index == 0 else ('',)
         start_from(model, start, words=words)
         objective = WorldModelObjective(model, model_config, data.latents, data.clips, data.codec)
@@ -232,29 +224,29 @@ def run_variant(
     latent_frames = load_latents(objective.validation[0])[0]['video'].shape[2]
     chunk = (latent_frames - 1) * data.codec.temporal_stride + 1
     paths = sorted((data.clips / 'validation').glob('*.safetensors'))[: config.clips]
-    figures = [
-        judge(model, model_config, data.codec, load_clip(path), chunk=chunk, seed=number)
+    metrics = [
+        measure(model, model_config, data.codec, load_clip(path), chunk=chunk, seed=number)
         for number, path in enumerate(paths)
     ]
     means = {
-        name: float(np.mean([f[name] for f in figures if name in f]))
+        name: float(np.mean([m[name] for m in metrics if name in m]))
         for name in COLUMNS
-        if any(name in f for f in figures)
+        if any(name in m for m in metrics)
     }
     write_json(result, means)
     return means
 
 
 def summarise(results: dict[str, list[dict[str, float]]]) -> dict[str, dict]:
-    """For every variant and figure the mean over seeds, its standard error, and the seeds' own values.
+    """Return mean, standard error and values of the seeds by variant and metric.
 
-    The error of a single seed is not known: None.
+    The standard error of a single seed is None.
     """
     summary: dict[str, dict] = {}
     for variant, seeds in results.items():
         summary[variant] = {}
         for name in seeds[0]:
-            values = [figures[name] for figures in seeds]
+            values = [metrics[name] for metrics in seeds]
             n = len(values)
             error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None
             summary[variant][name] = {'mean': float(np.mean(values)), 'se': error, 'seeds': values}
@@ -262,7 +254,7 @@ def summarise(results: dict[str, list[dict[str, float]]]) -> dict[str, dict]:
 
 
 def to_markdown(summary: dict[str, dict]) -> str:
-    """PSNR in dB, mean and standard error over the seeds."""
+    """Return a table of PSNR [dB], mean and standard error over the seeds."""
     names = [name for name in COLUMNS if any(name in row for row in summary.values())]
     lines = [
         '| PSNR, dB | ' + ' | '.join(COLUMNS[name] for name in names) + ' |',
@@ -278,21 +270,24 @@ def to_markdown(summary: dict[str, dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> dict[str, dict]:
-    """Every variant with every seed, and the table of those that are finished, after each of them.
+def run_all(
+    names: Sequence[str], config: AblationConfig, data: Data, out: Path
+) -> dict[str, dict]:
+    """Run variants with all seeds; write the table of finished ones after each.
 
-    Raises ValueError where ``out`` holds ablations of another configuration.
+    Raises:
+        ValueError: ``out`` holds ablations of another configuration.
     """
     out.mkdir(parents=True, exist_ok=True)
-    described = {**asdict(config), **data.identity, 'backbone': fingerprint(data.backbone)}
+    described = {**asdict(config), **data.digests, 'backbone': fingerprint(data.backbone)}
     # more seeds may be added to finished ones
     begin_run(out / 'config.json', described, may_differ=('seeds',))
     results: dict[str, list[dict[str, float]]] = {}
     for seed in range(config.seeds):
         for name in names:
             run = out / name / f'seed-{seed}'
-            figures = run_variant(VARIANTS[name], config, data, run, seed=seed)
-            results.setdefault(name, []).append(figures)
+            metrics = run_variant(VARIANTS[name], config, data, run, seed=seed)
+            results.setdefault(name, []).append(metrics)
             summary = summarise(results)
             written = {'config': described, 'variants': summary}
             write_json(out / 'ablations.json', written)
@@ -300,43 +295,14 @@ def run_all(names: list[str], config: AblationConfig, data: Data, out: Path) -> 
     return summary
 
 
-def main() -> None:
-    defaults = AblationConfig()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--latents', required=True, type=Path)
-    parser.add_argument('--clips', required=True, type=Path)
-    parser.add_argument('--codec', required=True, type=Path)
-    parser.add_argument(
-        '--from',
-        dest='start',
-        required=True,
-        type=Path,
-        help='checkpoint of stage backbone, or model folder',
-    )
-    parser.add_argument('--out', required=True, type=Path)
-    parser.add_argument('--only', choices=tuple(VARIANTS), action='append', help='default: all')
-    parser.add_argument('--steps', type=int, default=defaults.steps, help='of each, all stages')
-    parser.add_argument('--seeds', type=int, default=defaults.seeds)
-    parser.add_argument('--batch', type=int, default=defaults.batch)
-    parser.add_argument('--precision', choices=('no', 'bf16'), default=defaults.precision)
-    parser.add_argument('--judge', type=int, default=defaults.clips, help='validation clips')
-    arguments = parser.parse_args()
-    config = AblationConfig(
-        steps=arguments.steps,
-        seeds=arguments.seeds,
-        batch=arguments.batch,
-        precision=arguments.precision,
-        clips=arguments.judge,
-    )
+def main(config: AblationsCommand) -> int:
+    """Run the ablations, and print their table."""
     data = Data(
-        latents=arguments.latents,
-        clips=arguments.clips,
-        codec=Codec.from_folder(arguments.codec, device=str(processes().device)),
-        backbone=arguments.start,
-        identity=describe_latents(arguments.latents, arguments.codec),
+        latents=config.latents,
+        clips=config.clips,
+        codec=Codec.from_folder(config.codec, device=str(processes().device)),
+        backbone=config.start,
+        digests=describe_latents(config.latents, config.codec),
     )
-    print(to_markdown(run_all(arguments.only or list(VARIANTS), config, data, arguments.out)))
-
-
-if __name__ == '__main__':
-    main()
+    print(to_markdown(run_all(config.only or tuple(VARIANTS), config.ablations, data, config.out)))
+    return 0

@@ -1,6 +1,6 @@
-"""What a training takes, before anything is rented: parameters, memory of a GPU, bytes of a checkpoint.
+"""Requirements of a training: parameters, GPU memory, operations and size of checkpoints.
 
-The model is built on the meta device, so that 5 B parameters need no memory here.
+The model is built on the meta device, so that 5 B parameters need no memory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mirage_model.model.codec import WAN22_VAE
 from mirage_model.training.codec import TINY_VAE
-from mirage_model.training.model import TRAINED, WorldModel, WorldModelConfig, begin_stage, build
+from mirage_model.training.config import DryRunConfig, WorldModelConfig
+from mirage_model.training.model import TRAINED, WorldModel, begin_stage, build
 from mirage_model.training.trainer import make_optimizer
 
 GPUS = (1, 8, 32)
 CHUNK = {'tiny': (17, 24, 40), 'wan22_5b': (9, 44, 80)}
-"""Latent frames, rows and columns of the chunk that each size is trained on."""
+"""Latent frames, rows and columns of a training chunk of each size."""
 VAE = {'tiny': TINY_VAE, 'wan22_5b': WAN22_VAE}
 
 FORMULA = """\
@@ -43,7 +44,7 @@ A checkpoint is the parameters and the moments, whole. On one GPU autocast saves
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What one stage takes. Parameters are counts, the rest is bytes."""
+    """Requirements of one stage. Parameters are counts, the rest is bytes."""
 
     parameters: int
     trained: int
@@ -67,7 +68,7 @@ class Needs:
 
 
 def needs(model: WorldModel, config: WorldModelConfig) -> Needs:
-    """Of a model that has begun its stage."""
+    """Return the requirements of a model after `begin_stage`."""
     groups = make_optimizer(model, learning_rate=1.0, weight_decay=0.0).param_groups
     return Needs(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -85,7 +86,7 @@ def needs(model: WorldModel, config: WorldModelConfig) -> Needs:
 def activation_bytes(
     model: WorldModel, config: WorldModelConfig, chunk: tuple[int, int, int]
 ) -> int:
-    """By the formula in `FORMULA`, for bfloat16: an upper bound where the backbone is frozen."""
+    """Return activations [bytes] by `FORMULA`, for bfloat16; an upper bound if the backbone is frozen."""
     wan = model.backbone.wan.config
     frames, rows, columns = chunk
     _, p_h, p_w = wan.patch_size
@@ -104,10 +105,9 @@ def activation_bytes(
 
 
 def operations(config: WorldModelConfig) -> dict[str, float]:
-    """Floating-point operations for one chunk, in 10^9, counted on the meta device.
+    """Return floating-point operations for one chunk [10^9], counted on the meta device.
 
-    ``recode`` is what decoding a chunk and encoding its last frames as stills takes, which training
-    spares itself.
+    ``recode`` is decoding a chunk and encoding its frames alone, which a rollout needs and training avoids.
     """
     frames, rows, columns = CHUNK[config.size]
     arguments = VAE[config.size]
@@ -117,10 +117,10 @@ def operations(config: WorldModelConfig) -> dict[str, float]:
         vae = AutoencoderKLWan(**arguments).requires_grad_(False)
         latents = torch.empty(1, arguments['z_dim'], frames, rows, columns)
         side = torch.empty(1, model.backbone.side_branch.embedding.in_channels, *latents.shape[2:])
-        still = torch.empty(1, arguments['in_channels'] // 4, 1, height, width)
+        image = torch.empty(1, arguments['in_channels'] // 4, 1, height, width)
         forward = _counted(lambda: model(latents, torch.empty(1, frames), side))
         recode = _counted(lambda: vae.decode(latents))
-        recode += (frames - 1) * _counted(lambda: vae.encode(still))
+        recode += (frames - 1) * _counted(lambda: vae.encode(image))
     context = config.context
     return {
         'forward': forward,
@@ -137,7 +137,7 @@ def _counted(run: Callable[[], object]) -> float:
 
 
 def report(config: WorldModelConfig) -> str:
-    """A table over all stages and numbers of GPUs, and where its figures come from."""
+    """Return a table over all stages and numbers of GPUs, and its formulas."""
     chunk = ' x '.join(map(str, CHUNK[config.size]))
     checkpointing = 'with' if config.gradient_checkpointing else 'without'
     lines = [
@@ -173,7 +173,13 @@ def report(config: WorldModelConfig) -> str:
     rows += [
         '',
         f'10^9 operations for a chunk: {counted["forward"]:,.1f} forward, {counted["training"]:,.1f} '
-        f'in a step of training, and {counted["imagined"]:,.1f} for contexts that the model imagines;',
-        f'to decode these and encode them again would be {counted["recode"]:,.1f} more',
+        f'in a step of training, and {counted["imagined"]:,.1f} for generated contexts;',
+        f'to decode these and encode them again would take {counted["recode"]:,.1f} more',
     ]
     return '\n'.join([*lines, *rows, '', FORMULA])
+
+
+def main(config: DryRunConfig) -> int:
+    """Print what a training of this size takes."""
+    print(report(config.world_model))
+    return 0

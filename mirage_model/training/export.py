@@ -1,30 +1,30 @@
-"""Make a model folder of trained parts: ``python -m mirage_model.training.export --help``.
+"""Export of trained parts as a model folder.
 
-Sizes, splat size, memory and shift are those that the run was trained with. mirage-tiny is stored in half
-precision: what is shipped is what the tests and figures run on. The large model is stored in bfloat16, its
-VAE as it is.
+mirage-tiny is stored in float16, so that tests and metrics run on the shipped weights. The large
+model is stored in bfloat16, with its VAE unchanged.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
+import json
 from pathlib import Path
 import shutil
+from typing import Any
 
 from jaxtyping import Float
 from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
-from mirage_model.model.checkpoint import PERCEPTIONS, ModelConfig, save_model
+from mirage_model.model.checkpoint import ModelConfig, save_model
 from mirage_model.model.codec import BlockAutoencoder, load_autoencoder
 from mirage_model.model.lora import add_adapter, remove_adapter, save_adapter
 from mirage_model.model.resampler import load_resampler
 from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.perception.embedded import load_network, save_network
-from mirage_model.training.configuration import configure
-from mirage_model.training.model import WorldModelConfig, build
+from mirage_model.training.config import ContextConfig, ExportConfig, WorldModelConfig
+from mirage_model.training.model import build
 from mirage_model.training.trainer import load_parameters
 
 SETTINGS = {
@@ -47,7 +47,7 @@ SETTINGS = {
         splat_size=3,
     ),
 }
-"""Of a model of each size, where nothing else is said."""
+"""Defaults of each size."""
 
 
 def export(
@@ -58,7 +58,7 @@ def export(
     perception: Path,
     resampler: Path | None = None,
     text: Float[Tensor, 'words dim'] | None = None,
-    settings: dict[str, object] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder from trained parts.
 
@@ -78,7 +78,7 @@ def export(
         trained = WorldModelConfig(prediction='first_guess')
         settings = {'steps': 1, **(settings or {})}
     else:
-        trained, _ = configure(str(world_model.parent / 'config.json'))
+        trained = trained_config(world_model.parent)
     config = replace(
         SETTINGS[trained.size],
         splat_size=trained.splat_size,
@@ -94,9 +94,7 @@ def export(
     if world_model is not None:
         stored = load_file(world_model / 'parameters.safetensors')
         if text is None and 'text' not in stored:
-            raise ValueError(
-                f'{world_model} learned no text: give the one that it was trained with'
-            )
+            raise ValueError(f'{world_model}: learned no text, give the one of its training')
         ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
         model = build(trained, text=text)
         if ranks:
@@ -125,38 +123,36 @@ def export(
         shutil.copytree(perception, out / 'perception', dirs_exist_ok=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--world-model', type=Path, help='checkpoint in its run; none: a first guess alone'
+@torch.no_grad()
+def main(config: ExportConfig) -> int:
+    """Write the model folder, and print its size."""
+    names = ('name', 'height', 'width', 'chunk_frames', 'frame_rate', 'steps')
+    settings = {name: getattr(config, name) for name in names}
+    settings['perception'] = config.perception_name
+    export(
+        config.out,
+        world_model=config.world_model,
+        vae=config.vae,
+        perception=config.perception,
+        resampler=config.resampler,
+        text=None if config.text is None else load_file(config.text)['embedding'].float(),
+        settings={name: value for name, value in settings.items() if value is not None},
     )
-    parser.add_argument('--vae', required=True, type=Path)
-    parser.add_argument('--perception', required=True, type=Path, help='folder')
-    parser.add_argument('--resampler', type=Path, help='folder')
-    parser.add_argument('--out', required=True, type=Path)
-    parser.add_argument('--text', type=Path, help='embedding.safetensors that it was trained with')
-    given = parser.add_argument_group('what differs from the settings of its size')
-    given.add_argument('--name')
-    for name in ('height', 'width', 'chunk-frames', 'steps'):
-        given.add_argument(f'--{name}', type=int)
-    given.add_argument('--frame-rate', type=float)
-    given.add_argument('--perception-name', dest='kind', choices=tuple(PERCEPTIONS))
-    arguments = vars(parser.parse_args())
-    names = ('world_model', 'vae', 'perception', 'resampler')
-    folders = {name: arguments.pop(name) for name in names}
-    out, text = arguments.pop('out'), arguments.pop('text')
-    settings = {'perception': arguments.pop('kind'), **arguments}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if text is not None:
-        text = load_file(text)['embedding'].float()
-    with torch.no_grad():
-        try:
-            export(out, text=text, settings=settings, **folders)
-        except ValueError as error:
-            parser.error(str(error))
-    size = sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
-    print(f'wrote {out}: {size / 1e6:.1f} MB')
+    size = sum(path.stat().st_size for path in config.out.rglob('*') if path.is_file())
+    print(f'wrote {config.out}: {size / 1e6:.1f} MB')
+    return 0
 
 
-if __name__ == '__main__':
-    main()
+def trained_config(run: Path) -> WorldModelConfig:
+    """Return the configuration that config.json of a run folder describes.
+
+    Raises:
+        ValueError: The file is missing, or describes another training.
+    """
+    path = run / 'config.json'
+    try:
+        fields = json.loads(path.read_text())['world_model']
+        context = ContextConfig(**fields.pop('context', {}))
+        return WorldModelConfig(**fields, context=context)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: not the description of a world model: {error!r}') from None

@@ -1,14 +1,13 @@
-"""Fit the codec and the resampler of mirage-tiny: ``python -m mirage_model.training.first_guess``.
+"""Fit of the codec and the resampler of mirage-tiny.
 
 The block codec (principal components) and the resampler's linear map (least squares) are closed forms;
-the resampler's convolutions are trained on pairs of frames of a clip. Writes OUT/vae and OUT/resampler.
+the resampler's convolutions are trained on pairs of frames of a clip.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import logging
 import math
 from pathlib import Path
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_model.camera import resized
-from mirage_model.clip import Clip, load_clip
-from mirage_model.labels import labels
+from mirage_model.clip import Clip, labels, load_clip
 from mirage_model.memory import Readout
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.model.codec import BlockAutoencoder, Codec
@@ -34,45 +32,10 @@ from mirage_model.model.resampler import (
     save_resampler,
     terms,
 )
+from mirage_model.training.config import FirstGuessCommand, FirstGuessConfig
 from mirage_model.write_filter import write_frames
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstGuessConfig:
-    """Sizes and budget of the fits."""
-
-    channels: int = 16
-    """Latent channels."""
-    stride: int = 4
-    """Height and width of a block [px]."""
-    width: int = 64
-    """Channels of the resampler's convolutions; 0 leaves them out."""
-    frame_step: int = 13
-    """Frames from one frame that the codec is fitted on to the next, within a clip."""
-    contexts: int = 3
-    """Context frames of a clip."""
-    targets: int = 4
-    """Frames after a context frame that its memory is read at."""
-    horizon: int = 16
-    """Farthest frame after a context frame."""
-    splat_size: int = 3
-    """That of `ModelConfig`."""
-    ridge: float = 1e-5
-    """Regularisation of least squares, as a share of the mean square of the inputs."""
-    steps: int = 6000
-    """Training steps of the convolutions."""
-    batch: int = 8
-    """Pairs of a step."""
-    learning_rate: float = 2e-3
-    """Largest learning rate of the convolutions."""
-    empty: float = 0.125
-    """Share of the steps with an empty memory."""
-    average: float = 0.995
-    """Decay of the moving average of the weights."""
-    seed: int = 0
-    """Random seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,23 +194,14 @@ def _join(readouts: list[Readout]) -> Readout:
     return Readout(**{name: torch.cat([vars(r)[name] for r in readouts]) for name in names})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--clips', required=True, type=Path, help='folder of clips to fit on')
-    parser.add_argument('--out', required=True, type=Path)
-    parser.add_argument('--steps', type=int, default=FirstGuessConfig.steps)
-    parser.add_argument('--width', type=int, default=FirstGuessConfig.width)
-    arguments = parser.parse_args()
+def main(config: FirstGuessCommand) -> int:
+    """Fit codec and resampler, and write their folders."""
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    paths = sorted(arguments.clips.glob('*.safetensors'))
+    paths = sorted(config.clips.glob('*.safetensors'))
     if not paths:
-        parser.error(f'{arguments.clips}: no clips, record or prepare some first')
-    config = replace(FirstGuessConfig(), steps=arguments.steps, width=arguments.width)
-    vae, resampler = fit(paths, config)
-    vae.save_pretrained(arguments.out / 'vae')
-    save_resampler(arguments.out / 'resampler', resampler)
-    print(f'wrote {arguments.out}')
-
-
-if __name__ == '__main__':
-    main()
+        raise ValueError(f'{config.clips}: no clips, record or prepare some first')
+    vae, resampler = fit(paths, config.first_guess)
+    vae.save_pretrained(config.out / 'vae')
+    save_resampler(config.out / 'resampler', resampler)
+    print(f'wrote {config.out}')
+    return 0

@@ -1,23 +1,20 @@
-"""The world model that is trained: its configuration, its sizes, and what each stage trains."""
+"""The world model in training: its sizes, and the parameters that each stage trains."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
-from mirage_model.memory.registry import MEMORIES
-from mirage_model.model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone, Prediction
+from mirage_model.model.backbone import SIDE_BRANCHES, TINY, WAN22_5B, Backbone
 from mirage_model.model.checkpoint import load_backbone
 from mirage_model.model.codec import load_pretrained
 from mirage_model.model.lora import add_adapter, merge_adapter
 from mirage_model.model.side_branch import SideBranch
-from mirage_model.training.context import ContextConfig
+from mirage_model.training.config import WorldModelConfig
 from mirage_model.training.trainer import copy_parameters, load_parameters
 
 SIZES = {'tiny': TINY, 'wan22_5b': WAN22_5B}
@@ -28,54 +25,11 @@ TRAINED = {
     'adapter': ('side_branch', 'lora_'),
     'joint': ('wan', 'text', 'side_branch'),
 }
-"""Parameters of a stage: those with one of these words in their names."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldModelConfig:
-    """``size`` is one of `SIZES`, ``batch`` that of one process. ``shift`` moves the noise levels that are trained towards noise, as
-    the sampler's schedule does. ``memory`` is one of `MEMORIES`; ``dynamic_filter`` keeps out of it
-    what moves. ``gradient_checkpointing`` computes every block anew for the backward pass, for memory.
-    ``prediction`` is that of `Backbone`.
-    """
-
-    size: str = 'tiny'
-    stage: str = 'joint'
-    batch: int = 4
-    shift: float = 3.0
-    memory: str = 'latent'
-    splat_size: int = 3
-    dynamic_filter: bool = True
-    lora_rank: int = 64
-    gradient_checkpointing: bool = False
-    validation_clips: int = 8
-    sampler_steps: int = 8
-    prediction: Prediction = 'velocity'
-    context: ContextConfig = ContextConfig()
-
-    def __post_init__(self) -> None:
-        choices = {
-            'size': SIZES,
-            'stage': TRAINED,
-            'memory': MEMORIES,
-            'prediction': get_args(Prediction),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f'{name} must be one of {sorted(allowed)}, got {getattr(self, name)!r}'
-                )
-        if self.stage == 'backbone' and self.prediction == 'first_guess':
-            raise ValueError(
-                "stage: 'backbone' has no memory and so no first guess, allowed are the other stages"
-            )
-        for name in ('batch', 'splat_size', 'lora_rank', 'validation_clips', 'sampler_steps'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+"""Words in the names of the parameters that each stage trains."""
 
 
 class WorldModel(nn.Module):
-    """The backbone with its text: an embedding that is learned where there is no text encoder."""
+    """Backbone with its text embedding, which is learned where there is no text encoder."""
 
     _no_split_modules = ('WanTransformerBlock',)
 
@@ -99,10 +53,13 @@ def build(
     backbone: Path | None = None,
     text: Float[Tensor, 'words dim'] | None = None,
 ) -> WorldModel:
-    """The model of a size with random weights, or around the backbone of a diffusers folder.
+    """Return a model of random weights, or one with the backbone of a diffusers folder.
 
-    ``text`` is the embedding of a prompt; None is one word, to be learned. Raises ValueError naming the
-    folder that cannot be loaded, or a text that does not fit.
+    Args:
+        text: Embedding of a prompt; None learns an embedding of one word.
+
+    Raises:
+        ValueError: The folder cannot be loaded, or the text does not fit.
     """
     torch.manual_seed(seed)
     if backbone is None:
@@ -120,17 +77,18 @@ def build(
         return WorldModel(model, torch.randn(1, wan.config.text_dim))
     if text.ndim != 2 or text.shape[1] != wan.config.text_dim:
         raise ValueError(
-            f'the text is {tuple(text.shape)}, the backbone takes (words, {wan.config.text_dim})'
+            f'text: shape is {tuple(text.shape)}, must be (words, {wan.config.text_dim})'
         )
     return WorldModel(model, text, learn_text=False)
 
 
 def start_from(model: WorldModel, folder: Path, *, words: tuple[str, ...] = ('',)) -> None:
-    """Copy the weights of a checkpoint, or of a model folder: those alone that have one of the words in their names.
+    """Copy those weights of a checkpoint or model folder whose names contain one of the words.
 
-    An adapter in a model folder is added to the layers that it adapts.
+    The adapter of a model folder is merged into the layers that it adapts.
 
-    Raises ValueError that names what does not fit.
+    Raises:
+        ValueError: A weight is missing or does not fit.
     """
     if not (folder / 'model.json').is_file():
         load_parameters(model, folder, words=words)
@@ -144,7 +102,7 @@ def start_from(model: WorldModel, folder: Path, *, words: tuple[str, ...] = ('',
 
 
 def begin_stage(model: WorldModel, config: WorldModelConfig) -> None:
-    """Add what the stage adds, and let its own parameters alone be trained."""
+    """Add the adapter if the stage trains one, and freeze all parameters but those of the stage."""
     if config.stage == 'adapter':
         add_adapter(model.backbone.wan, rank=config.lora_rank)
     for name, parameter in model.named_parameters():

@@ -1,6 +1,4 @@
-"""Batches of labelled frames and their random changes, so that imagined frames are met in training
-too.
-"""
+"""Batches of labelled frames and their augmentation, which covers the errors of generated frames."""
 
 from __future__ import annotations
 
@@ -13,42 +11,38 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
 from mirage_model.perception.embedded import MemoryDepth
+from mirage_model.training.config import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Single frames in 0..1 with their labels. ``names`` says where each comes from.
-
-    ``known`` is what a memory knows, pixel by pixel.
-    """
+    """Single frames in 0..1 with their labels, the depth in the memory per pixel, and their clips' names."""
 
     frames: Float[Tensor, 'n 3 h w']
     cameras: Cameras
     depth: Float[Tensor, 'n h w']
     sky: Bool[Tensor, 'n h w']
     moving: Bool[Tensor, 'n h w']
-    known: MemoryDepth
+    memory_depth: MemoryDepth
     names: tuple[str, ...]
 
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """The largest of each random change.
-
-    ``zoom`` is a magnification, ``colour`` a relative change, ``blur`` a standard deviation in
-    pixels, ``noise`` and ``blotches`` standard deviations of intensity, the latter over patches of
-    8 pixels. Zoom, blur and noise of either kind each happen to half the frames.
-    """
-
-    zoom: float = 1.6
-    colour: float = 0.25
-    blur: float = 2.0
-    noise: float = 0.05
-    blotches: float = 0.04
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            frames=self.frames.to(device),
+            cameras=self.cameras.to(device),
+            depth=self.depth.to(device),
+            sky=self.sky.to(device),
+            moving=self.moving.to(device),
+            memory_depth=MemoryDepth(
+                depth=self.memory_depth.depth.to(device),
+                observed=self.memory_depth.observed.to(device),
+            ),
+            names=self.names,
+        )
 
 
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """The batch changed at random, every frame by itself; cameras and labels follow."""
+    """Return a batch whose frames are changed at random, each by itself, with cameras and labels."""
     return _colour(_zoom(_flip(batch, generator), config, generator), config, generator)
 
 
@@ -63,7 +57,7 @@ def _half(n: int, generator: torch.Generator) -> Float[Tensor, 'n 1 1 1']:
 
 
 def _flip(batch: Batch, generator: torch.Generator) -> Batch:
-    """Mirror left and right. A mirrored world has the same depths; poses are no longer of use."""
+    """Mirror left and right: depth stays valid, camera poses do not."""
     chosen = _half(len(batch.frames), generator)[:, 0, 0, 0] > 0
 
     def mirrored(values: Tensor) -> Tensor:
@@ -78,14 +72,15 @@ def _flip(batch: Batch, generator: torch.Generator) -> Batch:
         depth=mirrored(batch.depth),
         sky=mirrored(batch.sky),
         moving=mirrored(batch.moving),
-        known=MemoryDepth(
-            depth=mirrored(batch.known.depth), observed=mirrored(batch.known.observed)
+        memory_depth=MemoryDepth(
+            depth=mirrored(batch.memory_depth.depth),
+            observed=mirrored(batch.memory_depth.observed),
         ),
     )
 
 
 def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """Enlarge a random part of the frame: another K, the same depths."""
+    """Enlarge a random part of the frame: K changes, depth does not."""
     n, _, height, width = batch.frames.shape
     zoom = _uniform(n, 1.0, config.zoom, generator) ** _half(n, generator)
     zoom = zoom[:, 0, 0, 0]
@@ -101,7 +96,7 @@ def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Ba
         ],
         dim=-1,
     )
-    known = batch.known
+    known = batch.memory_depth
     maps = (batch.depth, batch.sky, batch.moving, known.depth, known.observed)
     labels = torch.stack([values.float() for values in maps], dim=1)
     labels = F.grid_sample(labels, grid, mode='nearest', align_corners=False)
@@ -119,12 +114,12 @@ def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Ba
         depth=labels[:, 0],
         sky=labels[:, 1] > 0.5,
         moving=labels[:, 2] > 0.5,
-        known=MemoryDepth(depth=labels[:, 3], observed=labels[:, 4] > 0.5),
+        memory_depth=MemoryDepth(depth=labels[:, 3], observed=labels[:, 4] > 0.5),
     )
 
 
 def _colour(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """Brightness, contrast, saturation and tint, then blur, noise and blotches."""
+    """Change brightness, contrast, saturation and tint, then add blur, noise and blotches."""
     frames = batch.frames
     n, _, height, width = frames.shape
     low, high = 1 - config.colour, 1 + config.colour

@@ -1,4 +1,4 @@
-"""How well a perception network does on held-out clips, with counts and standard errors."""
+"""Scores of a perception network on held-out clips, with counts and standard errors."""
 
 from __future__ import annotations
 
@@ -14,21 +14,44 @@ from mirage_model.perception.embedded import EmbeddedPerception, Network
 from mirage_model.training.context import readout_of
 
 _TOLERANCE = 1.25
+(
+    _FRAMES,
+    _PIXELS,
+    _ABS_REL,
+    _ABS_REL_SCALED,
+    _DELTA1,
+    _SKY_TRUE,
+    _SKY_BOTH,
+    _SKY_EITHER,
+    _MOVING_TRUE,
+    _MOVING_BOTH,
+    _MOVING_EITHER,
+) = range(11)
+_BINS = 11
+_CELL = 8
+"""Side of a latent cell [px]."""
 
 
 def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str, float | int]:
-    """Scores of every ``every``-th frame of the clips, no memory at hand; names with ``_seeded`` are those
-    of the same frames with a memory of the clip's first and its true depth.
+    """Return the scores of each ``every``-th frame of the clips.
 
-    Depth is scored where it is known and neither the truth nor the estimate says sky or the truth
-    says moving: ``depth_abs_rel`` is the mean of |estimate / truth - 1|, ``depth_delta1`` the
-    share within a factor of 1.25, ``depth_abs_rel_scaled`` the first after every frame was brought
-    to the truth's median; each is the mean over clips. ``confidence_error`` is the mean distance
-    between confidence and the share within 1.25, over ten bins of confidence. IoUs are over the
-    pixels of all clips together. ``*_se`` is the standard error over clips, by jackknife.
+    Depth is scored at pixels of known depth that are neither sky, in truth or estimate, nor on a
+    dynamic object. Names with ``_seeded`` are the scores with a memory of the clip's first frame
+    and its true depth, the others those without a memory.
+
+    Returns:
+        ``depth_abs_rel``: mean over clips of |estimate / truth - 1|.
+        ``depth_abs_rel_scaled``: the same with each frame scaled to the truth's median.
+        ``depth_delta1``: mean over clips of the share within a factor of 1.25.
+        ``confidence_error``: mean distance between confidence and that share, in ten bins.
+        ``sky_iou``, ``mover_iou``: intersection over union, over the pixels of all clips.
+        ``*_se``: standard error over clips, by jackknife.
+
+    Raises:
+        ValueError: There are no clips.
     """
     if not clips:
-        raise ValueError('no clips to evaluate on')
+        raise ValueError('clips: none to evaluate on')
     perception = EmbeddedPerception(network)
     pairs = [_count(perception, path, every) for path in tqdm(clips, desc='validation')]
     alone, seeded = (torch.stack(counts) for counts in zip(*pairs))
@@ -50,27 +73,9 @@ def evaluate(network: Network, clips: list[Path], *, every: int = 4) -> dict[str
     return result
 
 
-(
-    _FRAMES,
-    _PIXELS,
-    _ABS_REL,
-    _ABS_REL_SCALED,
-    _DELTA1,
-    _SKY_TRUE,
-    _SKY_BOTH,
-    _SKY_EITHER,
-    _MOVING_TRUE,
-    _MOVING_BOTH,
-    _MOVING_EITHER,
-) = range(11)
-_BINS = 11
-_CELL = 8
-"""Pixels of a cell of the memory."""
-
-
 def _scores(counts: Tensor) -> dict[str, Tensor]:
-    seen = counts[counts[:, _PIXELS] > 0]
-    means = seen / seen[:, _PIXELS : _PIXELS + 1]
+    scored = counts[counts[:, _PIXELS] > 0]
+    means = scored / scored[:, _PIXELS : _PIXELS + 1]
     pooled = counts.sum(dim=0)
     bins = pooled[_BINS:].reshape(3, 10)
     gap = (bins[1] - bins[2]).abs().sum() / bins[0].sum()
@@ -85,7 +90,7 @@ def _scores(counts: Tensor) -> dict[str, Tensor]:
 
 
 def _count(perception: EmbeddedPerception, path: Path, every: int) -> tuple[Tensor, Tensor]:
-    """The sums of one clip, without a memory and with one of its first frame."""
+    """Return the sums of one clip, without a memory and with a memory of its first frame."""
     clip = load_clip(path)
     cameras = clip.cameras[slice(None, None, every)]
     frames = clip.frames[::every].movedim(-1, 1).float() / 255
@@ -97,8 +102,10 @@ def _count(perception: EmbeddedPerception, path: Path, every: int) -> tuple[Tens
 
 
 def _sums(estimate: Estimate, clip: Clip, every: int) -> Tensor:
-    """Sums over the pixels of one clip: the scores' numerators, and per bin of confidence the
-    number of pixels, the sum of confidence and the number within the tolerance.
+    """Return sums over the pixels of one clip.
+
+    They are the scores' numerators and, per bin of confidence, the number of pixels, the sum of
+    confidence and the number within the tolerance.
     """
     truth, sky, moving = clip.depth[::every], clip.sky[::every], clip.moving[::every]
     known = torch.isfinite(truth) & (truth > 0) & ~sky & ~moving & torch.isfinite(estimate.depth)

@@ -1,7 +1,7 @@
-"""Stills that a memory moves, for a codec that is to bear it: which cell of one frame the camera of another is shown.
+"""Reprojection of latents between two frames, as a memory does it, for the training of the codec.
 
-Which cell that is follows from depth and cameras alone, so that latents are moved by one gather, and the gradient
-goes through it to the encoder.
+The cell that is read depends on depth and cameras alone. So latents are reprojected by one gather,
+which passes the gradient to the encoder.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from mirage_model.clip import Clip
 from mirage_model.training.context import readout_of
 
 MAX_GAP = 16
+"""Largest distance between the frames of a pair."""
 BACKWARDS = 0.2
-"""Share of the pairs whose first frame is the later one."""
+"""Share of pairs whose first frame is the later one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Two frames of each of b clips in 0..1, and what the second's camera is shown of a memory of the first.
+class FramePairs:
+    """Two frames of each clip in 0..1, and the readout of a memory of the first by the second's camera.
 
-    ``cell`` counts the first's cells row by row, -1 where nothing is shown; ``offset`` and ``depth_ratio`` are
-    those of `Readout`.
+    ``offset`` and ``depth_ratio`` are those of `Readout`.
     """
 
     first: Float[Tensor, 'b 3 H W']
     second: Float[Tensor, 'b 3 H W']
     cell: Int[Tensor, 'b h w']
+    """Index of the first frame's cell that is read, row by row; -1 where none is visible."""
     offset: Float[Tensor, 'b 2 h w']
     depth_ratio: Float[Tensor, 'b h w']
 
     @staticmethod
-    def of(clips: list[Clip], *, stride: int, rng: np.random.Generator) -> Pairs:
-        """A random pair of every clip, up to `MAX_GAP` frames apart, near ones oftener. ``stride`` is a cell's, in pixels."""
+    def of(clips: list[Clip], *, stride: int, rng: np.random.Generator) -> FramePairs:
+        """Return a random pair of each clip, close pairs more often; ``stride`` is the side of a cell [px]."""
         parts = [_pair(clip, stride, rng) for clip in clips]
-        return Pairs(**{name: torch.stack([part[name] for part in parts]) for name in parts[0]})
+        return FramePairs(
+            **{name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        )
 
 
 def _pair(clip: Clip, stride: int, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -49,7 +52,7 @@ def _pair(clip: Clip, stride: int, rng: np.random.Generator) -> dict[str, Tensor
     second = first + gap
     if rng.random() < BACKWARDS:
         first, second = second, first
-    readout = readout_of(clip, first, cell=stride, seen_from=slice(second, second + 1))[0]
+    readout = readout_of(clip, first, cell=stride, cameras=slice(second, second + 1))[0]
     frames = clip.frames[[first, second]].permute(0, 3, 1, 2).float() / 255
     return {
         'first': frames[0],
@@ -60,11 +63,11 @@ def _pair(clip: Clip, stride: int, rng: np.random.Generator) -> dict[str, Tensor
     }
 
 
-class Mover(nn.Module):
-    """From what a memory shows of a still to the still that is seen there. It is trained with the codec, and then dropped.
+class ReprojectionHead(nn.Module):
+    """Network from reprojected latents to those of the frame at that camera; dropped after the codec's training.
 
-    A map that is linear in the latents of nine cells, each times a polynomial of degree two of its offset and times its
-    depth ratio, as moving a picture is; and three convolutions on top.
+    Its first part is linear in the latents of 3x3 cells, each times 1, x, y, r, x^2, y^2 and xy, with
+    the offset (x, y) and the depth ratio r. Three convolutions add a correction.
     """
 
     def __init__(self, channels: int, *, width: int = 160):
@@ -90,13 +93,20 @@ class Mover(nn.Module):
         offset: Float[Tensor, 'b 2 h w'],
         depth_ratio: Float[Tensor, 'b h w'],
     ) -> Float[Tensor, 'b c h w']:
-        """``latents`` are the first's; the rest are those of `Pairs`. Untrained, it returns what is shown, and zero elsewhere."""
+        """Return the latents of the second frame.
+
+        Untrained, these are the first's at visible cells, and zero elsewhere.
+
+        Args:
+            latents: Latents of the first frame.
+            cell, offset, depth_ratio: Fields of `FramePairs`.
+        """
         visible = (cell >= 0)[:, None].to(latents.dtype)
         source = cell.clamp(min=0).flatten(1)[:, None].expand(-1, latents.shape[1], -1)
-        shown = latents.flatten(2).gather(2, source).view_as(latents) * visible
+        read = latents.flatten(2).gather(2, source).view_as(latents) * visible
         geometry = torch.cat([offset, depth_ratio[:, None]], 1) * visible
         x, y, ratio = geometry.split(1, dim=1)
         weights = (1, x, y, ratio, x * x, y * y, x * y)
-        about = torch.cat([visible, geometry], 1)
-        moved = self.linear(torch.cat([*(shown * weight for weight in weights), about], 1))
-        return moved + self.correction(torch.cat([shown, about], 1))
+        conditions = torch.cat([visible, geometry], 1)
+        linear = self.linear(torch.cat([*(read * weight for weight in weights), conditions], 1))
+        return linear + self.correction(torch.cat([read, conditions], 1))

@@ -1,8 +1,8 @@
-"""The loop that every training shares: steps, logs, checkpoints that resume exactly.
+"""The training loop: steps, logs, and checkpoints that resume exactly.
 
-What a step sees follows from (seed, step, rank) alone, and the learning rate from the step, so that a
-checkpoint is the weights, the optimiser's moments, a number and the means that are not yet logged.
-Accelerate brings devices, precision, several processes and machines, and sharding.
+Samples depend on (seed, step, process) alone, and the learning rate on the step. So a checkpoint is
+the weights, the moments of the optimiser, the step, and the sums that are not yet logged.
+Accelerate provides devices, precision, several processes and machines, and sharding.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mirage_model.io import as_json, check_same_run, remove_folder, write_json, written_whole
+from mirage_model.training.config import TrainerConfig
 
 _MAY_CHANGE = ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'fsdp')
 MAY_DIFFER = ('commit', *(f'trainer.{name}' for name in _MAY_CHANGE))
@@ -37,38 +38,8 @@ MAY_DIFFER = ('commit', *(f'trainer.{name}' for name in _MAY_CHANGE))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """``accumulate`` batches make a step. ``precision`` is accelerate's: 'no' is float32.
-
-    ``fsdp`` shards parameters, gradients and moments over the GPUs, block by block.
-    """
-
-    steps: int
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    accumulate: int = 1
-    precision: str = 'no'
-    fsdp: bool = False
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 500
-    checkpoint_every: int = 250
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for numbers that mean nothing."""
-        for name in ('steps', 'accumulate', 'log_every', 'validate_every', 'checkpoint_every'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-        for name in ('learning_rate', 'clip_norm'):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-
-
-@dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """``loss`` is a scalar with a graph, ``logs`` are plain numbers, ``names`` the clips of the batch."""
+    """Scalar loss with its graph, values to log, and the names of the batch's clips."""
 
     loss: Tensor
     logs: dict[str, float]
@@ -77,10 +48,11 @@ class StepResult:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is trained and how it is judged. ``module`` holds every trainable parameter.
+    """Loss of a training, and its validation.
 
-    Where the module has `_no_split_modules`, `TrainerConfig.fsdp` gathers the blocks of these classes one
-    at a time. Sharded, every process must call the module equally often, in `step` and in `validate`.
+    ``module`` holds all trainable parameters. With `_no_split_modules`, `TrainerConfig.fsdp`
+    gathers blocks of these classes one at a time. Sharded, all processes must call the module
+    equally often, in `step` and in `validate`.
     """
 
     module: nn.Module
@@ -88,20 +60,30 @@ class Objective(Protocol):
     def step(
         self, module: nn.Module, rng: np.random.Generator, generator: torch.Generator, step: int
     ) -> StepResult:
-        """The loss of one batch by ``module``, which is the prepared one; geometry is left in float32."""
+        """Return the loss of one batch.
+
+        Args:
+            module: `module` as accelerate prepared it; autocast is active inside it alone.
+            rng: Random numbers of this batch.
+            generator: The same for tensors on the training device.
+            step: Number of the optimiser step.
+        """
         ...
 
+    def after_step(self, step: int) -> None:
+        """Update what follows the weights, such as their moving average."""
+
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
-        """Figures of `module` as it is now. Called on every process, with a writer on the main one."""
+        """Return the metrics of `module`; only the main process has a writer."""
         ...
 
 
 class DivergedError(RuntimeError):
-    """A loss or a gradient is NaN or infinite; the message names the step and the clips."""
+    """A loss or a gradient is not finite; the message names the step and the clips."""
 
 
 def learning_rate(config: TrainerConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to zero at the last step."""
+    """Return the rate at a step: linear warm-up, then a cosine down to zero at the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -111,8 +93,13 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
 def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: dict) -> None:
     """Train to the last step, from the newest checkpoint of the run folder if there is one.
 
-    Raises DivergedError on every process alike, and ValueError where the checkpoint does not fit or the run
-    began with another configuration; only the number of steps, how often it says and saves, and sharding may change.
+    Args:
+        full_config: What config.json describes beside the trainer.
+
+    Raises:
+        DivergedError: A loss or gradient is not finite, on any process; raised on all.
+        ValueError: The checkpoint is of another model, or the run began with another
+            configuration. Only `MAY_DIFFER` may change.
     """
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
@@ -131,9 +118,10 @@ def fit(objective: Objective, config: TrainerConfig, run: Path, *, full_config: 
 
 
 def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> Muon:
-    """Muon for the weights of linear layers and convolutions, AdamW for the rest, at one learning rate.
+    """Return Muon for the weights of linear layers and convolutions, and AdamW for the rest.
 
-    Muon's steps are as long as AdamW's: 0.2 sqrt(max(rows, columns)) times an orthogonal matrix.
+    Both have one learning rate: Muon scales its orthogonal steps by 0.2 sqrt(max(rows, columns)),
+    so that they are as long as those of AdamW.
     """
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     matrices = [p for n, p in named.items() if n.endswith('weight') and p.ndim > 1]
@@ -162,6 +150,7 @@ def _train(
         for group in optimizer.param_groups:
             group['lr'] = learning_rate(config, step)
         done.add(_update(accelerator, objective, module, optimizer, config, step))
+        objective.after_step(step)
         last = done.step == config.steps
         if done.step % config.log_every == 0:
             means = done.take_means()
@@ -171,12 +160,12 @@ def _train(
                     writer.add_scalar(f'train/{name}', value, done.step)
                 steps.set_postfix({name: f'{value:.4f}' for name, value in means.items()})
         if done.step % config.validate_every == 0 or last:
-            figures = objective.validate(writer, done.step)
+            metrics = objective.validate(writer, done.step)
             if isinstance(module, FSDPModule):
                 # a forward without a backward leaves the outermost parameters gathered
                 module.reshard()
             if writer is not None:
-                _record(run, writer, done.step, figures)
+                _record(run, writer, done.step, metrics)
         if done.step % config.checkpoint_every == 0 or last:
             if writer is not None:
                 writer.flush()
@@ -186,7 +175,7 @@ def _train(
 
 @dataclass(kw_only=True)
 class _Progress:
-    """Steps done, and the sums of what the last ``count`` of them would log."""
+    """Steps done, and the sums of the logs of the last ``count`` of them."""
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -204,7 +193,7 @@ class _Progress:
 
 
 def processes() -> PartialState:
-    """Those that train together, and the device of this one. Without GPUs they meet on their CPUs."""
+    """Return the processes that train together, and the device of this one: CPU without a GPU."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -217,14 +206,16 @@ def _accelerator(config: TrainerConfig) -> Accelerator:
     )
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded and not accelerator.is_fsdp2:
-        raise ValueError('sharding needs version 2: accelerate launch --fsdp_version 2')
+        raise ValueError(
+            'fsdp: version 1 is not supported, use accelerate launch --fsdp_version 2'
+        )
     if config.fsdp and accelerator.num_processes > 1 and not sharded:
-        raise ValueError('fsdp shards over GPUs, and these processes have none: leave it out')
+        raise ValueError('fsdp: these processes have no GPU to shard over, leave it out')
     return accelerator
 
 
 def sharding(config: TrainerConfig) -> FullyShardedDataParallelPlugin:
-    """How accelerate shards: weights are kept in float32; inputs such as timesteps are never rounded."""
+    """Return the sharding of accelerate: float32 weights, and inputs that are not cast."""
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -243,7 +234,7 @@ def _update(
     config: TrainerConfig,
     step: int,
 ) -> dict[str, float]:
-    """One step of the optimiser, and its logs: means over its batches and over all processes."""
+    """Make one optimiser step; return its logs, means over its batches and over all processes."""
     trained = [p for p in objective.module.parameters() if p.requires_grad]
     sums: dict[str, float] = {}
     names: list[str] = []
@@ -279,20 +270,20 @@ def _check(
 
 
 def _writer(run: Path, step: int) -> SummaryWriter:
-    """Logs that go on after ``step``; what was logged for later steps is hidden."""
+    """Return a writer that hides what was logged after ``step``."""
     return SummaryWriter(str(run / 'logs'), purge_step=step + 1)
 
 
-def _record(run: Path, writer: SummaryWriter, step: int, figures: dict[str, float]) -> None:
-    for name, value in figures.items():
+def _record(run: Path, writer: SummaryWriter, step: int, metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
         writer.add_scalar(f'validation/{name}', value, step)
     with (run / 'validation.jsonl').open('a') as file:
-        file.write(as_json({'step': step, **figures}, indent=None) + '\n')
-    tqdm.write(f'step {step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in figures.items()))
+        file.write(as_json({'step': step, **metrics}, indent=None) + '\n')
+    tqdm.write(f'step {step}: ' + ', '.join(f'{k} {v:.3f}' for k, v in metrics.items()))
 
 
 def _describe(run: Path, described: dict, step: int) -> None:
-    """Write what is run, and forget validations of steps that will be done again."""
+    """Write config.json, and drop validations of steps that are repeated."""
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / 'config.json', {**described, 'commit': _commit()})
     path = run / 'validation.jsonl'
@@ -302,13 +293,13 @@ def _describe(run: Path, described: dict, step: int) -> None:
 
 
 def whole(value: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; then every process must ask."""
+    """Return the whole of a tensor; if it is sharded, all processes must call this."""
     value = value.detach()
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _gathered(tensors: dict[str, Tensor], *, main: bool) -> dict[str, Tensor]:
-    """The whole tensors on the CPU of the main process, one after another; nothing on the others."""
+    """Return whole tensors on the CPU of the main process, and nothing on the others."""
     gathered = {}
     for name, value in tensors.items():
         value = whole(value)
@@ -318,13 +309,13 @@ def _gathered(tensors: dict[str, Tensor], *, main: bool) -> dict[str, Tensor]:
 
 
 def _save(run: Path, done: _Progress, module: nn.Module, optimizer, *, main: bool) -> None:
-    """All parameters, frozen ones too, written aside, then renamed; the two newest are kept."""
-    own = dict(module.named_parameters())
-    weights = _gathered(own, main=main)
+    """Save parameters, frozen ones too, buffers and moments; keep the two newest checkpoints."""
+    parameters = dict(module.named_parameters())
+    weights = _gathered(parameters, main=main)
     moments = _gathered(
         {
             f'{name}/{key}': value
-            for name, parameter in own.items()
+            for name, parameter in parameters.items()
             if parameter.requires_grad
             for key, value in optimizer.state[parameter].items()
         },
@@ -337,82 +328,96 @@ def _save(run: Path, done: _Progress, module: nn.Module, optimizer, *, main: boo
         part.mkdir()
         save_file(weights, part / 'parameters.safetensors')
         save_file(moments, part / 'optimizer.safetensors')
+        if buffers := _buffers(module):
+            save_file(buffers, part / 'buffers.safetensors')
         (part / 'state.json').write_text(json.dumps(vars(done)))
     for old in checkpoints(run)[:-2]:
         remove_folder(old)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
+    """Return the whole checkpoints of a run, oldest first."""
     return sorted(p for p in run.glob('checkpoint-*') if p.suffix != '.part')
 
 
 def load_parameters(
     module: nn.Module, checkpoint: Path, *, words: tuple[str, ...] = ('',)
 ) -> None:
-    """Copy a checkpoint's parameters into a module, those alone that have one of the words in their names.
+    """Copy those parameters of a checkpoint into a module whose names contain one of the words.
 
-    Raises ValueError that names what does not fit.
+    Raises:
+        ValueError: The checkpoint lacks a parameter of the module, or has one that does not fit.
     """
     path = checkpoint / 'parameters.safetensors'
     if not path.is_file():
-        raise ValueError(f'{path} is missing')
+        raise ValueError(f'{path}: missing, give a checkpoint folder')
     copy_parameters(module, load_file(path), checkpoint, words=words)
 
 
 def copy_parameters(
     module: nn.Module, stored: dict[str, Tensor], folder: Path, *, words: tuple[str, ...] = ('',)
 ) -> None:
-    """Copy what ``folder`` holds into a module, as `load_parameters` does."""
+    """Copy the parameters that ``folder`` holds into a module, as `load_parameters` does."""
 
-    def meant(name: str) -> bool:
+    def chosen(name: str) -> bool:
         return any(word in name for word in words)
 
-    own = {name: value for name, value in module.named_parameters() if meant(name)}
-    missing = sorted(own.keys() - stored.keys())
+    parameters = {name: value for name, value in module.named_parameters() if chosen(name)}
+    missing = sorted(parameters.keys() - stored.keys())
     if missing:
-        raise ValueError(f'{folder} lacks {len(missing)} parameters, {missing[0]} among them')
+        raise ValueError(f'{folder}: lacks {len(missing)} parameters, {missing[0]} among them')
     for name, value in stored.items():
-        if not meant(name):
+        if not chosen(name):
             continue
-        if name not in own or own[name].shape != value.shape:
+        if name not in parameters or parameters[name].shape != value.shape:
             raise ValueError(f'{folder}: {name} {tuple(value.shape)} does not fit the model')
-        own[name].data.copy_(value)
+        parameters[name].data.copy_(value)
 
 
 @torch.no_grad()
 def _resume(run: Path, module: nn.Module, optimizer) -> _Progress:
-    """Read the newest checkpoint into a module that is prepared already, tensor by tensor."""
-    found = checkpoints(run)
-    if not found:
+    """Read the newest checkpoint into a prepared module, tensor by tensor."""
+    saved = checkpoints(run)
+    if not saved:
         return _Progress()
-    own = dict(module.named_parameters())
-    trained = {name for name, parameter in own.items() if parameter.requires_grad}
-    other = ValueError(f'{found[-1]} is of another model or stage; start in another run folder')
+    newest = saved[-1]
+    parameters = dict(module.named_parameters())
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    other = ValueError(f'{newest}: of another model or stage, choose another run folder')
     with (
-        safe_open(found[-1] / 'parameters.safetensors', framework='pt') as weights,
-        safe_open(found[-1] / 'optimizer.safetensors', framework='pt') as moments,
+        safe_open(newest / 'parameters.safetensors', framework='pt') as weights,
+        safe_open(newest / 'optimizer.safetensors', framework='pt') as moments,
     ):
-        if set(weights.keys()) != own.keys():
+        if set(weights.keys()) != parameters.keys():
             raise other
         if {key.rpartition('/')[0] for key in moments.keys()} != trained:
             raise other
         for key in weights.keys():
             value = weights.get_tensor(key)
-            if value.shape != own[key].shape:
+            if value.shape != parameters[key].shape:
                 raise other
-            own[key].copy_(_like(own[key], value))
+            parameters[key].copy_(_like(parameters[key], value))
         for key in moments.keys():
             name, _, moment = key.rpartition('/')
-            optimizer.state[own[name]][moment] = _like(own[name], moments.get_tensor(key))
-    done = _Progress(**json.loads((found[-1] / 'state.json').read_text()))
+            parameter = parameters[name]
+            optimizer.state[parameter][moment] = _like(parameter, moments.get_tensor(key))
+    if (newest / 'buffers.safetensors').is_file():
+        for name, value in load_file(newest / 'buffers.safetensors').items():
+            module.get_buffer(name).copy_(value)
+    done = _Progress(**json.loads((newest / 'state.json').read_text()))
     for group in optimizer.param_groups:
         group['step'] = done.step
     return done
 
 
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the persistent buffers, such as the statistics of batch norm, on the CPU."""
+    persistent = module.state_dict().keys()
+    return {n: b.cpu().clone() for n, b in module.named_buffers() if n in persistent}
+
+
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """``value`` where and how ``parameter`` is held: each process keeps its own shard of it."""
+    """Return ``value`` on the device of ``parameter``, as the shard of this process if it is sharded."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value

@@ -1,16 +1,7 @@
-"""Train the world model on encoded clips, by flow matching on the target frames.
-
-``python -m mirage_model.training.world_model --latents DIR --clips DIR --codec DIR --run DIR --stage STAGE``
-
-Stages: 'backbone' trains the backbone as an image-to-video model with no memory; 'side_branch' freezes it
-and trains the side branch; 'adapter' adds LoRA on the self-attention and trains it with the side branch;
-'joint' trains backbone and side branch at once. ``--config wan22_5b --dry-run`` says what training at
-that size takes.
-"""
+"""Training of the world model on encoded clips, by flow matching on the target frames."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +11,11 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+import yaml
 
 from mirage_model.camera import Cameras, rays
-from mirage_model.clip import load_clip
+from mirage_model.clip import labels, load_clip
 from mirage_model.data.latents import describe_latents, load_latents, read_index
-from mirage_model.labels import labels
 from mirage_model.memory import Memory, Pixels
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
@@ -33,44 +24,45 @@ from mirage_model.model.codec import Codec
 from mirage_model.model.resampler import Resampler, load_resampler, read_first_guess
 from mirage_model.model.sampler import sample_chunk, tiny_scheduler
 from mirage_model.model.side_branch import side_input
-from mirage_model.training import dry_run
-from mirage_model.training.configuration import SOURCES, configure
-from mirage_model.training.context import Stills, fill, write
+from mirage_model.training.config import WorldModelConfig, WorldModelTraining
+from mirage_model.training.context import SingleFrameLatents, count_imagined, fill, write
 from mirage_model.training.model import (
-    TRAINED,
     WorldModel,
-    WorldModelConfig,
     begin_stage,
     build,
     start_from,
 )
-from mirage_model.training.trainer import StepResult, checkpoints, fit, processes
+from mirage_model.training.trainer import Objective, StepResult, checkpoints, fit, processes
 from mirage_model.write_filter import filtered_pixels, write_mask
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""As `WorldModel.forward`."""
+"""Signature of `WorldModel.forward`."""
 
 
 @dataclass(kw_only=True)
 class _Scene:
-    """A clip, what of it is remembered, and the chunk that is to be predicted from ``context``.
-
-    ``video`` holds all its chunks, (chunks, c, k, h, w); ``context`` is (c, h, w).
-    """
+    """A clip, its memory, and the chunk to predict."""
 
     video: Tensor
-    stills: Stills
+    """Latents of all chunks, (chunks, c, k, h, w)."""
+    frames: SingleFrameLatents
     chunk: int
     memory: Memory
     kind: str
+    """Kind of context in the memory, one of `KINDS`."""
     context: Tensor
+    """Latents (c, h, w) of the chunk's first frame."""
 
     def cameras(self, chunk: int) -> Cameras:
         new = self.video.shape[2] - 1
-        return self.stills.cameras[chunk * new : (chunk + 1) * new + 1]
+        return self.frames.cameras[chunk * new : (chunk + 1) * new + 1]
 
 
-class WorldModelObjective:
+class WorldModelObjective(Objective):
+    """Squared error of the velocity on all latent frames but the context."""
+
+    module: WorldModel
+
     def __init__(
         self,
         model: WorldModel,
@@ -80,7 +72,7 @@ class WorldModelObjective:
         codec: Codec,
         resampler: Resampler | None = None,
     ):
-        """``latents`` and ``clips`` each hold train/ and validation/."""
+        """Read the index of the latents; ``latents`` and ``clips`` each hold train/ and validation/."""
         self.module = model
         self.config = config
         self.codec = codec
@@ -91,14 +83,14 @@ class WorldModelObjective:
         validation = read_index(latents / 'validation')
         for index in (self.chunks, validation):
             if not len(index):
-                raise ValueError(f'no encoded clips in {index.folder}')
+                raise ValueError(f'{index.folder}: no encoded clips, prepare some first')
         chosen = validation.shards[: config.validation_clips]
         self.validation = [validation.path(shard) for shard in chosen]
         self.clips = clips
         for path in self.validation:
             if not (clips / 'validation' / path.name).is_file():
                 raise ValueError(
-                    f'{clips / "validation" / path.name} is missing: give the folder of the clips '
+                    f'{clips / "validation" / path.name}: missing, give the folder of the clips '
                     'that the latents were made of'
                 )
         begin_stage(model, config)
@@ -110,9 +102,9 @@ class WorldModelObjective:
         chosen = [
             self.chunks.chunk(int(i)) for i in rng.integers(len(self.chunks), size=config.batch)
         ]
-        imagined = config.context.imagined_now(step, config.batch)
+        imagined = count_imagined(config.context, step, config.batch)
         scenes = [
-            self._scene(path, chunk, rng, after=i < imagined)
+            self._scene(path, chunk, rng, continued=i < imagined)
             for i, (path, chunk) in enumerate(chosen)
         ]
         if imagined:
@@ -137,23 +129,25 @@ class WorldModelObjective:
 
     @torch.no_grad()
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
-        """PSNR of first chunks imagined from a seed with true depth, with and without the memory."""
+        """Return PSNR of first chunks generated from a seed with true depth, with and without memory."""
         self.module.eval()
-        scores, pictures = {'memory': [], 'empty': [], 'repeat_seed': [], 'codec': []}, []
+        names = ('memory', 'empty', 'repeat_seed', 'codec')
+        scores: dict[str, list[float]] = {name: [] for name in names}
+        images = []
         for path in self.validation:
-            video, stills = self._read(path)
+            video, singles = self._read(path)
             first = video[0].to(self.codec.device)
             frames = load_clip(self.clips / 'validation' / path.name).frames
             frames = frames.permute(0, 3, 1, 2).float() / 255
             stride = self.codec.temporal_stride
             truth = frames[1 : (first.shape[1] - 1) * stride + 1]
-            shown = {
+            predicted = {
                 'repeat_seed': frames[:1].expand_as(truth),
                 'codec': self.codec.decode(first[None])[0, 1:].cpu(),
             }
             for name, kind in (('memory', self.config.memory), ('empty', 'none')):
                 memory = self._memory(kind)
-                seed = stills[:1]
+                seed = singles[:1]
                 memory.write(
                     seed.latents,
                     seed.depth,
@@ -165,81 +159,86 @@ class WorldModelObjective:
                 latents = self._sample(
                     self.module,
                     video[:1, :, :1],
-                    self._sides([(memory, stills.cameras[: first.shape[1]], video[0, :, 0])]),
+                    self._sides([(memory, singles.cameras[: first.shape[1]], video[0, :, 0])]),
                     latent_frames=first.shape[1],
                     steps=self.config.sampler_steps,
                     seed=0,
                 )
                 frames = self.codec.decode(latents.to(first.device))[0, 1:]
-                shown[name] = frames.clamp(0, 1).cpu()
-            for name, frames in shown.items():
+                predicted[name] = frames.clamp(0, 1).cpu()
+            for name, frames in predicted.items():
                 scores[name].append(psnr(frames, truth))
-            rows = [truth, shown['memory'], shown['empty']]
-            pictures.append(
+            rows = [truth, predicted['memory'], predicted['empty']]
+            images.append(
                 torch.cat([row[stride - 1 :: stride].movedim(0, 2).flatten(2) for row in rows], 1)
             )
         if writer is not None:
-            writer.add_image('truth_memory_empty', torch.cat(pictures[:4], dim=1), step)
+            writer.add_image('truth_memory_empty', torch.cat(images[:4], dim=1), step)
         self.module.train()
         return {f'{name}_psnr_db': float(np.mean(values)) for name, values in scores.items()}
 
-    def _read(self, path: Path) -> tuple[Tensor, Stills]:
-        """Latents of a clip's chunks (chunks, c, k, h, w), and its stills."""
+    def _read(self, path: Path) -> tuple[Tensor, SingleFrameLatents]:
+        """Return latents of a clip's chunks (chunks, c, k, h, w) and its single-frame latents."""
         tensors, cameras = load_latents(path)
-        stills = Stills(
+        singles = SingleFrameLatents(
             latents=tensors['stills'].float(),
             depth=tensors['depth'],
             valid=tensors['valid'],
             cameras=cameras,
         )
         if self.config.memory in ('latent', 'none') and self.config.dynamic_filter:
-            return tensors['video'].float(), stills
+            return tensors['video'].float(), singles
         clip = load_clip(self.clips / path.parent.name / path.name)
-        at = slice(0, len(stills) * self.codec.temporal_stride, self.codec.temporal_stride)
+        at = slice(0, len(singles) * self.codec.temporal_stride, self.codec.temporal_stride)
         known = labels(clip, at, dynamic_filter=self.config.dynamic_filter)
         depth, valid = write_mask(known, height=cameras.height, width=cameras.width)
-        stills = replace(stills, depth=depth, valid=valid)
+        singles = replace(singles, depth=depth, valid=valid)
         if self.config.memory not in ('latent', 'none'):
             frames = clip.frames[at].permute(0, 3, 1, 2).float() / 255
-            stills = replace(stills, pixels=filtered_pixels(frames, known))
-        return tensors['video'].float(), stills
+            singles = replace(singles, pixels=filtered_pixels(frames, known))
+        return tensors['video'].float(), singles
 
-    def _scene(self, path: Path, chunk: int, rng: np.random.Generator, *, after: bool) -> _Scene:
-        """A chunk of a clip with the memory that it finds; ``after`` another, the memory that finds.
+    def _scene(
+        self, path: Path, chunk: int, rng: np.random.Generator, *, continued: bool
+    ) -> _Scene:
+        """Return a chunk of a clip with its memory.
 
-        A clip's first chunk, which no other is before, then gives way to a later one. Raises ValueError
-        for a clip of one chunk.
+        Args:
+            continued: Return the memory of the chunk before instead, which the model then
+                generates. A clip's first chunk is replaced by a random later one.
+
+        Raises:
+            ValueError: The clip has one chunk, and ``continued`` is set.
         """
-        video, stills = self._read(path)
-        if after and len(video) < 2:
+        video, singles = self._read(path)
+        if continued and len(video) < 2:
             raise ValueError(
-                f'{path}: one chunk alone; training on what the model imagined itself takes clips '
-                'of two at least: encode longer clips, or set context.imagined to 0'
+                f'{path}: has one chunk, training on generated chunks needs two or more: '
+                'encode longer clips, or set context.imagined to 0'
             )
-        if after and chunk == 0:
+        if continued and chunk == 0:
             chunk = int(rng.integers(1, len(video)))
         scene = _Scene(
             video=video,
-            stills=stills,
+            frames=singles,
             chunk=chunk,
             memory=self._memory(self.config.memory),
             kind='empty',
             context=video[chunk, :, 0],
         )
         if self.config.stage != 'backbone':
-            now = (chunk - int(after)) * (video.shape[2] - 1)
-            scene.kind = fill(scene.memory, stills, now=now, rng=rng, config=self.config.context)
+            now = (chunk - int(continued)) * (video.shape[2] - 1)
+            scene.kind = fill(scene.memory, singles, now=now, rng=rng, config=self.config.context)
         return scene
 
     @torch.no_grad()
     def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
-        """Let the model imagine the chunk before, from where its own memory and the true frames end.
+        """Generate the chunk before each scene's, write it to the memory, and set the context.
 
-        When running, its latents are written as they are, and its last frame is decoded and encoded
-        again as context. That would cost more than the imagining itself, `dry_run.operations`, so here
-        the error that the model made, its latents minus the true ones, is carried over to the true
-        stills, from which the codec's clips differ little. Their depth stays the true one, with the
-        noise of an imagined one.
+        A rollout writes its latents as they are, and decodes and encodes its last frame again. That
+        costs more than generating the chunk (`dry_run.operations`). So the error of the generated
+        latents is added to the true single-frame latents, which differ little from those of
+        clips. Depth is the true one with the noise of a generated frame.
         """
         before = [scene.video[scene.chunk - 1] for scene in scenes]
         sides = [
@@ -254,17 +253,19 @@ class WorldModelObjective:
             steps=self.config.context.imagined_steps,
             seed=int(rng.integers(2**62)),
         ).cpu()
-        for scene, true, made in zip(scenes, before, imagined, strict=True):
+        for scene, true, generated in zip(scenes, before, imagined, strict=True):
             new = true.shape[1] - 1
-            own = scene.stills[(scene.chunk - 1) * new + 1 : scene.chunk * new + 1]
-            own = replace(own, latents=own.latents + (made - true)[:, 1:].movedim(1, 0))
-            if own.pixels is not None:
-                frames = self.codec.decode_images(own.latents.to(self.codec.device))
-                pixels = Pixels(frames=frames.clamp(0, 1).cpu(), depth=own.pixels.depth)
-                own = replace(own, pixels=pixels)
+            frames = scene.frames[(scene.chunk - 1) * new + 1 : scene.chunk * new + 1]
+            frames = replace(
+                frames, latents=frames.latents + (generated - true)[:, 1:].movedim(1, 0)
+            )
+            if frames.pixels is not None:
+                decoded = self.codec.decode_images(frames.latents.to(self.codec.device))
+                pixels = Pixels(frames=decoded.clamp(0, 1).cpu(), depth=frames.pixels.depth)
+                frames = replace(frames, pixels=pixels)
             if scene.kind != 'empty':
-                write(scene.memory, own, observed=False, rng=rng, config=self.config.context)
-            scene.context = own.latents[-1]
+                write(scene.memory, frames, observed=False, rng=rng, config=self.config.context)
+            scene.context = frames.latents[-1]
 
     def _sample(
         self,
@@ -276,7 +277,7 @@ class WorldModelObjective:
         steps: int,
         seed: int,
     ) -> Tensor:
-        """Chunks (b, c, k, h, w) by the module as training calls it, which brings its text itself."""
+        """Return generated chunks (b, c, k, h, w); the module adds its text itself."""
         scheduler = tiny_scheduler()
         context = context.to(self.module.text.device)
         return sample_chunk(
@@ -296,9 +297,10 @@ class WorldModelObjective:
 
     @torch.no_grad()
     def _sides(self, views: list[tuple[Memory, Cameras, Tensor]]) -> Tensor | None:
-        """Return the side inputs of chunks, each from memory, cameras and latents of its context frame.
+        """Return the inputs of the side branch; None in stage backbone.
 
-        None where the side branch stays out.
+        Args:
+            views: Memory, cameras and latents of the context frame of each chunk.
         """
         if self.config.stage == 'backbone':
             return None
@@ -312,80 +314,44 @@ class WorldModelObjective:
         return torch.stack(parts).to(self.module.text.device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--config',
-        default='tiny',
-        help=f'{" or ".join(SOURCES)}, or a JSON file with what differs, as a run folder has it',
+def main(config: WorldModelTraining) -> int:
+    """Train a stage from the newest checkpoint of the run folder."""
+    size = config.world_model.size
+    if size != 'tiny' and config.backbone is None and config.start is None:
+        raise ValueError(
+            f'size: {size} is not trained from random weights, give --backbone or --from'
+        )
+    text = None if config.text is None else load_file(config.text)['embedding'].float()
+    model = build(
+        config.world_model, seed=config.trainer.seed, backbone=config.backbone, text=text
     )
-    parser.add_argument('--dry-run', action='store_true', help='say what it takes, and end')
-    parser.add_argument('--latents', type=Path)
-    parser.add_argument('--clips', type=Path)
-    parser.add_argument('--codec', type=Path)
-    parser.add_argument(
-        '--resampler', type=Path, help='folder; the model then corrects its first guess'
-    )
-    parser.add_argument('--run', type=Path)
-    parser.add_argument('--backbone', type=Path, help='diffusers folder of a trained transformer')
-    parser.add_argument('--text', type=Path, help='embedding.safetensors of a prompt')
-    parser.add_argument('--stage', choices=tuple(TRAINED))
-    parser.add_argument('--steps', type=int)
-    parser.add_argument('--batch', type=int)
-    parser.add_argument(
-        '--from', dest='start', type=Path, help='checkpoint, or model folder, to start from'
-    )
-    parser.add_argument('--precision', choices=('no', 'bf16'))
-    parser.add_argument('--compile', action='store_true', help='a minute first, then faster steps')
-    arguments = parser.parse_args()
-    config, trainer = configure(
-        arguments.config,
-        stage=arguments.stage,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        precision=arguments.precision,
-    )
-    if arguments.resampler is not None:
-        config = replace(config, prediction='first_guess')
-    if arguments.dry_run:
-        print(dry_run.report(config))
-        return
-    for name in ('latents', 'clips', 'codec', 'run'):
-        if getattr(arguments, name) is None:
-            parser.error(f'training needs --{name}')
-    if config.size != 'tiny' and arguments.backbone is None and arguments.start is None:
-        parser.error(f'{config.size} is not trained from nothing: give --backbone or --from')
-    text = None if arguments.text is None else load_file(arguments.text)['embedding'].float()
-    model = build(config, seed=trainer.seed, backbone=arguments.backbone, text=text)
-    if arguments.start is not None:
-        try:
-            start_from(model, arguments.start)
-        except ValueError as error:
-            parser.error(str(error))
-    if arguments.compile:
+    if config.start is not None:
+        start_from(model, config.start)
+    if config.compile:
         side_branch = model.backbone.side_branch
         for part in (*model.backbone.wan.blocks, *side_branch.blocks, side_branch.head):
             if part is not None:
                 part.compile(dynamic=False)
-    codec = Codec.from_folder(arguments.codec, device=str(processes().device))
-    data = describe_latents(arguments.latents, arguments.codec)
-    resampler = None if arguments.resampler is None else load_resampler(arguments.resampler)
+    codec = Codec.from_folder(config.codec, device=str(processes().device))
+    data = describe_latents(config.latents, config.codec)
+    resampler = None if config.resampler is None else load_resampler(config.resampler)
     objective = WorldModelObjective(
-        model, config, arguments.latents, arguments.clips, codec, resampler
+        model, config.world_model, config.latents, config.clips, codec, resampler
     )
+    if processes().is_main_process and not checkpoints(config.run):
+        config.run.mkdir(parents=True, exist_ok=True)
+        options = asdict(config.world_model) | asdict(config.trainer)
+        (config.run / 'options.yaml').write_text(yaml.safe_dump(options, sort_keys=False))
     fit(
         objective,
-        trainer,
-        arguments.run,
+        config.trainer,
+        config.run,
         full_config={
-            'world_model': asdict(config),
+            'world_model': asdict(config.world_model),
             'backbone': dict(model.backbone.wan.config),
             'data': data,
         },
     )
     if processes().is_main_process:
-        print(f'last checkpoint: {checkpoints(arguments.run)[-1]}')
-
-
-if __name__ == '__main__':
-    main()
+        print(f'last checkpoint: {checkpoints(config.run)[-1]}')
+    return 0

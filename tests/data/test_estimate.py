@@ -7,14 +7,14 @@ import torch
 
 from mirage_model.clip import Clip
 from mirage_model.data.estimate import complete, perceive, to_scale, triangulate
-from mirage_model.data.record import record_drive
+from mirage_model.data.record import record_trajectory
 from mirage_model.perception import Estimate
 from mirage_model.perception.embedded import EmbeddedPerception, Network, NetworkConfig
 
 
 @pytest.fixture(scope='module')
 def clip() -> Clip:
-    return record_drive('room-0030', 'wander', frames=25, seed=1, name='drive')
+    return record_trajectory('room-0030', 'wander', frames=25, seed=1, name='drive')
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +58,7 @@ def test_points_are_in_the_unit_of_the_cameras(clip, points):
 
 
 def test_a_camera_that_only_turns_gives_no_points():
-    turn = record_drive('room-0030', 'turn', frames=9, seed=1, name='turn')
+    turn = record_trajectory('room-0030', 'turn', frames=9, seed=1, name='turn')
     points = triangulate(turn)
     assert points.isnan().all()
     with pytest.raises(ValueError, match='0 points could be triangulated, 50 are needed'):

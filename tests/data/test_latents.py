@@ -11,7 +11,7 @@ import torch
 
 from mirage_model.data.latents import (
     INDEX,
-    Journal,
+    IndexWriter,
     Shard,
     encode_clip,
     load_latents,
@@ -26,12 +26,12 @@ def shard_of(name: str, chunks: int) -> Shard:
 
 
 def fill(folder, shards: list[Shard]) -> None:
-    journal = Journal(folder)
+    writer = IndexWriter(folder)
     for shard in shards:
         if not shard.left_out:
             save_latents(folder / f'{shard.name}.safetensors', {'x': torch.zeros(1)})
-        journal.add(shard)
-    journal.close()
+        writer.add(shard)
+    writer.close()
 
 
 def test_a_shard_holds_these_tensors_and_no_others(tmp_path):
@@ -96,19 +96,19 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_rest_stays(tmp_path):
     fill(tmp_path, [shard_of('a', 1), shard_of('b', 1)])
     whole = (tmp_path / INDEX).read_bytes()
     (tmp_path / INDEX).write_bytes(whole[:-9])
-    journal = Journal(tmp_path)
-    assert journal.done() == {'a'}
-    journal.add(shard_of('b', 1))
-    journal.close()
+    writer = IndexWriter(tmp_path)
+    assert writer.done() == {'a'}
+    writer.add(shard_of('b', 1))
+    writer.close()
     assert (tmp_path / INDEX).read_bytes() == whole
 
 
 def test_a_clip_whose_shard_is_gone_is_not_done(tmp_path):
     fill(tmp_path, [shard_of('a', 1), Shard(name='b', scene='', left_out='dark')])
     (tmp_path / 'a.safetensors').unlink()
-    journal = Journal(tmp_path)
-    assert journal.done() == {'b'}
-    journal.close()
+    writer = IndexWriter(tmp_path)
+    assert writer.done() == {'b'}
+    writer.close()
     with pytest.raises(ValueError, match='a.safetensors is in the index but not there'):
         read_index(tmp_path)
 
@@ -125,11 +125,11 @@ def test_damage_is_named_with_its_line(tmp_path):
     fill(tmp_path, [shard_of('a', 1)])
     with (tmp_path / INDEX).open('a') as file:
         file.write(json.dumps({'name': 'b', 'size': 3}) + '\n')
-    for read in (read_index, Journal):
+    for read in (read_index, IndexWriter):
         with pytest.raises(ValueError, match='index.jsonl:2: damaged'):
             read(tmp_path)
 
 
 def test_an_index_without_lines_is_empty(tmp_path):
-    Journal(tmp_path).close()
+    IndexWriter(tmp_path).close()
     assert len(read_index(tmp_path)) == 0 and read_index(tmp_path).shards == ()

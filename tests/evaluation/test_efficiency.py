@@ -236,7 +236,7 @@ def test_trajectory_moves_in_every_chunk(monkeypatch):
             planned.append(world.plan(kind, frames, np.random.default_rng(seed)))
         return clip(1)
 
-    monkeypatch.setattr(rollout_quality, 'record_drive', plan)
+    monkeypatch.setattr(rollout_quality, 'record_trajectory', plan)
     rollout_quality.trajectory(efficiency.TRAJECTORY, 20 * 16 + 1)
     ends = planned[0][::16, :3, 3]
     assert len(ends) == 21 and np.linalg.norm(np.diff(ends, axis=0), axis=1).min() > 1.0

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 import torch
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from mirage_model.model.text import embed, main
+from mirage_model.cli import main
+from mirage_model.model.text import embed
 
 
 @pytest.fixture(scope='module')
@@ -40,22 +39,28 @@ def test_a_missing_encoder_is_named(tmp_path):
         embed(tmp_path, 'a room')
 
 
-def test_command_writes_into_a_model_folder(encoder_folder, tmp_path, monkeypatch, capsys):
-    words = ['--encoder', str(encoder_folder), '--prompt', 'a room', '--model', str(tmp_path)]
-    monkeypatch.setattr(sys, 'argv', ['text', *words])
-    main()
+def test_the_command_stores_it_in_a_model_folder(encoder_folder, tmp_path, capsys):
+    words = [
+        'train',
+        'text',
+        '--encoder',
+        str(encoder_folder),
+        '--prompt',
+        'a room',
+        '--model',
+        str(tmp_path),
+    ]
+    assert main(words) == 0
     assert load_file(tmp_path / 'text' / 'embedding.safetensors')['embedding'].shape == (512, 8)
-    main()
+    assert main(words) == 0
     assert 'holds this prompt already' in capsys.readouterr().out
     path = tmp_path / 'text' / 'embedding.safetensors'
     path.write_bytes(path.read_bytes()[:-20])
-    main()
-    assert load_file(path)['embedding'].shape == (512, 8), 'what was cut short is made again'
+    assert main(words) == 0
+    assert load_file(path)['embedding'].shape == (512, 8), 'a damaged file is written again'
     whole = path.read_bytes()
     (tmp_path / 'transformer').mkdir()
     (tmp_path / 'transformer' / 'config.json').write_text('{"text_dim": 32}')
-    monkeypatch.setattr(sys, 'argv', ['text', *words[:2], '--prompt', 'a hall', *words[4:]])
-    with pytest.raises(SystemExit):
-        main()
+    assert main([word.replace('a room', 'a hall') for word in words]) == 1
     assert 'embeddings have 8 channels' in capsys.readouterr().err
     assert path.read_bytes() == whole

@@ -9,7 +9,7 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
-from mirage_model.data.record import maps_of, record_drive
+from mirage_model.data.record import maps_of, record_trajectory
 from mirage_model.engine.engine import Engine
 from mirage_model.interface import ImagineRequest, Observation
 from mirage_model.memory.baselines.none import NoMemory
@@ -27,7 +27,7 @@ def model():
 @pytest.fixture(scope='module')
 def clip() -> Clip:
     assert 'MAP03' in maps_of('test')
-    return record_drive('MAP03', 'forward', frames=17, seed=1, name='drive')
+    return record_trajectory('MAP03', 'forward', frames=17, seed=1, name='drive')
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

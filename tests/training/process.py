@@ -17,9 +17,8 @@ from small_data import small_objective
 import torch
 from torch.distributed.tensor import DTensor
 
-from mirage_model.training.context import ContextConfig
-from mirage_model.training.model import WorldModelConfig
-from mirage_model.training.trainer import DivergedError, TrainerConfig, fit, sharding
+from mirage_model.training.config import ContextConfig, TrainerConfig, WorldModelConfig
+from mirage_model.training.trainer import DivergedError, fit, sharding
 
 CONTEXT = ContextConfig(imagined=0.5, imagined_from=1, imagined_steps=2)
 MODEL = WorldModelConfig(
@@ -56,9 +55,9 @@ def main() -> None:
     for kind, config in (('copies', TRAINER), ('shards', replace(TRAINER, fsdp=True))):
         if config.fsdp:
             try:
-                train(data, out / 'refused', config)
+                train(data, out / 'rejected', config)
             except ValueError as error:
-                print(f'refused: {error}', flush=True)
+                print(f'rejected: {error}', flush=True)
             # every new state is told the type by this one
             PartialState().distributed_type = DistributedType.FSDP
             state.fsdp_plugin = sharding(config)

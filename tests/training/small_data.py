@@ -9,9 +9,10 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip, save_clip
-from mirage_model.data.latents import Journal, Shard, encode_clip, save_latents
+from mirage_model.data.latents import IndexWriter, Shard, encode_clip, save_latents
 from mirage_model.model.codec import Codec
-from mirage_model.training.model import WorldModel, WorldModelConfig
+from mirage_model.training.config import WorldModelConfig
+from mirage_model.training.model import WorldModel
 from mirage_model.training.world_model import WorldModelObjective
 
 
@@ -42,13 +43,13 @@ def save_data(root: Path, clips: dict[str, list[Clip]]) -> Path:
     for split, of_split in clips.items():
         for kind in ('clips', 'latents'):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
-        journal = Journal(root / 'latents' / split)
+        writer = IndexWriter(root / 'latents' / split)
         for clip in of_split:
             save_clip(root / 'clips' / split / f'{clip.name}.safetensors', clip)
             tensors = encode_clip(clip, codec, chunk_frames=17)
             save_latents(root / 'latents' / split / f'{clip.name}.safetensors', tensors)
-            journal.add(Shard(name=clip.name, scene='wall', chunks=len(tensors['video'])))
-        journal.close()
+            writer.add(Shard(name=clip.name, scene='wall', chunks=len(tensors['video'])))
+        writer.close()
     return root
 
 

@@ -9,23 +9,26 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
-from mirage_model.labels import labels
 from mirage_model.memory.registry import MEMORIES
 from mirage_model.model.codec import Codec
 from mirage_model.training.ablations import (
     VARIANTS,
-    AblationConfig,
     Data,
-    Known,
-    as_seen,
+    LabelPerception,
     run_all,
-    seen_from_the_start,
     summarise,
     to_markdown,
+    visible_in_first_frame,
+    with_variant_labels,
 )
-from mirage_model.training.context import ContextConfig
-from mirage_model.training.model import TRAINED, WorldModelConfig
-from mirage_model.training.trainer import TrainerConfig, checkpoints, fit
+from mirage_model.training.config import (
+    AblationConfig,
+    ContextConfig,
+    TrainerConfig,
+    WorldModelConfig,
+)
+from mirage_model.training.model import TRAINED
+from mirage_model.training.trainer import checkpoints, fit
 
 CONFIG = AblationConfig(steps=4, seeds=2, batch=1, clips=2, sampler_steps=1)
 
@@ -45,28 +48,32 @@ def test_variants_are_configurations():
 def test_depth_is_as_noisy_as_the_variant_says():
     clip, codec = clip_of('a', 0), Codec(small_vae())
     config = WorldModelConfig(context=ContextConfig(sensor=0.05))
-    seen = as_seen(clip, config, codec, seed=0)
+    seen = with_variant_labels(clip, config, codec, seed=0)
     log_ratio = (seen.depth / clip.depth).log()
     cells = log_ratio.unflatten(1, (4, 8)).unflatten(3, (6, 8))
     assert torch.equal(cells.amax(dim=(2, 4)), cells.amin(dim=(2, 4)))
     assert float(cells[:, :, 0, :, 0].std()) == pytest.approx(0.05, rel=0.1)
-    again = as_seen(clip, config, codec, seed=0)
+    again = with_variant_labels(clip, config, codec, seed=0)
     assert torch.equal(seen.depth, again.depth) and torch.equal(seen.moving, clip.moving)
-    assert torch.equal(as_seen(clip, WorldModelConfig(), codec, seed=0).depth, clip.depth)
+    assert torch.equal(
+        with_variant_labels(clip, WorldModelConfig(), codec, seed=0).depth, clip.depth
+    )
 
 
 def test_known_perception_finds_the_frames_it_is_asked_for():
     clip = clip_of('a', 0)
     clip = replace(clip, depth=clip.depth * torch.arange(1, 34)[:, None, None])
     at = [3, 17, 30]
-    seen = Known(labels(clip, slice(None))).estimate(torch.rand(3, 3, 32, 48), clip.cameras[at])
+    seen = LabelPerception(labels(clip, slice(None))).estimate(
+        torch.rand(3, 3, 32, 48), clip.cameras[at]
+    )
     assert torch.equal(seen.depth, clip.depth[at])
     assert torch.equal(seen.cameras.times, clip.cameras.times[at])
 
 
 def test_what_the_first_frame_sees_is_the_same_for_all_variants():
     clip, codec = clip_of('a', 0), Codec(small_vae())
-    covered = seen_from_the_start(clip, codec)
+    covered = visible_in_first_frame(clip, codec)
     assert covered.shape == (32, 32, 48)
     shares = covered.float().mean(dim=(1, 2))
     # the camera moves to the right, away from what it saw
@@ -108,7 +115,7 @@ def data(tmp_path, small_sizes) -> Data:
         clips=root / 'clips',
         codec=Codec(small_vae()),
         backbone=checkpoints(tmp_path / 'backbone')[-1],
-        identity={'latents': 'a', 'codec': 'b'},
+        digests={'latents': 'a', 'codec': 'b'},
     )
 
 
@@ -135,10 +142,10 @@ def test_ablations_are_trained_alike_judged_and_resumed(data, tmp_path):
     )
 
     # what is there is not done again; what is missing comes out as it was
-    before = (out / 'full' / 'seed-0' / 'figures.json').stat().st_mtime_ns
-    (out / 'full' / 'seed-1' / 'figures.json').unlink()
+    before = (out / 'full' / 'seed-0' / 'metrics.json').stat().st_mtime_ns
+    (out / 'full' / 'seed-1' / 'metrics.json').unlink()
     assert run_all(names, CONFIG, data, out) == summary
-    assert (out / 'full' / 'seed-0' / 'figures.json').stat().st_mtime_ns == before
+    assert (out / 'full' / 'seed-0' / 'metrics.json').stat().st_mtime_ns == before
     with pytest.raises(ValueError, match='another steps'):
         run_all(names, replace(CONFIG, steps=6), data, out)
     with pytest.raises(ValueError, match='another backbone'):

@@ -8,19 +8,19 @@ import pytest
 from small_data import clip_of
 import torch
 
+from mirage_model.cli import main
 from mirage_model.clip import save_clip
 from mirage_model.model.codec import Codec
 from mirage_model.training.codec import (
     STAGES,
-    CodecConfig,
     CodecObjective,
     balance,
     fold,
-    main,
     misalignment,
     normalise,
 )
-from mirage_model.training.trainer import TrainerConfig, make_optimizer
+from mirage_model.training.config import CodecConfig, TrainerConfig
+from mirage_model.training.trainer import make_optimizer
 
 CONFIG = CodecConfig(frames=9, batch=2, crop=32, validation_clips=1)
 
@@ -103,12 +103,14 @@ def test_without_alignment_nothing_is_encoded_twice(clips):
 def test_the_gradient_of_what_is_moved_reaches_the_encoder(clips):
     without, with_pairs = objective(clips), objective(clips, pairs=2)
     results = [step(one) for one in (without, with_pairs)]
-    assert not hasattr(without.module, 'mover')
-    assert {'moved_psnr_db', 'moved_error'} <= results[1].logs.keys() - results[0].logs.keys()
+    assert not hasattr(without.module, 'head')
+    assert {'reprojected_psnr_db', 'reprojection_error'} <= results[1].logs.keys() - results[
+        0
+    ].logs.keys()
     losses = [result.loss for result in results]
     (losses[1] - losses[0].detach()).backward()
     named = dict(with_pairs.module.named_parameters())
-    assert all(p.grad is not None for name, p in named.items() if 'mover' in name)
+    assert all(p.grad is not None for name, p in named.items() if 'head' in name)
     encoder = [p for name, p in named.items() if 'encoder' in name]
     assert any(p.grad is not None and p.grad.any() for p in encoder)
     again = step(objective(clips, pairs=2))
@@ -121,7 +123,7 @@ def test_training_with_pairs_makes_latents_move_better(clips):
     errors = []
     for seed in range(12):
         result = step(trained, seed % 3)
-        errors.append(result.logs['moved_error'])
+        errors.append(result.logs['reprojection_error'])
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
@@ -134,9 +136,9 @@ def test_pairs_that_show_nothing_bear_no_loss(clips):
     nothing = torch.full_like(cell, -1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, 1, 32, 32, generator=generator)
-    *_, moved = trained.module(x, torch.zeros(1, 4, 1, 4, 4), (both, nothing, *rest))
-    loss, logs = trained._moved(both, nothing, *moved)
-    assert torch.isfinite(loss) and logs['moved_error'] == 0
+    *_, resampled = trained.module(x, torch.zeros(1, 4, 1, 4, 4), (both, nothing, *rest))
+    loss, logs = trained._reprojection_loss(both, nothing, *resampled)
+    assert torch.isfinite(loss) and logs['reprojection_error'] == 0
 
 
 def test_validation_reports_quality_and_misalignment(clips):
@@ -194,7 +196,7 @@ def test_balanced_latents_can_be_turned_to_those_of_another_codec(clips):
     assert (Codec(vae).encode(frames) - wanted).square().mean() < 0.01
 
 
-@pytest.mark.parametrize('stage', ['video', 'aligned', 'moved'])
+@pytest.mark.parametrize('stage', ['video', 'aligned', 'reprojection'])
 def test_the_command_goes_on_from_a_vae_folder(stage, tmp_path, clips, monkeypatch, capsys):
     """Of whatever sizes: after a step of next to nothing it shows what it showed before."""
     small_vae().save_pretrained(tmp_path / 'given')
@@ -203,15 +205,13 @@ def test_the_command_goes_on_from_a_vae_folder(stage, tmp_path, clips, monkeypat
     monkeypatch.setitem(STAGES, stage, (config, trainer))
 
     def run(start):
-        command = ['codec', '--clips', clips, '--run', tmp_path / 'run', '--from', start]
-        monkeypatch.setattr('sys.argv', [*map(str, command), '--stage', stage])
-        main()
+        words = ['--clips', clips, '--run', tmp_path / 'run', '--from', start, '--stage', stage]
+        return main(['train', 'codec', *map(str, words)])
 
-    run(tmp_path / 'given')
+    assert run(tmp_path / 'given') == 0
     before, after = (Codec.from_folder(tmp_path / name) for name in ('given', 'run/vae'))
     frames = clip_of('a', 0, frames=17).frames.permute(0, 3, 1, 2)[None] / 255
     shown = [codec.decode(codec.encode(frames)) for codec in (before, after)]
     torch.testing.assert_close(*shown, atol=1e-3, rtol=1e-2)
-    with pytest.raises(SystemExit):
-        run(tmp_path / 'nothing')
+    assert run(tmp_path / 'nothing') == 1
     assert 'nothing/config.json is missing' in ' '.join(capsys.readouterr().err.split())

@@ -8,18 +8,11 @@ from small_data import clip_of
 import torch
 
 from mirage_model.camera import resized
-from mirage_model.labels import labels, standing
+from mirage_model.clip import labels, standing
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.training.context import (
-    KINDS,
-    ContextConfig,
-    Stills,
-    fill,
-    jitter,
-    over_pixels,
-    write,
-)
+from mirage_model.training.config import ContextConfig
+from mirage_model.training.context import KINDS, Stills, fill, jitter, over_pixels, write
 
 NOISE = ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'drop', 'sensor')
 QUIET = dict.fromkeys(NOISE, 0.0)

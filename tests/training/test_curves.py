@@ -1,84 +1,74 @@
 from __future__ import annotations
 
 import csv
-import json
-import sys
+from pathlib import Path
 import time
 
 import cv2
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from mirage_model.cli import main
 from mirage_model.training import curves
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """One that was stopped at step 4 and resumed at 3, and one of perception."""
-    resumed = tmp_path / 'resumed'
-    for steps, purge in (((1, 2, 3, 4), None), ((3, 4, 5), 3)):
-        time.sleep(1.1 if purge else 0)  # files are read in the order of their seconds
-        with SummaryWriter(str(resumed / 'logs'), purge_step=purge) as writer:
-            for step in steps:
-                writer.add_scalar('train/loss', step + (0.5 if purge else 0.0), step)
-    perception = tmp_path / 'perception'
-    perception.mkdir()
-    steps = [*range(1, 31), *range(26, 52)]
-    lines = [json.dumps({'step': step, 'loss': float(step)}) for step in steps]
-    (perception / 'log.jsonl').write_text('\n'.join(lines) + '\n')
-    return resumed, perception
+def runs(tmp_path) -> tuple[Path, Path]:
+    """A run that was stopped at step 4 and resumed at 3, and one that was not."""
+    for name in ('resumed', 'whole'):
+        for steps, purge in (((1, 2, 3, 4), None), ((3, 4, 5), 3)):
+            if purge and name == 'whole':
+                continue
+            time.sleep(1.1 if purge else 0)  # files are read in the order of their seconds
+            with SummaryWriter(str(tmp_path / name / 'logs'), purge_step=purge) as writer:
+                for step in steps:
+                    writer.add_scalar('train/loss', step + (0.5 if purge else 0.0), step)
+    return tmp_path / 'resumed', tmp_path / 'whole'
 
 
-def test_what_a_resumed_run_did_again_counts_once(runs):
-    resumed, perception = map(curves.read, runs)
-    assert resumed == {'train/loss': [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)]}
-    assert perception == {'train/loss': [(25, 13.0), (50, 38.0), (51, 51.0)]}
+def test_repeated_steps_of_a_resumed_run_count_once(runs):
+    assert curves.read(runs[0]) == {
+        'train/loss': [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)]
+    }
 
 
-def test_a_run_that_has_logged_nothing_is_named(tmp_path):
+def test_a_run_without_logs_is_named(tmp_path):
     (tmp_path / 'logs').mkdir()
-    with pytest.raises(ValueError, match='has logged nothing yet'):
+    with pytest.raises(ValueError, match='nothing is logged yet'):
         curves.read(tmp_path)
     (tmp_path / 'logs').rmdir()
-    (tmp_path / 'log.jsonl').touch()
-    with pytest.raises(ValueError, match='has logged nothing yet'):
+    with pytest.raises(ValueError, match='give the run folder of a training'):
         curves.read(tmp_path)
 
 
-def command(monkeypatch, *words) -> None:
-    monkeypatch.setattr(sys, 'argv', ['curves', *map(str, words)])
-    curves.main()
+def plot(*words: object) -> int:
+    return main(['train', 'curves', *map(str, words)])
 
 
-def test_the_command_writes_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
-    command(monkeypatch, *runs, '--out', tmp_path / 'both')
+def test_the_command_writes_a_table_and_an_image(runs, tmp_path, capsys):
+    assert plot(*runs, '--out', tmp_path / 'both') == 0
     with (tmp_path / 'both.csv').open() as file:
         rows = list(csv.DictReader(file))
-    assert [row['run'] for row in rows] == 5 * ['resumed'] + 3 * ['perception']
+    assert [row['run'] for row in rows] == 5 * ['resumed'] + 4 * ['whole']
     assert rows[2] == {'run': 'resumed', 'scalar': 'train/loss', 'step': '3', 'value': '3.5'}
     assert cv2.imread(str(tmp_path / 'both.png')).std() > 1
-    with pytest.raises(SystemExit):
-        command(monkeypatch, *runs, '--out', tmp_path / 'both', '--panel', 'train/los')
-    assert 'no run has logged train/los; there are: train/loss' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command(monkeypatch, tmp_path, '--out', tmp_path / 'both')
-    assert 'give the folder of a training' in capsys.readouterr().err
+    assert plot(*runs, '--out', tmp_path / 'both', '--panel', 'train/los') == 1
+    assert 'train/los is not logged, there are train/loss' in capsys.readouterr().err
+    assert plot(tmp_path, '--out', tmp_path / 'both') == 1
+    assert 'give the run folder of a training' in capsys.readouterr().err
 
 
-def test_a_table_stands_for_the_runs_in_it(runs, tmp_path, monkeypatch, capsys):
-    resumed, perception = runs
-    command(monkeypatch, resumed, '--out', tmp_path / 'one')
-    command(monkeypatch, tmp_path / 'one.csv', perception, '--out', tmp_path / 'table')
-    command(monkeypatch, *runs, '--out', tmp_path / 'runs')
+def test_a_table_replaces_the_runs_in_it(runs, tmp_path, capsys):
+    resumed, whole = runs
+    assert plot(resumed, '--out', tmp_path / 'one') == 0
+    assert plot(tmp_path / 'one.csv', whole, '--out', tmp_path / 'table') == 0
+    assert plot(*runs, '--out', tmp_path / 'runs') == 0
     assert (tmp_path / 'table.csv').read_text() == (tmp_path / 'runs.csv').read_text()
     (tmp_path / 'other.csv').write_text('a,b\n1,2\n')
-    with pytest.raises(SystemExit):
-        command(monkeypatch, tmp_path / 'other.csv', '--out', tmp_path / 'none')
-    assert 'other.csv is no table of curves' in capsys.readouterr().err
+    assert plot(tmp_path / 'other.csv', '--out', tmp_path / 'none') == 1
+    assert 'other.csv: not a table of curves' in capsys.readouterr().err
     (tmp_path / 'empty.csv').write_text('run,scalar,step,value\n')
-    with pytest.raises(SystemExit):
-        command(monkeypatch, tmp_path / 'empty.csv', '--out', tmp_path / 'none')
-    assert 'it holds no run' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command(monkeypatch, tmp_path / 'table.csv', resumed, '--out', tmp_path / 'none')
-    assert 'there is a run resumed already' in capsys.readouterr().err
+    assert plot(tmp_path / 'empty.csv', '--out', tmp_path / 'none') == 1
+    assert 'has no runs' in capsys.readouterr().err
+    assert plot(tmp_path / 'table.csv', resumed, '--out', tmp_path / 'none') == 1
+    assert 'run resumed is given twice' in capsys.readouterr().err

@@ -9,11 +9,12 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
+from mirage_model.cli import main
 from mirage_model.model.backbone import SIDE_BRANCHES, WAN22_5B
 from mirage_model.training import dry_run
-from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build
-from mirage_model.training.trainer import TrainerConfig, checkpoints, fit
-from mirage_model.training.world_model import main
+from mirage_model.training.config import TrainerConfig, WorldModelConfig
+from mirage_model.training.model import TRAINED, begin_stage, build
+from mirage_model.training.trainer import checkpoints, fit
 
 SMALL = WorldModelConfig(batch=1, lora_rank=4, sampler_steps=1, validation_clips=1)
 
@@ -85,7 +86,7 @@ def test_activations_are_those_that_autograd_saves(gradient_checkpointing):
 
 
 def wan_block(backbone):
-    """The first block, told of nothing but its input."""
+    """Return the first block as a module of its input alone."""
     block, width = backbone.wan.blocks[0], backbone.wan.blocks[0].scale_shift_table.shape[2]
 
     class Alone(torch.nn.Module):
@@ -123,9 +124,8 @@ def test_five_billion_parameters_need_no_memory():
     assert needs.trained > needs.block * len(SIDE_BRANCHES['wan22_5b'].layers)
 
 
-def test_the_command_prints_a_table(monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['world_model', '--config', 'tiny', '--dry-run'])
-    main()
+def test_the_command_prints_a_table(capsys):
+    assert main(['train', 'dry-run']) == 0
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.split()[:1]]
     for stage in TRAINED:

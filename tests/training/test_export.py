@@ -16,8 +16,9 @@ from mirage_model.model.resampler import (
     save_resampler,
 )
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
+from mirage_model.training.config import WorldModelConfig
 from mirage_model.training.export import SETTINGS, export
-from mirage_model.training.model import SIDE_BRANCHES, SIZES, WorldModelConfig, build
+from mirage_model.training.model import SIDE_BRANCHES, SIZES, build
 
 
 def checkpoint_in(run, **configuration):

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-import pytest
 from small_data import clip_of
 import torch
 from torch.nn import functional as F
 
+from mirage_model.cli import main
 from mirage_model.clip import Clip, save_clip
 from mirage_model.model.codec import Codec
 from mirage_model.model.resampler import load_resampler
 from mirage_model.training import first_guess
-from mirage_model.training.first_guess import FirstGuessConfig, fit, fit_codec
+from mirage_model.training.config import FirstGuessConfig
+from mirage_model.training.first_guess import fit, fit_codec
 
 SMALL = FirstGuessConfig(width=8, contexts=2, targets=2, steps=3, batch=2, frame_step=4)
 
@@ -56,24 +58,15 @@ def test_fit_reprojects_what_it_was_fitted_on(tmp_path):
     assert (guess - target).square().mean() < 0.5 * (plain - target).square().mean()
 
 
-def test_command_writes_codec_and_resampler(tmp_path, monkeypatch):
+def test_command_writes_codec_and_resampler(tmp_path):
     (tmp_path / 'clips').mkdir()
     save_clip(tmp_path / 'clips' / 'a.safetensors', smooth_clip('a', 0))
-    options = [
-        '--clips',
-        tmp_path / 'clips',
-        '--out',
-        tmp_path / 'out',
-        '--steps',
-        2,
-        '--width',
-        8,
-    ]
-    monkeypatch.setattr('sys.argv', ['first_guess', *map(str, options)])
-    first_guess.main()
+
+    def run(clips: Path) -> int:
+        words = ['--clips', clips, '--out', tmp_path / 'out', '--steps', 2, '--width', 8]
+        return main(['train', 'first-guess', *map(str, words)])
+
+    assert run(tmp_path / 'clips') == 0
     assert Codec.from_folder(tmp_path / 'out' / 'vae').channels == 16
     assert load_resampler(tmp_path / 'out' / 'resampler').config.width == 8
-    options[1] = tmp_path
-    monkeypatch.setattr('sys.argv', ['first_guess', *map(str, options)])
-    with pytest.raises(SystemExit):
-        first_guess.main()
+    assert run(tmp_path) == 1

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 import json
+from pathlib import Path
+import subprocess
+import sys
+from typing import get_args
 
 from models import CHANNELS, save_small_model, small_backbone, small_vae
 import pytest
@@ -11,15 +15,30 @@ from safetensors.torch import save_file
 from small_data import clip_of, save_data
 import torch
 
+from mirage_model.cli import main, parse
 from mirage_model.data.latents import PREPARED, describe_latents
 from mirage_model.io import fingerprint
+from mirage_model.memory.registry import MEMORIES
+from mirage_model.model import backbone
 from mirage_model.model.checkpoint import load_model
 from mirage_model.model.lora import add_adapter, save_adapter
-from mirage_model.training.configuration import SOURCES, STEPS, configure
-from mirage_model.training.context import ContextConfig
-from mirage_model.training.model import TRAINED, WorldModelConfig, begin_stage, build, start_from
-from mirage_model.training.trainer import TrainerConfig, checkpoints
-from mirage_model.training.world_model import main
+from mirage_model.training.ablations import VARIANTS
+from mirage_model.training.codec import STAGES
+from mirage_model.training.config import (
+    CodecStage,
+    ContextConfig,
+    MemoryName,
+    Prediction,
+    Size,
+    Stage,
+    TrainerConfig,
+    Variant,
+    WorldModelConfig,
+    WorldModelTraining,
+)
+from mirage_model.training.export import trained_config
+from mirage_model.training.model import SIZES, TRAINED, begin_stage, build, start_from
+from mirage_model.training.trainer import checkpoints
 
 
 def test_a_backbone_of_diffusers_is_loaded_and_a_given_text_is_not_trained(tmp_path, small_sizes):
@@ -53,9 +72,9 @@ def test_training_continues_from_a_model_folder(tmp_path, small_sizes):
     start_from(given, folder)
     assert not given.text.any()
     add_adapter(model.backbone.wan, rank=4)
-    with pytest.raises(ValueError, match=r'model lacks \d+ parameters'):
+    with pytest.raises(ValueError, match=r'model: lacks \d+ parameters'):
         start_from(model, folder)
-    with pytest.raises(ValueError, match=r'parameters\.safetensors is missing'):
+    with pytest.raises(ValueError, match=r'parameters\.safetensors: missing'):
         start_from(model, tmp_path)
 
 
@@ -90,79 +109,86 @@ def test_first_guess_correction_starts_at_zero(small_sizes):
 
 
 def test_what_does_not_fit_is_refused(tmp_path, small_sizes):
-    with pytest.raises(ValueError, match=r'text is \(5, 9\)'):
+    with pytest.raises(ValueError, match=r'text: shape is \(5, 9\)'):
         build(WorldModelConfig(), text=torch.randn(5, 9))
-    with pytest.raises(ValueError, match='is missing'):
+    with pytest.raises(ValueError, match='missing'):
         build(WorldModelConfig(), backbone=tmp_path)
     for name in ('size', 'stage', 'memory'):
-        with pytest.raises(ValueError, match=f'{name} must be one of'):
+        with pytest.raises((ValueError, TypeError), match=name):
             replace(WorldModelConfig(), **{name: 'other'})
 
 
-@pytest.mark.parametrize('source', SOURCES)
-@pytest.mark.parametrize('stage', TRAINED)
-def test_configurations_by_name(source, stage):
-    model, trainer = configure(source, stage=stage)
-    assert (model.size, model.stage, trainer.steps) == (source, stage, STEPS[stage])
-    large = source == 'wan22_5b'
-    assert trainer.fsdp == model.gradient_checkpointing == large
-    assert trainer.precision == ('bf16' if large else 'no')
-    model, trainer = configure(source, stage=stage, steps=7, batch=3, precision='no')
-    assert (trainer.steps, model.batch, trainer.precision) == (7, 3, 'no')
+WAN = Path(__file__).parents[2] / 'config' / 'train_wan22_5b.yaml'
+FOLDERS = [f'--{name}=there' for name in ('latents', 'clips', 'codec', 'run')]
 
 
-def test_configurations_from_a_file(tmp_path):
-    path = tmp_path / 'config.json'
-    given = {
-        'world_model': {'memory': 'none', 'context': {'imagined': 0.5, 'drop': 0}},
-        'trainer': {'steps': 9, 'learning_rate': 1},
-    }
+def parsed(*words: object) -> WorldModelTraining:
+    return parse(WorldModelTraining, [*FOLDERS, *map(str, words)], prog='mirage')
+
+
+def test_options_of_the_large_model_come_from_its_file():
+    config = parsed('--config', WAN, '--stage', 'adapter', '--steps', 7)
+    assert (config.world_model.size, config.world_model.stage) == ('wan22_5b', 'adapter')
+    assert config.world_model.gradient_checkpointing and config.trainer.fsdp
+    assert (config.trainer.precision, config.trainer.learning_rate) == ('bf16', 1e-4)
+    assert config.trainer.steps == 7
+    assert parsed('--config', WAN, '--precision', 'no').trainer.precision == 'no'
+
+
+def test_options_from_a_file(tmp_path):
+    path = tmp_path / 'options.yaml'
+    context = {'imagined': 0.5, 'drop': 0}
+    given = {'memory': 'none', 'context': context, 'steps': 9, 'learning_rate': 1}
     path.write_text(json.dumps(given))
-    model, trainer = configure(str(path), stage='adapter')
-    assert model == WorldModelConfig(
+    config = parsed('--config', path, '--stage', 'adapter')
+    assert config.world_model == WorldModelConfig(
         stage='adapter', memory='none', context=ContextConfig(imagined=0.5, drop=0.0)
     )
-    assert trainer == TrainerConfig(steps=9, learning_rate=1.0, validate_every=1000)
+    assert config.trainer == TrainerConfig(steps=9, learning_rate=1.0, validate_every=1000)
 
 
 @pytest.mark.parametrize(
     ('given', 'message'),
     [
-        ({'world_model': {'memroy': 'none'}}, "no field 'memroy'"),
-        ({'world_model': {'context': {'drop': 'much'}}}, 'drop must be float'),
-        ({'world_model': {'context': {'empty': 0.5}}}, 'add up to 1'),
-        ({'world_model': {'size': 'huge'}}, 'size must be one of'),
-        ({'world_model': {'batch': True}}, 'batch must be int'),
-        ({'trainer': {'steps': 0.5}}, 'steps must be int'),
-        ({'trainer': [1]}, 'trainer must be a JSON object'),
-        ({'world_model': []}, 'world_model must be a JSON object'),
-        ({'world_model': {'context': 3}}, 'ContextConfig must be a JSON object'),
-        ({'worldmodel': {}}, "no part 'worldmodel', there are world_model, trainer"),
-        ({'world_model': {'batch': 0}}, 'batch must be at least 1'),
-        ({'world_model': {'context': {'drop': 3.0}}}, 'drop must be a share'),
-        ({'world_model': {'context': {'empty': -0.1, 'rollout': 0.55}}}, 'empty must be a share'),
-        ({'world_model': {'context': {'depth_cell': -1}}}, 'depth_cell must be a deviation'),
-        ([], 'no JSON object'),
+        ({'memroy': 'none'}, 'memroy'),
+        ({'context': {'drop': 'much'}}, 'drop'),
+        ({'context': {'empty': 0.5}}, 'add up to 1'),
+        ({'size': 'huge'}, 'size'),
+        ({'batch': True}, 'batch'),
+        ({'steps': 0.5}, 'steps'),
+        ({'context': 3}, 'context'),
+        ({'batch': 0}, 'batch: 0, must be at least 1'),
+        ({'context': {'drop': 3.0}}, 'drop: 3.0, must be a share'),
+        ({'context': {'empty': -0.1, 'rollout': 0.55}}, 'empty: -0.1, must be a share'),
+        ({'context': {'depth_cell': -1}}, 'depth_cell: -1.0, must be 0 or more'),
+        ([1], 'must be names with values'),
     ],
 )
-def test_wrong_configurations_say_what_is_wrong(tmp_path, given, message):
-    path = tmp_path / 'config.json'
+def test_a_wrong_option_in_a_file_is_named(tmp_path, capsys, given, message):
+    path = tmp_path / 'options.yaml'
     path.write_text(json.dumps(given))
-    with pytest.raises(ValueError, match=message):
-        configure(str(path))
+    try:
+        status = main(['train', 'world-model', *FOLDERS, '--config', str(path)])
+    except SystemExit as ended:
+        status = ended.code
+    assert status in (1, 2)
+    assert message in ' '.join(capsys.readouterr().err.split())
 
 
-def test_a_missing_configuration_says_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match='tiny, wan22_5b, or a JSON file'):
-        configure(str(tmp_path / 'none.json'))
+def test_literals_of_the_configuration_are_the_names_in_code():
+    assert set(get_args(Size)) == set(SIZES)
+    assert set(get_args(Stage)) == set(TRAINED)
+    assert set(get_args(MemoryName)) == set(MEMORIES)
+    assert get_args(Prediction) == get_args(backbone.Prediction)
+    assert set(get_args(CodecStage)) == set(STAGES)
+    assert set(get_args(Variant)) == set(VARIANTS)
 
 
-def run_main(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr('sys.argv', ['world_model', *map(str, arguments)])
-    main()
+def train(*words: object) -> int:
+    return main(['train', 'world-model', *map(str, words)])
 
 
-def test_the_command_trains_stage_after_stage(tmp_path, monkeypatch, small_sizes):
+def test_the_command_trains_stage_after_stage(tmp_path, capsys, small_sizes):
     clips = [clip_of('a', 0)]
     data = save_data(tmp_path / 'data', {'train': clips, 'validation': clips})
     small_vae().save_pretrained(tmp_path / 'vae')
@@ -177,36 +203,39 @@ def test_the_command_trains_stage_after_stage(tmp_path, monkeypatch, small_sizes
         tmp_path / 'vae',
     ]
     given = ['--backbone', tmp_path / 'transformer', '--text', tmp_path / 'text.safetensors']
-    with pytest.raises(ValueError, match='prepared.json is missing: prepare the clips first'):
-        run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none')
+    assert train(*folders, *given, '--run', tmp_path / 'none') == 1
+    assert 'prepared.json: missing, prepare the clips first' in capsys.readouterr().err
     prepared = data / 'latents' / PREPARED
     prepared.write_text(json.dumps({'codec': 'of another'}))
-    with pytest.raises(ValueError, match='encoded by another codec'):
-        run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none')
+    assert train(*folders, *given, '--run', tmp_path / 'none') == 1
+    assert 'encoded by another codec' in capsys.readouterr().err
     prepared.write_text(json.dumps({'codec': fingerprint(tmp_path / 'vae')}))
-    with pytest.raises(ValueError, match='a.safetensors is missing: give the folder of the clips'):
-        run_main(monkeypatch, *folders, *given, '--run', tmp_path / 'none', '--clips', tmp_path)
+    elsewhere = [*folders, *given, '--run', tmp_path / 'none']
+    elsewhere[3] = tmp_path
+    assert train(*elsewhere) == 1
+    assert 'a.safetensors: missing, give the folder of the clips' in capsys.readouterr().err
     start = []
     for stage in ('side_branch', 'adapter'):
         run = tmp_path / stage
-        run_main(
-            monkeypatch, *folders, *given, *start, '--run', run, '--stage', stage, '--steps', 2
-        )
+        options = ['--run', run, '--stage', stage, '--steps', 2]
+        assert train(*folders, *given, *start, *options) == 0
         start = ['--from', checkpoints(run)[-1]]
     described = json.loads((run / 'config.json').read_text())
     assert described['data'] == describe_latents(data / 'latents', tmp_path / 'vae')
     assert described['backbone']['num_layers'] == 3 and described['commit']
-    # what a run folder says can be given again
-    config, trainer = configure(str(run / 'config.json'))
-    assert config == WorldModelConfig(stage='adapter')
-    assert trainer == TrainerConfig(steps=2, validate_every=1000)
+    repeated = parsed('--config', run / 'options.yaml')
+    assert repeated.world_model == WorldModelConfig(stage='adapter') == trained_config(run)
+    assert repeated.trainer == TrainerConfig(steps=2, validate_every=1000)
 
 
-def test_the_large_model_is_not_trained_from_nothing(tmp_path, monkeypatch, capsys):
-    folders = [f'--{name}={tmp_path}' for name in ('latents', 'clips', 'codec', 'run')]
-    with pytest.raises(SystemExit):
-        run_main(monkeypatch, '--config', 'wan22_5b', *folders)
-    assert 'not trained from nothing' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run_main(monkeypatch, '--stage', 'joint')
-    assert 'training needs --latents' in capsys.readouterr().err
+def test_the_large_model_needs_trained_weights(capsys):
+    assert train('--config', WAN, *FOLDERS) == 1
+    assert 'not trained from random weights' in capsys.readouterr().err
+
+
+def test_options_are_checked_without_torch():
+    program = (
+        'import sys, mirage_model.training.config, mirage_model.data.config, mirage_model.cli; '
+    )
+    program += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0

@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 import json
 from pathlib import Path
-import sys
 
 import numpy as np
 import pytest
+from test_trainer import curve
 import torch
 
 from mirage_model.camera import Cameras, directions
+from mirage_model.cli import main
 from mirage_model.clip import Clip, load_clip, save_clip
 from mirage_model.perception.embedded import (
     EmbeddedPerception,
     Network,
     NetworkConfig,
     load_network,
-    save_network,
 )
-from mirage_model.training.context import ContextConfig
-from mirage_model.training.perception import TrainConfig, Trainer, losses, main, read_batch, train
-from mirage_model.training.perception_augment import AugmentConfig, Batch, augment
+from mirage_model.training.config import (
+    AugmentConfig,
+    ContextConfig,
+    PerceptionConfig,
+    TrainerConfig,
+)
+from mirage_model.training.perception import PerceptionObjective, losses, read_batch
+from mirage_model.training.perception_augment import Batch, augment
 from mirage_model.training.perception_scores import evaluate
+from mirage_model.training.trainer import DivergedError, checkpoints, fit
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 5
 PLAIN = AugmentConfig(zoom=1.6, colour=0.0, blur=0.0, noise=0.0, blotches=0.0)
-CONFIG = TrainConfig(
-    steps=6, batch=2, warmup=2, checkpoint_every=3, network=NetworkConfig(widths=(4, 8, 8, 8))
+CONFIG = PerceptionConfig(batch=2, widths=(4, 8, 8, 8))
+TRAINER = TrainerConfig(
+    steps=6,
+    warmup_steps=2,
+    checkpoint_every=3,
+    validate_every=6,
+    log_every=1,
+    learning_rate=2e-3,
+    weight_decay=0.02,
+    clip_norm=5.0,
+    precision='no',
 )
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network(NetworkConfig(widths=CONFIG.widths))
+
+
+def train(
+    clips: list[Path],
+    run: Path,
+    trainer: TrainerConfig = TRAINER,
+    config: PerceptionConfig = CONFIG,
+) -> PerceptionObjective:
+    objective = PerceptionObjective(network(), config, clips, clips)
+    described = {'perception': asdict(config), 'clips': [path.name for path in clips]}
+    fit(objective, trainer, run, full_config=described)
+    return objective
 
 
 def paint(cameras: Cameras) -> torch.Tensor:
@@ -77,7 +109,7 @@ def clips(tmp_path: Path) -> list[Path]:
 
 
 def batch_of(clips: list[Path], indices: list[int], seed: int = 0) -> Batch:
-    return read_batch(clips, indices, CONFIG.remembered, np.random.default_rng(seed))
+    return read_batch(clips, indices, CONFIG.memory, np.random.default_rng(seed))
 
 
 def test_a_batch_is_the_frames_of_the_clips(clips: list[Path]):
@@ -105,40 +137,30 @@ def test_augmented_cameras_fit_the_augmented_frames(clips: list[Path]):
     known = torch.isfinite(changed.depth) & (changed.depth < 8)
     assert (changed.depth[known] * y[known] - 1).abs().max() < 0.25
     # a memory is told by cell: half a cell of 8 pixels to either side, at up to 1.6 times the size
-    remembered = torch.isfinite(changed.known.depth) & (changed.known.depth < 3)
+    remembered = torch.isfinite(changed.memory_depth.depth) & (changed.memory_depth.depth < 3)
     assert (
-        remembered.any() and not changed.known.observed[~torch.isfinite(changed.known.depth)].any()
+        remembered.any()
+        and not changed.memory_depth.observed[~torch.isfinite(changed.memory_depth.depth)].any()
     )
-    off = (changed.known.depth[remembered] * y[remembered] - 1).abs()
+    off = (changed.memory_depth.depth[remembered] * y[remembered] - 1).abs()
     assert off.median() < 0.25
 
 
 def test_what_a_memory_knows_is_what_the_other_frames_saw(clips: list[Path]):
     """A camera that stands still: one cell's depth is that of the same cell of any other frame."""
     exact = replace(ContextConfig(), depth_frame=0.0, depth_cell=0.0, position=0.0, rotation=0.0)
-    config = replace(CONFIG.remembered, empty=0.0, cell=4, splat_size=1, noise=exact)
+    config = replace(CONFIG.memory, empty=0.0, cell=4, splat_size=1, noise=exact)
     batch = read_batch(clips * 4, [2] * 12, config, np.random.default_rng(0))
-    known = torch.isfinite(batch.known.depth)
-    assert batch.known.observed.any() and (known & ~batch.known.observed).any()
+    known = torch.isfinite(batch.memory_depth.depth)
+    assert batch.memory_depth.observed.any() and (known & ~batch.memory_depth.observed).any()
     rows = torch.arange(HEIGHT) // 4 * 4 + 1.5
     slope = (rows - 15) / 26
     expected = (1 / slope)[:, None].expand_as(batch.depth)
-    ratio = (batch.known.depth / expected)[known]
+    ratio = (batch.memory_depth.depth / expected)[known]
     assert (ratio - 1).abs().median() < 0.02
     empty = replace(config, empty=1.0)
-    nothing = read_batch(clips, [0, 1, 2], empty, np.random.default_rng(0)).known
+    nothing = read_batch(clips, [0, 1, 2], empty, np.random.default_rng(0)).memory_depth
     assert nothing.depth.isnan().all() and not nothing.observed.any()
-
-
-def test_training_goes_on_from_a_network(clips: list[Path], tmp_path: Path):
-    first = train(replace(CONFIG, steps=2), clips, tmp_path / 'first')
-    save_network(tmp_path / 'network', first.average, dtype=torch.float32)
-    second = Trainer(CONFIG, clips, start=tmp_path / 'network')
-    for name, value in first.average.state_dict().items():
-        assert torch.equal(second.network.state_dict()[name], value), name
-    wider = replace(CONFIG, network=NetworkConfig(widths=(8, 8, 8, 8)))
-    with pytest.raises(ValueError, match='widths'):
-        Trainer(wider, clips, start=tmp_path / 'network')
 
 
 def test_augmentation_is_repeatable_and_keeps_frames_in_range(clips: list[Path]):
@@ -153,7 +175,7 @@ def test_augmentation_is_repeatable_and_keeps_frames_in_range(clips: list[Path])
 def test_pixels_of_unknown_depth_pull_at_nothing(clips: list[Path]):
     batch = batch_of(clips, [0, 1, 2])
     torch.manual_seed(0)
-    prediction = Network(CONFIG.network)(batch.frames, batch.cameras, batch.known)
+    prediction = network()(batch.frames, batch.cameras, batch.memory_depth)
     prediction.log_depth.retain_grad()
     terms = losses(prediction, batch, CONFIG)
     torch.stack(list(terms.values())).sum().backward()
@@ -165,66 +187,79 @@ def test_pixels_of_unknown_depth_pull_at_nothing(clips: list[Path]):
 
 def test_perfect_depth_has_no_depth_loss(clips: list[Path]):
     batch = batch_of(clips, [0, 1, 2])
-    prediction = Network(CONFIG.network)(batch.frames, batch.cameras, batch.known)
+    prediction = network()(batch.frames, batch.cameras, batch.memory_depth)
     exact = replace(prediction, log_depth=batch.depth.nan_to_num(1.0).log())
     terms = losses(exact, batch, CONFIG)
     assert terms['depth'] == 0 and terms['gradient'] == 0
 
 
 def test_training_learns(clips: list[Path], tmp_path: Path):
-    config = replace(CONFIG, steps=60, warmup=5, learning_rate=1e-2)
-    train(config, clips, tmp_path / 'run')
-    lines = [json.loads(line) for line in (tmp_path / 'run/log.jsonl').read_text().splitlines()]
-    first, last = (sum(line['loss'] for line in part) for part in (lines[:10], lines[-10:]))
-    assert last < 0.7 * first
+    train(clips, tmp_path / 'run', replace(TRAINER, steps=60, warmup_steps=5, learning_rate=1e-2))
+    losses = [value for _, value in curve(tmp_path / 'run', 'train/loss')]
+    assert len(losses) == 60 and sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
 def test_a_stopped_run_resumes_exactly(clips: list[Path], tmp_path: Path):
-    whole = train(CONFIG, clips, tmp_path / 'whole')
-    train(CONFIG, clips, tmp_path / 'parts', stop_at=3)
-    parts = train(CONFIG, clips, tmp_path / 'parts')
-    assert (tmp_path / 'whole/log.jsonl').read_text() == (tmp_path / 'parts/log.jsonl').read_text()
-    for a, b in ((whole.network, parts.network), (whole.average, parts.average)):
-        for name, value in a.state_dict().items():
-            assert torch.equal(value, b.state_dict()[name]), name
+    """Weights, their average, and the statistics of batch norm are those of the unbroken run."""
+    whole = train(clips, tmp_path / 'whole')
+    with pytest.raises(DivergedError):
+        stopped = PerceptionObjective(network(), CONFIG, clips, clips)
+        step = stopped.step
+
+        def failing(module, rng, generator, at: int):
+            result = step(module, rng, generator, at)
+            return replace(result, loss=result.loss * (torch.nan if at == 4 else 1.0))
+
+        stopped.step = failing
+        described = {'perception': asdict(CONFIG), 'clips': [path.name for path in clips]}
+        fit(stopped, TRAINER, tmp_path / 'parts', full_config=described)
+    assert checkpoints(tmp_path / 'parts')[-1].name == 'checkpoint-0000003'
+    resumed = train(clips, tmp_path / 'parts')
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name]), name
+    for tag in ('train/loss', 'train/depth', 'validation/depth_abs_rel'):
+        assert curve(tmp_path / 'whole', tag) == curve(tmp_path / 'parts', tag)
 
 
-def test_a_run_killed_between_checkpoints_leaves_one_curve(clips: list[Path], tmp_path: Path):
-    whole = train(CONFIG, clips, tmp_path / 'whole')
-    train(CONFIG, clips, tmp_path / 'parts', stop_at=3)
-    with open(tmp_path / 'parts/log.jsonl', 'a') as log:
-        log.write(json.dumps({'step': 4, 'loss': 0.0}) + '\n')
-    parts = train(CONFIG, clips, tmp_path / 'parts')
-    assert (tmp_path / 'whole/log.jsonl').read_text() == (tmp_path / 'parts/log.jsonl').read_text()
-    assert parts.step_number == whole.step_number
+def test_the_average_follows_the_weights(clips: list[Path]):
+    objective = PerceptionObjective(network(), replace(CONFIG, average=0.5), clips, clips)
+    name = 'head.bias'
+    expected = objective.module.average.state_dict()[name].clone()
+    for step in range(20):
+        with torch.no_grad():
+            objective.module.network.head.bias.fill_(float(step))
+        objective.after_step(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    torch.testing.assert_close(objective.module.average.state_dict()[name], expected)
 
 
-def test_another_configuration_is_refused_in_the_same_folder(clips: list[Path], tmp_path: Path):
-    train(CONFIG, clips, tmp_path / 'run', stop_at=1)
-    with pytest.raises(ValueError, match='another run'):
-        train(replace(CONFIG, seed=1), clips, tmp_path / 'run')
-    with pytest.raises(ValueError, match='another run'):
-        train(CONFIG, clips[:2], tmp_path / 'run')
+def test_another_configuration_does_not_resume(clips: list[Path], tmp_path: Path):
+    train(clips, tmp_path, replace(TRAINER, steps=1))
+    with pytest.raises(ValueError, match=r'began with another trainer\.seed'):
+        train(clips, tmp_path, replace(TRAINER, seed=1))
+    with pytest.raises(ValueError, match='began with another clips'):
+        train(clips[:2], tmp_path)
 
 
-def test_no_clips_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match='no clips'):
-        train(CONFIG, [], tmp_path / 'run')
+def test_no_clips_are_rejected():
+    with pytest.raises(ValueError, match='clips: none'):
+        PerceptionObjective(network(), CONFIG, [], [])
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_frames(clips: list[Path]):
-    trainer = Trainer(CONFIG, clips)
+def test_a_diverged_loss_names_the_step_and_the_frames(clips: list[Path], tmp_path: Path):
+    objective = PerceptionObjective(network(), CONFIG, clips, clips)
     with torch.no_grad():
-        trainer.network.head.bias.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"step 0: \('\d:\d', '\d:\d'\)"):
-        trainer.step()
+        objective.module.network.head.bias.fill_(torch.nan)
+    with pytest.raises(DivergedError, match=r"step 0: \['\d:\d', '\d:\d'\]"):
+        fit(objective, TRAINER, tmp_path, full_config={})
 
 
 def test_scores_are_those_of_a_plain_loop_over_pixels(clips: list[Path]):
     torch.manual_seed(1)
-    network = Network(CONFIG.network).eval()
-    scores = evaluate(network, clips, every=2)
-    perception, abs_rel, deltas, both, either = EmbeddedPerception(network), [], [], 0, 0
+    scored = network().eval()
+    scores = evaluate(scored, clips, every=2)
+    perception, abs_rel, deltas, both, either = EmbeddedPerception(scored), [], [], 0, 0
     for path in clips:
         clip, errors, within = load_clip(path), [], []
         for i in range(0, FRAMES, 2):
@@ -249,15 +284,26 @@ def test_scores_are_those_of_a_plain_loop_over_pixels(clips: list[Path]):
     assert scores['clips'] == 3 and scores['frames'] == 9
 
 
-def test_the_command_leaves_weights_and_scores(
-    clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    folder, out = str(clips[0].parent), tmp_path / 'run'
-    arguments = ['--clips', folder, '--validation', folder, '--out', str(out)]
-    words = ['--steps', '2', '--batch', '2', '--no-bfloat16']
-    monkeypatch.setattr(sys, 'argv', ['perception', *arguments, *words])
-    main()
-    assert json.loads((out / 'run.json').read_text())['config']['bfloat16'] is False
-    assert load_network(out / 'network').config == NetworkConfig()
-    scores = json.loads((out / 'validation.json').read_text())
+def test_the_command_leaves_weights_and_scores(clips: list[Path], tmp_path: Path, capsys):
+    folder = tmp_path / 'split'
+    for split in ('train', 'validation'):
+        (folder / split).mkdir(parents=True)
+        for path in clips:
+            save_clip(folder / split / path.name, load_clip(path))
+    run = tmp_path / 'run'
+    words = ['train', 'perception', '--clips', str(folder), '--run', str(run), '--batch', '2']
+    assert main([*words, '--steps', '1', '--precision', 'no']) == 0
+    described = json.loads((run / 'config.json').read_text())
+    assert described['trainer']['precision'] == 'no'
+    assert load_network(run / 'network').config == NetworkConfig()
+    scores = json.loads((run / 'validation.jsonl').read_text())
     assert {'depth_abs_rel', 'sky_iou', 'mover_iou', 'mover_iou_se', 'frames'} <= scores.keys()
+    # clips that were recorded since the run began are left out
+    save_clip(folder / 'train' / 'later.safetensors', load_clip(clips[0]))
+    assert main([*words, '--steps', '2', '--precision', 'no']) == 0
+    started = [*words[:5], str(tmp_path / 'next'), '--from', str(run / 'network')]
+    assert main([*started, '--steps', '1', '--batch', '2', '--widths', '4', '8', '8', '8']) == 1
+    assert 'widths are (24, 48, 80, 112), must be (4, 8, 8, 8)' in capsys.readouterr().err
+    assert main([*started, '--steps', '1', '--batch', '2', '--learning-rate', '1e-9']) == 0
+    first, second = (load_network(path / 'network') for path in (run, tmp_path / 'next'))
+    torch.testing.assert_close(first.head.bias, second.head.bias)

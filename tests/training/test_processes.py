@@ -90,8 +90,8 @@ def test_sharding_shards_and_changes_no_result(out):
         assert [v for _, v in one] == pytest.approx([v for _, v in other], rel=2e-3)
 
 
-def test_sharding_over_processes_without_gpus_is_refused(out):
-    assert 'refused: fsdp shards over GPUs' in out.joinpath('printed.txt').read_text()
+def test_sharding_over_needs_gpus(out):
+    assert 'rejected: fsdp: these processes have no GPU' in out.joinpath('printed.txt').read_text()
 
 
 def test_what_was_sharded_goes_on_in_one_process(data, out):

@@ -10,9 +10,9 @@ from small_data import clip_of
 import torch
 
 from mirage_model.camera import resized
-from mirage_model.labels import labels
+from mirage_model.clip import labels
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.training.reprojection import MAX_GAP, Mover, Pairs
+from mirage_model.training.reprojection import MAX_GAP, FramePairs, ReprojectionHead
 from mirage_model.write_filter import write_mask
 
 STRIDE = 4
@@ -30,9 +30,9 @@ def test_an_untrained_mover_returns_what_the_memory_reads(seed):
     clips = [clip_of(name, seed) for name in 'ab']
     clips[1] = replace(clips[1], depth=clips[1].depth + torch.rand(33, 1, 1))
     clips[1].sky[:, :9] = True
-    pairs = Pairs.of(clips, stride=STRIDE, rng=rng)
+    pairs = FramePairs.of(clips, stride=STRIDE, rng=rng)
     latents = torch.randn(2, 5, 8, 12)
-    moved = Mover(5)(latents, pairs.cell, pairs.offset, pairs.depth_ratio)
+    moved = ReprojectionHead(5)(latents, pairs.cell, pairs.offset, pairs.depth_ratio)
     for i, clip in enumerate(clips):
         first, second = frame_of(clip, pairs.first[i]), frame_of(clip, pairs.second[i])
         assert 1 <= abs(first - second) <= MAX_GAP
@@ -49,7 +49,7 @@ def test_an_untrained_mover_returns_what_the_memory_reads(seed):
 
 def test_pairs_follow_from_the_generator_and_fit_short_clips():
     clip = clip_of('a', 0, frames=2)
-    one, other = (Pairs.of([clip], stride=STRIDE, rng=np.random.default_rng(7)) for _ in 'ab')
+    one, other = (FramePairs.of([clip], stride=STRIDE, rng=np.random.default_rng(7)) for _ in 'ab')
     assert torch.equal(one.cell, other.cell) and torch.equal(one.first, other.first)
     assert not torch.equal(one.first, one.second)
 
@@ -57,7 +57,7 @@ def test_pairs_follow_from_the_generator_and_fit_short_clips():
 def test_a_mover_learns_a_shift_of_half_a_cell():
     """By its linear part: a smooth signal, read half a cell aside, is the mean of two neighbours."""
     torch.manual_seed(0)
-    mover = Mover(1, width=4)
+    mover = ReprojectionHead(1, width=4)
     optimizer = torch.optim.Adam(mover.parameters(), lr=0.02)
     cell = torch.arange(96).view(1, 8, 12).expand(16, 8, 12)
     offset = torch.zeros(16, 2, 8, 12)

@@ -14,10 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import torch
 from torch import nn
 
+from mirage_model.training.config import TrainerConfig
 from mirage_model.training.trainer import (
     DivergedError,
+    Objective,
     StepResult,
-    TrainerConfig,
     checkpoints,
     fit,
     learning_rate,
@@ -28,7 +29,7 @@ CONFIG = TrainerConfig(
 )
 
 
-class Regression:
+class Regression(Objective):
     """A small network after noisy targets: every source of randomness a training has."""
 
     def __init__(self, fail_at: int | None = None, bad: str = 'loss'):
@@ -145,7 +146,7 @@ def test_another_configuration_does_not_resume(tmp_path):
     [('steps', 0), ('accumulate', 0), ('log_every', -1), ('learning_rate', float('nan'))],
 )
 def test_numbers_that_mean_nothing_are_refused(field, value):
-    with pytest.raises(ValueError, match=f'{field} must be'):
+    with pytest.raises(ValueError, match=f'{field}: .*must be'):
         replace(CONFIG, **{field: value})
 
 
@@ -153,7 +154,7 @@ def test_another_model_does_not_resume(tmp_path):
     fit(Regression(), CONFIG, tmp_path, full_config={})
     other = Regression()
     other.module = nn.Linear(3, 1)
-    with pytest.raises(ValueError, match='another model'):
+    with pytest.raises(ValueError, match='of another model'):
         fit(other, replace(CONFIG, steps=20), tmp_path, full_config={})
 
 

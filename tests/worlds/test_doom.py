@@ -7,7 +7,7 @@ from warping import warp_psnr
 
 from mirage_model.camera import check_cameras
 from mirage_model.clip import Clip, load_clip, save_clip
-from mirage_model.data.record import RecordConfig, record_drive, why_left_out
+from mirage_model.data.record import RecordConfig, reason_to_reject, record_trajectory
 from mirage_model.worlds.doom import (
     UNITS_PER_METRE,
     DoomMap,
@@ -22,7 +22,7 @@ MAP = 'MAP08'
 
 @pytest.fixture(scope='module')
 def clip() -> Clip:
-    return record_drive(MAP, 'wander', frames=17, seed=4, name='drive')
+    return record_trajectory(MAP, 'wander', frames=17, seed=4, name='drive')
 
 
 def room() -> DoomMap:
@@ -101,11 +101,11 @@ def test_depth_and_cameras_explain_the_frames(clip, gap):
 
 def test_a_clip_is_whole_and_repeatable(clip):
     check_cameras(clip.cameras)
-    again = record_drive(MAP, 'wander', frames=17, seed=4, name='drive')
+    again = record_trajectory(MAP, 'wander', frames=17, seed=4, name='drive')
     assert torch.equal(clip.frames, again.frames)
     assert torch.equal(clip.cameras.world_from_camera, again.cameras.world_from_camera)
     assert clip.depth[clip.sky | clip.moving].isnan().all()
-    assert why_left_out(clip) is None
+    assert reason_to_reject(clip) is None
 
 
 def test_a_saved_clip_comes_back(clip, tmp_path):
@@ -120,7 +120,7 @@ def test_a_saved_clip_comes_back(clip, tmp_path):
 
 
 def test_out_and_back_ends_where_it_began():
-    out = record_drive(MAP, 'out_and_back', frames=9, seed=2, name='loop')
+    out = record_trajectory(MAP, 'out_and_back', frames=9, seed=2, name='loop')
     poses = out.cameras.world_from_camera
     assert torch.allclose(poses[0, :3, 3], poses[-1, :3, 3], atol=0.05)
     assert not torch.allclose(poses[0, :3, 3], poses[4, :3, 3], atol=0.05)
@@ -131,4 +131,4 @@ def test_other_maps_and_sizes_are_refused():
         read_map('MAP99')
     with pytest.raises(ValueError, match='Doom is recorded at 96x160 and 8 Hz, not at 64x64'):
         config = RecordConfig(height=64, width=64)
-        record_drive(MAP, 'turn', frames=2, seed=0, name='small', config=config)
+        record_trajectory(MAP, 'turn', frames=2, seed=0, name='small', config=config)

@@ -8,7 +8,7 @@ from warping import warp_psnr
 
 from mirage_model.camera import check_cameras, directions, unproject
 from mirage_model.clip import Clip
-from mirage_model.data.record import RecordConfig, record_drive, why_left_out
+from mirage_model.data.record import RecordConfig, reason_to_reject, record_trajectory
 from mirage_model.data.splits import maps_of
 from mirage_model.worlds.drive import KINDS
 from mirage_model.worlds.furniture import Solid
@@ -21,7 +21,7 @@ SCENE = 'room-0004'
 
 @pytest.fixture(scope='module')
 def clip() -> Clip:
-    return record_drive(SCENE, 'wander', frames=25, seed=5, name='drive')
+    return record_trajectory(SCENE, 'wander', frames=25, seed=5, name='drive')
 
 
 def first_hit(solid: Solid, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
@@ -93,8 +93,8 @@ def test_depth_and_cameras_explain_the_frames(clip, gap):
 
 def test_a_clip_is_whole_and_repeatable(clip):
     check_cameras(clip.cameras)
-    assert clip.scene == SCENE and 'open sky' in clip.text and why_left_out(clip) is None
-    again = record_drive(SCENE, 'wander', frames=25, seed=5, name='drive')
+    assert clip.scene == SCENE and 'open sky' in clip.text and reason_to_reject(clip) is None
+    again = record_trajectory(SCENE, 'wander', frames=25, seed=5, name='drive')
     for name in ('frames', 'sky', 'moving'):
         assert torch.equal(getattr(clip, name), getattr(again, name)), name
     assert torch.equal(clip.depth.nan_to_num(-1), again.depth.nan_to_num(-1))
@@ -120,7 +120,7 @@ def test_what_moves_is_where_it_moves_and_is_marked(clip):
 
 def test_size_rate_and_field_of_view_are_options():
     config = RecordConfig(frames=3, height=64, width=64, rate=4.0)
-    clip = record_drive(SCENE, 'turn', frames=3, seed=0, name='small', config=config)
+    clip = record_trajectory(SCENE, 'turn', frames=3, seed=0, name='small', config=config)
     assert clip.frames.shape == (3, 64, 64, 3)
     assert clip.cameras.times.tolist() == [0.0, 0.25, 0.5]
     K = intrinsics(90.0, 64, 64)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.clip import Clip
-from mirage_model.data.record import maps_of, record_drive
+from mirage_model.data.record import maps_of, record_trajectory
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.config import HalfResolutionConfig
@@ -32,7 +32,7 @@ def validation_trajectory(index: int, frames: int) -> Clip:
     maps, kind = maps_of('validation'), KINDS[index % len(KINDS)]
     map_name = maps[index % len(maps)]
     name = f'{index:03d}-{map_name}-{kind}'
-    return record_drive(map_name, kind, frames=frames, seed=20_000 + index, name=name)
+    return record_trajectory(map_name, kind, frames=frames, seed=20_000 + index, name=name)
 
 
 def seed(engine: Engine, clip: Clip) -> None:
