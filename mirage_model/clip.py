@@ -131,7 +131,7 @@ def labels(clip: Clip, at: slice, *, dynamic_filter: bool = True) -> Estimate:
     """
     depth, moving = clip.depth[at], clip.moving[at]
     if not dynamic_filter:
-        depth, moving = _standing_depth(depth, moving), torch.zeros_like(moving)
+        depth, moving = fill_from_below(depth, moving), torch.zeros_like(moving)
     return Estimate(
         depth=depth,
         cameras=clip.cameras[at],
@@ -142,7 +142,7 @@ def labels(clip: Clip, at: slice, *, dynamic_filter: bool = True) -> Estimate:
     )
 
 
-def _standing_depth(
+def fill_from_below(
     depth: Float[Tensor, 'n h w'], moving: Bool[Tensor, 'n h w']
 ) -> Float[Tensor, 'n h w']:
     """Return depth with that of the nearest known pixel below at moving pixels, NaN where there is none."""

@@ -168,12 +168,12 @@ def test_clips_are_kept_later_too_and_never_in_two_splits(tmp_path, model, clips
         prepare(again, source)
     report = prepare(replace(again, clips_out=None), source)
     assert report['test']['clips'] == 2 and report['not_found'] == ['celler']
-    assert 'held out, but of no clip: celler' in summary(report)
+    assert 'held out, but in no clip: celler' in summary(report)
 
 
 def test_nothing_at_all_and_two_of_one_name_are_refused(tmp_path, model, clips, splits):
     source = RecordedClips(folder=clips, layout=LAYOUT)
-    with pytest.raises(ValueError, match="two clips have the name '0-hall'"):
+    with pytest.raises(ValueError, match="0-hall: two clips have this name"):
         prepare(config_of(tmp_path / 'a', model, splits), [source, source])
     wide = RecordedClips(folder=clips, layout=replace(LAYOUT, width=64))
     with pytest.raises(ValueError, match='no clip could be prepared: its frames are 32x48'):

@@ -9,6 +9,7 @@ import pytest
 from small_data import clip_of, save_data, small_objective
 import torch
 
+from mirage_model.clip import labels
 from mirage_model.memory.registry import MEMORIES
 from mirage_model.model.codec import Codec
 from mirage_model.training.ablations import (

@@ -8,23 +8,30 @@ from small_data import clip_of
 import torch
 
 from mirage_model.camera import resized
-from mirage_model.clip import labels, standing
+from mirage_model.clip import fill_from_below, labels
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.training.config import ContextConfig
-from mirage_model.training.context import KINDS, Stills, fill, jitter, over_pixels, write
+from mirage_model.training.context import (
+    KINDS,
+    SingleFrameLatents,
+    fill,
+    jitter,
+    over_pixels,
+    write,
+)
 
 NOISE = ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'drop', 'sensor')
 QUIET = dict.fromkeys(NOISE, 0.0)
 
 
-def stills_of(height: int = 4, width: int = 6) -> Stills:
+def stills_of(height: int = 4, width: int = 6) -> SingleFrameLatents:
     """Nine stills of a wall 3 m away, each a metre to the right of the one before."""
     generator = torch.Generator().manual_seed(0)
     cameras = resized(clip_of('a', 0).cameras[::4], height, width)
     world_from_camera = torch.eye(4).repeat(9, 1, 1)
     world_from_camera[:, 0, 3] = torch.arange(9.0)
-    return Stills(
+    return SingleFrameLatents(
         latents=torch.randn(9, 4, height, width, generator=generator),
         depth=torch.full((9, height, width), 3.0),
         valid=torch.ones(9, height, width, dtype=torch.bool),
@@ -156,7 +163,7 @@ def test_movers_stand_on_what_is_below_them():
             if not moving[k, r, column] and not depth[k, r, column].isnan()
         ]
         expected[k, row, column] = below[0] if below else torch.nan
-    torch.testing.assert_close(standing(depth, moving), expected, equal_nan=True)
+    torch.testing.assert_close(fill_from_below(depth, moving), expected, equal_nan=True)
 
 
 def test_labels_know_what_the_clip_knows():

@@ -302,6 +302,7 @@ def test_the_command_leaves_weights_and_scores(clips: list[Path], tmp_path: Path
     save_clip(folder / 'train' / 'later.safetensors', load_clip(clips[0]))
     assert main([*words, '--steps', '2', '--precision', 'no']) == 0
     started = [*words[:5], str(tmp_path / 'next'), '--from', str(run / 'network')]
+    started += ['--precision', 'no']
     assert main([*started, '--steps', '1', '--batch', '2', '--widths', '4', '8', '8', '8']) == 1
     assert 'widths are (24, 48, 80, 112), must be (4, 8, 8, 8)' in capsys.readouterr().err
     assert main([*started, '--steps', '1', '--batch', '2', '--learning-rate', '1e-9']) == 0
