@@ -173,7 +173,7 @@ def test_clips_are_kept_later_too_and_never_in_two_splits(tmp_path, model, clips
 
 def test_nothing_at_all_and_two_of_one_name_are_refused(tmp_path, model, clips, splits):
     source = RecordedClips(folder=clips, layout=LAYOUT)
-    with pytest.raises(ValueError, match="0-hall: two clips have this name"):
+    with pytest.raises(ValueError, match='0-hall: two clips have this name'):
         prepare(config_of(tmp_path / 'a', model, splits), [source, source])
     wide = RecordedClips(folder=clips, layout=replace(LAYOUT, width=64))
     with pytest.raises(ValueError, match='no clip could be prepared: its frames are 32x48'):
