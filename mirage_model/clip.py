@@ -145,7 +145,8 @@ def labels(clip: Clip, at: slice, *, dynamic_filter: bool = True) -> Estimate:
 def fill_from_below(
     depth: Float[Tensor, 'n h w'], moving: Bool[Tensor, 'n h w']
 ) -> Float[Tensor, 'n h w']:
-    """Return depth with that of the nearest known pixel below at moving pixels, NaN where there is none."""
+    """Return depth with that of the nearest known pixel below at moving pixels, NaN where there is
+    none."""
     known = ~depth.isnan() & ~moving
     rows = torch.arange(depth.shape[1])[:, None].expand_as(known)
     # scan from the bottom row up

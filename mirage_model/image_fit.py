@@ -1,6 +1,8 @@
-"""Fit an image to the model's size: crop it about the centre to the aspect, then scale it; its K with it.
+"""Fit an image to the model's size: crop it about the centre to the aspect, then scale it; its K
+with it.
 
-Colours, depth and labels of one camera are cropped alike, so that a pixel of one belongs to that pixel of the others.
+Colours, depth and labels of one camera are cropped alike, so that a pixel of one belongs to that
+pixel of the others.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import numpy as np
 def fit_image(
     image: Shaped[np.ndarray, 'h w *c'], height: int, width: int
 ) -> Shaped[np.ndarray, '{height} {width} *c']:
-    """Return an image of colours at a size: averaged where it gets smaller, interpolated where it gets larger."""
+    """Return an image of colours at a size: averaged where it gets smaller, interpolated where it
+    gets larger."""
     cropped = crop(image, height, width)
     method = cv2.INTER_AREA if cropped.shape[0] > height else cv2.INTER_LINEAR
     return cv2.resize(cropped, (width, height), interpolation=method)
@@ -22,7 +25,8 @@ def fit_image(
 def fit_depth(
     depth: Shaped[np.ndarray, 'h w'], height: int, width: int
 ) -> Shaped[np.ndarray, '{height} {width}']:
-    """Return depth or labels at a size: the value at every pixel's centre, never a blend of two surfaces."""
+    """Return depth or labels at a size: the value at every pixel's centre, never a blend of two
+    surfaces."""
     return cv2.resize(
         crop(depth, height, width), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
     )
@@ -46,7 +50,8 @@ def fit_K(
 def crop(
     image: Shaped[np.ndarray, 'h w *c'], height: int, width: int
 ) -> Shaped[np.ndarray, 'crop_h crop_w *c']:
-    """Return the part of an image that `fit_image` scales: the largest one with the aspect, about the centre."""
+    """Return the part of an image that `fit_image` scales: the largest one with the aspect, about
+    the centre."""
     top, left, crop_height, crop_width = _crop(image.shape[:2], height, width)
     return image[top : top + crop_height, left : left + crop_width]
 

@@ -1,7 +1,8 @@
 """Requests and answers of the engine: frozen dataclasses of NumPy arrays, and the engine's verbs.
 
 Frames are RGB uint8. Conventions of worlds and cameras are those of `mirage_model.camera`: optical
-camera frames, metres, K in pixels with the centre of the top-left pixel at (0, 0). Times are seconds.
+camera frames, metres, K in pixels with the centre of the top-left pixel at (0, 0). Times are
+seconds.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class ImagineRequest:
     """Copied into each chunk."""
 
     world_from_camera: np.ndarray
-    """(n, 4, 4) pose of each frame to imagine, without the observation that the path starts from [m].
+    """(n, 4, 4) pose of each frame to imagine, without the observation that the path starts from
+    [m].
 
     n must be a multiple of `ModelInfo.new_frames_per_chunk`.
     """
@@ -136,7 +138,8 @@ class CandidatesRequest:
     """Seconds after the call at which candidates are returned as far as they exist; None waits."""
 
     goal: np.ndarray | None = None
-    """(height, width, 3) uint8 image for `Candidate.goal_distance`, cropped and scaled to the frame."""
+    """(height, width, 3) uint8 image for `Candidate.goal_distance`, cropped and scaled to the
+    frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,8 @@ class Chunk:
     """(n, height, width, 3) uint8."""
 
     visibility: np.ndarray
-    """(n, height, width) uint8 of NOTHING, IMAGINED and OBSERVED, before the chunk was imagined."""
+    """(n, height, width) uint8 of NOTHING, IMAGINED and OBSERVED, before the chunk was imagined.
+    """
 
     visible: np.ndarray
     """(n,) share of the view that the memory covers, in 0..1."""
@@ -174,7 +178,8 @@ class Chunk:
     """(n,) time of each frame [s]."""
 
     memory_frames: np.ndarray | None
-    """The memory's latents decoded without the model, shaped like ``frames``; grey where it is empty."""
+    """The memory's latents decoded without the model, shaped like ``frames``; grey where it is
+    empty."""
 
     depth_source: DepthSource
     """Source of the memory's depth."""
@@ -369,7 +374,8 @@ class EngineProtocol(Protocol):
         ...
 
     def predicted_seconds(self, request: ImagineRequest | CandidatesRequest) -> float:
-        """Return how long a request would take from the times of earlier chunks; ignore its deadline.
+        """Return how long a request would take from the times of earlier chunks; ignore its
+        deadline.
 
         Raises:
             InvalidRequest: No chunk was timed yet.
@@ -388,8 +394,9 @@ class EngineProtocol(Protocol):
 
         Args:
             threshold: Share of the view for `CoverageScore.visible_ends` and ``observed_ends``.
-            coarse: Estimate from groups of points, for many paths; see `mirage_model.memory.coverage`.
-                Otherwise the values equal those of chunks along the paths.
+            coarse: Estimate from groups of points, for many paths; see
+                `mirage_model.memory.coverage`. Otherwise the values equal those of chunks along
+                the paths.
 
         Raises:
             InvalidRequest: The memory does not exist or a path is malformed.

@@ -1,4 +1,5 @@
-"""Write files whole or not at all, read and write strict JSON, and check that a run is resumed unchanged."""
+"""Write files whole or not at all, read and write strict JSON, and check that a run is resumed
+unchanged."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def write_json(path: Path, content: object) -> None:
 
 
 def check_same_run(path: Path, description: dict, *, may_differ: Collection[str] = ()) -> None:
-    """Compare the description of a run with the one that was written to a JSON file, if it is there.
+    """Compare the description of a run with the one that was written to a JSON file, if it is
+    there.
 
     Args:
         may_differ: Names of fields that may change, those of inner objects behind a dot.

@@ -13,7 +13,8 @@ def psnr(frames: Any, truth: Any, valid: Any = None) -> float:
     """Return the peak signal-to-noise ratio [dB] of colours in 0..1, at most `PEAK_DB`.
 
     Args:
-        frames, truth: Float arrays or tensors of one shape, (..., 3, H, W) where ``valid`` is given.
+        frames, truth: Float arrays or tensors of one shape, (..., 3, H, W) where ``valid`` is
+        given.
         valid: Boolean (..., H, W), the pixels to compare; None compares all.
 
     Returns:

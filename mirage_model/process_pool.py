@@ -19,8 +19,8 @@ def in_workers(
 ) -> Iterator[Result]:
     """Yield the results of ``function(*job)`` for each job, in order of completion.
 
-    With one worker the jobs run in this process. More workers are processes of one thread each, which
-    import the module of ``function`` once; an interrupt lets running jobs finish.
+    With one worker the jobs run in this process. More workers are processes of one thread each,
+    which import the module of ``function`` once; an interrupt lets running jobs finish.
     """
     if workers < 2:
         yield from (function(*job) for job in jobs)

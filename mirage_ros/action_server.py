@@ -1,4 +1,5 @@
-"""Goals of the actions as jobs of the worker: accepted, cancelled and finished in one callback group."""
+"""Goals of the actions as jobs of the worker: accepted, cancelled and finished in one callback
+group."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from mirage_ros.context import NodeContext
 from mirage_ros.publishers import Publishers
 
 SERVICE_QOS = QoSProfile(depth=256)
-"""Requests of goals, cancels and results that may arrive at once; rclpy keeps 10, and DDS drops the others."""
+"""Requests of goals, cancels and results that may arrive at once; rclpy keeps 10, and DDS drops
+the others."""
 
 Finish = Callable[[Outcome, Any], None]
 """Called once with the outcome and the result message of a goal, from any thread."""
@@ -28,8 +30,9 @@ Finish = Callable[[Outcome, Any], None]
 class Goals:
     """The goals that run or wait, over all actions of the node.
 
-    Acceptance, cancellation and the end of a goal share one mutually exclusive callback group. Jobs are therefore
-    submitted in the order of acceptance, and no goal ends between its cancel request and the change of its state.
+    Acceptance, cancellation and the end of a goal share one mutually exclusive callback group.
+    Jobs are therefore submitted in the order of acceptance, and no goal ends between its cancel
+    request and the change of its state.
     """
 
     def __init__(self, node: NodeContext, publishers: Publishers):
@@ -54,8 +57,8 @@ class Goals:
 
         Args:
             requested_id: Returns the request id that a goal carries, or ''.
-            make_job: Takes the goal's handle, its request id, and the function that finishes the goal. A ValueError
-                rejects the goal.
+            make_job: Takes the goal's handle, its request id, and the function that finishes the
+                goal. A ValueError rejects the goal.
             make_result: Returns the result message of a goal for which there is no job.
         """
 
@@ -71,7 +74,8 @@ class Goals:
 
             with self._changed:
                 self._cancel[goal_id] = lambda: None
-            # handle.execute() would also start the execute callback, and rclpy's executor polls a waiting coroutine
+            # handle.execute() would also start the execute callback, and rclpy's executor polls a
+            # waiting coroutine
             # without pause; the callback is started when the job has ended
             handle._update_state(GoalEvent.EXECUTE)
             try:
@@ -114,7 +118,8 @@ class Goals:
             self._changed.wait_for(lambda: not self._cancel, timeout=seconds)
 
     def _on_goal(self, name: str) -> GoalResponse:
-        # a client that vanishes before it hears of its acceptance takes no room: rclpy skips on_accepted then
+        # a client that vanishes before it hears of its acceptance takes no room: rclpy skips
+        # on_accepted then
         most = self._node.parameters.limits.max_goals
         if len(self._cancel) < most:
             return GoalResponse.ACCEPT

@@ -142,7 +142,10 @@ class CandidatesServer:
         return nbytes // 4 if goal.resolution == goal.HALF else nbytes
 
     def _compression(self, goal: ImagineCandidates.Goal, start: InitialState) -> Compression:
-        """Return the compression of the images of a result. Raises ValueError if they are too large for a message."""
+        """Return the compression of the images of a result.
+
+        Raises ValueError if they are too large for a message.
+        """
         parameters = self._node.parameters
         frames = len(start.wanted) if goal.last_frame_only else sum(start.wanted)
         nbytes = frames * self._frame_bytes(goal)
@@ -158,7 +161,8 @@ class CandidatesServer:
         return chosen
 
     def _max_batch(self, goal: ImagineCandidates.Goal, start: InitialState) -> int:
-        """Return the number of candidates whose frames are held at once: as many as fill a result, at least 1."""
+        """Return the number of candidates whose frames are held at once: as many as fill a result,
+        at least 1."""
         longest = max(len(trajectory.times) for trajectory in start.trajectories)
         longest *= self._frame_bytes(goal)
         return max(1, RATIOS['jpeg'] * self._node.parameters.limits.max_message_bytes // longest)

@@ -25,7 +25,8 @@ from mirage_ros.transforms import TransformListener
 
 
 class NodeContext(Node):
-    """Parameters, camera frames, sensor images, names of memories, metrics, the log, and the worker while active."""
+    """Parameters, camera frames, sensor images, names of memories, metrics, the log, and the
+    worker while active."""
 
     def __init__(self) -> None:
         super().__init__('mirage')
@@ -54,7 +55,8 @@ class NodeContext(Node):
     ) -> Subscription:
         """Create a subscription that logs a callback's error instead of ending the executor.
 
-        A time on /clock that does not fit into a stamp is rejected too, because rclpy raises when it uses it.
+        A time on /clock that does not fit into a stamp is rejected too, because rclpy raises when
+        it uses it.
         """
 
         def logged(message: Any) -> None:

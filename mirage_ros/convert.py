@@ -1,7 +1,7 @@
 """ROS messages from arrays and the engine's dataclasses, and those from messages.
 
-Images, camera_info, stamps and poses are read by `mirage_model.messages`, as those of a bag are. What cannot be taken
-as it stands raises ValueError that names the field and the index.
+Images, camera_info, stamps and poses are read by `mirage_model.messages`, as those of a bag are.
+What cannot be taken as it stands raises ValueError that names the field and the index.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ ENCODERS = ThreadPoolExecutor(thread_name_prefix='mirage-encoder')
 
 
 def stamp(time: float) -> Time:
-    """Return a time in seconds as a stamp, rounded to microseconds. Raises ValueError where it does not fit."""
+    """Return a time in seconds as a stamp, rounded to microseconds.
+
+    Raises ValueError where it does not fit.
+    """
     if not fits_stamp(time):
         raise ValueError(f'time {time} s does not fit into a stamp')
     nanoseconds = round(time * 1e6) * 1000
@@ -84,7 +87,8 @@ def transform_message(
 
 
 def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
-    """Raise ValueError where a request names another camera than the one whose image it starts from."""
+    """Raise ValueError where a request names another camera than the one whose image it starts
+    from."""
     same = (given.height, given.width) == (used.height, used.width)
     same &= frame_name(given.header.frame_id) == frame_name(used.header.frame_id)
     if not same or not np.allclose(K_from_camera_info(given), K_from_camera_info(used), rtol=1e-3):
@@ -105,7 +109,8 @@ def observation_from_messages(
     """Return an observation for the engine.
 
     Raises:
-        ValueError: A message cannot be read, they do not belong together, or an image has more than ``max_pixels``.
+        ValueError: A message cannot be read, they do not belong together, or an image has more
+        than ``max_pixels``.
     """
     K = K_from_camera_info(camera_info)
     size = camera_info.height, camera_info.width
@@ -144,7 +149,8 @@ def compressed_message(
     quality: int,
     header: Header,
 ) -> CompressedImage:
-    """Return the JPEG or PNG of an RGB image or of one channel; ``quality`` is that of JPEG, 1 to 100."""
+    """Return the JPEG or PNG of an RGB image or of one channel; ``quality`` is that of JPEG, 1 to
+    100."""
     stored = cv2.cvtColor(array_, cv2.COLOR_RGB2BGR) if array_.ndim == 3 else array_
     if compression == 'jpeg':
         done, data = cv2.imencode('.jpg', stored, [cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -183,7 +189,8 @@ def raw_bytes_of(chunk: Chunk) -> int:
 
 
 def chosen_compression(wanted: str, nbytes: int, *, raw_bytes: int) -> Compression:
-    """Return the compression for images of ``nbytes``: 'auto' is jpeg where they exceed ``raw_bytes``."""
+    """Return the compression for images of ``nbytes``: 'auto' is jpeg where they exceed
+    ``raw_bytes``."""
     if wanted != 'auto':
         return cast(Compression, wanted)
     return 'jpeg' if nbytes > raw_bytes else 'none'
@@ -210,7 +217,8 @@ def message_from_chunk(
     quality: int = 90,
     max_bytes: int = 2**31 - 1,
 ) -> ImaginedChunk:
-    """Return the message of a chunk; where frames are compressed, masks are compressed without loss.
+    """Return the message of a chunk; where frames are compressed, masks are compressed without
+    loss.
 
     Raises:
         ValueError: The images of the message take more than ``max_bytes``.
@@ -269,7 +277,10 @@ def K_of_each(chunk: Chunk) -> Float[np.ndarray, 'n 3 3']:
 
 
 def chunk_from_message(message: ImaginedChunk) -> Chunk:
-    """Return the chunk of a message, exact where the images are not compressed. Raises ValueError."""
+    """Return the chunk of a message, exact where the images are not compressed.
+
+    Raises ValueError.
+    """
     frames, visibility = _images(message, 'frames'), _images(message, 'visibility')
     if frames is None or visibility is None:
         raise ValueError('chunk: frames and visibility are needed')

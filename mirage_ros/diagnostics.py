@@ -19,7 +19,10 @@ RECENT = 256
 
 
 class NodeMetrics:
-    """Latencies of stages, and counts of requests, images and errors. Safe to use from several threads."""
+    """Latencies of stages, and counts of requests, images and errors.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +86,8 @@ def diagnostics(
     stats: MemoryStats | None,
     device_bytes: int,
 ) -> DiagnosticArray:
-    """Return a message with one status, whose level follows the thresholds of the parameters; the stamp is not set."""
+    """Return a message with one status, whose level follows the thresholds of the parameters; the
+    stamp is not set."""
     latencies = metrics.latencies()
     values: dict[str, object] = {'state': state, 'device': parameters.model.device}
     if engine is not None:

@@ -37,7 +37,10 @@ class InitialState:
 def attached_images(
     images: Sequence[AnyImage], depths: Sequence[AnyImage], planned: PlannedPath
 ) -> CameraImages | None:
-    """Return the image of a goal with its camera_info and depth, or None. Raises ValueError if it has no camera_info."""
+    """Return the image of a goal with its camera_info and depth, or None.
+
+    Raises ValueError if it has no camera_info.
+    """
     if depths and not images:
         raise ValueError('seed_depth: needs seed_image')
     if not images:
@@ -57,12 +60,12 @@ def initial_state(
 ) -> InitialState:
     """Return the start of a request and the frames along its paths.
 
-    A request starts from its own images, else from the memory that it names, else from the driven memory, else from
-    the newest images of the sensors.
+    A request starts from its own images, else from the memory that it names, else from the driven
+    memory, else from the newest images of the sensors.
 
     Raises:
-        ValueError: The request names images and a memory, or a memory, an image or a transform is missing, or a path
-            is too short or too long.
+        ValueError: The request names images and a memory, or a memory, an image or a transform is
+            missing, or a path is too short or too long.
     """
     if images is not None and memory:
         raise ValueError(f"memory: '{memory}' is given with seed_image, use one of them")
@@ -115,7 +118,8 @@ def camera_path(
 def _world_from_image(
     node: NodeContext, planned: PlannedPath, image: AnyImage, camera_frame: str
 ) -> Float64[np.ndarray, '4 4'] | None:
-    """Return the pose of the camera when the image was taken; None if it is the first pose of the path."""
+    """Return the pose of the camera when the image was taken; None if it is the first pose of the
+    path."""
     if planned.frame_from_seed is not None:
         world_from_frame = node.frames.world_from(planned.frame, planned.frame_time)
         moving_from_camera = node.frames.moving_from_camera(

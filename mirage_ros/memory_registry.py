@@ -17,12 +17,13 @@ _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}')
 class MemoryRecord:
     """Facts about a memory that the engine does not keep.
 
-    A memory that was ``loaded``, or a copy of it, stays where it was saved: a jump of odometry does not move it. An
-    observation makes it a memory that moves with odometry.
+    A memory that was ``loaded``, or a copy of it, stays where it was saved: a jump of odometry
+    does not move it. An observation makes it a memory that moves with odometry.
     """
 
     camera_frame: str
-    """Frame id of its camera; empty for a loaded memory, which takes the camera of the newest camera_info."""
+    """Frame id of its camera; empty for a loaded memory, which takes the camera of the newest
+    camera_info."""
     loaded: bool = False
 
 
@@ -41,7 +42,10 @@ class MemoryRegistry:
             return self._records.get(name)
 
     def get(self, name: str) -> MemoryRecord:
-        """Return the record of a memory. Raises ValueError with the existing names if there is none."""
+        """Return the record of a memory.
+
+        Raises ValueError with the existing names if there is none.
+        """
         with self._lock:
             if name in self._records:
                 return self._records[name]
@@ -82,7 +86,10 @@ class MemoryRegistry:
 
 
 def check_name(name: str, what: str) -> str:
-    """Return the name of a memory or a file. Raises ValueError for a path or a hidden file among others."""
+    """Return the name of a memory or a file.
+
+    Raises ValueError for a path or a hidden file among others.
+    """
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{what}: '{name}' is not a name: use up to 64 of A-Z a-z 0-9 _ . - and no leading . or -"

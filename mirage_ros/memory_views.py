@@ -16,7 +16,8 @@ from mirage_ros.context import NodeContext
 from mirage_ros.memory_registry import DRIVEN
 
 UNKNOWN, IMAGINED_ONLY, OBSERVED = -1, 50, 100
-"""Values of a grid cell: no latent point in its column, only imagined points, an observed point."""
+"""Values of a grid cell: no latent point in its column, only imagined points, an observed point.
+"""
 
 
 class MemoryViews:
@@ -57,7 +58,8 @@ class MemoryViews:
 
 
 def cloud_message(points: Points, header: Header) -> PointCloud2:
-    """Return a cloud with x y z [m], rgb, and observed: 255 for observed points, 128 for imagined ones."""
+    """Return a cloud with x y z [m], rgb, and observed: 255 for observed points, 128 for imagined
+    ones."""
     layout = np.dtype(
         [('x', '<f4'), ('y', '<f4'), ('z', '<f4'), ('rgb', '<u4'), ('observed', 'u1')]
     )
@@ -91,7 +93,8 @@ def grid_message(
     resolution: float,
     max_size: int,
 ) -> OccupancyGrid:
-    """Return a grid of the world's x-y plane around the latent point that is nearest to their median.
+    """Return a grid of the world's x-y plane around the latent point that is nearest to their
+    median.
 
     Args:
         positions: World coordinates [m].

@@ -36,7 +36,8 @@ from mirage_ros.services import Services
 
 SEND_RESULTS = 0.2  # seconds; rclpy has no call that waits until results are sent
 EXECUTOR_THREADS = 10
-"""Camera, requests, actions, transforms, timers, transitions, and services that wait for the worker."""
+"""Camera, requests, actions, transforms, timers, transitions, and services that wait for the
+worker."""
 USAGE = """usage: mirage_node [--ros-args --params-file FILE -p NAME:=VALUE -r TOPIC:=TOPIC ...]
 
 config/mirage.yaml lists the parameters; the topics are image, camera_info, depth and the others of
@@ -65,7 +66,8 @@ def load_engine(parameters: NodeParameters) -> EngineProtocol:
 
 
 class MirageNode(LifecycleNodeMixin, NodeContext):
-    """Configure loads the model and runs it once, activate serves, deactivate frees the device and keeps the memories."""
+    """Configure loads the model and runs it once, activate serves, deactivate frees the device and
+    keeps the memories."""
 
     def __init__(self, load: Callable[[NodeParameters], EngineProtocol] = load_engine):
         NodeContext.__init__(self)
@@ -151,7 +153,8 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         return self.on_cleanup(state)
 
     def _change_state(self, change: Callable, request: Any, response: Any) -> Any:
-        """Reject a transition that is not possible from this state; in Jazzy it would end the executor."""
+        """Reject a transition that is not possible from this state; in Jazzy it would end the
+        executor."""
         try:
             return change(request, response)
         except rclpy_implementation.RCLError as error:
@@ -162,7 +165,10 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             return response
 
     def close(self) -> None:
-        """End all requests, send their results, and end the worker. The executor must still spin."""
+        """End all requests, send their results, and end the worker.
+
+        The executor must still spin.
+        """
         self._end_worker()
         self._goals.wait_for_all(1.0)
         time.sleep(SEND_RESULTS)
@@ -207,7 +213,10 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
 
 
 def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
-    """Run until SIGINT or SIGTERM, then end all requests. Return the exit code, 1 if the executor ended by itself."""
+    """Run until SIGINT or SIGTERM, then end all requests.
+
+    Return the exit code, 1 if the executor ended by itself.
+    """
     if {'-h', '--help'} & set(sys.argv[1:]):
         print(USAGE)
         return 0

@@ -1,4 +1,5 @@
-"""Keyframes of the camera images are written to the driven memory, which follows jumps of odometry."""
+"""Keyframes of the camera images are written to the driven memory, which follows jumps of
+odometry."""
 
 from __future__ import annotations
 
@@ -154,7 +155,8 @@ class Observer:
             future.result()
 
     def _follow_jump(self, time: float, world_from_camera: Float64[np.ndarray, '4 4']) -> None:
-        """Handle a jump of odometry in the world, after which earlier observations have another pose."""
+        """Handle a jump of odometry in the world, after which earlier observations have another
+        pose."""
         node, parameters = self._node, self._node.parameters
         world_from_odom = node.frames.world_from_odom(time)
         if world_from_odom is None:

@@ -1,6 +1,8 @@
-"""ROS parameters of the node, declared from frozen dataclasses; config/mirage.yaml is generated from them.
+"""ROS parameters of the node, declared from frozen dataclasses; config/mirage.yaml is generated
+from them.
 
-A group of parameters is a nested dataclass, and its fields have names such as ``keyframe.angle`` in ROS.
+A group of parameters is a nested dataclass, and its fields have names such as ``keyframe.angle``
+in ROS.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class Services:
             node.create_service(kind, name, self._callback(name, answer), callback_group=group)
 
     def _callback(self, name: str, answer: Callable[[Any, Any], None]) -> Callable:
-        """Return a callback that responds with errors instead of raising them, which would end the executor."""
+        """Return a callback that responds with errors instead of raising them, which would end the
+        executor."""
 
         def callback(request: Any, response: Any) -> Any:
             try:
@@ -175,7 +176,10 @@ class Services:
         return name
 
     def _file(self, name: str) -> Path:
-        """Return a path in memory.folder. Raises ValueError for a name or a link that leads out of it."""
+        """Return a path in memory.folder.
+
+        Raises ValueError for a name or a link that leads out of it.
+        """
         folder = self._node.parameters.memory.folder
         if not folder:
             raise ValueError('memory.folder: is empty, set it to save and load memories')

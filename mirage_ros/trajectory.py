@@ -26,7 +26,8 @@ from mirage_ros.convert import fits_stamp
 from mirage_ros.parameters import NodeParameters
 
 STAMP_ERROR = 2e-6
-"""Largest error of a time that went through a stamp [s]: stamps hold microseconds, a float of today's date quarters."""
+"""Largest error of a time that went through a stamp [s]: stamps hold microseconds, a float of
+today's date quarters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,10 @@ class PlannedPath:
 
 
 def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> PlannedPath:
-    """Return the path of a PlannedTrajectory. Raises ValueError that names the field and the index."""
+    """Return the path of a PlannedTrajectory.
+
+    Raises ValueError that names the field and the index.
+    """
     _check_length(len(message.poses), max_poses)
     if len(message.poses) != len(message.times):
         raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
@@ -82,11 +86,13 @@ def planned_from_path(
 ) -> PlannedPath:
     """Return the path of a nav_msgs/Path, with times where its poses have none.
 
-    Poses that all have one stamp, or none, are timed from the header's stamp on: every step takes its distance at
-    ``speed`` [m/s] or its angle at ``turn_rate`` [rad/s], whichever takes longer. Repeated poses are left out.
+    Poses that all have one stamp, or none, are timed from the header's stamp on: every step takes
+    its distance at ``speed`` [m/s] or its angle at ``turn_rate`` [rad/s], whichever takes longer.
+    Repeated poses are left out.
 
     Raises:
-        ValueError: There are more than ``max_poses``, or a pose cannot be used; its index is named.
+        ValueError: There are more than ``max_poses``, or a pose cannot be used; its index is
+        named.
     """
     _check_length(len(message.poses), max_poses)
     for i, pose in enumerate(message.poses):
@@ -144,7 +150,10 @@ def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
 
 
 class CameraFrames:
-    """Poses of the camera from parameters and transforms. ValueErrors name both frames and the known times."""
+    """Poses of the camera from parameters and transforms.
+
+    ValueErrors name both frames and the known times.
+    """
 
     def __init__(self, parameters: NodeParameters, transforms: TransformTree):
         self._frames = parameters.frames
@@ -158,7 +167,10 @@ class CameraFrames:
         )
 
     def world_from(self, frame: str, time: float | None) -> Float64[np.ndarray, '4 4']:
-        """Return the pose of a frame in the world at a time, or the newest for None. Raises ValueError."""
+        """Return the pose of a frame in the world at a time, or the newest for None.
+
+        Raises ValueError.
+        """
         world = self._frames.world
         if frame == world:
             return np.eye(4)
@@ -185,7 +197,10 @@ class CameraFrames:
             ) from None
 
     def world_from_camera(self, camera: str, time: float) -> Float64[np.ndarray, '4 4']:
-        """Return the pose of the camera at a time. Raises ValueError, also if there is no pose source."""
+        """Return the pose of the camera at a time.
+
+        Raises ValueError, also if there is no pose source.
+        """
         if self._pose_source == 'none':
             raise ValueError('observe.pose_source is none: the pose of the camera is unknown')
         world = self._frames.world
@@ -195,7 +210,8 @@ class CameraFrames:
         return world_from_base @ self._base_from_camera
 
     def world_from_odom(self, time: float) -> Float64[np.ndarray, '4 4'] | None:
-        """Return the pose of the odometry frame in the world, or None if it is unknown at that time."""
+        """Return the pose of the odometry frame in the world, or None if it is unknown at that
+        time."""
         try:
             return self._transforms.lookup(self._frames.world, self._frames.odom, time)
         except ValueError:
@@ -213,12 +229,13 @@ def frames_along(
     """Resample a path to the frame rate: frame k is at times[0] + k / frame_rate.
 
     Args:
-        skip_first: Begin with k = 1, because the first pose is that of the image that the path starts from.
+        skip_first: Begin with k = 1, because the first pose is that of the image that the path
+        starts from.
         frame_rate: Frames per second.
 
     Raises:
-        ValueError: The path is shorter than one frame or longer than ``max_frames``, or `resample_trajectory`
-            rejects it.
+        ValueError: The path is shorter than one frame or longer than ``max_frames``, or
+            `resample_trajectory` rejects it.
     """
     if len(times) == 0:
         raise ValueError('poses: empty')

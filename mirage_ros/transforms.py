@@ -32,11 +32,13 @@ class TransformListener(TransformTree):
     def __init__(
         self, node: Node, parameters: NodeParameters, on_bad: Callable[[str, ValueError], None]
     ) -> None:
-        """Subscribe to the topics; ``on_bad`` gets the topic and the error of every rejected message."""
+        """Subscribe to the topics; ``on_bad`` gets the topic and the error of every rejected
+        message."""
         super().__init__(max_age=parameters.tf.history)
         self._base_frame = parameters.frames.base
         self._on_bad = on_bad
-        # frames of odometry or poses, which TF may join to another parent: each would replace the other
+        # frames of odometry or poses, which TF may join to another parent: each would replace the
+        # other
         self._posed: set[str] = set()
         self._jump_handle = node.get_clock().create_jump_callback(
             BACK, post_callback=lambda jump: self.clear_moving()

@@ -144,7 +144,8 @@ def write(
     in_order: bool = False,
     spoil: dict[str, int] | None = None,
 ) -> Path:
-    """``more`` are messages without a header, with their times; ``in_order`` logs all as they are listed.
+    """``more`` are messages without a header, with their times; ``in_order`` logs all as they are
+    listed.
 
     Of topics in ``spoil`` the message of that number is cut short.
     """

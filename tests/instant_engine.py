@@ -32,7 +32,10 @@ from mirage_model.interface import (
 
 
 class InstantEngine:
-    """The seed's picture, or its mean colour at another size, brighter with every frame. A mask in three bands."""
+    """The seed's picture, or its mean colour at another size, brighter with every frame.
+
+    A mask in three bands.
+    """
 
     def __init__(
         self,
@@ -163,7 +166,8 @@ class InstantEngine:
         threshold: float = 0.5,
         coarse: bool = False,
     ) -> list[CoverageScore]:
-        """All is observed, as many seconds ago as the memory's view lies metres ahead of the first pose along x."""
+        """All is observed, as many seconds ago as the memory's view lies metres ahead of the first
+        pose along x."""
         view = self._memory(memory)
         x = view.world_from_camera[0, 3]
         ages = [float(x - path.world_from_camera[0, 0, 3]) for path in trajectories]

@@ -1,7 +1,9 @@
-"""Clips from a ROS bag: rectified images with their camera_info, poses, and depth where there is any.
+"""Clips from a ROS bag: rectified images with their camera_info, poses, and depth where there is
+any.
 
-`rosbags` reads MCAP and sqlite3 without ROS. Messages are read as the node reads them, by `mirage_model.messages`.
-Messages that cannot be used are left out, and so are those after the clock was set back; `Bag.broken` has the reasons.
+`rosbags` reads MCAP and sqlite3 without ROS. Messages are read as the node reads them, by
+`mirage_model.messages`. Messages that cannot be used are left out, and so are those after the
+clock was set back; `Bag.broken` has the reasons.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ _POSES = (
 class _Index:
     """Usable images of a bag in the order of their stamps.
 
-    ``nanoseconds`` are the exact stamps, ``logged`` the times at which the images were written [ns]; ``depth_stamps``
-    and ``depth_logged`` are those of the depth of the same images.
+    ``nanoseconds`` are the exact stamps, ``logged`` the times at which the images were written
+    [ns]; ``depth_stamps`` and ``depth_logged`` are those of the depth of the same images.
     """
 
     K: Float[np.ndarray, '3 3']
@@ -86,7 +88,10 @@ class _Rejected:
 
 @dataclass(frozen=True)
 class Bag:
-    """One bag, a folder or a file, as a source of clips. The scene is its name without .mcap or .db3."""
+    """One bag, a folder or a file, as a source of clips.
+
+    The scene is its name without .mcap or .db3.
+    """
 
     path: Path
     config: BagConfig
@@ -153,7 +158,10 @@ class Bag:
         return Listing(parts=listing.parts, left_out=images + listing.left_out)
 
     def load(self, part: Part) -> Clip:
-        """Return a clip. Raises ValueError that names the topic and the time of an image that cannot be used."""
+        """Return a clip.
+
+        Raises ValueError that names the topic and the time of an image that cannot be used.
+        """
         index, rows = self._index, list(part.rows)
         size, height, width = (index.height, index.width), self.layout.height, self.layout.width
         depth = np.full((len(rows), height, width), np.nan, np.float32)
@@ -240,7 +248,10 @@ class Bag:
 
     @contextmanager
     def _reader(self) -> Iterator[Any]:
-        """Open the bag. Raises ImportError that names what to install, and ValueError for what is not a bag."""
+        """Open the bag.
+
+        Raises ImportError that names what to install, and ValueError for what is not a bag.
+        """
         try:
             from rosbags.highlevel import AnyReader
             from rosbags.typesys import Stores, get_typestore
@@ -271,7 +282,8 @@ class Bag:
         start: int | None = None,
         stop: int | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield every message of a topic that can be read, with the time at which it was written [ns]."""
+        """Yield every message of a topic that can be read, with the time at which it was written
+        [ns]."""
         connections = [c for c in reader.connections if c.topic == topic]
         if not connections:
             there = sorted({f'{c.topic} ({c.msgtype})' for c in reader.connections})
@@ -322,7 +334,8 @@ class Bag:
     def _poses(
         self, reader: Any, camera_frame: str, rejected: _Rejected
     ) -> tuple[str, str, TransformTree]:
-        """Return the fixed frame, the frame whose poses are wanted, and the transforms between them."""
+        """Return the fixed frame, the frame whose poses are wanted, and the transforms between
+        them."""
         config, tree = self.config, TransformTree()
         mounted = bool(config.base_from_camera)
         if any(c.topic == config.pose and c.msgtype == _TRANSFORMS for c in reader.connections):
@@ -374,7 +387,8 @@ class Bag:
         static: bool,
         except_of: str | None = None,
     ) -> None:
-        """Add a topic of transforms to the tree, but those of a frame whose poses come from elsewhere."""
+        """Add a topic of transforms to the tree, but those of a frame whose poses come from
+        elsewhere."""
         if static and all(c.topic != topic for c in reader.connections):
             return
         for _, message in self._messages(reader, topic, (_TRANSFORMS,), rejected):
@@ -392,7 +406,8 @@ class Bag:
     def _stamps(
         self, reader: Any, topic: str, rejected: _Rejected
     ) -> tuple[Float[np.ndarray, 'n'], Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
-        """Return the increasing stamps of a topic's images in seconds and exactly, and when they were written."""
+        """Return the increasing stamps of a topic's images in seconds and exactly, and when they
+        were written."""
         images: list[tuple[float, int, int]] = []
         for logged, time, message in self._forwards(reader, topic, _IMAGES, rejected):
             exact = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
@@ -409,7 +424,8 @@ class Bag:
     def _forwards(
         self, reader: Any, topic: str, types: tuple[str, ...], rejected: _Rejected
     ) -> Iterator[tuple[int, float, Any]]:
-        """Yield messages with the time at which they were written and their stamp, until the clock is set back."""
+        """Yield messages with the time at which they were written and their stamp, until the clock
+        is set back."""
         latest, set_back = -math.inf, False
         for logged, message in self._messages(reader, topic, types, rejected):
             time = seconds(message.header.stamp)
@@ -447,7 +463,8 @@ class Bag:
 
 
 def _nearest(times: Float[np.ndarray, 'k'], at: Float[np.ndarray, 'n']) -> Int[np.ndarray, 'n']:
-    """Return for each of ``at`` the index of the nearest of the increasing ``times``, the earlier of two."""
+    """Return for each of ``at`` the index of the nearest of the increasing ``times``, the earlier
+    of two."""
     after = np.searchsorted(times, at).clip(max=len(times) - 1)
     before = (after - 1).clip(min=0)
     return np.where(at - times[before] <= np.abs(times[after] - at), before, after)

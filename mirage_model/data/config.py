@@ -60,7 +60,10 @@ class RecordCommand:
     split: Literal['train', 'validation', 'test']
     """Split to record."""
     out: Path
-    """Folder with one folder per split; an interrupted recording continues. Both worlds may share it."""
+    """Folder with one folder per split; an interrupted recording continues.
+
+    Both worlds may share it.
+    """
     world: Literal['doom', 'rooms'] = 'doom'
     """World to record: maps of Freedoom, or generated houses."""
     clips: int = 800
@@ -74,8 +77,8 @@ class RecordCommand:
 class PrepareCommand:
     """Prepare clips for training: estimate missing depth and labels, and encode latents.
 
-    A clip goes to train/, validation/ or test/ by its scene. report.json lists clips that were left
-    out, and why.
+    A clip goes to train/, validation/ or test/ by its scene. report.json lists clips that were
+    left out, and why.
     """
 
     out: Path
@@ -95,9 +98,13 @@ class PrepareCommand:
     depth: str = ''
     """Topic of depth registered to the images; empty for a bag without depth."""
     base_from_camera: tuple[float, ...] = ()
-    """Camera on the frame of the poses: x y z [m] and quaternion x y z w; empty for camera poses."""
+    """Camera on the frame of the poses: x y z [m] and quaternion x y z w; empty for camera poses.
+    """
     model: Path | None = None
-    """Model folder with perception and codec; None for mirage-tiny. Its sizes are the defaults below."""
+    """Model folder with perception and codec; None for mirage-tiny.
+
+    Its sizes are the defaults below.
+    """
     codec: Path | None = None
     """VAE folder that replaces the codec of the model."""
     height: int | None = None

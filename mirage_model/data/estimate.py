@@ -7,6 +7,7 @@ known cameras hold it together: they bring depth and cameras to one scale, and e
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 from jaxtyping import Float
@@ -171,11 +172,15 @@ def _follow(
     """Where corners are in the other image, and whether they were found; looked for where far things are."""
     ahead = turned[:, 2] > 0.1
     far = turned[:, :2] / np.where(ahead, turned[:, 2], 1.0)[:, None]
-    guess = np.float32(far * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]])
+    guess = (far * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]).astype(np.float32)
     height, width = image.shape
     ahead &= ((guess >= 0) & (guess <= [width - 1, height - 1])).all(axis=1)
     guess[~ahead] = corners[~ahead]
-    window = {'winSize': (11, 11), 'maxLevel': 3, 'flags': cv2.OPTFLOW_USE_INITIAL_FLOW}
+    window: dict[str, Any] = {
+        'winSize': (11, 11),
+        'maxLevel': 3,
+        'flags': cv2.OPTFLOW_USE_INITIAL_FLOW,
+    }
     found, there, _ = cv2.calcOpticalFlowPyrLK(
         image, other, corners[:, None], guess[:, None].copy(), **window
     )

@@ -1,6 +1,7 @@
 """Encoded clips of one split: a safetensors file (shard) per clip, and an index of all.
 
-Each line of ``index.jsonl`` is a clip: the content of its shard, or the reason why it was left out.
+Each line of ``index.jsonl`` is a clip: the content of its shard, or the reason why it was left
+out.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def save_latents(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
-    """Return the tensors of a shard, and the cameras of its single-frame latents on the latent grid."""
+    """Return the tensors of a shard, and the cameras of its single-frame latents on the latent
+    grid."""
     tensors = load_file(path)
     height, width = tensors['stills'].shape[-2:]
     cameras = Cameras(
@@ -165,7 +167,8 @@ def _index(folder: Path, lines: list[str]) -> Index:
 
 
 class IndexWriter:
-    """Append lines to an index as clips are prepared, so that an interrupted preparation continues."""
+    """Append lines to an index as clips are prepared, so that an interrupted preparation
+    continues."""
 
     def __init__(self, folder: Path):
         """Open the index, and drop an incomplete last line. Raises ValueError for other damage."""
@@ -178,7 +181,8 @@ class IndexWriter:
         self._file.truncate(whole)
 
     def done(self, clips: Path | None = None) -> set[str]:
-        """Return the names of clips that were left out, or whose files exist: shards, and clips in ``clips``."""
+        """Return the names of clips that were left out, or whose files exist: shards, and clips in
+        ``clips``."""
         folders = [self._index.folder, *([] if clips is None else [clips])]
         shards = [
             shard

@@ -61,7 +61,7 @@ def read_sequence(path: Path) -> Sequence:
         raise ValueError(f'{path}:1: not the address of a video: {lines[0][:60]!r}')
     address = urlparse(lines[0].strip())
     scene = parse_qs(address.query).get('v', [address.path.rsplit('/', 1)[-1]])[0]
-    rows = []
+    rows: list[list[float]] = []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split()
         if not fields:

@@ -57,7 +57,10 @@ from mirage_model.write_filter import write_frames
 
 
 class Engine:
-    """`EngineProtocol` in the caller's process and thread. Not thread-safe: call it from one thread."""
+    """`EngineProtocol` in the caller's process and thread.
+
+    Not thread-safe: call it from one thread.
+    """
 
     def __init__(
         self,
@@ -218,7 +221,8 @@ class Engine:
                 seconds=seconds,
             )
             began = time.monotonic()
-        # the session of the request's memory may have been observed, reanchored or dropped meanwhile
+        # the session of the request's memory may have been observed, reanchored or dropped
+        # meanwhile
         if request.keep_in is not None and request.keep_in != request.memory:
             self._sessions[request.keep_in] = replace(session, memory=memory)
 

@@ -1,4 +1,5 @@
-"""Check what a caller gives the engine: observations fitted to the model's frame, paths turned into cameras."""
+"""Check what a caller gives the engine: observations fitted to the model's frame, paths turned
+into cameras."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def fit_observation(observation: Observation, height: int, width: int) -> Fitted
     """Crop and scale an observation to a size, its K with it, as `mirage_model.image_fit` does.
 
     Raises:
-        InvalidRequest: An array has a wrong shape, the camera is not a pinhole with a rigid pose, or no depth within
-            the crop is valid.
+        InvalidRequest: An array has a wrong shape, the camera is not a pinhole with a rigid pose,
+            or no depth within the crop is valid.
     """
     image, depth = np.asarray(observation.image), observation.depth
     frame = frame_from_image(image, height, width)
@@ -63,7 +64,10 @@ def fit_observation(observation: Observation, height: int, width: int) -> Fitted
 
 
 def frame_from_image(image: np.ndarray, height: int, width: int) -> Float[Tensor, '1 3 H W']:
-    """Return an RGB image fitted to a size, colours in 0..1. Raises InvalidRequest for another shape or dtype."""
+    """Return an RGB image fitted to a size, colours in 0..1.
+
+    Raises InvalidRequest for another shape or dtype.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise InvalidRequest(
             f'the image must be (height, width, 3) uint8, got {image.shape} {image.dtype}'
@@ -73,12 +77,18 @@ def frame_from_image(image: np.ndarray, height: int, width: int) -> Float[Tensor
 
 
 def cameras_along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:
-    """Return the cameras of a path on the CPU, each with the K and the size of ``like``. Raises InvalidRequest."""
+    """Return the cameras of a path on the CPU, each with the K and the size of ``like``.
+
+    Raises InvalidRequest.
+    """
     return checked(_along(like, world_from_camera, times))
 
 
 def cameras_along_all(like: Cameras, paths: Sequence[Trajectory]) -> Cameras:
-    """Return the cameras of several paths one after the other, checked at once. Raises InvalidRequest."""
+    """Return the cameras of several paths one after the other, checked at once.
+
+    Raises InvalidRequest.
+    """
     parts = [_along(like, path.world_from_camera, path.times) for path in paths]
     for number, part in enumerate(parts):
         if not len(part):

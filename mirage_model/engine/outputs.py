@@ -89,7 +89,8 @@ def _first_index(mask: Tensor) -> int | None:
 
 
 def fit_colours(codec: Codec, height: int, width: int) -> Float[Tensor, 'terms 3']:
-    """Fit the linear map from the latents of a cell, with a 1 appended, to its mean colour in 0..1.
+    """Fit the linear map from the latents of a cell, with a 1 appended, to its mean colour in
+    0..1.
 
     The fit uses random images with detail at several scales, so it depends on the codec alone.
     """

@@ -115,7 +115,8 @@ def at_resolution(session: Session, model: Model, resolution: str) -> Session:
     """Return the session with its frame and camera at a resolution of `SCALES`.
 
     Raises:
-        InvalidRequest: The resolution is unknown, or half the frame does not fit codec and backbone.
+        InvalidRequest: The resolution is unknown, or half the frame does not fit codec and
+        backbone.
     """
     if resolution not in SCALES:
         raise InvalidRequest(

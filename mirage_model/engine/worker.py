@@ -1,4 +1,5 @@
-"""A thread that drives the engine: it takes jobs from a fair queue and ends each with exactly one outcome."""
+"""A thread that drives the engine: it takes jobs from a fair queue and ends each with exactly one
+outcome."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ from mirage_model.interface import (
 )
 
 Status = Literal['done', 'rejected', 'dropped', 'cancelled', 'failed']
-"""Rejected: the request is not valid. Dropped: there is no room for it. Failed: an error of ours."""
+"""Rejected: the request is not valid.
+
+Dropped: there is no room for it. Failed: an error of ours.
+"""
 Answer = Chunk | Candidate
 T = TypeVar('T')
 
@@ -69,11 +73,13 @@ class Job:
 
     request: ImagineRequest | CandidatesRequest
     observation: Observation | None
-    """Seeds the memory of the request, which is then dropped when the job ends; None if the memory exists."""
+    """Seeds the memory of the request, which is then dropped when the job ends; None if the memory
+    exists."""
     wanted: tuple[int, ...]
     """Frames to return along each path; those after them are padding."""
     on_answer: Callable[[Any], None]
-    """Called from the worker's thread with each chunk, or with each candidate of a `CandidatesRequest`."""
+    """Called from the worker's thread with each chunk, or with each candidate of a
+    `CandidatesRequest`."""
     on_end: Callable[[Outcome], None]
     """Called once, from the worker's thread or from one that submits, cancels or closes."""
     client: str = ''
@@ -83,7 +89,8 @@ class Job:
     last_frame_only: bool = False
     """Return only the last wanted frame of each candidate."""
     due: float | None = None
-    """Time by the monotonic clock at which candidates are returned incomplete, and a waiting job ends."""
+    """Time by the monotonic clock at which candidates are returned incomplete, and a waiting job
+    ends."""
 
 
 @dataclass
@@ -102,9 +109,9 @@ class _Entry:
 class Worker:
     """Serves jobs on an engine. Each submitted job has had its outcome when `close` returns.
 
-    Jobs of a client are served in order. Clients take turns by start-time fair queueing: the turn of a job is one
-    after the turn of the client's previous job, or the current turn if that is later. The current turn advances a
-    little with each job.
+    Jobs of a client are served in order. Clients take turns by start-time fair queueing: the turn
+    of a job is one after the turn of the client's previous job, or the current turn if that is
+    later. The current turn advances a little with each job.
     """
 
     def __init__(self, engine: EngineProtocol, *, queue_size: int):
@@ -132,7 +139,8 @@ class Worker:
         return [entry.job.request for entry in entries]
 
     def submit(self, job: Job) -> None:
-        """Queue a job, or end it at once if the queue is full, its request id is in use or the worker is closed."""
+        """Queue a job, or end it at once if the queue is full, its request id is in use or the
+        worker is closed."""
         entry = _Entry(job)
         request_id = job.request.request_id
         replaced: list[_Entry] = []

@@ -83,10 +83,10 @@ def _splat(
         targets.append(row * width + column)
         ranks.append(distance[source] * (1 + 0.002 * away))
         sources.append(source)
-    target, source = torch.cat(targets).numpy(), torch.cat(sources).numpy()
+    target, origin = torch.cat(targets).numpy(), torch.cat(sources).numpy()
     # the last write wins: farthest first
     order = np.argsort(-torch.cat(ranks).numpy(), kind='stable')
-    image[target[order]] = colours.numpy()[source[order]]
+    image[target[order]] = colours.numpy()[origin[order]]
     covered[target] = True
     shape = (height, width)
     return torch.from_numpy(image).view(*shape, 3), torch.from_numpy(covered).view(shape)

@@ -1,9 +1,10 @@
 """Measure mirage-tiny on scenes that it was not trained on: ``mirage evaluate tiny``.
 
-Three sets: trajectories through test maps of Doom and through test houses, and first chunks in a folder of
-posed RGB-D frames. The seed frame comes with true depth, later depth is estimated. The baselines run on
-the same trajectories: warp and inpaint, the first guess, an empty memory, the seed frame repeated, its
-mean colour, and the codec. Finished trajectories are kept, so that an interrupted run continues.
+Three sets: trajectories through test maps of Doom and through test houses, and first chunks in a
+folder of posed RGB-D frames. The seed frame comes with true depth, later depth is estimated. The
+baselines run on the same trajectories: warp and inpaint, the first guess, an empty memory, the
+seed frame repeated, its mean colour, and the codec. Finished trajectories are kept, so that an
+interrupted run continues.
 """
 
 from __future__ import annotations
@@ -172,7 +173,8 @@ def by_coverage(imagined: Imagined, truth: Float[Tensor, 'n 3 H W'], chunk: slic
 def measure(
     model: Model, clip: Clip, index: int, *, before: Model | None = None
 ) -> tuple[dict, list[Tensor]]:
-    """Return metrics of a trajectory, and rows of images: true, imagined, empty memory, codec, warp.
+    """Return metrics of a trajectory, and rows of images: true, imagined, empty memory, codec,
+    warp.
 
     Args:
         before: A second model, compared on the first chunk and by its speed.

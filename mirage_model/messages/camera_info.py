@@ -12,10 +12,12 @@ from mirage_model.messages.poses import frame_name
 
 
 def K_from_camera_info(message: Any) -> Float64[np.ndarray, '3 3']:
-    """Return the intrinsics of the rectified image: the left of P, or K where P is zero and nothing is distorted.
+    """Return the intrinsics of the rectified image: the left of P, or K where P is zero and
+    nothing is distorted.
 
     Raises:
-        ValueError: The camera is not calibrated or not rectified, or there is binning or a region of interest.
+        ValueError: The camera is not calibrated or not rectified, or there is binning or a region
+        of interest.
     """
     if message.height == 0 or message.width == 0:
         raise ValueError(f'camera_info: image size {message.height}x{message.width}')
@@ -42,8 +44,8 @@ def read_image(
     """Return the colours of an image whose camera_info has this frame and this (height, width).
 
     Raises:
-        ValueError: The image is in another frame or of another size, has more than ``max_pixels`` pixels, or cannot
-            be decoded.
+        ValueError: The image is in another frame or of another size, has more than ``max_pixels``
+            pixels, or cannot be decoded.
     """
     frame, camera_frame = frame_name(message.header.frame_id), frame_name(camera_frame)
     if not frame or frame != camera_frame:
@@ -62,7 +64,8 @@ def read_depth(
     """Return the metres of a depth image that is registered to images of this (height, width).
 
     Raises:
-        ValueError: The depth is of another size, has more than ``max_pixels`` pixels, or cannot be decoded.
+        ValueError: The depth is of another size, has more than ``max_pixels`` pixels, or cannot be
+        decoded.
     """
     found = image_size(message, 'depth', max_pixels=max_pixels)
     if found != size:

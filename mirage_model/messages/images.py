@@ -1,7 +1,7 @@
 """Images of messages: checked, and decoded to RGB and to metres.
 
-A raw image has the attributes of sensor_msgs/Image, a compressed one those of sensor_msgs/CompressedImage: JPEG or PNG,
-and for depth the PNG of the compressedDepth transport.
+A raw image has the attributes of sensor_msgs/Image, a compressed one those of
+sensor_msgs/CompressedImage: JPEG or PNG, and for depth the PNG of the compressedDepth transport.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Kind = Literal['image', 'depth']
 class Encoding:
     """Layout of one pixel in a raw image.
 
-    ``conversion`` is OpenCV's code to RGB, ``unit`` is the length of 1 in metres. NV12 and NV21 store a plane of
-    brightness and below it one of half its height for the colours.
+    ``conversion`` is OpenCV's code to RGB, ``unit`` is the length of 1 in metres. NV12 and NV21
+    store a plane of brightness and below it one of half its height for the colours.
     """
 
     dtype: str
@@ -78,12 +78,14 @@ ENCODINGS: dict[Kind, dict[str, Encoding]] = {
         '32FC1': Encoding('f4', 1),
     },
 }
-"""Encodings of raw images: those of sensor_msgs/image_encodings that name their colours, and those of REP 118 for depth."""
+"""Encodings of raw images: those of sensor_msgs/image_encodings that name their colours, and those
+of REP 118 for depth."""
 
 COMPRESSED_DEPTHS = {
     f'{kind}; compressedDepth{png}' for kind in ('16UC1', '32FC1') for png in (' png', '')
 }
-"""Formats of the compressedDepth transport; older versions leave out the name of the compression."""
+"""Formats of the compressedDepth transport; older versions leave out the name of the compression.
+"""
 COMPRESSED_DEPTH_HEADER = 12
 """Bytes before the PNG of compressedDepth: int32 compression, float32 a, float32 b."""
 
@@ -92,8 +94,9 @@ def image_size(message: Any, kind: Kind, *, max_pixels: int | None = None) -> tu
     """Return height and width of an image without decoding a pixel.
 
     Raises:
-        ValueError: The encoding is not among `ENCODINGS`, the length of the data does not fit the size, the
-            compressed data are neither JPEG nor PNG, or there are more than ``max_pixels`` pixels.
+        ValueError: The encoding is not among `ENCODINGS`, the length of the data does not fit the
+            size, the compressed data are neither JPEG nor PNG, or there are more than
+            ``max_pixels`` pixels.
     """
     height, width = (_compressed_size if is_compressed(message) else _raw_size)(message, kind)
     if max_pixels is not None and height * width > max_pixels:
@@ -200,7 +203,10 @@ def _compressed_size(message: Any, kind: Kind) -> tuple[int, int]:
 
 
 def _decompressed_depth(message: Any) -> Float32[np.ndarray, 'h w']:
-    """Return metres. 16UC1 is millimetres; of 32FC1 the PNG holds a / depth + b, with a and b in the header."""
+    """Return metres.
+
+    16UC1 is millimetres; of 32FC1 the PNG holds a / depth + b, with a and b in the header.
+    """
     start = _check_compressed_depth(message)
     data = np.frombuffer(message.data, np.uint8)
     stored = _decoded(data[start:], cv2.IMREAD_UNCHANGED)

@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation
 MAX_DISTANCE = 10_000.0
 """Metres from the origin of a frame up to which float32 keeps a millimetre."""
 QUATERNION_TOLERANCE = 0.01
-"""Deviation from length 1 up to which a quaternion is normalised and beyond which it is rejected."""
+"""Deviation from length 1 up to which a quaternion is normalised and beyond which it is rejected.
+"""
 
 
 def seconds(stamp: Any) -> float:
@@ -29,8 +30,8 @@ def matrix_from_pose(pose: Any, *, name: str = 'pose') -> Float64[np.ndarray, '4
     """Return the matrix of a geometry_msgs/Pose.
 
     Raises:
-        ValueError: The pose is not finite, lies beyond `MAX_DISTANCE`, or its quaternion is not of length 1.
-            The message begins with ``name``.
+        ValueError: The pose is not finite, lies beyond `MAX_DISTANCE`, or its quaternion is not of
+            length 1. The message begins with ``name``.
     """
     p, q = pose.position, pose.orientation
     return _matrices([(p.x, p.y, p.z, q.x, q.y, q.z, q.w)], [name])[0]
@@ -42,7 +43,8 @@ def matrices_from_poses(
     """Return the matrices of a list of geometry_msgs/Pose.
 
     Raises:
-        ValueError: The list is empty, or a pose is rejected as by `matrix_from_pose`; its index is named.
+        ValueError: The list is empty, or a pose is rejected as by `matrix_from_pose`; its index is
+        named.
     """
     if not poses:
         raise ValueError(f'{name}: empty')
@@ -70,7 +72,8 @@ def read_transform(message: Any) -> tuple[str, str, float, Float64[np.ndarray, '
     """Return parent, child, time and parent_from_child of a geometry_msgs/TransformStamped.
 
     Raises:
-        ValueError: A frame has no name or both have the same, or the pose is rejected as by `matrix_from_pose`.
+        ValueError: A frame has no name or both have the same, or the pose is rejected as by
+        `matrix_from_pose`.
     """
     parent, child = frame_name(message.header.frame_id), frame_name(message.child_frame_id)
     if not parent or not child or parent == child:
@@ -84,14 +87,16 @@ def read_transform(message: Any) -> tuple[str, str, float, Float64[np.ndarray, '
 def read_pose(
     message: Any, *, base_frame: str, name: str
 ) -> tuple[str, str, float, Float64[np.ndarray, '4 4']]:
-    """Return parent, child, time and parent_from_child of a PoseStamped, PoseWithCovarianceStamped or Odometry.
+    """Return parent, child, time and parent_from_child of a PoseStamped, PoseWithCovarianceStamped
+    or Odometry.
 
     Args:
         base_frame: Child of a message that has no child_frame_id, or an empty one.
         name: Beginning of error messages, such as 'odometry'.
 
     Raises:
-        ValueError: A frame has no name or both have the same, or the pose is rejected as by `matrix_from_pose`.
+        ValueError: A frame has no name or both have the same, or the pose is rejected as by
+        `matrix_from_pose`.
     """
     parent = frame_name(message.header.frame_id)
     child = frame_name(getattr(message, 'child_frame_id', '')) or frame_name(base_frame)
@@ -108,7 +113,8 @@ def interpolate(
     second: Float[np.ndarray, 'n 4 4'],
     fraction: Float[np.ndarray, 'n'],
 ) -> Float64[np.ndarray, 'n 4 4']:
-    """Return poses between pairs of poses: positions linearly, rotations by slerp; ``fraction`` 0 is the first, exactly."""
+    """Return poses between pairs of poses: positions linearly, rotations by slerp; ``fraction`` 0
+    is the first, exactly."""
     result = np.array(first, np.float64)
     between = np.flatnonzero(fraction)
     if not len(between):
@@ -129,8 +135,8 @@ def resample_trajectory(
     """Return a trajectory at other times, as by `interpolate`; it is held outside of its ends.
 
     Raises:
-        ValueError: The trajectory is empty, n differs from k, times do not increase or are not finite, or a matrix
-            is not rigid.
+        ValueError: The trajectory is empty, n differs from k, times do not increase or are not
+            finite, or a matrix is not rigid.
     """
     if len(times) == 0:
         raise ValueError('the trajectory is empty')
@@ -170,7 +176,10 @@ def _check_rigid(matrices: Float[np.ndarray, 'n 4 4'], *, tolerance: float = 1e-
 def _matrices(
     numbers: Sequence[tuple[float, ...]], names: Sequence[str]
 ) -> Float64[np.ndarray, 'n 4 4']:
-    """Return the matrices of rows of x y z and a quaternion x y z w. Raises ValueError with the row's name."""
+    """Return the matrices of rows of x y z and a quaternion x y z w.
+
+    Raises ValueError with the row's name.
+    """
     rows = np.array(numbers, np.float64)
     positions, quaternions = rows[:, :3], rows[:, 3:]
     finite = np.asarray(np.isfinite(rows).all(axis=1))

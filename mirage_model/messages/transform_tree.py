@@ -15,15 +15,16 @@ from mirage_model.messages.poses import frame_name, interpolate
 MAX_FRAMES = 4096
 """Frames of a tree; a transform of one more is rejected."""
 SET_BACK = 1.0
-"""Seconds by which stamps of a bag may lie out of order before its clock must have been set back."""
+"""Seconds by which stamps of a bag may lie out of order before its clock must have been set back.
+"""
 
 
 @dataclass(kw_only=True)
 class _Link:
     """Pose of a frame in its parent, with increasing times, or one for all times where static.
 
-    ``parents`` has several names where the transforms of a bag contradict each other; ``rejected`` are the reasons
-    why transforms of this frame were left out.
+    ``parents`` has several names where the transforms of a bag contradict each other; ``rejected``
+    are the reasons why transforms of this frame were left out.
     """
 
     parents: list[str]
@@ -46,9 +47,11 @@ class _Link:
     def at(
         self, times: Float[np.ndarray, 'n']
     ) -> tuple[Float64[np.ndarray, 'n 4 4'], Float64[np.ndarray, 'n']]:
-        """Return parent_from_child at ``times`` and the seconds to the further of the two stamps around each.
+        """Return parent_from_child at ``times`` and the seconds to the further of the two stamps
+        around each.
 
-        The gap is 0 at a stamp and for static transforms, and infinite before the first and after the last stamp.
+        The gap is 0 at a stamp and for static transforms, and infinite before the first and after
+        the last stamp.
         """
         if self.static:
             return np.tile(self.parent_from_child[0], (len(times), 1, 1)), np.zeros(len(times))
@@ -70,10 +73,10 @@ class _Link:
 class TransformTree:
     """Transforms between frames: add them, then look up where one frame was in another.
 
-    A live tree keeps the last ``max_age`` seconds: a frame that gets another parent belongs to the newer one, and a clock that is
-    set back by more than that begins anew. The tree of a bag keeps all: what follows a clock that was set back by
-    more than `SET_BACK` is rejected, and so is a path through a frame with two parents. Safe to use from several
-    threads.
+    A live tree keeps the last ``max_age`` seconds: a frame that gets another parent belongs to the
+    newer one, and a clock that is set back by more than that begins anew. The tree of a bag keeps
+    all: what follows a clock that was set back by more than `SET_BACK` is rejected, and so is a
+    path through a frame with two parents. Safe to use from several threads.
     """
 
     def __init__(self, *, max_age: float | None = None) -> None:
@@ -133,12 +136,13 @@ class TransformTree:
         """Return target_from_source at a time.
 
         Args:
-            time: Seconds; None is the newest time at which every transform between the two is known.
+            time: Seconds; None is the newest time at which every transform between the two is
+            known.
             wait: Seconds to wait for transforms that are not there yet.
 
         Raises:
-            ValueError: No transforms join the frames, or one of them is not known at that time. Nothing is
-                extrapolated.
+            ValueError: No transforms join the frames, or one of them is not known at that time.
+                Nothing is extrapolated.
         """
         target, source = frame_name(target), frame_name(source)
         deadline = clock.monotonic() + wait
@@ -155,14 +159,15 @@ class TransformTree:
     def lookup_all(
         self, target: str, source: str, times: Float[np.ndarray, 'n'], *, max_gap: float
     ) -> tuple[Float64[np.ndarray, 'n 4 4'], Bool[np.ndarray, 'n'], list[str]]:
-        """Return target_from_source at many times, which of them are valid, and the transforms that were left out.
+        """Return target_from_source at many times, which of them are valid, and the transforms
+        that were left out.
 
-        Every link is interpolated at the times asked for. A pose is valid where every link has a stamp at most
-        ``max_gap`` seconds before it and another as long after it.
+        Every link is interpolated at the times asked for. A pose is valid where every link has a
+        stamp at most ``max_gap`` seconds before it and another as long after it.
 
         Raises:
-            ValueError: No transforms join the frames, only static ones do, they contradict each other, or there is
-                no time at which all are known.
+            ValueError: No transforms join the frames, only static ones do, they contradict each
+                other, or there is no time at which all are known.
         """
         target, source = frame_name(target), frame_name(source)
         up, down = self._path(target, source)
@@ -178,7 +183,8 @@ class TransformTree:
         return target_from_source, valid, rejected
 
     def span(self, target: str, source: str) -> tuple[float, float]:
-        """Return the first and the last time at which every moving transform between two frames is known."""
+        """Return the first and the last time at which every moving transform between two frames is
+        known."""
         up, down = self._path(frame_name(target), frame_name(source))
         moving = [self._links[f] for f in up + down if not self._links[f].static]
         return max(link.times[0] for link in moving), min(link.times[-1] for link in moving)

@@ -54,8 +54,8 @@ class Backbone(nn.Module):
     `WanTransformer3DModel.forward` bit for bit.
 
     With the prediction 'first_guess' the network's output is a correction of the first guess, the
-    latents of the side input, and the velocity leads to their sum. `training.model.build` starts at a
-    correction of zero.
+    latents of the side input, and the velocity leads to their sum. `training.model.build` starts
+    at a correction of zero.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class Backbone(nn.Module):
         text: Float[Tensor, 'b words dim'],
         side: Float[Tensor, 'b s k h w'] | None = None,
     ) -> Float[Tensor, 'b c k h w']:
-        """Return the velocity, in the dtype of ``latents``; computation runs in the dtype of the weights.
+        """Return the velocity, in the dtype of ``latents``; computation runs in the dtype of the
+        weights.
 
         Args:
             latents: Noisy latents.

@@ -1,8 +1,8 @@
 """Load and save model folders.
 
-A model folder holds ``model.json``; ``transformer/``, ``vae/`` and ``scheduler/`` in diffusers' layout;
-``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``; and
-``perception/`` in the layout of its library. ``resampler/`` is optional; a model of prediction
+A model folder holds ``model.json``; ``transformer/``, ``vae/`` and ``scheduler/`` in diffusers'
+layout; ``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``;
+and ``perception/`` in the layout of its library. ``resampler/`` is optional; a model of prediction
 'first_guess' may leave out the transformer and what belongs to it. Weights are safetensors only.
 """
 
@@ -76,7 +76,8 @@ class ModelConfig:
     """Kind of memory that the model was trained with, a key of `MEMORIES`."""
 
     prediction: Prediction = 'velocity'
-    """What the network predicts: the flow's velocity, or a correction of the resampler's first guess."""
+    """What the network predicts: the flow's velocity, or a correction of the resampler's first
+    guess."""
 
     def __post_init__(self) -> None:
         for name in ('height', 'width', 'chunk_frames', 'steps', 'splat_size'):
@@ -204,7 +205,8 @@ def _model_info(config: ModelConfig, sha256: str) -> ModelInfo:
 
 
 def load_perception(folder: Path, *, device: str = 'cpu') -> tuple[ModelConfig, Perception]:
-    """Load only configuration and perception of a model folder; raise ValueError as `load_model` does."""
+    """Load only configuration and perception of a model folder; raise ValueError as `load_model`
+    does."""
     config = _read_config(folder / 'model.json')
     return config, _load_perception(config.perception, folder / 'perception', device)
 

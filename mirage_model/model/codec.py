@@ -35,11 +35,13 @@ WAN22_VAE = {
     'latents_mean': [0.0] * 48,
     'latents_std': [1.0] * 48,
 }
-"""Arguments of `AutoencoderKLWan` for Wan2.2-TI2V-5B, without the latent statistics of its weights."""
+"""Arguments of `AutoencoderKLWan` for Wan2.2-TI2V-5B, without the latent statistics of its
+weights."""
 
 
 class BlockAutoencoder(ModelMixin, ConfigMixin):
-    """A linear code of square pixel blocks, frame by frame, with the interface of `AutoencoderKLWan`."""
+    """A linear code of square pixel blocks, frame by frame, with the interface of
+    `AutoencoderKLWan`."""
 
     @register_to_config
     def __init__(
@@ -142,7 +144,8 @@ def load_pretrained(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
-    """Load the class of `AUTOENCODERS` that config.json names; raise ValueError as `load_pretrained`."""
+    """Load the class of `AUTOENCODERS` that config.json names; raise ValueError as
+    `load_pretrained`."""
     path = folder / 'config.json'
     name = read_json(path).get('_class_name')
     if name not in AUTOENCODERS:

@@ -1,8 +1,8 @@
 """Resample a memory's latents at the cameras of a chunk: the first guess of its clean latents.
 
-Three sources, in order: the memory where a latent point is visible, the context frame reprojected with
-the memory's depth, and a fill from the surroundings. The first guess is the whole prediction of a model
-without a transformer, and what a transformer of prediction 'first_guess' corrects.
+Three sources, in order: the memory where a latent point is visible, the context frame reprojected
+with the memory's depth, and a fill from the surroundings. The first guess is the whole prediction
+of a model without a transformer, and what a transformer of prediction 'first_guess' corrects.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class ResamplerConfig:
 class Resampler(nn.Module):
     """Estimate the latents that a camera would see from the latents that a memory shows it.
 
-    A linear map of the 3x3 cells around, with their visibility, whose coefficients are polynomials of
-    the point's offset in the cell and of its depth ratio. Convolutions then correct the filled grid.
+    A linear map of the 3x3 cells around, with their visibility, whose coefficients are polynomials
+    of the point's offset in the cell and of its depth ratio. Convolutions then correct the filled
+    grid.
     """
 
     def __init__(self, config: ResamplerConfig) -> None:
@@ -65,12 +66,14 @@ class Resampler(nn.Module):
         if width:
             self.correction = nn.Sequential(nn.Conv2d(2 * c + 5, width, 3, padding=1))
             self.correction.extend(_Residual(width, dilation) for dilation in DILATIONS)
-            self.correction.append(nn.Conv2d(width, c, 3, padding=1))
-            nn.init.zeros_(self.correction[-1].weight)
-            nn.init.zeros_(self.correction[-1].bias)
+            last = nn.Conv2d(width, c, 3, padding=1)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+            self.correction.append(last)
 
     def resample(self, readout: Readout) -> Float[Tensor, 'n c h w']:
-        """Return the latents at the cell centres; they mean something only where a point is visible."""
+        """Return the latents at the cell centres; they mean something only where a point is
+        visible."""
         mapped = self.linear(cells(readout)).unflatten(1, (TERMS, -1))
         return (mapped * terms(readout)[:, :, None]).sum(dim=1)
 

@@ -103,9 +103,9 @@ def rollouts(
 ) -> Iterator[tuple[int, GeneratedChunk]]:
     """Yield (index of the path, chunk): chunk k of all paths in order, then chunk k + 1.
 
-    All paths are denoised in one batch; reading, decoding and writing go path by path. Latent frame k
-    is read and written at the camera of the last frame that it stands for. A chunk is written into
-    its memory when the caller asks for the next item.
+    All paths are denoised in one batch; reading, decoding and writing go path by path. Latent
+    frame k is read and written at the camera of the last frame that it stands for. A chunk is
+    written into its memory when the caller asks for the next item.
 
     Args:
         steps: Denoising steps of a chunk; without effect in a model without a transformer.
@@ -202,7 +202,8 @@ class _Condition:
     cameras: Cameras
     """Cameras of the new frames."""
     readout: Readout
-    """The memory at the latent frames, the context frame first; its latents are the first guess."""
+    """The memory at the latent frames, the context frame first; its latents are the first guess.
+    """
     side: Float[Tensor, '1 s k h w']
     """Input of the side branch."""
 

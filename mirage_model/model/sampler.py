@@ -49,8 +49,8 @@ def sample_chunk(
         context: Clean latents.
         latent_frames: Latent frames of the chunk, context included.
         side: Input of the side branch; None leaves the side branch out.
-        generator: One generator for the batch, or one for each item. An item's noise depends on its
-            own generator alone.
+        generator: One generator for the batch, or one for each item. An item's noise depends on
+            its own generator alone.
         cancelled: Polled before each step.
 
     Raises:
@@ -74,7 +74,8 @@ def sample_chunk(
     # a scheduler is stateful: each chunk takes a copy
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=context.device)
-    # with many steps the first two may round to one timestep, and a search by timestep is ambiguous
+    # with many steps the first two may round to one timestep, and a search by timestep is
+    # ambiguous
     scheduler.set_begin_index(0)
     for timestep in scheduler.timesteps:
         if cancelled():

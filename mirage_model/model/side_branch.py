@@ -1,7 +1,8 @@
-"""The side branch: parallel blocks that condition the backbone on the memory's readout and camera rays.
+"""The side branch: parallel blocks that condition the backbone on the memory's readout and camera
+rays.
 
-It follows ControlNet and VACE: blocks of the backbone's architecture feed it through projections that
-start at zero, so an untrained branch leaves the output unchanged.
+It follows ControlNet and VACE: blocks of the backbone's architecture feed it through projections
+that start at zero, so an untrained branch leaves the output unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from mirage_model.memory import Readout
 HEAD_BLOCKS = 3
 STATE_CHANNELS = 32
 EXTRA_CHANNELS = 11
-"""Channels after the latents: visible, observed, offset (2), depth ratio, ray direction (3), origin (3)."""
+"""Channels after the latents: visible, observed, offset (2), depth ratio, ray direction (3),
+origin (3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,8 @@ class SideBranch(nn.Module):
 class GridHead(nn.Module):
     """Convolutions over the latent grid whose output is added to the backbone's velocity.
 
-    Input of a latent frame: its noisy latents and side channels, those of the frame before, and the
-    backbone's last hidden state. The output starts at zero.
+    Input of a latent frame: its noisy latents and side channels, those of the frame before, and
+    the backbone's last hidden state. The output starts at zero.
     """
 
     def __init__(self, c: FrozenDict, width: int) -> None:

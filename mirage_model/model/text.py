@@ -1,6 +1,7 @@
 """Embedding of a prompt.
 
-Models that were trained with text, such as Wan2.2, need it; the embedding of mirage-tiny was learned.
+Models that were trained with text, such as Wan2.2, need it; the embedding of mirage-tiny was
+learned.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Estimate depth, confidence, sky and dynamic objects of frames.
 
-`embedded` holds the network of mirage-tiny, `adapters` runs published depth models, `alignment` scales
-depth to the memory, and `refine` estimates cameras from matched features.
+`embedded` holds the network of mirage-tiny, `adapters` runs published depth models, `alignment`
+scales depth to the memory, and `refine` estimates cameras from matched features.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ class DepthAnything3:
     """Depth Anything 3, through the package depth_anything_3.
 
     The monocular metric model gives metres as focal length [px] * output / 300, the nested models
-    give metres. Depth of the other models has no scale: `Estimate.scaled` is False unless the memory
-    covers the view.
+    give metres. Depth of the other models has no scale: `Estimate.scaled` is False unless the
+    memory covers the view.
     """
 
     def __init__(self, folder: Path, *, alignment: AlignmentConfig = DEFAULT_ALIGNMENT) -> None:

@@ -32,8 +32,9 @@ def align(estimate: Estimate, readout: Readout | None, config: AlignmentConfig) 
     s = exp(clip(median over cells of log(readout.depth / depth), -b, b)), b = log(max_scale)
 
     The median runs over the cells of all frames that the memory covers and that are neither sky,
-    nor on a dynamic object, nor at a depth edge: observed cells if there are ``min_cells`` of them,
-    since imagined ones drift, else all. With too few cells the estimate is returned unchanged.
+    nor on a dynamic object, nor at a depth edge: observed cells if there are ``min_cells`` of
+    them, since imagined ones drift, else all. With too few cells the estimate is returned
+    unchanged.
     """
     if readout is None:
         return estimate

@@ -50,7 +50,8 @@ class RefineConfig:
     """Largest rotation from the planned camera [deg]."""
 
     step: float = 0.2
-    """Largest relative depth step between neighbouring pixels; features beyond it lie on an edge."""
+    """Largest relative depth step between neighbouring pixels; features beyond it lie on an edge.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Ablations of the world model, each a few fields of its configuration.
 
-All variants start from one backbone and take the same number of steps. They are compared by rollouts
-over the validation clips, in which labels replace perception: depth has the noise of the variant alone.
+All variants start from one backbone and take the same number of steps. They are compared by
+rollouts over the validation clips, in which labels replace perception: depth has the noise of the
+variant alone.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class LabelPerception:
 
 
 def with_variant_labels(clip: Clip, config: WorldModelConfig, codec: Codec, *, seed: int) -> Clip:
-    """Return the clip with the depth noise of a variant, and without dynamic objects if it has no filter."""
+    """Return the clip with the depth noise of a variant, and without dynamic objects if it has no
+    filter."""
     estimate = labels(clip, slice(None), dynamic_filter=config.dynamic_filter)
     n, height, width = estimate.depth.shape
     cells = (n, height // codec.spatial_stride, width // codec.spatial_stride)
@@ -116,7 +118,8 @@ def with_variant_labels(clip: Clip, config: WorldModelConfig, codec: Codec, *, s
 
 
 def visible_in_first_frame(clip: Clip, codec: Codec) -> Bool[Tensor, 'n H W']:
-    """Return pixels of all frames but the first whose cell the first frame covers, by the exact labels."""
+    """Return pixels of all frames but the first whose cell the first frame covers, by the exact
+    labels."""
     readout = readout_of(clip, 0, cell=codec.spatial_stride)
     return over_pixels(readout.visible[1:], clip.depth[1:])
 
@@ -175,7 +178,8 @@ def _shortened(clip: Clip, count: int) -> Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Folders of latents and clips with train/ and validation/, codec, and checkpoint of the backbone."""
+    """Folders of latents and clips with train/ and validation/, codec, and checkpoint of the
+    backbone."""
 
     latents: Path
     clips: Path

@@ -1,4 +1,5 @@
-"""Training of a small codec: on images, on clips, aligned with single-frame latents, under reprojection."""
+"""Training of a small codec: on images, on clips, aligned with single-frame latents, under
+reprojection."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from mirage_model.training.trainer import Objective, StepResult, checkpoints, fi
 BALANCE = 0.35
 """Exponent of `balance`."""
 RIDGE = 1e-4
-"""Share of the mean variance that is added to covariances, so that those of flat images have an inverse."""
+"""Share of the mean variance that is added to covariances, so that those of flat images have an
+inverse."""
 
 TINY_VAE = {
     'base_dim': 40,
@@ -92,7 +94,8 @@ class _Reconstruct(nn.Module):
     def _resample(
         self, both: Tensor, cell: Tensor, offset: Tensor, depth_ratio: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents of both frames, the first's resampled, and decoded frames of these and of both."""
+        """Return latents of both frames, the first's resampled, and decoded frames of these and of
+        both."""
         latents = self.vae.encode(both[:, :, None]).latent_dist.mean[:, :, 0]
         first, second = latents.chunk(2)
         resampled = self.head(first, cell, offset, depth_ratio)
@@ -102,7 +105,8 @@ class _Reconstruct(nn.Module):
 
 
 def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
-    """Return the mean squared difference of two (b, c, k, h, w) relative to the variance of ``latents``.
+    """Return the mean squared difference of two (b, c, k, h, w) relative to the variance of
+    ``latents``.
 
     The variance is that along each principal direction, so that no linear map of the latents
     changes the result. Relative to each channel's variance, a codec could make it small by a few
@@ -113,7 +117,8 @@ def misalignment(latents: Tensor, alone: Tensor) -> Tensor:
 
 
 def _relative_to_variance(error: Tensor, cells: Tensor) -> Tensor:
-    """Return the mean square of errors (n, c) relative to the variance of cells (m, c) along each principal direction."""
+    """Return the mean square of errors (n, c) relative to the variance of cells (m, c) along each
+    principal direction."""
     covariance = torch.cov(cells.T)
     variance = covariance.diagonal()
     covariance = covariance + torch.diag(RIDGE * variance.mean().expand_as(variance))
@@ -129,7 +134,8 @@ def chroma(frames: Tensor) -> Tensor:
 
 
 class CodecObjective(Objective):
-    """L1 and L2 of frames and L1 of their chroma, decoded from slightly noisy latents of bounded scale.
+    """L1 and L2 of frames and L1 of their chroma, decoded from slightly noisy latents of bounded
+    scale.
 
     Sampling the posterior instead, with an initial deviation of 1, left images blurred for
     thousands of steps.
@@ -176,7 +182,8 @@ class CodecObjective(Objective):
         return StepResult(loss=loss, logs=logs, names=names)
 
     def _error(self, y: Tensor, x: Tensor, where: Tensor | None = None) -> Tensor:
-        """Return L1 plus L2 of frames (..., 3, H, W) in -1..1 and L1 of chroma, over pixels where the mask (..., 1, H, W) is one."""
+        """Return L1 plus L2 of frames (..., 3, H, W) in -1..1 and L1 of chroma, over pixels where
+        the mask (..., 1, H, W) is one."""
         where = torch.ones_like(y[..., :1, :, :]) if where is None else where
         weight = where / where.mean().clamp(min=RIDGE)
         error, colour = y - x, chroma(y) - chroma(x)
@@ -186,7 +193,8 @@ class CodecObjective(Objective):
     def _pairs(
         self, rng: np.random.Generator, generator: torch.Generator
     ) -> tuple[Tensor, ...] | None:
-        """Return the frames of pairs, the readout of the first ones, and noise; None without pairs."""
+        """Return the frames of pairs, the readout of the first ones, and noise; None without
+        pairs."""
         if not self.config.pairs:
             return None
         chosen = rng.integers(len(self.paths), size=self.config.pairs)
@@ -203,7 +211,8 @@ class CodecObjective(Objective):
     def _reprojection_loss(
         self, both: Tensor, cell: Tensor, latents: Tensor, resampled: Tensor, frames: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of resampled latents, plus half of that of the frames themselves, and logs."""
+        """Return the loss of resampled latents, plus half of that of the frames themselves, and
+        logs."""
         second, true = latents.chunk(2)[1], both.chunk(2)[1]
         reprojected, single = frames[: len(true)], frames[len(true) :]
         visible = cell >= 0
@@ -220,7 +229,8 @@ class CodecObjective(Objective):
         return loss, {'reprojected_psnr_db': decibels, 'reprojection_error': apart.item()}
 
     def _crop(self, path: Path, rng: np.random.Generator) -> Tensor:
-        """Return frames (n, 3, crop, crop) in 0..1 of a random place and time, half of them mirrored."""
+        """Return frames (n, 3, crop, crop) in 0..1 of a random place and time, half of them
+        mirrored."""
         n, crop = self.config.frames, self.config.crop
         with safe_open(path, framework='pt') as file:
             stored = file.get_slice('frames')
@@ -300,9 +310,9 @@ def balance(vae: AutoencoderKLWan, paths: list[Path], like: Codec | None = None)
     A codec may put nearly all variance into a few directions, such as brightness; noise then hides
     the others, such as texture, from a world model. Each direction gets the deviation e^`BALANCE`,
     with e the root mean square change of pixels per unit of it. A rotation then mixes the
-    directions: a random one, or with ``like`` the one that is closest to the latents of that codec,
-    so that its world model can be trained on. The linear map is folded into the convolutions on
-    both sides of the latents, which leaves decoded frames the same.
+    directions: a random one, or with ``like`` the one that is closest to the latents of that
+    codec, so that its world model can be trained on. The linear map is folded into the
+    convolutions on both sides of the latents, which leaves decoded frames the same.
     """
     normalise(vae, paths)
     codec = Codec(vae)
@@ -363,7 +373,7 @@ def main(config: CodecTraining) -> int:
     start, vae, like = config.start, AutoencoderKLWan(**TINY_VAE), None
     if start is not None and not (start / 'parameters.safetensors').is_file():
         like = Codec.from_folder(start)
-        start, vae = None, load_pretrained(AutoencoderKLWan, start, torch.float32)
+        vae, start = load_pretrained(AutoencoderKLWan, start, torch.float32), None
         vae.train().requires_grad_(True)
     use_single_frame_convolutions(vae)
     # the statistics of the latents depend on the weights
@@ -386,6 +396,7 @@ def main(config: CodecTraining) -> int:
         run = config.run / name
         fit(objective, trainer, run, full_config={'codec': asdict(stage), 'vae': described})
         start = checkpoints(run)[-1]
+    assert start is not None, 'a training has a stage at least'
     load_parameters(objective.module, start)
     balance(vae, paths, like)
     vae.save_pretrained(config.run / 'vae')

@@ -125,7 +125,8 @@ class WorldModelConfig:
     size: Size = 'tiny'
     """Size of the backbone."""
     stage: Stage = 'joint'
-    """Parameters that are trained: backbone without memory, side branch alone, side branch with LoRA adapter, or all."""
+    """Parameters that are trained: backbone without memory, side branch alone, side branch with
+    LoRA adapter, or all."""
     batch: int = 4
     """Chunks per batch and process."""
     shift: float = 3.0
@@ -282,12 +283,14 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
-    """Train a small codec: on images, on clips, aligned with single-frame latents, under reprojection."""
+    """Train a small codec: on images, on clips, aligned with single-frame latents, under
+    reprojection."""
 
     clips: Path
     """Folder of clips, with train/ and validation/."""
     run: Path
-    """Folder of one run folder per stage and of the resulting vae/; an interrupted training continues."""
+    """Folder of one run folder per stage and of the resulting vae/; an interrupted training
+    continues."""
     stage: UseAppendAction[tuple[CodecStage, ...]] = ()
     """Stages to train, in this order; none trains all."""
     steps: int | None = None
@@ -384,7 +387,8 @@ class ExportConfig:
     """
 
     world_model: Path | None = None
-    """Checkpoint of the world model, in its run folder; None makes a model of first guesses alone."""
+    """Checkpoint of the world model, in its run folder; None makes a model of first guesses alone.
+    """
     resampler: Path | None = None
     """Folder of the resampler, which the prediction first_guess needs."""
     vae: Path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from diffusers import AutoencoderKLWan
 import torch
@@ -14,14 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mirage_model.model.codec import WAN22_VAE
 from mirage_model.training.codec import TINY_VAE
-from mirage_model.training.config import DryRunConfig, WorldModelConfig
-from mirage_model.training.model import TRAINED, WorldModel, begin_stage, build
+from mirage_model.training.config import DryRunConfig, Stage, WorldModelConfig
+from mirage_model.training.model import WorldModel, begin_stage, build
 from mirage_model.training.trainer import make_optimizer
 
 GPUS = (1, 8, 32)
 CHUNK = {'tiny': (17, 24, 40), 'wan22_5b': (9, 44, 80)}
 """Latent frames, rows and columns of a training chunk of each size."""
-VAE = {'tiny': TINY_VAE, 'wan22_5b': WAN22_VAE}
+VAE: dict[str, dict[str, Any]] = {'tiny': TINY_VAE, 'wan22_5b': WAN22_VAE}
 
 FORMULA = """\
 Every GPU holds, in bytes, with P parameters in all and t of them trained, on N GPUs:
@@ -86,7 +87,8 @@ def needs(model: WorldModel, config: WorldModelConfig) -> Needs:
 def activation_bytes(
     model: WorldModel, config: WorldModelConfig, chunk: tuple[int, int, int]
 ) -> int:
-    """Return activations [bytes] by `FORMULA`, for bfloat16; an upper bound if the backbone is frozen."""
+    """Return activations [bytes] by `FORMULA`, for bfloat16; an upper bound if the backbone is
+    frozen."""
     wan = model.backbone.wan.config
     frames, rows, columns = chunk
     _, p_h, p_w = wan.patch_size
@@ -107,7 +109,8 @@ def activation_bytes(
 def operations(config: WorldModelConfig) -> dict[str, float]:
     """Return floating-point operations for one chunk [10^9], counted on the meta device.
 
-    ``recode`` is decoding a chunk and encoding its frames alone, which a rollout needs and training avoids.
+    ``recode`` is decoding a chunk and encoding its frames alone, which a rollout needs and
+    training avoids.
     """
     frames, rows, columns = CHUNK[config.size]
     arguments = VAE[config.size]
@@ -152,7 +155,7 @@ def report(config: WorldModelConfig) -> str:
         f'{"stage":12} {"GPUs":>4} {"parameters":>11} {"gradients":>10} {"moments":>8} '
         f'{"gathered":>9} {"activations":>12} {"sum":>7}',
     ]
-    for stage in TRAINED:
+    for stage in get_args(Stage):
         config = replace(config, stage=stage)
         with torch.device('meta'):
             model = build(config)

@@ -63,8 +63,8 @@ def export(
     """Write a model folder from trained parts.
 
     Args:
-        world_model: Checkpoint in its run folder. None makes a mirage-tiny without a transformer, whose
-            prediction is the resampler's first guess.
+        world_model: Checkpoint in its run folder. None makes a mirage-tiny without a transformer,
+            whose prediction is the resampler's first guess.
         vae: VAE folder.
         perception: Perception folder.
         resampler: Resampler folder; needed for the prediction 'first_guess'.

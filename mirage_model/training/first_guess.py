@@ -1,7 +1,7 @@
 """Fit of the codec and the resampler of mirage-tiny.
 
-The block codec (principal components) and the resampler's linear map (least squares) are closed forms;
-the resampler's convolutions are trained on pairs of frames of a clip.
+The block codec (principal components) and the resampler's linear map (least squares) are closed
+forms; the resampler's convolutions are trained on pairs of frames of a clip.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def fit_linear(resampler: Resampler, pairs: Pairs, *, ridge: float, batch: int =
 def train_correction(
     resampler: Resampler, pairs: Pairs, config: FirstGuessConfig, *, weight: Float[Tensor, 'c']
 ) -> None:
-    """Train all weights on the squared error of the targets, ``weight`` by channel; keep their average."""
+    """Train all weights on the squared error of the targets, ``weight`` by channel; keep their
+    average."""
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
         resampler.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4

@@ -95,7 +95,9 @@ def start_from(model: WorldModel, folder: Path, *, words: tuple[str, ...] = ('',
         return
     backbone, text = load_backbone(folder)
     merge_adapter(backbone.wan)
-    stored = {f'backbone.{name}': value for name, value in backbone.named_parameters()}
+    stored: dict[str, Tensor] = {
+        f'backbone.{name}': value for name, value in backbone.named_parameters()
+    }
     if 'text' in dict(model.named_parameters()):
         stored['text'] = text
     copy_parameters(model, stored, folder, words=words)

@@ -113,7 +113,8 @@ def read_batch(
 def _memory_depth(
     clips: list[Clip], config: SimulatedMemoryConfig, rng: np.random.Generator
 ) -> MemoryDepth:
-    """Return the depth that a memory of all frames of each clip but the first gives the first, per pixel."""
+    """Return the depth that a memory of all frames of each clip but the first gives the first, per
+    pixel."""
     depths, observed = [], []
     for clip in clips:
         height, width = clip.depth.shape[1] // config.cell, clip.depth.shape[2] // config.cell
@@ -174,7 +175,8 @@ class PerceptionObjective(Objective):
     ):
         if not clips or not validation:
             raise ValueError('clips: none to train on or to validate on, record or prepare some')
-        self.module = _Averaged(network.to(memory_format=torch.channels_last))
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = _Averaged(network)
         self.config = config
         self.clips = clips
         self.validation = validation

@@ -16,7 +16,8 @@ from mirage_model.training.config import AugmentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Single frames in 0..1 with their labels, the depth in the memory per pixel, and their clips' names."""
+    """Single frames in 0..1 with their labels, the depth in the memory per pixel, and their clips'
+    names."""
 
     frames: Float[Tensor, 'n 3 h w']
     cameras: Cameras

@@ -24,7 +24,8 @@ BACKWARDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class FramePairs:
-    """Two frames of each clip in 0..1, and the readout of a memory of the first by the second's camera.
+    """Two frames of each clip in 0..1, and the readout of a memory of the first by the second's
+    camera.
 
     ``offset`` and ``depth_ratio`` are those of `Readout`.
     """
@@ -38,7 +39,8 @@ class FramePairs:
 
     @staticmethod
     def of(clips: list[Clip], *, stride: int, rng: np.random.Generator) -> FramePairs:
-        """Return a random pair of each clip, close pairs more often; ``stride`` is the side of a cell [px]."""
+        """Return a random pair of each clip, close pairs more often; ``stride`` is the side of a
+        cell [px]."""
         parts = [_pair(clip, stride, rng) for clip in clips]
         return FramePairs(
             **{name: torch.stack([part[name] for part in parts]) for name in parts[0]}
@@ -64,10 +66,11 @@ def _pair(clip: Clip, stride: int, rng: np.random.Generator) -> dict[str, Tensor
 
 
 class ReprojectionHead(nn.Module):
-    """Network from reprojected latents to those of the frame at that camera; dropped after the codec's training.
+    """Network from reprojected latents to those of the frame at that camera; dropped after the
+    codec's training.
 
-    Its first part is linear in the latents of 3x3 cells, each times 1, x, y, r, x^2, y^2 and xy, with
-    the offset (x, y) and the depth ratio r. Three convolutions add a correction.
+    Its first part is linear in the latents of 3x3 cells, each times 1, x, y, r, x^2, y^2 and xy,
+    with the offset (x, y) and the depth ratio r. Three convolutions add a correction.
     """
 
     def __init__(self, channels: int, *, width: int = 160):
@@ -81,8 +84,8 @@ class ReprojectionHead(nn.Module):
             nn.Conv2d(width, channels, 3, padding=1),
         )
         for convolution in (self.linear, self.correction[-1]):
-            nn.init.zeros_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            for parameter in convolution.parameters():
+                nn.init.zeros_(parameter)
         with torch.no_grad():
             self.linear.weight[range(channels), range(channels), 1, 1] = 1
 

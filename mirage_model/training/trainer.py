@@ -1,12 +1,13 @@
 """The training loop: steps, logs, and checkpoints that resume exactly.
 
-Samples depend on (seed, step, process) alone, and the learning rate on the step. So a checkpoint is
-the weights, the moments of the optimiser, the step, and the sums that are not yet logged.
+Samples depend on (seed, step, process) alone, and the learning rate on the step. So a checkpoint
+is the weights, the moments of the optimiser, the step, and the sums that are not yet logged.
 Accelerate provides devices, precision, several processes and machines, and sharding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 import json
@@ -72,6 +73,7 @@ class Objective(Protocol):
 
     def after_step(self, step: int) -> None:
         """Update what follows the weights, such as their moving average."""
+        return None
 
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         """Return the metrics of `module`; only the main process has a writer."""
@@ -310,7 +312,7 @@ def _gathered(tensors: dict[str, Tensor], *, main: bool) -> dict[str, Tensor]:
 
 def _save(run: Path, done: _Progress, module: nn.Module, optimizer, *, main: bool) -> None:
     """Save parameters, frozen ones too, buffers and moments; keep the two newest checkpoints."""
-    parameters = dict(module.named_parameters())
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
     weights = _gathered(parameters, main=main)
     moments = _gathered(
         {
@@ -355,7 +357,11 @@ def load_parameters(
 
 
 def copy_parameters(
-    module: nn.Module, stored: dict[str, Tensor], folder: Path, *, words: tuple[str, ...] = ('',)
+    module: nn.Module,
+    stored: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    words: tuple[str, ...] = ('',),
 ) -> None:
     """Copy the parameters that ``folder`` holds into a module, as `load_parameters` does."""
 
@@ -417,7 +423,8 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` on the device of ``parameter``, as the shard of this process if it is sharded."""
+    """Return ``value`` on the device of ``parameter``, as the shard of this process if it is
+    sharded."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value

@@ -72,7 +72,8 @@ class WorldModelObjective(Objective):
         codec: Codec,
         resampler: Resampler | None = None,
     ):
-        """Read the index of the latents; ``latents`` and ``clips`` each hold train/ and validation/."""
+        """Read the index of the latents; ``latents`` and ``clips`` each hold train/ and
+        validation/."""
         self.module = model
         self.config = config
         self.codec = codec
@@ -129,7 +130,8 @@ class WorldModelObjective(Objective):
 
     @torch.no_grad()
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
-        """Return PSNR of first chunks generated from a seed with true depth, with and without memory."""
+        """Return PSNR of first chunks generated from a seed with true depth, with and without
+        memory."""
         self.module.eval()
         names = ('memory', 'empty', 'repeat_seed', 'codec')
         scores: dict[str, list[float]] = {name: [] for name in names}
@@ -235,10 +237,10 @@ class WorldModelObjective(Objective):
     def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
         """Generate the chunk before each scene's, write it to the memory, and set the context.
 
-        A rollout writes its latents as they are, and decodes and encodes its last frame again. That
-        costs more than generating the chunk (`dry_run.operations`). So the error of the generated
-        latents is added to the true single-frame latents, which differ little from those of
-        clips. Depth is the true one with the noise of a generated frame.
+        A rollout writes its latents as they are, and decodes and encodes its last frame again.
+        That costs more than generating the chunk (`dry_run.operations`). So the error of the
+        generated latents is added to the true single-frame latents, which differ little from those
+        of clips. Depth is the true one with the noise of a generated frame.
         """
         before = [scene.video[scene.chunk - 1] for scene in scenes]
         sides = [

@@ -105,13 +105,13 @@ def read_map(map_name: str) -> DoomMap:
         front.append(sector_of[line.front])
         back.append(sector_of[line.back] if two_sided else -1)
         middle.append(two_sided and any(_text(side.tx_mid) != '-' for side in sides))
-    ends = np.array(ends, dtype=np.int64)
+    vertices = np.array(ends, dtype=np.int64)
     return DoomMap(
-        lines=np.concatenate([position[ends[:, 0]], position[ends[:, 1]]], axis=1),
+        lines=np.concatenate([position[vertices[:, 0]], position[vertices[:, 1]]], axis=1),
         front=np.array(front, dtype=np.int64),
         back=np.array(back, dtype=np.int64),
         middle=np.array(middle, dtype=np.bool_),
-        impassable=ends[:, 2].astype(np.bool_),
+        impassable=vertices[:, 2].astype(np.bool_),
         floor=np.array([s.z_floor for s in editor.sectors], dtype=np.float64),
         ceiling=np.array([s.z_ceil for s in editor.sectors], dtype=np.float64),
         sky=np.array([_text(s.tx_ceil) == 'F_SKY1' for s in editor.sectors], dtype=np.bool_),
@@ -337,6 +337,8 @@ class DoomWorld:
             [0.0], _TICS_PER_FRAME - 1
         )  # a warped eye needs a tic to rise from the floor
         state = self._game.get_state()
+        assert state is not None and state.game_variables is not None
+        assert state.labels is not None and state.labels_buffer is not None
         x, y, z, angle = state.game_variables
         floor = np.array([sector.floor_height for sector in state.sectors])
         ceiling = np.array([sector.ceiling_height for sector in state.sectors])
@@ -349,8 +351,9 @@ class DoomWorld:
         sprite = np.isin(state.labels_buffer[crop], sprites)
         moving = sprite.reshape(HEIGHT, _SUPERSAMPLING, WIDTH, _SUPERSAMPLING).any(axis=(1, 3))
         depth[moving] = np.nan
-        metres = np.array([x, y, z]) / UNITS_PER_METRE
-        return frame, depth, sky & ~moving, moving, world_from_optical(*metres, np.radians(angle))
+        x, y, z = (length / UNITS_PER_METRE for length in (x, y, z))
+        pose = world_from_optical(x, y, z, np.radians(angle))
+        return frame, depth, sky & ~moving, moving, pose
 
     def _sector(self, x: float, y: float) -> int:
         """The walkable sector at a point, -1 outside the map or where a walker does not fit."""

@@ -138,7 +138,8 @@ def test_poses_by_transforms(tmp_path):
 
 
 def test_transforms_that_come_late_leave_out_what_was_before(tmp_path):
-    """The robot localises itself after four images; where its camera sits is told when it stands still again."""
+    """The robot localises itself after four images; where its camera sits is told when it stands
+    still again."""
     topics = messages(20)
     del topics['/depth'], topics['/odometry']
     moves = [

@@ -175,7 +175,8 @@ def test_candidates_are_incomplete_after_the_deadline(engine):
     results = list(engine.imagine_candidates(candidates(deadline=1.9)))
     assert time.monotonic() - began < 5.0
     assert [result.index for result in results] == [0, 1, 2]
-    # two chunks of two steps each take 1.6 s at least: the second candidate is not begun or given up
+    # two chunks of two steps each take 1.6 s at least: the second candidate is not begun or given
+    # up
     assert not results[1].complete and not results[2].complete
     assert results[2].chunks == ()
     assert all(same(a, b) for a, b in zip(results[0].chunks[:1], alone(engine, 0)[:1]))

@@ -40,7 +40,8 @@ def ahead(engine: Engine) -> np.ndarray:
 
 
 def test_points_seen_through_are_removed(engine):
-    """A door three metres ahead opens onto a wall at six; a cell at the border may reach out of the view."""
+    """A door three metres ahead opens onto a wall at six; a cell at the border may reach out of
+    the view."""
     assert ahead(engine) == pytest.approx(3.0, abs=0.1)
     engine.observe(view(time=101.0, **far(6.0)))
     assert ahead(engine)[1:-1, 1:-1] == pytest.approx(6.0, abs=0.1)

@@ -1,4 +1,5 @@
-"""One table of inputs, read by the node and from a bag: frame, K, depth, pose, or the words of the rejection."""
+"""One table of inputs, read by the node and from a bag: frame, K, depth, pose, or the words of the
+rejection."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def yuv(first: int, second: int) -> np.ndarray:
 class Case:
     """Messages of one observation at `TIME`, and what both readers make of them.
 
-    ``rejection`` are words of the error; ``bag`` are options of `BagConfig`, ``node`` parameters of the node.
+    ``rejection`` are words of the error; ``bag`` are options of `BagConfig`, ``node`` parameters
+    of the node.
     """
 
     name: str

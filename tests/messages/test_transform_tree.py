@@ -61,7 +61,8 @@ def test_interpolation_between_two_times():
 
 
 def test_every_link_is_interpolated_at_the_time_asked_for():
-    """map moves over odom at 1 Hz, odom over base at 10 Hz with a jump that 1 Hz would smooth away."""
+    """map moves over odom at 1 Hz, odom over base at 10 Hz with a jump that 1 Hz would smooth
+    away."""
     tree = TransformTree()
     for k in range(3):
         tree.add('map', 'odom', 10.0 + k, shift(0.1 * k), static=False)
@@ -71,7 +72,8 @@ def test_every_link_is_interpolated_at_the_time_asked_for():
     times = np.array([9.5, 10.0, 10.6, 11.45, 12.5])
     poses, valid, rejected = tree.lookup_all('map', 'camera', times, max_gap=1.0)
     assert not rejected and valid.tolist() == [False, True, True, True, False]
-    # at 10.0 s the base is half way between its places 4 and 5, at 10.6 between 10 and 11, at 11.45 at its place 19
+    # at 10.0 s the base is half way between its places 4 and 5, at 10.6 between 10 and 11, at
+    # 11.45 at its place 19
     np.testing.assert_allclose(
         poses[1:4, 0, 3], [20.5 + 0.0, 110.5 + 0.06, 361 + 0.145], atol=1e-9
     )

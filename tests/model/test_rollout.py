@@ -90,7 +90,8 @@ def test_generated_points_leave_observed_points_unchanged(model):
 
 
 def test_denoised_latents_are_written_unchanged(model):
-    """Decoded behind the frame that the chunk began with, the written latents are the chunk's frames."""
+    """Decoded behind the frame that the chunk began with, the written latents are the chunk's
+    frames."""
     written = []
 
     class Listening(LatentMemory):

@@ -93,7 +93,8 @@ def test_memory_depth_improves_perception(model, clip):
 
 @pytest.mark.parametrize('turn', [1, -1], ids=['right', 'left'])
 def test_turn_with_empty_memory_follows_the_camera(model, clip, turn):
-    """Compare generated frames with the seed rotated by the same angle, not rotated, and rotated back."""
+    """Compare generated frames with the seed rotated by the same angle, not rotated, and rotated
+    back."""
     frames = model.new_frames
     angles = -turn * np.radians(3.0) * np.arange(frames + 1)
     poses = np.stack([world_from_optical(0.0, 0.0, 1.0, angle) for angle in angles])

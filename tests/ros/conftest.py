@@ -1,4 +1,5 @@
-"""ROS for the tests: a domain of their own on this machine alone, the project's DDS profile, strict messages."""
+"""ROS for the tests: a domain of their own on this machine alone, the project's DDS profile,
+strict messages."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def client(ros: None) -> Iterator[Client]:
 
 @pytest.fixture
 def start_node(tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
-    """Start nodes with an engine that answers at once; they are stopped when the test ends, and must end well."""
+    """Start nodes with an engine that answers at once; they are stopped when the test ends, and
+    must end well."""
     nodes: list[NodeProcess] = []
 
     def start(**parameters) -> NodeProcess:

@@ -118,7 +118,8 @@ def in_odom(frames: int = 16, *, request_id: str = '', stamp: int = 0):
 
 
 def test_paths_in_any_frame_start_from_the_driven_memory(robot):
-    """Poses of the base in odom become those of the camera in the map; the first frame is at the first pose."""
+    """Poses of the base in odom become those of the camera in the map; the first frame is at the
+    first pose."""
     assert robot.observed() == 2
     client = robot.client
     client.receive('imagined/path', Path)
@@ -335,7 +336,8 @@ def test_save_reset_and_load_inside_the_folder(robot, folder):
 
 
 def away(robot, memory: str) -> float:
-    """Metres along x from the map's origin to the camera of a memory, as the instant engine scores it."""
+    """Metres along x from the map's origin to the camera of a memory, as the instant engine scores
+    it."""
     request = ScoreTrajectories.Request(trajectories=[trajectory(2)], memory=memory)
     response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
     assert response.success, response.message

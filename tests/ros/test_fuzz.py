@@ -99,7 +99,8 @@ RAW, COMPRESSED = ('image', 'depth'), ('image/compressed', 'depth/compressedDept
 
 
 def connect(client, *unheard: str) -> None:
-    """Publishers of all inputs but some, to a node that hears them, and has the permissions for what it does."""
+    """Publishers of all inputs but some, to a node that hears them, and has the permissions for
+    what it does."""
     for name, message in good(random.Random(0)).items():
         if name == '/tf_static':
             client.publishers[name] = client.node.create_publisher(TFMessage, name, LATCHED)
@@ -172,7 +173,8 @@ def test_fuzzed_messages_then_a_good_one(client, start_node):
 
 
 def test_fuzzed_compressed_messages_in_simulated_time(client, start_node):
-    """The clock is fuzzed too; what the node does at times of its own it does by the clock afterwards."""
+    """The clock is fuzzed too; what the node does at times of its own it does by the clock
+    afterwards."""
     rng = random.Random(0)
     node = start_node(
         observe__pose_source='pose',

@@ -45,7 +45,8 @@ def test_transitions(client, start_node):
 
 
 def test_failed_transitions_can_be_repeated(ros):
-    """A model that cannot be loaded leaves the node unconfigured, and so does what nobody expected."""
+    """A model that cannot be loaded leaves the node unconfigured, and so does what nobody
+    expected."""
     engines = [OSError('the folder is gone'), KeyError('never thought of'), InstantEngine()]
 
     def load(parameters) -> InstantEngine:

@@ -104,7 +104,8 @@ def test_path_of_the_base(client, start_node):
 
 
 def test_action(client, start_node):
-    """An image of the goal's own, steps and seed; feedback for every chunk, and a result, which is not kept for ever."""
+    """An image of the goal's own, steps and seed; feedback for every chunk, and a result, which is
+    not kept for ever."""
     start_node(request__result_timeout=1.0)
     client.connect()
     image, camera_info, depth = seed_messages(value=90, frame_id='other_camera')
@@ -410,7 +411,8 @@ sys.exit(main(load))
 
 
 def test_sigint_while_activating():
-    """Between the start of the worker's thread and the first wait there is no moment at which it hangs."""
+    """Between the start of the worker's thread and the first wait there is no moment at which it
+    hangs."""
     before = set(glob.glob('/dev/shm/fastrtps_*'))
     program = """
 import os, signal, sys

@@ -39,7 +39,8 @@ def seed_view() -> Observation:
 
 
 def next_in_line(node: MirageNode, ask) -> bool:
-    """Whether the task that waits behind what ``ask`` has the worker do finds the memory of the drive."""
+    """Whether the task that waits behind what ``ask`` has the worker do finds the memory of the
+    drive."""
     holds, begin = threading.Event(), threading.Event()
 
     def hold(engine: InstantEngine) -> bool:

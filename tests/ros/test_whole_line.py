@@ -29,7 +29,8 @@ def node(tmp_path_factory):
 
 
 def test_trajectory_in_chunks_out(client, node):
-    """The seed's camera sees all that the memory holds; further on it sees less, and what it imagined."""
+    """The seed's camera sees all that the memory holds; further on it sees less, and what it
+    imagined."""
     client.connect()
     client.send_seed(value=120)
     for request_id in ('first', 'again'):

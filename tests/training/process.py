@@ -1,8 +1,9 @@
 """One of several processes that train together on CPUs: ``process.py DATA OUT``.
 
-Each kind of run is done twice, unbroken and stopped on the way, as copies of the model and sharded.
-Accelerate shards over GPUs alone: here its state is told that these processes are to be sharded, so
-that what runs is what runs there, accelerate's own preparation by torch's `fully_shard`.
+Each kind of run is done twice, unbroken and stopped on the way, as copies of the model and
+sharded. Accelerate shards over GPUs alone: here its state is told that these processes are to be
+sharded, so that what runs is what runs there, accelerate's own preparation by torch's
+`fully_shard`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ TRAINER = TrainerConfig(
 
 
 def train(data: Path, run: Path, config: TrainerConfig, *, fail_at: int | None = None) -> None:
-    """Train, and print why it ended; ``fail_at`` names a step whose loss is NaN on the second process."""
+    """Train, and print why it ended; ``fail_at`` names a step whose loss is NaN on the second
+    process."""
     objective = small_objective(data, MODEL)
     step = objective.step
 

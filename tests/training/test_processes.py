@@ -78,8 +78,10 @@ def test_sharding_shards_and_changes_no_result(out):
     for name in ('parameters', 'optimizer'):
         copies, shards = (newest(out / f'{kind}-unbroken', name) for kind in KINDS)
         assert copies.keys() == shards.keys()
-        # Muon makes its steps orthogonal in bfloat16, and where a gradient is zero but for rounding, as that of
-        # a bias of keys is, any optimiser makes a step of the rounding: all parameters are compared at once
+        # Muon makes its steps orthogonal in bfloat16, and where a gradient is zero but for
+        # rounding, as that of
+        # a bias of keys is, any optimiser makes a step of the rounding: all parameters are
+        # compared at once
         one, other = (
             torch.cat([of[key].flatten() for key in sorted(of)]) for of in (copies, shards)
         )

@@ -45,7 +45,8 @@ def step(trained: WorldModelObjective, seed: int = 0, at: int = 0):
 
 
 def true_velocity(trained: WorldModelObjective, error: float = 0.0):
-    """A model that knows the chunks that it is asked for, but for an error that is everywhere the same."""
+    """A model that knows the chunks that it is asked for, but for an error that is everywhere the
+    same."""
     chunks = [trained._read(path)[0] for path in paths(trained)]
     chunks = torch.cat(chunks)
 
@@ -166,7 +167,8 @@ def test_from_a_step_on_the_model_starts_from_what_it_imagined(folders):
 
 
 def test_a_model_without_errors_imagines_the_true_stills(folders):
-    """The oracle of carrying errors over to stills: where there are none the stills are the true ones."""
+    """The oracle of carrying errors over to stills: where there are none the stills are the true
+    ones."""
     quiet = dict.fromkeys(('depth_frame', 'depth_cell', 'position', 'rotation', 'latent'), 0.0)
     shares = {'empty': 0.0, 'seed_only': 1.0, 'rollout': 0.0, 'visits': 0.0}
     trained = objective(folders, 'joint', context={**OWN, **quiet, **shares, 'drop': 0.0})

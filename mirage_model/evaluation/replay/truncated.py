@@ -1,4 +1,5 @@
-"""Bags that are damaged or break off: a copy of the messages that can be read, or the command that recovers them."""
+"""Bags that are damaged or break off: a copy of the messages that can be read, or the command that
+recovers them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import yaml
 
 
 def readable_copy(bag: Path, folder: Path) -> tuple[Path, str]:
-    """Return the bag and '' where it is whole, else a copy of what can be read, and what is wrong with the bag.
+    """Return the bag and '' where it is whole, else a copy of what can be read, and what is wrong
+    with the bag.
 
     The whole bag is read once. Whole files are linked, not copied.
 
@@ -63,7 +65,8 @@ _METADATA = (
 
 
 def _metadata_damage(path: Path, present: set[str]) -> str:
-    """Return what is wrong with metadata.yaml; '' where it is absent, since the files are read without it too."""
+    """Return what is wrong with metadata.yaml; '' where it is absent, since the files are read
+    without it too."""
     if not path.exists():
         return ''
     try:
@@ -80,7 +83,8 @@ def _metadata_damage(path: Path, present: set[str]) -> str:
 
 
 def _check_database(file: Path) -> None:
-    """Raise ValueError, with the command that helps, for a damaged database and for one that was not closed."""
+    """Raise ValueError, with the command that helps, for a damaged database and for one that was
+    not closed."""
     log = file.with_name(f'{file.name}-wal')
     if log.exists() and log.stat().st_size:
         raise ValueError(
@@ -109,7 +113,8 @@ def _read_mcap(file: Path) -> str:
 
 
 def _mcap_records(file: Path, damage: list[str]) -> Iterator[Any]:
-    """Yield the records of a file, in and outside of chunks; a chunk that is damaged is left out as a whole."""
+    """Yield the records of a file, in and outside of chunks; a chunk that is damaged is left out
+    as a whole."""
     from mcap.exceptions import McapError
     from mcap.records import Chunk
     from mcap.stream_reader import StreamReader, breakup_chunk
