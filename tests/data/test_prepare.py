@@ -176,7 +176,7 @@ def test_nothing_at_all_and_two_of_one_name_are_refused(tmp_path, model, clips, 
     with pytest.raises(ValueError, match='0-hall: two clips have this name'):
         prepare(config_of(tmp_path / 'a', model, splits), [source, source])
     wide = RecordedClips(folder=clips, layout=replace(LAYOUT, width=64))
-    with pytest.raises(ValueError, match='no clip could be prepared: its frames are 32x48'):
+    with pytest.raises(ValueError, match='clips: none could be prepared: its frames are 32x48'):
         prepare(config_of(tmp_path / 'b', model, splits), [wide])
 
 

@@ -15,6 +15,7 @@ from mirage_model.training.config import ContextConfig
 from mirage_model.training.context import (
     KINDS,
     SingleFrameLatents,
+    count_imagined,
     fill,
     jitter,
     over_pixels,
@@ -124,10 +125,10 @@ def test_depth_noise_is_what_it_says(observed):
 @pytest.mark.parametrize(('batch', 'share'), [(4, 0.25), (4, 0.3), (1, 0.25), (1, 1.0), (3, 0.0)])
 def test_the_share_of_imagined_contexts_holds_for_every_batch(batch, share):
     config = ContextConfig(imagined=share, imagined_from=10)
-    counts = [config.imagined_now(step, batch) for step in range(10, 1010)]
+    counts = [count_imagined(config, step, batch) for step in range(10, 1010)]
     assert sum(counts) == pytest.approx(share * batch * 1000, abs=1)
     assert max(counts) <= batch and max(counts) - min(counts) <= 1
-    assert all(config.imagined_now(step, batch) == 0 for step in range(10))
+    assert all(count_imagined(config, step, batch) == 0 for step in range(10))
 
 
 def test_jitter_moves_cameras_by_what_it_says():
