@@ -1,7 +1,7 @@
 """Replay a recording through a node, which is started and ended: ``mirage_replay_node BAG``.
 
 In lockstep the player waits until each view is observed and each segment is answered, and the
-figures are those of ``mirage-replay``. With ``--free-running`` the bag plays at its own pace, and
+figures are those of ``mirage replay``. With ``--free-running`` the bag plays at its own pace, and
 free_running.json says what the node dropped.
 """
 
