@@ -1,6 +1,6 @@
-"""The node, with the DDS profile that large images need, and a viewer if wanted. Made to be included.
+"""Start the node with the DDS profile that large images need, and a viewer if wanted.
 
-ros2 launch mirage mirage.launch.py namespace:=robot1 image:=/robot1/camera/image_rect viewer:=rerun
+ros2 launch mirage mirage.launch.py namespace:=robot1 image:=/robot1/image_rect viewer:=rerun
 """
 
 from pathlib import Path

@@ -51,7 +51,8 @@ class CandidatesServer:
         count = len(goal.trajectories)
         if not 1 <= count <= parameters.limits.max_candidates:
             raise ValueError(
-                f'trajectories: {count} candidates, limits.max_candidates is {parameters.limits.max_candidates}'
+                f'trajectories: {count} candidates, limits.max_candidates is '
+                f'{parameters.limits.max_candidates}'
             )
         if goal.resolution not in RESOLUTIONS:
             raise ValueError(f'resolution: is {goal.resolution}, use FULL or HALF')
@@ -155,8 +156,10 @@ class CandidatesServer:
         packed = nbytes / RATIOS[chosen]
         if packed > parameters.limits.max_message_bytes:
             raise ValueError(
-                f'trajectories: {len(start.wanted)} candidates with {frames} frames in total take about {packed / 2**20:.1f} MiB ({chosen}), '
-                f'limits.max_message_bytes allows {parameters.limits.max_message_bytes / 2**20:.1f}: {ADVICE}'
+                f'trajectories: {len(start.wanted)} candidates with {frames} frames in total take '
+                f'about {packed / 2**20:.1f} MiB ({chosen}), '
+                'limits.max_message_bytes allows '
+                f'{parameters.limits.max_message_bytes / 2**20:.1f}: {ADVICE}'
             )
         return chosen
 

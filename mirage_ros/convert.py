@@ -93,8 +93,10 @@ def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
     same &= frame_name(given.header.frame_id) == frame_name(used.header.frame_id)
     if not same or not np.allclose(K_from_camera_info(given), K_from_camera_info(used), rtol=1e-3):
         raise ValueError(
-            f"the request's camera_info ('{given.header.frame_id}', {given.height}x{given.width}) differs from that of the "
-            f"seed image ('{used.header.frame_id}', {used.height}x{used.width}): frames are imagined with the seed's"
+            f"the request's camera_info ('{given.header.frame_id}', {given.height}x{given.width}) "
+            'differs from that of the '
+            f"seed image ('{used.header.frame_id}', {used.height}x{used.width}): frames are "
+            "imagined with the seed's"
         )
 
 
@@ -265,8 +267,10 @@ def message_from_chunk(
     size = image_bytes(message)
     if size > max_bytes:
         raise ValueError(
-            f'chunk {chunk.index} of {n} frames of {height}x{width} takes {size / 2**20:.1f} MiB ({compression}), '
-            f'limits.max_message_bytes allows {max_bytes / 2**20:.1f}: choose jpeg, or a lower quality'
+            f'chunk {chunk.index} of {n} frames of {height}x{width} takes {size / 2**20:.1f} MiB '
+            f'({compression}), '
+            f'limits.max_message_bytes allows {max_bytes / 2**20:.1f}: choose jpeg, or a lower '
+            'quality'
         )
     return message
 

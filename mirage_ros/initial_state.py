@@ -1,4 +1,6 @@
-"""The memory or the image that a request starts from, and the frames to generate along its paths."""
+"""The memory or the image that a request starts from, and the frames to generate along its
+paths.
+"""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ class MemoryRegistry:
         with self._lock:
             if len({*self._records, *+self._reserved, name} - {DRIVEN}) > self._max_memories:
                 raise ValueError(
-                    f"memory '{name}': there is no room for it, limits.max_memories is {self._max_memories}"
+                    f"memory '{name}': there is no room for it, limits.max_memories is "
+                    f'{self._max_memories}'
                 )
             self._reserved[name] += 1
 
@@ -92,6 +93,7 @@ def check_name(name: str, what: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{what}: '{name}' is not a name: use up to 64 of A-Z a-z 0-9 _ . - and no leading . or -"
+            f"{what}: '{name}' is not a name: use up to 64 of A-Z a-z 0-9 _ . - and no leading . "
+            'or -'
         )
     return name

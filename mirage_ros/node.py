@@ -123,7 +123,8 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self._worker = Worker(self._loaded, queue_size=self.parameters.limits.queue_size)
         about = self._model_info
         self.get_logger().info(
-            f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at {about.frame_rate:g} Hz, '
+            f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at '
+            f'{about.frame_rate:g} Hz, '
             f'{about.new_frames_per_chunk} frames a chunk, on {self.parameters.model.device}'
         )
         return SUCCESS

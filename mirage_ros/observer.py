@@ -172,7 +172,10 @@ class Observer:
         if distance <= parameters.jump.distance and angle <= parameters.jump.angle:
             return
         node.metrics.count('jumps')
-        jump = f"'{parameters.frames.odom}' jumped in '{parameters.frames.world}' by {distance:.2f} m and {angle:.3f} rad"
+        frames = parameters.frames
+        jump = (
+            f"'{frames.odom}' jumped in '{frames.world}' by {distance:.2f} m and {angle:.3f} rad"
+        )
         node.worker.call(
             lambda engine: self._apply_jump(engine, new_from_old, jump)
         ).add_done_callback(self._done)

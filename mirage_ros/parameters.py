@@ -45,7 +45,8 @@ class ModelParameters:
     )
     refine_cameras: bool = parameter(
         False,
-        'Estimate the cameras of generated frames by matched features before the frames are written to the memory.',
+        'Estimate the cameras of generated frames by matched features before the frames are '
+        'written to the memory.',
     )
 
 
@@ -62,7 +63,8 @@ class FrameParameters:
     )
     base_from_camera: tuple[float, ...] = parameter(
         (),
-        "Pose of the camera's optical frame in frames.base: x y z [m], quaternion x y z w. Empty to look it up in TF.",
+        "Pose of the camera's optical frame in frames.base: x y z [m], quaternion x y z w. Empty "
+        'to look it up in TF.',
     )
     imagined_prefix: str = parameter(
         'imagined/', "Prefix of the camera's frame id on everything that was imagined."
@@ -94,14 +96,16 @@ class PathParameters:
 class SensorParameters:
     transport: str = parameter(
         'raw',
-        'Transport of image and depth; compressed subscribes to image/compressed (JPEG or PNG) and '
+        'Transport of image and depth; compressed subscribes to image/compressed (JPEG or PNG) '
+        'and '
         'depth/compressedDepth (PNG).',
         among=('raw', 'compressed'),
     )
     use_depth: bool = parameter(True, 'Require a depth image with the stamp of the image.')
     stamp_tolerance: float = parameter(
         0.02,
-        'Largest difference between the stamps of an image, its camera_info and its depth image [s].',
+        'Largest difference between the stamps of an image, its camera_info and its depth image '
+        '[s].',
         low=0.0,
         high=1.0,
     )
@@ -111,8 +115,10 @@ class SensorParameters:
 class ObserveParameters:
     pose_source: str = parameter(
         'none',
-        'Source of the pose of the camera or of frames.base: TF, the topic odometry (nav_msgs/Odometry) or the topic pose '
-        '(geometry_msgs/PoseStamped). With none no images are written to the memory, and an imagined path begins '
+        'Source of the pose of the camera or of frames.base: TF, the topic odometry '
+        '(nav_msgs/Odometry) or the topic pose '
+        '(geometry_msgs/PoseStamped). With none no images are written to the memory, and an '
+        'imagined path begins '
         'where its image was taken.',
         among=('none', 'tf', 'odometry', 'pose'),
     )
@@ -140,13 +146,15 @@ class KeyframeParameters:
     )
     gain: float = parameter(
         KEYFRAMES.gain,
-        'Smallest unobserved share of the view for an image to become a keyframe after motion [0 to 1].',
+        'Smallest unobserved share of the view for an image to become a keyframe after motion [0 '
+        'to 1].',
         low=0.0,
         high=1.0,
     )
     refresh: float = parameter(
         KEYFRAMES.refresh,
-        'Time since the last keyframe after which an image becomes the next without motion or gain [s].',
+        'Time since the last keyframe after which an image becomes the next without motion or '
+        'gain [s].',
         low=0.0,
         high=1e6,
     )
@@ -177,14 +185,16 @@ class JumpParameters:
 class MemoryParameters:
     start_from_driven: bool = parameter(
         True,
-        "Start requests that name no memory from the memory 'driven' once it has an observation; false: from the newest image.",
+        "Start requests that name no memory from the memory 'driven' once it has an observation; "
+        'false: from the newest image.',
     )
     folder: str = parameter(
         '', 'Folder that memories are saved to and loaded from; empty to reject both services.'
     )
     capacity: int = parameter(
         4_000_000,
-        'Largest number of latent points in a memory, about 125 bytes each for mirage-tiny; 0 for no limit.',
+        'Largest number of latent points in a memory, about 125 bytes each for mirage-tiny; 0 for '
+        'no limit.',
         low=0,
         high=INT_MAX,
     )
@@ -195,7 +205,8 @@ class MemoryParameters:
     )
     resident: int = parameter(
         0,
-        'Latent points of a memory that stay in RAM; those furthest from the camera go to memory.pages. 0 keeps all.',
+        'Latent points of a memory that stay in RAM; those furthest from the camera go to '
+        'memory.pages. 0 keeps all.',
         low=0,
         high=INT_MAX,
     )
@@ -208,7 +219,8 @@ class MemoryParameters:
 class RequestParameters:
     replace_older: bool = parameter(
         True,
-        'Let a trajectory or path on a topic end the older ones of its client. Goals have a field for that.',
+        'Let a trajectory or path on a topic end the older ones of its client. Goals have a field '
+        'for that.',
     )
     seed: int = parameter(0, 'Random seed of requests that come by topic.')
     steps: int = parameter(
@@ -249,7 +261,8 @@ class LimitParameters:
     max_pixels: int = parameter(4096 * 2304, 'Pixels of an input image.', low=1, high=2**28)
     max_message_bytes: int = parameter(
         32 * 2**20,
-        'Size of a published chunk and of the result of imagine_candidates [bytes]; a larger message ends its request.',
+        'Size of a published chunk and of the result of imagine_candidates [bytes]; a larger '
+        'message ends its request.',
         low=2**16,
         high=2**30,
     )
@@ -259,7 +272,8 @@ class LimitParameters:
 class CompressionParameters:
     format: str = parameter(
         'auto',
-        'Format of the images in chunks and results; auto is jpeg above compression.raw_bytes and none below.',
+        'Format of the images in chunks and results; auto is jpeg above compression.raw_bytes and '
+        'none below.',
         among=('auto', 'none', 'jpeg', 'png'),
     )
     raw_bytes: int = parameter(
@@ -275,7 +289,8 @@ class CompressionParameters:
 class SensorQosParameters:
     reliability: str = parameter(
         'best_effort',
-        'Reliability of the subscriptions to image, camera_info and depth; best_effort matches all publishers.',
+        'Reliability of the subscriptions to image, camera_info and depth; best_effort matches '
+        'all publishers.',
         among=('best_effort', 'reliable'),
     )
     depth: int = parameter(
@@ -292,7 +307,8 @@ class ImaginedQosParameters:
     )
     depth: int = parameter(
         100,
-        'Queue depth of the publishers of imagined frames; the frames of a chunk are published at once.',
+        'Queue depth of the publishers of imagined frames; the frames of a chunk are published at '
+        'once.',
         low=1,
         high=10_000,
     )

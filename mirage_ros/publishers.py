@@ -82,7 +82,8 @@ class Publishers:
         logger = self._node.get_logger()
         if outcome.status == 'done':
             logger.info(
-                f"request '{outcome.request_id}' done: {outcome.frames} frames in {outcome.seconds:.1f} s, "
+                f"request '{outcome.request_id}' done: {outcome.frames} frames in "
+                f'{outcome.seconds:.1f} s, '
                 f'visible {outcome.visible_mean:.0%}, observed {outcome.observed_mean:.0%}'
             )
             return

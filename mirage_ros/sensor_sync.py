@@ -31,7 +31,10 @@ class SensorSync:
         self._depths: deque[AnyImage] = deque(maxlen=BUFFER)
 
     def add_image(self, message: AnyImage) -> None:
-        """Raises ValueError for an image that cannot be read or is too large; earlier images stay."""
+        """Raises ValueError for an image that cannot be read or is too large.
+
+        Earlier images stay.
+        """
         image_size(message, 'image', max_pixels=self._max_pixels)
         self._images.append(message)
 

@@ -68,7 +68,8 @@ class Services:
         count = len(request.trajectories)
         if not 1 <= count <= parameters.limits.max_candidates:
             raise ValueError(
-                f'trajectories: {count} candidates, limits.max_candidates is {parameters.limits.max_candidates}'
+                f'trajectories: {count} candidates, limits.max_candidates is '
+                f'{parameters.limits.max_candidates}'
             )
         if not 0 <= request.threshold <= 1:
             raise ValueError(f'threshold: is {request.threshold}, must be in 0..1')
@@ -109,14 +110,16 @@ class Services:
         node, parameters = self._node, self._node.parameters
         if not 1 <= request.candidates <= parameters.limits.max_candidates:
             raise ValueError(
-                f'candidates: {request.candidates}, limits.max_candidates is {parameters.limits.max_candidates}'
+                f'candidates: {request.candidates}, limits.max_candidates is '
+                f'{parameters.limits.max_candidates}'
             )
         if request.resolution not in RESOLUTIONS:
             raise ValueError(f'resolution: is {request.resolution}, use FULL or HALF')
         frames = request.path_seconds * node.engine.frame_rate
         if not 0.5 < frames < parameters.limits.max_frames + 0.5:
             raise ValueError(
-                f'path_seconds: {request.path_seconds} is not 1 to {parameters.limits.max_frames} frames'
+                f'path_seconds: {request.path_seconds} is not 1 to {parameters.limits.max_frames} '
+                'frames'
             )
         times = np.arange(round(frames)) / node.engine.frame_rate
         world_from_camera = np.tile(np.eye(4), (len(times), 1, 1))

@@ -98,7 +98,8 @@ def planned_from_path(
     for i, pose in enumerate(message.poses):
         if frame_name(pose.header.frame_id) not in ('', frame_name(message.header.frame_id)):
             raise ValueError(
-                f"poses[{i}]: in frame '{pose.header.frame_id}', the path in '{message.header.frame_id}'"
+                f"poses[{i}]: in frame '{pose.header.frame_id}', the path in "
+                f"'{message.header.frame_id}'"
             )
     frame_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
     times = np.array([seconds(pose.header.stamp) for pose in message.poses])
@@ -245,11 +246,13 @@ def frames_along(
     count = last - first + 1
     if count < 1:
         raise ValueError(
-            f'times: the path takes {times[-1] - times[0]:.3f} s, less than one frame at {frame_rate:g} Hz'
+            f'times: the path takes {times[-1] - times[0]:.3f} s, less than one frame at '
+            f'{frame_rate:g} Hz'
         )
     if count > max_frames:
         raise ValueError(
-            f'times: the path takes {count} frames at {frame_rate:g} Hz, limits.max_frames is {max_frames}'
+            f'times: the path takes {count} frames at {frame_rate:g} Hz, limits.max_frames is '
+            f'{max_frames}'
         )
     frame_times = times[0] + np.arange(first, first + count) / frame_rate
     # a pose that was sent for a frame is used as it is, although its stamp was rounded

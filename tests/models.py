@@ -71,7 +71,9 @@ def small_backbone(seed: int = 0) -> Backbone:
 
 
 def save_small_model(folder: Path, seed: int = 0) -> Path:
-    """Write a model folder whose side branch is not zero, so that the memory affects the output."""
+    """Write a model folder whose side branch is not zero, so that the memory affects the
+    output.
+    """
     backbone = small_backbone(seed)
     with torch.no_grad():
         for projection in backbone.side_branch.proj_out:

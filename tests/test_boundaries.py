@@ -163,7 +163,8 @@ import importlib, sys
 for name in {names}:
     importlib.import_module(name)
 ros = ('rclpy', 'mirage', 'mirage_ros', 'rosidl_runtime_py', 'rosbags', 'cv_bridge')
-loaded = [m for m in sys.modules if m.split('.')[0] in ros or m.split('.')[0].endswith(('_msgs', '_interfaces'))]
+roots = {{m: m.split('.')[0] for m in sys.modules}}
+loaded = [m for m, r in roots.items() if r in ros or r.endswith(('_msgs', '_interfaces'))]
 print('loaded:', sorted(loaded))
 """
     run = subprocess.run(

@@ -143,7 +143,10 @@ class Bag:
 
     @property
     def broken(self) -> list[str]:
-        """Return why messages are left out that cannot be used; they are part of the listing too."""
+        """Return why messages are left out that cannot be used.
+
+        They are part of the listing too.
+        """
         return self._index.broken
 
     def listing(self) -> Listing:
@@ -291,7 +294,8 @@ class Bag:
         for connection in connections:
             if connection.msgtype not in types:
                 raise ValueError(
-                    f'{self.path}: {topic} is of type {connection.msgtype}, not {" or ".join(types)}'
+                    f'{self.path}: {topic} is of type {connection.msgtype}, not '
+                    f'{" or ".join(types)}'
                 )
         from rosbags.highlevel import AnyReaderError
 

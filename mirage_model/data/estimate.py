@@ -1,7 +1,9 @@
-"""What a source does not know of its clips: depth, sky and what moves, from the model's own perception.
+"""What a source does not know of its clips: depth, sky and what moves, from the model's own
+perception.
 
-The network's depth is a guess at metres, made frame by frame. Points that are triangulated from the clip's
-known cameras hold it together: they bring depth and cameras to one scale, and every frame to the others'.
+The network's depth is a guess at metres, made frame by frame. Points that are triangulated from
+the clip's known cameras hold it together: they bring depth and cameras to one scale, and every
+frame to the others'.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ _ENOUGH = 50  # points of a clip
 def complete(clip: Clip, perception: Perception) -> Clip:
     """The clip with depth in metres and labels; one that has both comes back as it is.
 
-    Depth that a sensor measured stays. Where there is none, it is estimated and multiplied by the factor
-    that brings it to the triangulated points, and the pixels that the network is unsure of have none; cameras
-    that are not in metres are scaled to the estimate instead. Raises ValueError where the cameras move too
-    little, or the frames show too little, to find that factor.
+    Depth that a sensor measured stays. Where there is none, it is estimated and multiplied by the
+    factor that brings it to the triangulated points, and the pixels that the network is unsure of
+    have none; cameras that are not in metres are scaled to the estimate instead. Raises ValueError
+    where the cameras move too little, or the frames show too little, to find that factor.
     """
     if clip.labelled and clip.metric:
         return clip
@@ -71,9 +73,9 @@ def to_scale(
 ) -> tuple[Estimate, Cameras]:
     """Depth and cameras of one scale, in metres.
 
-    ``points`` is depth in the unit of the clip's cameras at the pixels where it could be triangulated and NaN
-    elsewhere. First one factor for the clip; then every frame for itself is brought to its own points, as
-    perception is to the memory.
+    ``points`` is depth in the unit of the clip's cameras at the pixels where it could be
+    triangulated and NaN elsewhere. First one factor for the clip; then every frame for itself is
+    brought to its own points, as perception is to the memory.
     """
     usable = ~(points.isnan() | seen.depth.isnan() | seen.moving)
     count = int(usable.sum())
@@ -113,12 +115,13 @@ def _frame(seen: Estimate, i: int) -> Estimate:
 
 
 def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
-    """Depth of corners that can be followed into other frames, NaN elsewhere, in the unit of the cameras.
+    """Depth of corners that can be followed into other frames, NaN elsewhere, in the unit of the
+    cameras.
 
-    A corner's inverse depth q is the least-squares solution over all frames that it was followed into.
-    There the ray r = R (x, y, 1), turned into the other camera, and its translation t meet the pixel (u, v)
-    where u (r_z + t_z q) = r_x + t_x q, and the same for v. Corners that do not fit, or whose
-    parallax is small, are dropped.
+    A corner's inverse depth q is the least-squares solution over all frames that it was followed
+    into. There the ray r = R (x, y, 1), turned into the other camera, and its translation t meet
+    the pixel (u, v) where u (r_z + t_z q) = r_x + t_x q, and the same for v. Corners that do not
+    fit, or whose parallax is small, are dropped.
     """
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames.numpy()]
     K = clip.cameras.K.double().numpy()
@@ -169,7 +172,8 @@ def _follow(
     turned: Float[np.ndarray, 'k 3'],
     K: Float[np.ndarray, '3 3'],
 ):
-    """Where corners are in the other image, and whether they were found; looked for where far things are."""
+    """Where corners are in the other image, and whether they were found; looked for where far
+    things are."""
     ahead = turned[:, 2] > 0.1
     far = turned[:, :2] / np.where(ahead, turned[:, 2], 1.0)[:, None]
     guess = (far * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]).astype(np.float32)

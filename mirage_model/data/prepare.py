@@ -198,7 +198,8 @@ def summary(report: dict) -> str:
     for split in NAMES:
         part = report[split]
         lines.append(
-            f'{split}: {part["clips"]} clips of {part["scenes"]} scenes, {part["frames"]} frames in '
+            f'{split}: {part["clips"]} clips of {part["scenes"]} scenes, {part["frames"]} frames '
+            'in '
             f'{part["chunks"]} chunks'
             + (
                 ''

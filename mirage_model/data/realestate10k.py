@@ -1,8 +1,10 @@
-"""RealEstate10K in its published text format: one text file for every sequence, its frames in a folder.
+"""RealEstate10K in its published text format: one text file for every sequence, its frames in a
+folder.
 
-The first line of a file is the video's address. Every other line is a frame: a stamp in microseconds, fx fy
-cx cy as shares of the image's width and height, two zeros, and the 3x4 matrix camera_from_world row by row,
-for a camera that looks along +z with y down. Lengths have a scale of their own in every sequence, no metre.
+The first line of a file is the video's address. Every other line is a frame: a stamp in
+microseconds, fx fy cx cy as shares of the image's width and height, two zeros, and the 3x4 matrix
+camera_from_world row by row, for a camera that looks along +z with y down. Lengths have a scale of
+their own in every sequence, no metre.
 
 Frames lie in ``FRAMES/SEQUENCE/STAMP.png`` or ``.jpg``, as the usual downloaders write them.
 """
@@ -37,7 +39,10 @@ class Sequence:
     camera_from_world: Float[np.ndarray, 'n 3 4']
 
     def cameras(self, rows: list[int], height: int, width: int) -> Cameras:
-        """Of frames of a size in pixels. Shares count from the image's corner, half a pixel before (0, 0)."""
+        """Of frames of a size in pixels.
+
+        Shares count from the image's corner, half a pixel before (0, 0).
+        """
         fx, fy, cx, cy = self.intrinsics[rows].T * [[width], [height], [width], [height]]
         K = np.tile(np.eye(3), (len(rows), 1, 1))
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = fx, fy, cx - 0.5, cy - 0.5
@@ -121,7 +126,8 @@ class RealEstate10K:
             rows = [i for i, stamp in enumerate(sequence.stamps.tolist()) if stamp in here]
             missing = len(sequence.stamps) - len(rows)
             if missing:
-                reason = f'{missing} of {len(sequence.stamps)} frames are not in {self.frames / path.stem}'
+                folder = self.frames / path.stem
+                reason = f'{missing} of {len(sequence.stamps)} frames are not in {folder}'
                 left_out.append((f'{path.stem} (frames)', sequence.scene, reason))
             times = sequence.stamps[rows] * 1e-6
             listing = cut(path.stem, sequence.scene, times, self.layout, rows)

@@ -1,4 +1,5 @@
-"""The protocol of sources of clips, recorded clips as a source, and how frames of a sequence are chosen.
+"""The protocol of sources of clips, recorded clips as a source, and how frames of a sequence are
+chosen.
 
 `realestate10k` and `bag` are sources too.
 """
@@ -19,7 +20,8 @@ from mirage_model.clip import Clip, load_clip
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a source cuts its frames to: size, frames a second, and the fewest and the most of a clip."""
+    """What a source cuts its frames to: size, frames a second, and the fewest and the most of a
+    clip."""
 
     height: int = 96
     width: int = 160
@@ -39,7 +41,8 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A clip that a source can load: the ``rows`` of one of its sequences, all for a recorded clip."""
+    """A clip that a source can load: the ``rows`` of one of its sequences, all for a recorded
+    clip."""
 
     name: str
     scene: str
@@ -64,7 +67,9 @@ class Source(Protocol):
         ...
 
     def load(self, part: Part) -> Clip:
-        """Raises ValueError that names the file or the topic where what is stored is not usable."""
+        """Raises ValueError that names the file or the topic where what is stored is not
+        usable.
+        """
         ...
 
 
@@ -114,11 +119,12 @@ class RecordedClips:
 def cut(
     name: str, scene: str, times: Float[np.ndarray, 'n'], layout: Layout, rows: list[int]
 ) -> Listing:
-    """Clips of one sequence at the layout's rate: unbroken, one after the other, no frame in two of them.
+    """Clips of one sequence at the layout's rate: unbroken, one after the other, no frame in two
+    of them.
 
-    ``times`` are of the usable frames, increasing, and ``rows`` what they are called. Every tick of a clock
-    at that rate, started with the first frame, takes the frame that is nearest to it within half a period; a
-    tick that has none breaks the sequence.
+    ``times`` are of the usable frames, increasing, and ``rows`` what they are called. Every tick
+    of a clock at that rate, started with the first frame, takes the frame that is nearest to it
+    within half a period; a tick that has none breaks the sequence.
     """
     parts, left_out = [], []
     for run in _runs(times, layout.rate):

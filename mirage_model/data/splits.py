@@ -10,7 +10,8 @@ NAMES = ('train', 'validation', 'test')
 
 
 def read_splits(path: Path = SPLITS) -> dict[str, dict[str, list[str]]]:
-    """Scenes by world and split. A scene is what frames can share: a map, a house, a video, a place.
+    """Scenes by world and split. A scene is what frames can share: a map, a house, a video, a
+    place.
 
     Raises ValueError that names the file and what is wrong, above all a scene that is named twice.
     """
@@ -34,7 +35,10 @@ def read_splits(path: Path = SPLITS) -> dict[str, dict[str, list[str]]]:
 
 
 def maps_of(split: str, world: str = 'doom') -> list[str]:
-    """Names of a simulated world's maps or scenes in a split. Raises ValueError for an unknown one."""
+    """Names of a simulated world's maps or scenes in a split.
+
+    Raises ValueError for an unknown one.
+    """
     worlds = read_splits()
     if world not in worlds:
         raise ValueError(f'no world {world!r}, there are {sorted(worlds)}')

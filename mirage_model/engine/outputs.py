@@ -56,7 +56,10 @@ def to_chunk(
 
 
 def decode_memory(memory: Memory, cameras: Cameras, model: Model) -> np.ndarray:
-    """Return the memory's latents decoded without the model, (n, H, W, 3) uint8; grey where empty."""
+    """Return the memory's latents decoded without the model, (n, H, W, 3) uint8.
+
+    Grey where empty.
+    """
     readout = memory.readout(on_latent_grid(cameras, model))
     frames = model.codec.decode_images(readout.latents).clamp(0, 1)
     stride = model.codec.spatial_stride

@@ -76,7 +76,8 @@ def load_session(path: Path, model: Model, limits: MemoryLimits) -> Session:
     config = model.config
     if config.memory != 'latent':
         raise InvalidRequest(
-            f'{path}: {config.name} uses a {config.memory!r} memory, only a latent one can be loaded'
+            f'{path}: {config.name} uses a {config.memory!r} memory, only a latent one can be '
+            'loaded'
         )
     try:
         memory, start = LatentMemory.load_attached(path, limits)

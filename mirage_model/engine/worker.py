@@ -155,7 +155,10 @@ class Worker:
             elif any(other.job.request.request_id == request_id for other in served):
                 reason = f"request_id: '{request_id}' is in use by a request that runs or waits"
             elif queued >= self._queue_size or len(stay) >= CLIENTS * self._queue_size:
-                reason = f'the queue is full: {queued} requests of this client and {len(stay)} in total wait'
+                reason = (
+                    f'the queue is full: {queued} requests of this client and '
+                    f'{len(stay)} in total wait'
+                )
             else:
                 replaced = [other for other in self._waiting if _gives_way(other, job)]
                 if running and _gives_way(running, job):
@@ -189,7 +192,9 @@ class Worker:
                 self._running.cancel_reason = reason
 
     def call(self, task: Callable[[EngineProtocol], T]) -> Future[T]:
-        """Run a short task in the worker's thread, at the latest after the current denoising step."""
+        """Run a short task in the worker's thread, at the latest after the current denoising
+        step.
+        """
         future: Future[T] = Future()
         with self._changed:
             if self._closed:

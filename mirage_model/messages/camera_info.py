@@ -70,7 +70,8 @@ def read_depth(
     found = image_size(message, 'depth', max_pixels=max_pixels)
     if found != size:
         raise ValueError(
-            f'depth: {found[0]}x{found[1]}, the image is {size[0]}x{size[1]}: it must be registered '
+            f'depth: {found[0]}x{found[1]}, the image is {size[0]}x{size[1]}: it must be '
+            'registered '
             'to the image'
         )
     return depth_from_image(message)

@@ -179,7 +179,9 @@ def _raw_size(message: Any, kind: Kind) -> tuple[int, int]:
 
 
 def _pixels(message: Any, encoding: Encoding) -> Shaped[np.ndarray, 'h w *channels']:
-    """Return the stored pixels in the byte order of this machine, without the padding of the rows."""
+    """Return the stored pixels in the byte order of this machine, without the padding of the
+    rows.
+    """
     rows = np.frombuffer(message.data, np.uint8).reshape(-1, message.step)
     rows = np.ascontiguousarray(rows[:, : message.width * encoding.bytes_per_pixel])
     order = '>' if message.is_bigendian else '<'

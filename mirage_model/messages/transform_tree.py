@@ -120,7 +120,9 @@ class TransformTree:
             self._changed.notify_all()
 
     def reject(self, parent: str, child: str, reason: str, *, static: bool) -> None:
-        """Note why a transform of a bag was left out, for the message of a lookup that lacks it."""
+        """Note why a transform of a bag was left out, for the message of a lookup that lacks
+        it.
+        """
         with self._changed:
             if child in self._links or len(self._links) < MAX_FRAMES:
                 self._link(parent, child, static).rejected.append(reason)
@@ -175,7 +177,8 @@ class TransformTree:
         _check_known_together(target, source, links)
         target_from_source, gaps = self._compose(up, down, times)
         rejected = [
-            f"{len(link.rejected)} transforms of '{frame}' are left out, the first: {link.rejected[0]}"
+            f"{len(link.rejected)} transforms of '{frame}' are left out, the first: "
+            f'{link.rejected[0]}'
             for frame, link in links.items()
             if link.rejected
         ]
@@ -200,7 +203,8 @@ class TransformTree:
                 link = self._links[frame]
                 raise ValueError(
                     f"no transform between '{target}' and '{source}' at {time:.3f}: '{frame}' in "
-                    f"'{link.parents[-1]}' is known from {link.times[0]:.3f} to {link.times[-1]:.3f}"
+                    f"'{link.parents[-1]}' is known from {link.times[0]:.3f} to "
+                    f'{link.times[-1]:.3f}'
                 )
         return target_from_source[0]
 
@@ -232,7 +236,9 @@ class TransformTree:
         return link
 
     def _path(self, target: str, source: str) -> tuple[list[str], list[str]]:
-        """Return the frames below the common ancestor, from ``source`` up and from ``target`` up."""
+        """Return the frames below the common ancestor, from ``source`` up and from ``target``
+        up.
+        """
         up, down = self._to_root(source), self._to_root(target)
         ancestor = next((frame for frame in up if frame in down), None)
         path = up + down

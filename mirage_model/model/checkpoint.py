@@ -179,7 +179,10 @@ def load_model(
 
 
 def load_backbone(folder: Path) -> tuple[Backbone, Float[Tensor, 'words dim']]:
-    """Load backbone and text of a model folder in float32; raise ValueError as `load_model` does."""
+    """Load backbone and text of a model folder in float32.
+
+    Raise ValueError as `load_model` does.
+    """
     return _load_backbone(folder, torch.float32, _read_folder(folder).prediction)
 
 

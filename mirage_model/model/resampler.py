@@ -78,7 +78,9 @@ class Resampler(nn.Module):
         return (mapped * terms(readout)[:, :, None]).sum(dim=1)
 
     def forward(self, readout: Readout, context: Readout) -> Float[Tensor, 'n c h w']:
-        """Return the first guess from the readouts of the memory and of the context frame alone."""
+        """Return the first guess from the readouts of the memory and of the context frame
+        alone.
+        """
         shown = _prefer(readout, context)
         guess = push_pull(self.resample(shown), shown.visible)
         if not self.config.width:

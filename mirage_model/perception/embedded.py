@@ -80,7 +80,9 @@ class MemoryDepth:
 
 
 class Network(nn.Module):
-    """A small U-Net over colours, ray directions and the memory's depth, at half the frame's size."""
+    """A small U-Net over colours, ray directions and the memory's depth, at half the frame's
+    size.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

@@ -289,7 +289,9 @@ def inflate(vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKLWan, paths: list[Path]) -> None:
-    """Set latents_mean and latents_std of the VAE from clips, all latent frames weighted equally."""
+    """Set latents_mean and latents_std of the VAE from clips, all latent frames weighted
+    equally.
+    """
     codec = Codec(vae)
     moments = []
     for path in paths:

@@ -28,18 +28,22 @@ FORMULA = """\
 Every GPU holds, in bytes, with P parameters in all and t of them trained, on N GPUs:
   parameters   4 P / N                float32
   gradients    4 t / N                float32
-  moments      (4 m + 8 (t - m)) / N  float32: Muon's one of the m weights of matrices, AdamW's two of the rest
-  gathered     2 (3 B + R)            bfloat16: the block at work, the next one and a block's gradients, B
-                                      parameters each, and the R outside all blocks; on one GPU 2 t, the
-                                      copies that autocast keeps
-  activations  T (2 D (L + S)         bfloat16: the input of each of the L blocks and of the S side blocks
-                  + 100 D + 4 F       what autograd saves in one block, which is computed anew
-                  + 46 D)             what it saves outside the blocks, the times of all tokens among it
+  moments      (4 m + 8 (t - m)) / N  float32: Muon has one for each of the m weights of
+                                      matrices, AdamW two for the rest
+  gathered     2 (3 B + R)            bfloat16: the block at work, the next one and a block's
+                                      gradients, B parameters each, and the R outside all
+                                      blocks; on one GPU 2 t, the copies that autocast keeps
+  activations  T (2 D (L + S)         bfloat16: the input of each of the L blocks and of the
+                                      S side blocks
+                  + 100 D + 4 F       autograd's for one block, which is computed again
+                  + 46 D)             autograd's outside the blocks, with the times of all
+                                      tokens
                with T tokens of width D and F hidden units; without gradient checkpointing
-               T ((100 D + 4 F) (L + S) + 46 D); a head of width W saves 4 C + 48 W more for each
-               latent cell, with C channels that go into it
-A checkpoint is the parameters and the moments, whole. On one GPU autocast saves a seventh more in a block. The codec, which validation needs, and what the allocator wastes come on top. Processes of one machine load
-4 P bytes each into its memory before they are sharded.
+               T ((100 D + 4 F) (L + S) + 46 D); a head of width W saves 4 C + 48 W more for
+               each latent cell, with C channels that go into it
+A checkpoint is the parameters and the moments, whole. On one GPU autocast saves a seventh
+more in a block. The codec, which validation needs, and what the allocator wastes come on
+top. Processes of one machine load 4 P bytes each into its memory before they are sharded.
 """
 
 
@@ -175,7 +179,8 @@ def report(config: WorldModelConfig) -> str:
     counted = operations(config)
     rows += [
         '',
-        f'10^9 operations for a chunk: {counted["forward"]:,.1f} forward, {counted["training"]:,.1f} '
+        f'10^9 operations for a chunk: {counted["forward"]:,.1f} forward, '
+        f'{counted["training"]:,.1f} '
         f'in a step of training, and {counted["imagined"]:,.1f} for generated contexts;',
         f'to decode these and encode them again would take {counted["recode"]:,.1f} more',
     ]

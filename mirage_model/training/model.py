@@ -104,7 +104,9 @@ def start_from(model: WorldModel, folder: Path, *, words: tuple[str, ...] = ('',
 
 
 def begin_stage(model: WorldModel, config: WorldModelConfig) -> None:
-    """Add the adapter if the stage trains one, and freeze all parameters but those of the stage."""
+    """Add the adapter if the stage trains one, and freeze all parameters but those of the
+    stage.
+    """
     if config.stage == 'adapter':
         add_adapter(model.backbone.wan, rank=config.lora_rank)
     for name, parameter in model.named_parameters():

@@ -90,7 +90,9 @@ def _dice_error(
 def read_batch(
     paths: list[Path], indices: list[int], config: SimulatedMemoryConfig, rng: np.random.Generator
 ) -> Batch:
-    """Return one frame of each clip file, with the depth that a memory of a few others gives it."""
+    """Return one frame of each clip file, with the depth that a memory of a few others gives
+    it.
+    """
     clips = []
     for path, index in zip(paths, indices):
         count = 0 if rng.random() < config.empty else int(rng.integers(1, config.max_frames + 1))
@@ -162,7 +164,9 @@ class _Averaged(nn.Module):
 
 
 class PerceptionObjective(Objective):
-    """Labels of single frames, with the depth that a simulated memory knows of them as an input."""
+    """Labels of single frames, with the depth that a simulated memory knows of them as an
+    input.
+    """
 
     module: _Averaged
 

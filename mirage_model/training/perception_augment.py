@@ -1,4 +1,6 @@
-"""Batches of labelled frames and their augmentation, which covers the errors of generated frames."""
+"""Batches of labelled frames and their augmentation, which covers the errors of generated
+frames.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Batch:
 
 
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """Return a batch whose frames are changed at random, each by itself, with cameras and labels."""
+    """Return a batch whose frames are changed at random, each by itself, with cameras and
+    labels.
+    """
     return _colour(_zoom(_flip(batch, generator), config, generator), config, generator)
 
 

@@ -417,7 +417,9 @@ def _resume(run: Path, module: nn.Module, optimizer) -> _Progress:
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the persistent buffers, such as the statistics of batch norm, on the CPU."""
+    """Return copies of the persistent buffers, such as the statistics of batch norm, on the
+    CPU.
+    """
     persistent = module.state_dict().keys()
     return {n: b.cpu().clone() for n, b in module.named_buffers() if n in persistent}
 

@@ -1,8 +1,8 @@
 """Freedoom maps as simulated worlds: frames from ViZDoom, exact depth from the map's own geometry.
 
-ViZDoom's depth buffer has eight bits, so depth is found by casting a ray for every pixel against the
-map's lines, with the floor and ceiling heights of the moment. Sprites always face the camera and
-middle textures of two-sided lines have holes: neither has an exact depth.
+ViZDoom's depth buffer has eight bits, so depth is found by casting a ray for every pixel against
+the map's lines, with the floor and ceiling heights of the moment. Sprites always face the camera
+and middle textures of two-sided lines have holes: neither has an exact depth.
 
 The world frame is Doom's own in metres: x east, y north, z up.
 """
@@ -43,8 +43,8 @@ _EYE = 1.28  # metres over the floor, a guess
 def intrinsics() -> np.ndarray:
     """K of the recorded frames.
 
-    At 640x480 a column's ray is (column - 320) / 320 and a row's (row - 239) / 384, the pixels being 1.2
-    high; frames are cropped and averaged over 4x4 pixels.
+    At 640x480 a column's ray is (column - 320) / 320 and a row's (row - 239) / 384, the pixels
+    being 1.2 high; frames are cropped and averaged over 4x4 pixels.
     """
     s = _SUPERSAMPLING
     cx = (320.0 + 0.5) / s - 0.5
@@ -56,9 +56,9 @@ def intrinsics() -> np.ndarray:
 class DoomMap:
     """Lines and sectors of a map in Doom units.
 
-    ``lines`` (n, 4) x1 y1 x2 y2; ``front`` and ``back`` (n,) sector indices, back -1 for a solid wall;
-    ``middle`` (n,) a two-sided line with a middle texture; ``impassable`` (n,);
-    ``floor``, ``ceiling`` (m,) heights at the start; ``sky`` (m,) sectors whose ceiling is open sky.
+    ``lines`` (n, 4) x1 y1 x2 y2; ``front`` and ``back`` (n,) sector indices, back -1 for a solid
+    wall; ``middle`` (n,) a two-sided line with a middle texture; ``impassable`` (n,); ``floor``,
+    ``ceiling`` (m,) heights at the start; ``sky`` (m,) sectors whose ceiling is open sky.
     """
 
     lines: np.ndarray
@@ -194,7 +194,8 @@ def cast_depth(
     floor: np.ndarray,
     ceiling: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact depth in metres (HEIGHT, WIDTH), NaN where there is none, and the sky, from a level camera.
+    """Exact depth in metres (HEIGHT, WIDTH), NaN where there is none, and the sky, from a level
+    camera.
 
     ``position`` and the live heights are in Doom units.
     """
@@ -295,7 +296,8 @@ class DoomWorld:
         name: str,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Clip:
-        """Render the frames along level poses. The clip's cameras are the ones that the game reports.
+        """Render the frames along level poses. The clip's cameras are the ones that the game
+        reports.
 
         The game places the camera to within a unit (3 cm) and at eye height over the floor there.
         """

@@ -19,9 +19,9 @@ KINDS = ('forward', 'turn', 'out_and_back', 'wander')
 class Floor:
     """Where a camera may be driven.
 
-    ``walls`` (n, 4) x1 y1 x2 y2 stop a walker, who keeps ``clearance`` from them. ``inside`` says whether a
-    place is ground that can be walked. A drive begins where there are ``view`` metres of free sight ahead
-    and ``room`` metres on average all around.
+    ``walls`` (n, 4) x1 y1 x2 y2 stop a walker, who keeps ``clearance`` from them. ``inside`` says
+    whether a place is ground that can be walked. A drive begins where there are ``view`` metres of
+    free sight ahead and ``room`` metres on average all around.
     """
 
     walls: np.ndarray
@@ -39,7 +39,9 @@ class Floor:
 
 
 def world_from_optical(x: float, y: float, z: float, yaw: float) -> np.ndarray:
-    """Camera at (x, y, z) metres looking level along ``yaw`` radians, counted from east to north."""
+    """Camera at (x, y, z) metres looking level along ``yaw`` radians, counted from east to
+    north.
+    """
     forward = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
     matrix = np.eye(4)
@@ -57,7 +59,8 @@ def plan(
     rate: float,
     height: float,
 ) -> np.ndarray:
-    """A drive of ``frames`` poses (frames, 4, 4) that keeps clear of walls, from a random open place.
+    """A drive of ``frames`` poses (frames, 4, 4) that keeps clear of walls, from a random open
+    place.
 
     ``kind``: 'forward' drives towards open space, 'turn' turns in place, 'out_and_back' drives and
     backs up along the same poses, so that the last is the first, 'wander' drives and looks around.

@@ -1,4 +1,5 @@
-"""Solids and surfaces, and the pieces that are put together of them: furniture, plants, things that move.
+"""Solids and surfaces, and the pieces that are put together of them: furniture, plants, things
+that move.
 
 A piece is a list of solids around (0.0, 0), standing on the floor, its back towards +y.
 """
@@ -18,7 +19,8 @@ WOOD, CLOTH, STONE = ('planks', 'plaster'), ('stripes', 'speckles', 'plaster'), 
 class Solid:
     """A 'box', 'cylinder' or 'ellipsoid' of half sizes ``size`` around ``centre``.
 
-    ``turn`` rotates it about its own x, then ``yaw`` about z, in radians. ``finish`` indexes the palette.
+    ``turn`` rotates it about its own x, then ``yaw`` about z, in radians. ``finish`` indexes the
+    palette.
     """
 
     shape: str
@@ -235,7 +237,8 @@ OUTDOORS = {piece.__name__: piece for piece in (tree, building, hill)}
 
 
 def footprint(solids: list[Solid]) -> tuple[float, float]:
-    """Half sizes in x and y of what solids that are not turned cover of the floor, around (0.0, 0)."""
+    """Half sizes in x and y of what solids that are not turned cover of the floor, around (0.0,
+    0)."""
     x = max(abs(s.centre[0]) + s.size[0] for s in solids)
     y = max(abs(s.centre[1]) + s.size[1] for s in solids)
     return x, y

@@ -1,7 +1,8 @@
-"""A small house that follows from a number: walls, doors, windows, furniture, things that move, and what is outside.
+"""A small house that follows from a number: walls, doors, windows, furniture, things that move,
+and what is outside.
 
-Plain data in metres, z up, the floor at 0; `rooms` draws it. Some rooms have no roof and windows are open, so
-that the sky is seen.
+Plain data in metres, z up, the floor at 0; `rooms` draws it. Some rooms have no roof and windows
+are open, so that the sky is seen.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _YAW = {'N': 0.0, 'W': np.pi / 2, 'S': np.pi, 'E': -np.pi / 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Mover:
-    """Solids in a frame of their own that goes to and fro between two places, once in ``period`` seconds."""
+    """Solids in a frame of their own that goes to and fro between two places, once in ``period``
+    seconds."""
 
     solids: tuple[Solid, ...]
     ends: tuple[tuple[float, float], tuple[float, float]]
@@ -67,10 +69,11 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class House:
-    """``walls`` (n, 4) x1 y1 x2 y2 stop a walker, ``footprints`` (m, 4) x0 y0 x1 y1 are under furniture.
+    """``walls`` (n, 4) x1 y1 x2 y2 stop a walker, ``footprints`` (m, 4) x0 y0 x1 y1 are under
+    furniture.
 
-    ``sky`` holds two colours, overhead and at the horizon; ``view_angle`` is the horizontal field of view of
-    its cameras in degrees and ``eye`` their height.
+    ``sky`` holds two colours, overhead and at the horizon; ``view_angle`` is the horizontal field
+    of view of its cameras in degrees and ``eye`` their height.
     """
 
     rooms: tuple[Room, ...]
@@ -99,7 +102,10 @@ def build_house(number: int) -> House:
 
 @dataclass(frozen=True)
 class _Opening:
-    """A hole in a wall, from ``a`` to ``b`` along it and from ``low`` to ``high``. Doors reach the floor."""
+    """A hole in a wall, from ``a`` to ``b`` along it and from ``low`` to ``high``.
+
+    Doors reach the floor.
+    """
 
     a: float
     b: float

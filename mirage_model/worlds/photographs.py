@@ -50,8 +50,8 @@ def cut_texture(
 ) -> UInt8[np.ndarray, '{size} {size} 3']:
     """Return a random square of a random picture as an RGB texture.
 
-    A ``tiled`` texture is mirrored along both axes, so that it repeats without a seam. Pictures that
-    cannot be decoded, or are smaller than `SMALLEST`, are passed over.
+    A ``tiled`` texture is mirrored along both axes, so that it repeats without a seam. Pictures
+    that cannot be decoded, or are smaller than `SMALLEST`, are passed over.
 
     Raises:
         ValueError: If none of 100 pictures is usable.

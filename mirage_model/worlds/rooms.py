@@ -1,7 +1,7 @@
 """Rooms that the project makes itself, drawn off screen by MuJoCo, with exact depth and labels.
 
-The scene `room-0012` is `house.build_house(12)`. The light is fixed and casts no shadows, so that a surface has
-the same colour from everywhere. The world frame is the house's: metres, z up.
+The scene `room-0012` is `house.build_house(12)`. The light is fixed and casts no shadows, so that
+a surface has the same colour from everywhere. The world frame is the house's: metres, z up.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ def load_mujoco():
         import mujoco
     except (ImportError, AttributeError) as error:  # PyOpenGL without the system's library
         raise ImportError(
-            f'MuJoCo cannot draw with MUJOCO_GL={os.environ["MUJOCO_GL"]}: pip install mujoco, and on Debian '
+            f'MuJoCo cannot draw with MUJOCO_GL={os.environ["MUJOCO_GL"]}: pip install mujoco, '
+            'and on Debian '
             'or Ubuntu apt-get install libegl1 libgl1 libgl1-mesa-dri'
         ) from error
     return mujoco
 
 
 def intrinsics(view_angle: float, height: int, width: int) -> np.ndarray:
-    """K of square pixels with a horizontal field of view in degrees, the optical axis in the middle."""
+    """K of square pixels with a horizontal field of view in degrees, the optical axis in the
+    middle."""
     focal = width / 2 / np.tan(np.radians(view_angle) / 2)
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
@@ -58,7 +60,8 @@ def intrinsics(view_angle: float, height: int, width: int) -> np.ndarray:
 class RoomWorld:
     """One scene with its things at their start. A context manager: it holds the drawing context.
 
-    The same scene, seed, size and calls give the same clips. ``seed`` says where on their ways movers start.
+    The same scene, seed, size and calls give the same clips. ``seed`` says where on their ways
+    movers start.
     """
 
     def __init__(
@@ -115,9 +118,11 @@ class RoomWorld:
         self._renderer.close()
 
     def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Return ``frames`` camera poses (frames, 4, 4) of one of the `KINDS` from a random open place.
+        """Return ``frames`` camera poses (frames, 4, 4) of one of the `KINDS` from a random open
+        place.
 
-        Half of the trajectories have a camera that is tilted, by one angle, up to 40 degrees down or 30 up.
+        Half of the trajectories have a camera that is tilted, by one angle, up to 40 degrees down
+        or 30 up.
         """
         poses = plan(self._floor, kind, frames, rng, rate=self.rate, height=self.house.eye)
         pitch = rng.uniform(-40.0, 30.0) if rng.random() < 0.5 else 0.0

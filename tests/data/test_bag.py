@@ -180,7 +180,8 @@ def test_of_a_clock_that_was_set_back_the_part_before_is_kept(tmp_path):
     np.testing.assert_allclose(bag.world_from_camera[:, 0, 3], np.arange(8) / 10, atol=1e-9)
     assert len(bag.broken) == 2 and '4 messages on /odometry' in bag.broken[0]
     assert bag.broken[1].startswith(
-        '4 messages on /image are left out since time goes backwards, the first: 90.000000 comes after 100.7'
+        '4 messages on /image are left out since time goes backwards, the first: 90.000000 comes '
+        'after 100.7'
     )
     assert [reason for _, _, reason in listing.left_out] == bag.broken
 

@@ -1,4 +1,6 @@
-"""Images of messages: sizes without decoding, compressed colours and depth, and what is rejected."""
+"""Images of messages: sizes without decoding, compressed colours and depth, and what is
+rejected.
+"""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def test_unknown_time_names_both_frames_and_the_span():
     for time in (9.5, 12.5):
         with pytest.raises(
             ValueError,
-            match=rf"'map' and 'base' at {time:.3f}: 'base' in 'odom' is known from 10.000 to 12.000",
+            match=rf"'map' and 'base' at {time:.3f}: 'base' in 'odom' is known from 10.000 to "
+            '12.000',
         ):
             tree.lookup('map', 'base', time)
     with pytest.raises(ValueError, match="no transforms join 'base' to 'mars'.*base, map, odom"):
@@ -217,7 +218,8 @@ def test_transforms_of_a_bag_after_a_clock_jump_are_rejected():
     assert valid.tolist() == [True] * 4 + [False]
     assert poses[:4, 0, 3].tolist() == [1.0, 2.0, 2.5, 3.0]
     assert rejected == [
-        "3 transforms of 'camera' are left out, the first: time goes backwards, 1.000000 after 3.000000"
+        "3 transforms of 'camera' are left out, the first: time goes backwards, 1.000000 after "
+        '3.000000'
     ]
 
 

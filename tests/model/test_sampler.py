@@ -32,7 +32,9 @@ def test_latents_depend_on_the_seed_alone():
 
 
 def test_exact_velocity_leads_to_the_clean_latents():
-    """With the exact velocity of a straight flow, any number of steps ends at the clean latents."""
+    """With the exact velocity of a straight flow, any number of steps ends at the clean
+    latents.
+    """
     clean = torch.randn(1, CHANNELS, 3, 4, 6, generator=torch.Generator().manual_seed(5))
 
     class Straight(torch.nn.Module):

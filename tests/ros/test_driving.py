@@ -226,7 +226,8 @@ def test_candidates(robot):
         ({'memory': 'none'}, "memory 'none' does not exist"),
         (
             {'trajectories': [in_odom(511)] * 3},
-            '3 candidates with 1536 frames in total take about 5.6 MiB (jpeg), limits.max_message_bytes allows 3.0',
+            '3 candidates with 1536 frames in total take about 5.6 MiB (jpeg), '
+            'limits.max_message_bytes allows 3.0',
         ),
     ):
         bad = ImagineCandidates.Goal(trajectories=goal.trajectories)

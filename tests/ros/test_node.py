@@ -73,7 +73,9 @@ def test_topics(client, start_node):
 
 
 def test_path_of_the_base(client, start_node):
-    """Unstamped poses of base_link, timed by the nominal speed, carry a camera that looks forward."""
+    """Unstamped poses of base_link, timed by the nominal speed, carry a camera that looks
+    forward.
+    """
     start_node(
         frames__base_from_camera='[0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]',
         path__speed=0.8,

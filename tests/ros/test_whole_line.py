@@ -1,4 +1,6 @@
-"""The node with the library's own engine and a small random model, from another process over DDS."""
+"""The node with the library's own engine and a small random model, from another process over
+DDS.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def checkpoint_in(run, **configuration):
 
 
 def exported(trained, tmp_path, text=None, settings=None, **configuration):
-    """Save a model as a checkpoint, export that, and give its parameters and what is loaded again."""
+    """Save a model as a checkpoint, export that, and give its parameters and what is loaded
+    again.
+    """
     checkpoint = checkpoint_in(tmp_path, **configuration)
     parameters = {name: p.detach().contiguous() for name, p in trained.named_parameters()}
     save_file(parameters, checkpoint / 'parameters.safetensors')

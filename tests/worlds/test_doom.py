@@ -81,7 +81,8 @@ def test_turning_by_a_quarter_turns_the_room():
     heights = the_map.floor, the_map.ceiling
     north, _ = cast_depth(the_map, (-50.0, 0.0, 41.0), np.pi / 2, *heights)
     south, _ = cast_depth(the_map, (-50.0, 0.0, 41.0), -np.pi / 2, *heights)
-    # mirrored about the room's axis; the principal point is not the exact middle, so compare the column there
+    # mirrored about the room's axis; the principal point is not the exact middle, so compare the
+    # column there
     np.testing.assert_allclose(north[:, 80], south[:, 80], rtol=2e-2)
 
 

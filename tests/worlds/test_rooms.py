@@ -25,7 +25,8 @@ def clip() -> Clip:
 
 
 def first_hit(solid: Solid, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """How many times its own length (n,) every ray (n, 3) goes before it meets a solid; inf for never."""
+    """How many times its own length (n,) every ray (n, 3) goes before it meets a solid; inf for
+    never."""
     c, s = np.cos(solid.yaw), np.sin(solid.yaw)
     about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     c, s = np.cos(solid.turn), np.sin(solid.turn)

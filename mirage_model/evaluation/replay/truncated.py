@@ -137,7 +137,9 @@ def _mcap_records(file: Path, damage: list[str]) -> Iterator[Any]:
 
 
 def _copy_mcap(source: Path, target: Path, counts: Counter[str]) -> None:
-    """Write the records that can be read to a file with an index, and count the messages by topic."""
+    """Write the records that can be read to a file with an index, and count the messages by
+    topic.
+    """
     from mcap.records import Channel, Message, Schema
     from mcap.writer import Writer
 
