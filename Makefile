@@ -23,8 +23,8 @@ test:  ## the whole suite, then its ROS-free part on numpy 1.26
 	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
 		-- .venv/bin/python -m pytest tests/ros
 
-eval-tiny: setup  ## mirage-tiny on 64 drives through held-out maps, forty minutes or more; writes out/eval/
-	$(MIRAGE) evaluate tiny
+eval-tiny: setup  ## mirage-tiny and baselines on held-out maps and houses, and on RGB-D frames in OFFICE; writes out/eval/
+	$(MIRAGE) evaluate tiny $(if $(OFFICE),--office $(OFFICE))
 
 REPLAY = out/replay/sample --config config/replay_sample.yaml
 
