@@ -157,4 +157,4 @@ def test_missing_simulator_is_named(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 1
-    assert 'pip install vizdoom omgifol' in done.stderr and 'Traceback' not in done.stderr
+    assert "pip install 'mirage[worlds]'" in done.stderr and 'Traceback' not in done.stderr
