@@ -1,5 +1,4 @@
-"""What a source does not know of its clips: depth, sky and what moves, from the model's own
-perception.
+"""Estimation of depth, sky and dynamic objects that a source lacks, by the model's perception.
 
 The network's depth is a guess at metres, made frame by frame. Points that are triangulated from
 the clip's known cameras hold it together: they bring depth and cameras to one scale, and every
@@ -34,12 +33,12 @@ _ENOUGH = 50  # points of a clip
 
 
 def complete(clip: Clip, perception: Perception) -> Clip:
-    """The clip with depth in metres and labels; one that has both comes back as it is.
+    """Return the clip with depth in metres and labels; a complete clip is returned unchanged.
 
     Depth that a sensor measured stays. Where there is none, it is estimated and multiplied by the
-    factor that brings it to the triangulated points, and the pixels that the network is unsure of
-    have none; cameras that are not in metres are scaled to the estimate instead. Raises ValueError
-    where the cameras move too little, or the frames show too little, to find that factor.
+    factor that brings it to the triangulated points, and pixels of low confidence have none;
+    cameras that are not in metres are scaled to the estimate instead. Raises ValueError where the
+    cameras move too little, or the frames show too little, to find that factor.
     """
     if clip.labelled and clip.metric:
         return clip
@@ -55,7 +54,7 @@ def complete(clip: Clip, perception: Perception) -> Clip:
 
 
 def perceive(clip: Clip, perception: Perception) -> Estimate:
-    """Every frame by itself, some at a time."""
+    """Estimate each frame by itself, in batches."""
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     parts = [
         perception.estimate(frames[at : at + _BATCH], clip.cameras[at : at + _BATCH])
@@ -71,7 +70,7 @@ def perceive(clip: Clip, perception: Perception) -> Estimate:
 def to_scale(
     clip: Clip, seen: Estimate, points: Float[Tensor, 'n h w']
 ) -> tuple[Estimate, Cameras]:
-    """Depth and cameras of one scale, in metres.
+    """Return depth and cameras of one scale, in metres.
 
     ``points`` is depth in the unit of the clip's cameras at the pixels where it could be
     triangulated and NaN elsewhere. First one factor for the clip; then every frame for itself is
@@ -115,8 +114,7 @@ def _frame(seen: Estimate, i: int) -> Estimate:
 
 
 def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
-    """Depth of corners that can be followed into other frames, NaN elsewhere, in the unit of the
-    cameras.
+    """Return depth of corners that are tracked into other frames, in the cameras' unit, else NaN.
 
     A corner's inverse depth q is the least-squares solution over all frames that it was followed
     into. There the ray r = R (x, y, 1), turned into the other camera, and its translation t meet
@@ -159,7 +157,7 @@ def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
 
 
 def _rays(pixels: Float[np.ndarray, 'k 2'], K: Float[np.ndarray, '3 3']):
-    """Rays (k, 3) with z = 1 through pixels."""
+    """Return rays (k, 3) with z = 1 through pixels."""
     x = (pixels[:, 0] - K[0, 2]) / K[0, 0]
     y = (pixels[:, 1] - K[1, 2]) / K[1, 1]
     return np.stack([x, y, np.ones_like(x)], axis=1)
@@ -172,8 +170,8 @@ def _follow(
     turned: Float[np.ndarray, 'k 3'],
     K: Float[np.ndarray, '3 3'],
 ):
-    """Where corners are in the other image, and whether they were found; looked for where far
-    things are."""
+    """Track corners into another image from where they are if far away; return positions and
+    success."""
     ahead = turned[:, 2] > 0.1
     far = turned[:, :2] / np.where(ahead, turned[:, 2], 1.0)[:, None]
     guess = (far * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]).astype(np.float32)

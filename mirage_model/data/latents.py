@@ -88,7 +88,7 @@ def load_latents(path: Path) -> tuple[dict[str, Tensor], Cameras]:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A line of the index."""
+    """Line of the index."""
 
     name: str
     scene: str
@@ -104,7 +104,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """The shards of a folder, by name, and their chunks, numbered in that order."""
+    """Shards of a folder by name; chunks are numbered in that order."""
 
     folder: Path
     shards: tuple[Shard, ...]
@@ -115,7 +115,7 @@ class Index:
         return np.cumsum([shard.chunks for shard in self.shards])
 
     def __len__(self) -> int:
-        """The number of chunks."""
+        """Return the number of chunks."""
         return int(self._ends[-1]) if self.shards else 0
 
     def path(self, shard: Shard) -> Path:

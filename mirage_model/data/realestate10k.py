@@ -31,7 +31,7 @@ _SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """One text file. ``scene`` names the video, which several sequences may share."""
+    """Cameras of one text file; ``scene`` is its video, which sequences may share."""
 
     scene: str
     stamps: Int[np.ndarray, 'n']
@@ -39,10 +39,8 @@ class Sequence:
     camera_from_world: Float[np.ndarray, 'n 3 4']
 
     def cameras(self, rows: list[int], height: int, width: int) -> Cameras:
-        """Of frames of a size in pixels.
-
-        Shares count from the image's corner, half a pixel before (0, 0).
-        """
+        """Return cameras of frames of a size [px]; shares count from the corner, half a pixel
+        before (0, 0)."""
         fx, fy, cx, cy = self.intrinsics[rows].T * [[width], [height], [width], [height]]
         K = np.tile(np.eye(3), (len(rows), 1, 1))
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = fx, fy, cx - 0.5, cy - 0.5
@@ -58,7 +56,7 @@ class Sequence:
 
 
 def read_sequence(path: Path) -> Sequence:
-    """Raises ValueError that names the file, the line and what is wrong with it."""
+    """Read a text file. Raises ValueError naming the file, the line and its fault."""
     lines = path.read_text(errors='replace').splitlines()
     if len(lines) < 2:
         raise ValueError(f'{path}: an address and at least one frame are needed')
@@ -103,7 +101,7 @@ def read_sequence(path: Path) -> Sequence:
 
 @dataclass(frozen=True, kw_only=True)
 class RealEstate10K:
-    """A folder of text files, and one that holds a folder of frames for each of them."""
+    """Folder of text files, and folder with a folder of frames for each."""
 
     text: Path
     frames: Path
@@ -112,9 +110,9 @@ class RealEstate10K:
     def listing(self) -> Listing:
         files = sorted(self.text.glob('*.txt'))
         if not files:
-            raise ValueError(f'no text files in {self.text}')
+            raise ValueError(f'{self.text}: no text files in this folder')
         if not self.frames.is_dir():
-            raise ValueError(f'no folder of frames at {self.frames}')
+            raise ValueError(f'{self.frames}: the folder of frames is missing')
         parts, left_out = [], []
         for path in files:
             try:
@@ -144,7 +142,7 @@ class RealEstate10K:
             path = paths[int(sequence.stamps[row])]
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
-                raise ValueError(f'{path} is no picture that can be read')
+                raise ValueError(f'{path}: cannot be read as an image')
             sizes.add(image.shape[:2])
             frames.append(fit_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), *layout_size))
         if len(sizes) > 1:
@@ -171,7 +169,7 @@ class RealEstate10K:
         )
 
     def _frames(self, sequence: str) -> dict[int, Path]:
-        """Frames that are there, by stamp."""
+        """Return the existing frames by stamp."""
         folder = self.frames / sequence
         if not folder.is_dir():
             return {}

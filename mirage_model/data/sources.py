@@ -20,29 +20,32 @@ from mirage_model.clip import Clip, load_clip
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a source cuts its frames to: size, frames a second, and the fewest and the most of a
-    clip."""
+    """Size, rate and length of the clips that a source loads."""
 
     height: int = 96
+    """Height of the frames [px]."""
     width: int = 160
+    """Width of the frames [px]."""
     rate: float = 8.0
+    """Frames per second."""
     least: int = 17
+    """Fewest frames of a clip."""
     frames: int = 65
+    """Most frames of a clip."""
 
     def __post_init__(self) -> None:
         for name in ('height', 'width', 'rate', 'least'):
             if not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+                raise ValueError(f'{name}: {getattr(self, name)}, must be positive')
         if self.frames < self.least:
             raise ValueError(
-                f'clips of at most {self.frames} frames cannot hold a chunk of {self.least}'
+                f'frames: {self.frames}, must be at least those of a chunk, {self.least}'
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A clip that a source can load: the ``rows`` of one of its sequences, all for a recorded
-    clip."""
+    """Clip that a source can load: ``rows`` of a sequence, or all of a recorded clip."""
 
     name: str
     scene: str
@@ -52,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a source has: clips, and what it leaves out, with the reason, by name and scene."""
+    """Clips of a source, and (name, scene, reason) of those that it leaves out."""
 
     parts: list[Part]
     left_out: list[tuple[str, str, str]]
@@ -60,16 +63,14 @@ class Listing:
 
 @runtime_checkable
 class Source(Protocol):
-    """Clips of one origin. It travels to other processes, which load while the first one lists."""
+    """Clips of one origin; it is pickled to the processes that load them."""
 
     def listing(self) -> Listing:
-        """Everything it has, in a fixed order. Raises ValueError if that is nothing at all."""
+        """Return all clips in a fixed order. Raises ValueError if there are none."""
         ...
 
     def load(self, part: Part) -> Clip:
-        """Raises ValueError that names the file or the topic where what is stored is not
-        usable.
-        """
+        """Load a clip. Raises ValueError naming the file or topic that cannot be used."""
         ...
 
 
@@ -86,7 +87,7 @@ class RecordedClips:
     def listing(self) -> Listing:
         paths = sorted(self.folder.rglob('*.safetensors'))
         if not paths:
-            raise ValueError(f'no clips in {self.folder}')
+            raise ValueError(f'{self.folder}: no clips in this folder')
         parts, left_out = [], []
         for path in paths:
             try:
@@ -94,14 +95,14 @@ class RecordedClips:
                     scene = (file.metadata() or {}).get('scene', '')
                     shape = file.get_slice('frames').get_shape()
             except SafetensorError as error:
-                left_out.append((path.stem, '', f'{path}: no clip: {error}'))
+                left_out.append((path.stem, '', f'{path}: not a clip: {error}'))
                 continue
-            if not scene:  # clips that are older than this say it in their names alone
+            if not scene:  # older clips have their scene in their names alone
                 named = _RECORDED.fullmatch(path.stem)
                 scene = named[1] if named else ''
             wanted = (self.layout.height, self.layout.width)
             if not scene:
-                left_out.append((path.stem, scene, 'it does not say its scene'))
+                left_out.append((path.stem, scene, 'it has no scene'))
             elif tuple(shape[1:3]) != wanted:
                 sizes = f'{shape[1]}x{shape[2]}, not {wanted[0]}x{wanted[1]}'
                 left_out.append((path.stem, scene, f'its frames are {sizes}'))
@@ -119,8 +120,7 @@ class RecordedClips:
 def cut(
     name: str, scene: str, times: Float[np.ndarray, 'n'], layout: Layout, rows: list[int]
 ) -> Listing:
-    """Clips of one sequence at the layout's rate: unbroken, one after the other, no frame in two
-    of them.
+    """Return consecutive clips of a sequence at the layout's rate, without gaps or shared frames.
 
     ``times`` are of the usable frames, increasing, and ``rows`` what they are called. Every tick
     of a clock at that rate, started with the first frame, takes the frame that is nearest to it
@@ -146,7 +146,7 @@ def cut(
 
 
 def _runs(times: Float[np.ndarray, 'n'], rate: float) -> list[list[int]]:
-    """Indices of the frames on consecutive ticks."""
+    """Return indices of frames on consecutive ticks."""
     position = (times - times[:1]) * rate
     tick = np.floor(position + 0.5).astype(np.int64)
     away = np.abs(position - tick)

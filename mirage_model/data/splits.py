@@ -1,4 +1,4 @@
-"""Which maps and scenes are for training, validation and test: one file says so."""
+"""Splits of maps and scenes into training, validation and test."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ NAMES = ('train', 'validation', 'test')
 
 
 def read_splits(path: Path = SPLITS) -> dict[str, dict[str, list[str]]]:
-    """Scenes by world and split. A scene is what frames can share: a map, a house, a video, a
-    place.
+    """Return scenes by world and split. A scene is a map, a house, a video or a place.
 
     Raises ValueError that names the file and what is wrong, above all a scene that is named twice.
     """
     try:
         splits = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read: {error}') from None
+        raise ValueError(f'{path}: cannot be read: {error}') from None
     owner: dict[str, str] = {}
     for world, parts in splits.items() if isinstance(splits, dict) else [('', None)]:
         if not isinstance(parts, dict) or not set(parts) <= set(NAMES):
@@ -35,20 +34,18 @@ def read_splits(path: Path = SPLITS) -> dict[str, dict[str, list[str]]]:
 
 
 def maps_of(split: str, world: str = 'doom') -> list[str]:
-    """Names of a simulated world's maps or scenes in a split.
-
-    Raises ValueError for an unknown one.
-    """
+    """Return the maps or scenes of a simulated world in a split. Raises ValueError if one is
+    unknown."""
     worlds = read_splits()
     if world not in worlds:
-        raise ValueError(f'no world {world!r}, there are {sorted(worlds)}')
+        raise ValueError(f'world: {world!r} is unknown, there are {sorted(worlds)}')
     if split not in worlds[world]:
-        raise ValueError(f'no split {split!r}, there are {sorted(worlds[world])}')
+        raise ValueError(f'split: {split!r} is unknown, there are {sorted(worlds[world])}')
     return worlds[world][split]
 
 
 def split_of(scene: str, splits: dict[str, dict[str, list[str]]]) -> str:
-    """The split that names a scene, in whatever case; a scene that none names is for training."""
+    """Return the split of a scene, in any case; scenes without one are for training."""
     for parts in splits.values():
         for split, scenes in parts.items():
             if scene.casefold() in (name.casefold() for name in scenes):

@@ -146,7 +146,7 @@ class WorldModelConfig:
     sampler_steps: int = 8
     """Denoising steps in validation."""
     prediction: Prediction = 'velocity'
-    """What the network predicts: the velocity, or a correction of the resampler's first guess."""
+    """Output of the network: velocity, or a correction of the resampler's first guess."""
     context: ContextConfig = ContextConfig()
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ class FirstGuessConfig:
     horizon: int = 16
     """Farthest frame after a context frame."""
     splat_size: int = 3
-    """That of `ModelConfig`."""
+    """Largest side of the square that a latent point covers in a readout [cells]; odd."""
     ridge: float = 1e-5
     """Regularisation of least squares, as a share of the mean square of the inputs."""
     steps: int = 6000

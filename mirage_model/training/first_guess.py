@@ -44,7 +44,7 @@ class Pairs:
 
     memory: Readout
     context: Readout
-    """Of `reproject`."""
+    """Readout of the context frame by `reproject`."""
     targets: Float[Tensor, 'n c h w']
     """Latents of the target frames."""
 

@@ -41,7 +41,7 @@ _EYE = 1.28  # metres over the floor, a guess
 
 
 def intrinsics() -> np.ndarray:
-    """K of the recorded frames.
+    """Return K of the recorded frames.
 
     At 640x480 a column's ray is (column - 320) / 320 and a row's (row - 239) / 384, the pixels
     being 1.2 high; frames are cropped and averaged over 4x4 pixels.
@@ -91,7 +91,7 @@ def read_map(map_name: str) -> DoomMap:
     """Raises ValueError for a map that Freedoom does not have."""
     wad = WAD(str(wad_path(map_name)))
     if map_name not in wad.maps:
-        raise ValueError(f'no map {map_name!r} in {wad_path(map_name).name}')
+        raise ValueError(f'map: {map_name!r} is not in {wad_path(map_name).name}')
     editor = MapEditor(wad.maps[map_name])
     position = np.array([(v.x, v.y) for v in editor.vertexes], dtype=np.float64)
     sector_of = np.array([side.sector for side in editor.sidedefs] + [-1])
@@ -282,7 +282,7 @@ class DoomWorld:
         self._game.close()
 
     def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """A drive of one of the `KINDS`: ``frames`` poses (frames, 4, 4) from a random open place.
+        """Return a trajectory of one of the `KINDS`, (frames, 4, 4), from a random open place.
 
         The height is a guess, the rendered clip carries the true one.
         """
@@ -358,7 +358,8 @@ class DoomWorld:
         return frame, depth, sky & ~moving, moving, pose
 
     def _sector(self, x: float, y: float) -> int:
-        """The walkable sector at a point, -1 outside the map or where a walker does not fit."""
+        """Return the walkable sector at a point; -1 outside the map or where a walker does not
+        fit."""
         _, crossed = crossings(x, y, 1.0, 1e-3, self.map.lines)
         if len(crossed) == 0:
             return -1

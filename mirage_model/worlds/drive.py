@@ -1,4 +1,4 @@
-"""Drives through a world, planned in its floor plan: what every simulated world shares.
+"""Trajectories through the floor plan of a simulated world.
 
 The world frame has z up; lengths are metres and yaw counts from x to y.
 """
@@ -17,7 +17,7 @@ KINDS = ('forward', 'turn', 'out_and_back', 'wander')
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """Where a camera may be driven.
+    """Floor plan on which trajectories are planned.
 
     ``walls`` (n, 4) x1 y1 x2 y2 stop a walker, who keeps ``clearance`` from them. ``inside`` says
     whether a place is ground that can be walked. A drive begins where there are ``view`` metres of
@@ -33,15 +33,14 @@ class Floor:
     room: float
 
     def free(self, x: float, y: float, yaw: float) -> float:
-        """Metres to the first wall, 0 where there is none in sight: outside."""
+        """Return the distance to the first wall [m]; 0 outside, where there is none."""
         distances, _ = crossings(x, y, np.cos(yaw), np.sin(yaw), self.walls)
         return distances[0] if len(distances) else 0.0
 
 
 def world_from_optical(x: float, y: float, z: float, yaw: float) -> np.ndarray:
-    """Camera at (x, y, z) metres looking level along ``yaw`` radians, counted from east to
-    north.
-    """
+    """Return a level camera at (x, y, z) [m] that looks along ``yaw`` [rad], from east to
+    north."""
     forward = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
     matrix = np.eye(4)
@@ -59,8 +58,7 @@ def plan(
     rate: float,
     height: float,
 ) -> np.ndarray:
-    """A drive of ``frames`` poses (frames, 4, 4) that keeps clear of walls, from a random open
-    place.
+    """Return a trajectory of poses (frames, 4, 4) that keeps clear of walls, from a random place.
 
     ``kind``: 'forward' drives towards open space, 'turn' turns in place, 'out_and_back' drives and
     backs up along the same poses, so that the last is the first, 'wander' drives and looks around.
@@ -98,7 +96,7 @@ def plan(
 
 
 def _open_place(floor: Floor, rng: np.random.Generator) -> tuple[float, float, float]:
-    """A place and heading with a free view, by rejection over the floor's bounds."""
+    """Return a place and heading with a free view, by rejection sampling."""
     for _ in range(100_000):
         x, y = rng.uniform(floor.low, floor.high)
         yaw = rng.uniform(-np.pi, np.pi)
@@ -107,13 +105,14 @@ def _open_place(floor: Floor, rng: np.random.Generator) -> tuple[float, float, f
         around = [floor.free(x, y, yaw + a) for a in np.linspace(0, 2 * np.pi, 8, endpoint=False)]
         if np.mean(around) > floor.room and clearance(x, y, floor.walls) > 1.5 * floor.clearance:
             return x, y, yaw
-    raise RuntimeError('there is no open place to start from')
+    raise RuntimeError('floor: no open place to start from')
 
 
 @numba.njit(cache=True)
 @no_type_check
 def crossings(x, y, dx, dy, lines):
-    """Distances along (dx, dy), nearest first, and indices of the lines that a ray crosses."""
+    """Return distances along (dx, dy), nearest first, and indices of the lines that a ray
+    crosses."""
     distance = np.empty(len(lines))
     index = np.empty(len(lines), dtype=np.int64)
     count = 0
@@ -136,7 +135,7 @@ def crossings(x, y, dx, dy, lines):
 @numba.njit(cache=True)
 @no_type_check
 def clearance(x, y, lines):
-    """Distance from a point to the nearest of some line segments."""
+    """Return the distance from a point to the nearest line segment."""
     best = np.inf
     for i in range(len(lines)):
         ex, ey = lines[i, 2] - lines[i, 0], lines[i, 3] - lines[i, 1]

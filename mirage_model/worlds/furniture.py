@@ -1,5 +1,4 @@
-"""Solids and surfaces, and the pieces that are put together of them: furniture, plants, things
-that move.
+"""Solids, surfaces, and pieces of them: furniture, plants, dynamic objects.
 
 A piece is a list of solids around (0.0, 0), standing on the floor, its back towards +y.
 """
@@ -17,7 +16,7 @@ WOOD, CLOTH, STONE = ('planks', 'plaster'), ('stripes', 'speckles', 'plaster'), 
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """A 'box', 'cylinder' or 'ellipsoid' of half sizes ``size`` around ``centre``.
+    """Box, cylinder or ellipsoid of half sizes ``size`` around ``centre``.
 
     ``turn`` rotates it about its own x, then ``yaw`` about z, in radians. ``finish`` indexes the
     palette.
@@ -33,7 +32,7 @@ class Solid:
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """A surface: one of the `textures.PAINTERS`, a colour, and the metres that its picture covers.
+    """Surface: one of the `textures.PAINTERS`, a colour, and the size of its texture [m].
 
     0 metres: the picture covers the solid once.
     """
@@ -44,7 +43,7 @@ class Finish:
 
 
 class Palette:
-    """The surfaces of one scene, chosen at random."""
+    """Random surfaces of one scene."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -57,7 +56,7 @@ class Palette:
         saturation: tuple[float, float] = (0.1, 0.8),
         value: tuple[float, float] = (0.3, 0.95),
     ) -> int:
-        """A new surface by one of the painters; its index."""
+        """Add a surface by one of the painters; return its index."""
         base = colour(self.rng, saturation=saturation, value=value)
         painter = str(self.rng.choice(painters))
         self.finishes.append(Finish(painter=painter, base=tuple(base.tolist()), metres=metres))
@@ -112,7 +111,7 @@ def shelf(rng: np.random.Generator, palette: Palette) -> list[Solid]:
 
 
 def cabinet(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    """A chest with doors, and a thing or two on it."""
+    """Chest with doors, and objects on it."""
     x, y, z = rng.uniform(0.3, 0.7), rng.uniform(0.18, 0.3), rng.uniform(0.3, 0.6)
     parts = [_box((0.0, 0.0, z), (x, y, z), palette.pick(*WOOD, metres=1.5))]
     front = palette.pick('plaster', 'planks', 'stripes', metres=0.6)
@@ -208,7 +207,7 @@ def cat(rng: np.random.Generator, palette: Palette) -> list[Solid]:
     return [*legs, trunk, _round((0.25, 0.0, 0.33), (0.08, 0.08, 0.08), fur)]
 
 
-MOVERS = {piece.__name__: piece for piece in (person, robot, ball, cat)}
+DYNAMIC_OBJECTS = {piece.__name__: piece for piece in (person, robot, ball, cat)}
 
 
 def tree(rng: np.random.Generator, palette: Palette) -> list[Solid]:
@@ -237,8 +236,7 @@ OUTDOORS = {piece.__name__: piece for piece in (tree, building, hill)}
 
 
 def footprint(solids: list[Solid]) -> tuple[float, float]:
-    """Half sizes in x and y of what solids that are not turned cover of the floor, around (0.0,
-    0)."""
+    """Return half sizes in x and y of the floor that solids cover around (0, 0), unrotated."""
     x = max(abs(s.centre[0]) + s.size[0] for s in solids)
     y = max(abs(s.centre[1]) + s.size[1] for s in solids)
     return x, y

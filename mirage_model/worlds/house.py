@@ -1,5 +1,4 @@
-"""A small house that follows from a number: walls, doors, windows, furniture, things that move,
-and what is outside.
+"""Houses that depend on a number: walls, doors, windows, furniture, dynamic objects, surroundings.
 
 Plain data in metres, z up, the floor at 0; `rooms` draws it. Some rooms have no roof and windows
 are open, so that the sky is seen.
@@ -16,8 +15,8 @@ import numpy as np
 from mirage_model.worlds.drive import clearance, crossings
 from mirage_model.worlds.furniture import (
     AGAINST_WALLS,
+    DYNAMIC_OBJECTS,
     FURNITURE,
-    MOVERS,
     OUTDOORS,
     Finish,
     Palette,
@@ -30,9 +29,8 @@ _YAW = {'N': 0.0, 'W': np.pi / 2, 'S': np.pi, 'E': -np.pi / 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mover:
-    """Solids in a frame of their own that goes to and fro between two places, once in ``period``
-    seconds."""
+class DynamicObject:
+    """Solids whose frame moves back and forth between two places, once per ``period`` [s]."""
 
     solids: tuple[Solid, ...]
     ends: tuple[tuple[float, float], tuple[float, float]]
@@ -40,7 +38,7 @@ class Mover:
     hop: float
 
     def at(self, time: float) -> tuple[float, float, float, float]:
-        """x, y, z and yaw at a time in seconds."""
+        """Return x, y, z [m] and yaw [rad] at a time [s]."""
         phase = time / self.period % 1.0
         ahead = phase < 0.5
         share = 2 * phase if ahead else 2 - 2 * phase
@@ -52,7 +50,7 @@ class Mover:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """A rectangle from (x0, y0) to (x1, y1); ``roofed`` or under open sky."""
+    """Rectangle from (x0, y0) to (x1, y1), ``roofed`` or under open sky."""
 
     x0: float
     y0: float
@@ -61,7 +59,7 @@ class Room:
     roofed: bool
 
     def side(self, name: str) -> tuple[float, float, float]:
-        """Where the wall on side W, E, S or N stands, and from where to where it goes."""
+        """Return position, start and end of the wall on side W, E, S or N."""
         if name in 'WE':
             return (self.x0 if name == 'W' else self.x1), self.y0, self.y1
         return (self.y0 if name == 'S' else self.y1), self.x0, self.x1
@@ -78,7 +76,7 @@ class House:
 
     rooms: tuple[Room, ...]
     solids: tuple[Solid, ...]
-    movers: tuple[Mover, ...]
+    dynamic_objects: tuple[DynamicObject, ...]
     finishes: tuple[Finish, ...]
     walls: np.ndarray
     footprints: np.ndarray
@@ -88,7 +86,7 @@ class House:
     text: str
 
     def inside(self, x: float, y: float) -> bool:
-        """Whether a place lies in a room and not in a piece of furniture."""
+        """Return whether a place lies in a room and not in furniture."""
         x0, y0, x1, y1 = self.footprints.T
         covered = (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
         in_room = any(r.x0 < x < r.x1 and r.y0 < y < r.y1 for r in self.rooms)
@@ -96,16 +94,13 @@ class House:
 
 
 def build_house(number: int) -> House:
-    """The house of a number, always the same."""
+    """Return the house of a number."""
     return _Builder(np.random.default_rng((1122, number))).build()
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """A hole in a wall, from ``a`` to ``b`` along it and from ``low`` to ``high``.
-
-    Doors reach the floor.
-    """
+    """Hole in a wall, from ``a`` to ``b`` along it and ``low`` to ``high``; doors start at 0."""
 
     a: float
     b: float
@@ -132,12 +127,12 @@ class _Builder:
             self._furnish(room, openings)
         self._surround(rooms)
         walls = np.concatenate([np.array(self.walls), _outlines(self.footprints)])
-        movers = [self._mover(rooms, walls) for _ in range(rng.integers(1, 5))]
+        candidates = [self._dynamic_object(rooms, walls) for _ in range(rng.integers(1, 5))]
         blue = rng.uniform(0.0, 0.3)
         return House(
             rooms=tuple(rooms),
             solids=tuple(self.solids),
-            movers=tuple(mover for mover in movers if mover is not None),
+            dynamic_objects=tuple(c for c in candidates if c is not None),
             finishes=tuple(self.palette.finishes),
             walls=walls,
             footprints=np.array(self.footprints).reshape(-1, 4),
@@ -256,7 +251,7 @@ class _Builder:
             self._hang(at + inwards * _THICK, a, b, side)
 
     def _hang(self, at: float, a: float, b: float, side: str) -> None:
-        """A picture on a wall."""
+        """Hang a picture on a wall."""
         half = (self.rng.uniform(0.25, 0.6), self.rng.uniform(0.2, 0.45))
         along = self.rng.uniform(a + half[0], b - half[0])
         z = self.rng.uniform(1.3, 1.7)
@@ -322,11 +317,11 @@ class _Builder:
             solids = OUTDOORS[name](rng, self.palette)
             self._place(solids, away * np.cos(angle), away * np.sin(angle), rng.uniform(0, 6.3))
 
-    def _mover(self, rooms: list[Room], walls: np.ndarray) -> Mover | None:
-        """Something that moves along a free line, if one of some tries finds one."""
+    def _dynamic_object(self, rooms: list[Room], walls: np.ndarray) -> DynamicObject | None:
+        """Return an object that moves along a free line, or None after 50 tries."""
         rng = self.rng
-        name = str(rng.choice(list(MOVERS)))
-        solids = tuple(MOVERS[name](rng, self.palette))
+        name = str(rng.choice(list(DYNAMIC_OBJECTS)))
+        solids = tuple(DYNAMIC_OBJECTS[name](rng, self.palette))
         for _ in range(50):
             room = rooms[rng.integers(len(rooms))]
             a, b = rng.uniform([room.x0, room.y0], [room.x1, room.y1], (2, 2))
@@ -336,7 +331,7 @@ class _Builder:
             hit, _ = crossings(*a, *((b - a) / length), walls)
             if len(hit) and hit[0] > length:
                 self.names.add(name)
-                return Mover(
+                return DynamicObject(
                     solids=solids,
                     ends=((float(a[0]), float(a[1])), (float(b[0]), float(b[1]))),
                     period=float(2 * length / rng.uniform(0.3, 1.2)),
@@ -363,7 +358,7 @@ class _Builder:
 
 
 def _outlines(boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
-    """The four sides (4 n, 4) of every box."""
+    """Return the four sides (4 n, 4) of each box."""
     sides = []
     for x0, y0, x1, y1 in boxes:
         sides += [(x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)]

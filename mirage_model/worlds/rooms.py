@@ -34,7 +34,7 @@ _FLIP = np.diag([1.0, -1.0, -1.0])  # OpenGL's cameras look along -z with y up
 
 
 def load_mujoco():
-    """The library, set to draw without a display unless ``MUJOCO_GL`` says how.
+    """Import MuJoCo, set to render off screen unless ``MUJOCO_GL`` is set.
 
     Raises ImportError that names what to install.
     """
@@ -51,8 +51,7 @@ def load_mujoco():
 
 
 def intrinsics(view_angle: float, height: int, width: int) -> np.ndarray:
-    """K of square pixels with a horizontal field of view in degrees, the optical axis in the
-    middle."""
+    """Return K of square pixels with a horizontal field of view [degrees], centred."""
     focal = width / 2 / np.tan(np.radians(view_angle) / 2)
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
@@ -60,8 +59,8 @@ def intrinsics(view_angle: float, height: int, width: int) -> np.ndarray:
 class RoomWorld:
     """One scene with its things at their start. A context manager: it holds the drawing context.
 
-    The same scene, seed, size and calls give the same clips. ``seed`` says where on their ways
-    movers start.
+    The same scene, seed, size and calls give the same clips. ``seed`` sets where dynamic objects
+    start.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class RoomWorld:
         """
         match = NAME.fullmatch(scene)
         if match is None:
-            raise ValueError(f'no scene {scene!r}: rooms are called room-0000 to room-9999')
+            raise ValueError(f'scene: {scene!r} is unknown, must be room-0000 to room-9999')
         self.scene = scene
         self.house = build_house(int(match[1]))
         self.height, self.width, self.rate = height, width, rate
@@ -96,7 +95,7 @@ class RoomWorld:
             view=3.0,
             room=1.4,
         )
-        self.starts = np.random.default_rng(seed).uniform(0, 100, len(self.house.movers))
+        self.starts = np.random.default_rng(seed).uniform(0, 100, len(self.house.dynamic_objects))
 
     def __enter__(self) -> RoomWorld:
         mujoco = load_mujoco()
@@ -138,7 +137,7 @@ class RoomWorld:
         name: str,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Clip:
-        """Render the frames along any poses, every thing where it is at that time."""
+        """Render frames along poses, with dynamic objects where they are at these times."""
         if len(times) != len(world_from_camera):
             raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
         rendered = []
@@ -166,8 +165,8 @@ class RoomWorld:
 
     def _render(self, world_from_camera: np.ndarray, time: float):
         data, renderer = self._data, self._renderer
-        for index, (mover, start) in enumerate(zip(self.house.movers, self.starts)):
-            x, y, z, yaw = mover.at(time + start)
+        for index, (moving, start) in enumerate(zip(self.house.dynamic_objects, self.starts)):
+            x, y, z, yaw = moving.at(time + start)
             data.mocap_pos[index] = x, y, z
             data.mocap_quat[index] = np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)
         self._mujoco.mj_kinematics(self._model, data)
@@ -195,7 +194,7 @@ class RoomWorld:
 
 
 def _specification(mujoco, house: House, photographs: Sequence[Path]):
-    """The house as MuJoCo's model, without a camera; movers are mocap bodies, in their order."""
+    """Return the house as a MuJoCo model without a camera; dynamic objects are mocap bodies."""
     spec = mujoco.MjSpec()
     spec.stat.extent = 1.0  # near and far are shares of it
     spec.visual.map.znear, spec.visual.map.zfar = _NEAR, _FAR
@@ -245,9 +244,9 @@ def _specification(mujoco, house: House, photographs: Sequence[Path]):
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = texture.name
     for solid in house.solids:
         _add(mujoco, spec.worldbody, solid)
-    for mover in house.movers:
+    for moving in house.dynamic_objects:
         body = spec.worldbody.add_body(mocap=True)
-        for solid in mover.solids:
+        for solid in moving.solids:
             _add(mujoco, body, solid)
     return spec
 

@@ -1,4 +1,4 @@
-"""Pictures that a program paints: surfaces for generated rooms, every one different."""
+"""Procedural textures of generated rooms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = 256
 def colour(
     rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
-    """A random colour (3,), 0..1, of any hue."""
+    """Return a random colour (3,) in 0..1, of any hue."""
     return np.array(
         colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
     )
@@ -61,7 +61,7 @@ def bricks(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
 
 
 def tiles(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """A chequerboard of the colour and another, with joints."""
+    """Chequerboard of the colour and another, with joints."""
     count = int(rng.choice([2, 4, 8]))
     cell = np.arange(SIZE) * count // SIZE
     odd = (cell[:, None] + cell[None]) % 2 == 1
@@ -111,7 +111,7 @@ PAINTERS = {
 
 
 def paint(name: str, rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """A picture (SIZE, SIZE, 3) uint8 by one of the `PAINTERS`."""
+    """Return a texture (SIZE, SIZE, 3) uint8 by one of the `PAINTERS`."""
     return (PAINTERS[name](rng, base).clip(0, 1) * 255).round().astype(np.uint8)
 
 

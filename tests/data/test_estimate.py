@@ -120,7 +120,7 @@ def test_depth_that_was_measured_stays(clip, perception):
     assert torch.equal(done.moving, perceive(clip, perception).moving)
 
 
-def test_depth_that_is_missing_is_estimated_and_unsure_pixels_have_none(clip, perception):
+def test_missing_depth_is_estimated_where_confident(clip, perception):
     blind = replace(moved(clip, 4.0), depth=torch.full_like(clip.depth, torch.nan))
     done = complete(blind, perception)
     assert done.labelled and done.metric and not done.depth.isnan().any()

@@ -53,7 +53,7 @@ def test_a_shard_holds_these_tensors_and_no_others(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / 'a.safetensors']
 
 
-def test_what_moves_or_is_sky_is_not_kept():
+def test_sky_and_dynamic_objects_are_not_valid():
     clip = clip_of('a', scene='hall')
     moving, sky = clip.moving.clone(), clip.sky.clone()
     moving[8, 8:16, 16:24], sky[8, 24:, :8] = True, True
@@ -65,7 +65,7 @@ def test_what_moves_or_is_sky_is_not_kept():
     assert valid.sum() == valid.numel() - 2
 
 
-def test_intrinsics_that_change_are_refused():
+def test_changing_intrinsics_are_rejected():
     clip = clip_of('zoom', scene='hall')
     K = clip.cameras.K.clone()
     K[3, 0, 0] += 1
@@ -75,7 +75,7 @@ def test_intrinsics_that_change_are_refused():
         )
 
 
-def test_every_chunk_has_a_number_whatever_the_order_it_was_made_in(tmp_path):
+def test_chunk_numbers_do_not_depend_on_order(tmp_path):
     shards = [shard_of('b', 2), shard_of('a', 3), shard_of('c', 1)]
     gone = Shard(name='d', scene='hall', left_out='no light')
     fill(tmp_path / 'one', [*shards, gone])
@@ -103,7 +103,7 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_rest_stays(tmp_path):
     assert (tmp_path / INDEX).read_bytes() == whole
 
 
-def test_a_clip_whose_shard_is_gone_is_not_done(tmp_path):
+def test_a_clip_without_its_shard_is_prepared_again(tmp_path):
     fill(tmp_path, [shard_of('a', 1), Shard(name='b', scene='', left_out='dark')])
     (tmp_path / 'a.safetensors').unlink()
     writer = IndexWriter(tmp_path)

@@ -92,7 +92,7 @@ def test_every_clip_lies_in_the_split_of_its_scene(prepared):
         assert chunk == 1 and len(tensors['video']) == 2 and len(cameras) == 5
 
 
-def test_what_is_left_out_is_reported_with_its_reason(prepared):
+def test_left_out_clips_are_reported_with_reasons(prepared):
     out, report = prepared
     (entry,) = report['left_out']
     assert (entry['name'], entry['scene'], entry['split']) == ('5-attic', 'attic', 'train')
@@ -153,7 +153,7 @@ def test_clips_prepared_otherwise_do_not_share_a_folder(prepared, model, clips, 
             prepare(config_of(prepared[0], model, splits, **changes), source)
 
 
-def test_clips_are_kept_later_too_and_never_in_two_splits(tmp_path, model, clips, splits):
+def test_saved_clips_are_in_one_split(tmp_path, model, clips, splits):
     source = [RecordedClips(folder=clips, layout=LAYOUT)]
     first = config_of(tmp_path / 'out', model, splits)
     report = prepare(first, source)
@@ -171,7 +171,7 @@ def test_clips_are_kept_later_too_and_never_in_two_splits(tmp_path, model, clips
     assert 'held out, but in no clip: celler' in summary(report)
 
 
-def test_nothing_at_all_and_two_of_one_name_are_refused(tmp_path, model, clips, splits):
+def test_no_clips_and_duplicate_names_are_rejected(tmp_path, model, clips, splits):
     source = RecordedClips(folder=clips, layout=LAYOUT)
     with pytest.raises(ValueError, match='0-hall: two clips have this name'):
         prepare(config_of(tmp_path / 'a', model, splits), [source, source])
@@ -193,7 +193,7 @@ class Unlabelled:
         return replace(self.source.load(part), labelled=False)
 
 
-def test_what_the_source_does_not_know_is_estimated_and_kept(tmp_path, model, clips, splits):
+def test_missing_labels_are_estimated_and_saved(tmp_path, model, clips, splits):
     config = config_of(tmp_path / 'out', model, splits, clips_out=tmp_path / 'clips')
     report = prepare(config, [Unlabelled(RecordedClips(folder=clips, layout=LAYOUT))])
     assert report['train']['clips'] == 3
@@ -211,7 +211,7 @@ def test_what_the_source_does_not_know_is_estimated_and_kept(tmp_path, model, cl
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_command_is_stopped_and_goes_on(prepared, tmp_path, model, clips, splits):
+def test_an_interrupted_command_continues(prepared, tmp_path, model, clips, splits):
     """In processes of its own, interrupted from outside."""
     command = [sys.executable, '-m', 'mirage_model.cli', 'prepare', '--workers', '2']
     command += ['--model', str(model), '--splits', str(splits), '--frames', '33']

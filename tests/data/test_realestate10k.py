@@ -85,7 +85,7 @@ def test_missing_and_unusable_frames_are_reported(tmp_path):
     assert '12 of 12 frames are not in' in reasons['nothing (frames)']
     assert 'torn.txt:4: 2 columns, 19 are needed' in reasons['torn']
     (tmp_path / 'frames' / 'holes' / f'{stamps[6]}.png').write_bytes(b'no picture')
-    with pytest.raises(ValueError, match='750000.png is no picture'):
+    with pytest.raises(ValueError, match='750000.png: cannot be read as an image'):
         source.load(listing.parts[0])
     write_frames(tmp_path, 'holes', stamps[6:7], size=(18, 32))
     with pytest.raises(ValueError, match='frames of sizes'):
@@ -108,16 +108,16 @@ GOOD = LINE.format(stamp=0, z=4)
         ([ADDRESS, GOOD.replace('-1', '-2')], 'seq.txt: camera 0: transform is not rigid'),
     ],
 )
-def test_bad_text_is_refused_with_its_line(tmp_path, lines, message):
+def test_bad_text_is_rejected_with_its_line(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
         read_sequence(write(tmp_path, 'seq', lines))
 
 
-def test_wrong_folders_are_refused(tmp_path):
+def test_wrong_folders_are_rejected(tmp_path):
     (tmp_path / 'text').mkdir()
     source = RealEstate10K(text=tmp_path / 'text', frames=tmp_path / 'f', layout=Layout())
     with pytest.raises(ValueError, match='no text files'):
         source.listing()
     write(tmp_path, 'seq', lines_of([0]))
-    with pytest.raises(ValueError, match='no folder of frames'):
+    with pytest.raises(ValueError, match='the folder of frames is missing'):
         source.listing()

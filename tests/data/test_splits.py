@@ -23,7 +23,7 @@ def test_no_scene_is_in_two_splits():
         }
 
 
-def test_splits_name_what_exists():
+def test_splits_name_existing_maps():
     for split in NAMES:
         assert len(read_map(maps_of(split)[-1]).lines) > 50
         assert all(NAME.fullmatch(scene) for scene in maps_of(split, 'rooms'))
@@ -38,10 +38,10 @@ def test_a_scene_belongs_where_it_is_named_or_to_training():
     assert split_of('map03', splits) == 'test'
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="no split 'holdout'"):
+def test_unknown_names_are_rejected():
+    with pytest.raises(ValueError, match="split: 'holdout' is unknown"):
         maps_of('holdout')
-    with pytest.raises(ValueError, match="no world 'quake'"):
+    with pytest.raises(ValueError, match="world: 'quake' is unknown"):
         maps_of('test', 'quake')
 
 
@@ -57,7 +57,7 @@ def test_unknown_names_are_refused():
         ('{"v": {"test": ["a"]}, "w": {"train": ["A"]}}', "'A' is in v.test and in w.train"),
     ],
 )
-def test_bad_files_are_refused(tmp_path, content, message):
+def test_bad_files_are_rejected(tmp_path, content, message):
     path = tmp_path / 'splits.json'
     path.write_text(content)
     with pytest.raises(ValueError, match=message):

@@ -46,7 +46,7 @@ def test_variants_are_configurations():
     assert VARIANTS['one_stage'].stages == ('joint',)
 
 
-def test_depth_is_as_noisy_as_the_variant_says():
+def test_depth_has_the_noise_of_the_variant():
     clip, codec = clip_of('a', 0), Codec(small_vae())
     config = WorldModelConfig(context=ContextConfig(sensor=0.05))
     seen = with_variant_labels(clip, config, codec, seed=0)
@@ -61,7 +61,7 @@ def test_depth_is_as_noisy_as_the_variant_says():
     )
 
 
-def test_known_perception_finds_the_frames_it_is_asked_for():
+def test_label_perception_returns_labels_of_the_frames():
     clip = clip_of('a', 0)
     clip = replace(clip, depth=clip.depth * torch.arange(1, 34)[:, None, None])
     at = [3, 17, 30]
@@ -72,7 +72,7 @@ def test_known_perception_finds_the_frames_it_is_asked_for():
     assert torch.equal(seen.cameras.times, clip.cameras.times[at])
 
 
-def test_what_the_first_frame_sees_is_the_same_for_all_variants():
+def test_visibility_in_the_first_frame_is_exact():
     clip, codec = clip_of('a', 0), Codec(small_vae())
     covered = visible_in_first_frame(clip, codec)
     assert covered.shape == (32, 32, 48)
@@ -120,7 +120,7 @@ def data(tmp_path, small_sizes) -> Data:
     )
 
 
-def test_ablations_are_trained_alike_judged_and_resumed(data, tmp_path):
+def test_ablations_are_trained_measured_and_resumed(data, tmp_path):
     out, names = tmp_path / 'out', ['full', 'one_stage']
     summary = run_all(names, CONFIG, data, out)
     assert list(summary) == names

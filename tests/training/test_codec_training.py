@@ -49,7 +49,7 @@ def step(trained: CodecObjective, seed: int = 0):
     return trained.step(trained.module, np.random.default_rng(seed), generator, seed)
 
 
-def test_misalignment_is_a_share_of_the_variance_in_every_direction():
+def test_misalignment_is_relative_to_principal_variances():
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 3, 4, 5, 6, generator=generator)
     assert misalignment(latents, latents) == 0
@@ -68,7 +68,7 @@ def test_misalignment_is_a_share_of_the_variance_in_every_direction():
     torch.testing.assert_close(misalignment(latents, apart), expected, rtol=1e-2, atol=0)
 
 
-def test_a_still_is_the_last_frame_of_its_latent_frame(clips):
+def test_single_frame_latents_are_of_the_last_frame(clips):
     trained = objective(clips, alignment=1.0)
     x = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_still_is_the_last_frame_of_its_latent_frame(clips):
     torch.testing.assert_close(alone[0].movedim(0, 1), stills * 0.5 + 0.1, atol=1e-4, rtol=1e-3)
 
 
-def test_aligning_brings_the_latents_of_clips_to_those_of_stills(clips):
+def test_alignment_brings_clips_to_single_frame_latents(clips):
     trained = objective(clips, alignment=1.0)
     optimizer = make_optimizer(trained.module, 5e-3, 0.0)
     apart = []
@@ -100,7 +100,7 @@ def test_without_alignment_nothing_is_encoded_twice(clips):
     assert trained.module(torch.zeros(1, 3, 5, 16, 16), torch.zeros(()))[2] is None
 
 
-def test_the_gradient_of_what_is_moved_reaches_the_encoder(clips):
+def test_reprojection_has_a_gradient_to_the_encoder(clips):
     without, with_pairs = objective(clips), objective(clips, pairs=2)
     results = [step(one) for one in (without, with_pairs)]
     assert not hasattr(without.module, 'head')
@@ -181,7 +181,7 @@ def test_balanced_latents_have_directions_of_like_deviation(clips):
     assert deviations.max() / deviations.min() < 30
 
 
-def test_balanced_latents_can_be_turned_to_those_of_another_codec(clips):
+def test_balanced_latents_are_rotated_to_another_codec(clips):
     """Of a codec that differs by a rotation and a little more the old latents come back."""
     vae = small_vae()
     paths = [clips / 'train' / 'a.safetensors']
@@ -197,7 +197,7 @@ def test_balanced_latents_can_be_turned_to_those_of_another_codec(clips):
 
 
 @pytest.mark.parametrize('stage', ['video', 'aligned', 'reprojection'])
-def test_the_command_goes_on_from_a_vae_folder(stage, tmp_path, clips, monkeypatch, capsys):
+def test_the_command_continues_from_a_vae_folder(stage, tmp_path, clips, monkeypatch, capsys):
     """Of whatever sizes: after a step of next to nothing it shows what it showed before."""
     small_vae().save_pretrained(tmp_path / 'given')
     config = replace(STAGES[stage][0], batch=2, crop=16, validation_clips=1)

@@ -45,7 +45,7 @@ def memory_of() -> LatentMemory:
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_contexts_are_what_they_are_called(kind):
+def test_kinds_of_context_write_their_frames(kind):
     config = ContextConfig(**{name: float(name == kind) for name in KINDS}, **QUIET)
     stills, counts = stills_of(), set()
     for seed in range(10):
@@ -107,7 +107,7 @@ def test_every_noise_is_a_line_of_the_configuration(name, observed):
 
 
 @pytest.mark.parametrize('observed', [True, False])
-def test_depth_noise_is_what_it_says(observed):
+def test_depth_noise_has_its_deviation(observed):
     """What a sensor saw has a tenth of the noise, but all of the sensor's own."""
 
     def deviation(**noise) -> float:
@@ -131,7 +131,7 @@ def test_the_share_of_imagined_contexts_holds_for_every_batch(batch, share):
     assert all(count_imagined(config, step, batch) == 0 for step in range(10))
 
 
-def test_jitter_moves_cameras_by_what_it_says():
+def test_jitter_has_its_deviations():
     cameras = clip_of('a', 0).cameras
     moved = jitter(cameras, np.random.default_rng(0), position=0.1, rotation=1.0)
     shift = (moved.world_from_camera - cameras.world_from_camera)[:, :3, 3]
@@ -151,7 +151,7 @@ def test_cells_spread_over_their_pixels():
     )
 
 
-def test_movers_stand_on_what_is_below_them():
+def test_moving_pixels_get_the_depth_below_them():
     generator = torch.Generator().manual_seed(0)
     depth = 1 + torch.rand(2, 9, 7, generator=generator)
     depth[torch.rand(depth.shape, generator=generator) < 0.2] = torch.nan
@@ -167,7 +167,7 @@ def test_movers_stand_on_what_is_below_them():
     torch.testing.assert_close(fill_from_below(depth, moving), expected, equal_nan=True)
 
 
-def test_labels_know_what_the_clip_knows():
+def test_labels_equal_the_clip():
     clip = clip_of('a', 0)
     moving = clip.moving.clone()
     moving[:, :8] = True

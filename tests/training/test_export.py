@@ -77,7 +77,7 @@ def test_an_adapter_stays_an_adapter(tmp_path):
         torch.testing.assert_close(parameter, stored, atol=2e-3, rtol=1e-3)
 
 
-def test_a_checkpoint_of_a_part_is_refused(tmp_path):
+def test_an_incomplete_checkpoint_is_rejected(tmp_path):
     """Never a random backbone in place of the one that is missing."""
     checkpoint = checkpoint_in(tmp_path)
     side = {

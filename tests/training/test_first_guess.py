@@ -44,7 +44,7 @@ def test_codec_is_exact_with_all_components():
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(48), atol=1e-2, rtol=0)
 
 
-def test_fit_reprojects_what_it_was_fitted_on(tmp_path):
+def test_fit_reprojects_its_training_pairs(tmp_path):
     clip = smooth_clip('a', 0)
     save_clip(tmp_path / 'a.safetensors', clip)
     vae, resampler = fit([tmp_path / 'a.safetensors'], replace(SMALL, width=0, contexts=8))

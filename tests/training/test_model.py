@@ -41,7 +41,7 @@ from mirage_model.training.model import SIZES, TRAINED, begin_stage, build, star
 from mirage_model.training.trainer import checkpoints
 
 
-def test_a_backbone_of_diffusers_is_loaded_and_a_given_text_is_not_trained(tmp_path, small_sizes):
+def test_a_diffusers_backbone_is_loaded_with_fixed_text(tmp_path, small_sizes):
     wan = small_backbone(seed=7).wan
     wan.save_pretrained(tmp_path / 'transformer')
     text = torch.randn(5, 8)
@@ -108,7 +108,7 @@ def test_first_guess_correction_starts_at_zero(small_sizes):
         WorldModelConfig(prediction='first_guess', stage='backbone')
 
 
-def test_what_does_not_fit_is_refused(tmp_path, small_sizes):
+def test_parts_that_do_not_fit_are_rejected(tmp_path, small_sizes):
     with pytest.raises(ValueError, match=r'text: shape is \(5, 9\)'):
         build(WorldModelConfig(), text=torch.randn(5, 9))
     with pytest.raises(ValueError, match='missing'):

@@ -146,7 +146,7 @@ def test_augmented_cameras_fit_the_augmented_frames(clips: list[Path]):
     assert off.median() < 0.25
 
 
-def test_what_a_memory_knows_is_what_the_other_frames_saw(clips: list[Path]):
+def test_memory_depth_is_that_of_the_other_frames(clips: list[Path]):
     """A camera that stands still: one cell's depth is that of the same cell of any other frame."""
     exact = replace(ContextConfig(), depth_frame=0.0, depth_cell=0.0, position=0.0, rotation=0.0)
     config = replace(CONFIG.memory, empty=0.0, cell=4, splat_size=1, noise=exact)
@@ -172,7 +172,7 @@ def test_augmentation_is_repeatable_and_keeps_frames_in_range(clips: list[Path])
     assert not torch.equal(first.frames, batch.frames)
 
 
-def test_pixels_of_unknown_depth_pull_at_nothing(clips: list[Path]):
+def test_pixels_of_unknown_depth_have_no_gradient(clips: list[Path]):
     batch = batch_of(clips, [0, 1, 2])
     torch.manual_seed(0)
     prediction = network()(batch.frames, batch.cameras, batch.memory_depth)

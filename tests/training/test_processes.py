@@ -62,7 +62,7 @@ def test_two_processes_resume_exactly(out, kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_both_processes_know_what_went_wrong_on_one(out, kind):
+def test_an_error_on_one_process_is_raised_on_both(out, kind):
     # the lines of two processes may run into each other
     said = rf"{kind}-stopped: (loss is \[.*?\] at step 5: \['.'\])"
     stopped = re.findall(said, out.joinpath('printed.txt').read_text())
@@ -96,7 +96,7 @@ def test_sharding_over_needs_gpus(out):
     assert 'rejected: fsdp: these processes have no GPU' in out.joinpath('printed.txt').read_text()
 
 
-def test_what_was_sharded_goes_on_in_one_process(data, out):
+def test_a_sharded_run_continues_in_one_process(data, out):
     """A checkpoint is whole: what two processes wrote together, one reads."""
     run = out / 'shards-half'
     assert checkpoints(run)[-1].name == 'checkpoint-0000004'

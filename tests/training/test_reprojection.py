@@ -25,7 +25,7 @@ def frame_of(clip, picture: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_an_untrained_mover_returns_what_the_memory_reads(seed):
+def test_an_untrained_head_returns_the_readout(seed):
     rng = np.random.default_rng(seed)
     clips = [clip_of(name, seed) for name in 'ab']
     clips[1] = replace(clips[1], depth=clips[1].depth + torch.rand(33, 1, 1))
@@ -54,10 +54,9 @@ def test_pairs_follow_from_the_generator_and_fit_short_clips():
     assert not torch.equal(one.first, one.second)
 
 
-def test_a_mover_learns_a_shift_of_half_a_cell():
+def test_a_head_learns_a_shift_of_half_a_cell():
     """By its linear part: a smooth signal, read half a cell aside, is the mean of two
-    neighbours.
-    """
+    neighbours."""
     torch.manual_seed(0)
     mover = ReprojectionHead(1, width=4)
     optimizer = torch.optim.Adam(mover.parameters(), lr=0.02)

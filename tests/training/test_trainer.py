@@ -71,7 +71,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_a_run_that_was_stopped_and_resumed_is_the_unbroken_run(tmp_path, accumulate):
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path, accumulate):
     config = replace(CONFIG, accumulate=accumulate)
     fit(Regression(), config, tmp_path / 'whole', full_config={})
     with pytest.raises(DivergedError):
@@ -95,7 +95,7 @@ def test_frozen_parameters_are_resumed_too(tmp_path):
     assert (resumed.module[0].weight == 0.5).all()
 
 
-def test_the_run_folder_says_what_was_run(tmp_path):
+def test_the_run_folder_has_configuration_and_checkpoints(tmp_path):
     fit(Regression(), CONFIG, tmp_path, full_config={'codec': {'crop': 64}})
     described = json.loads((tmp_path / 'config.json').read_text())
     assert described['trainer']['steps'] == 12 and described['codec'] == {'crop': 64}
@@ -105,13 +105,13 @@ def test_the_run_folder_says_what_was_run(tmp_path):
 
 
 @pytest.mark.parametrize('bad', ['loss', 'gradient'])
-def test_what_is_not_finite_stops_the_run_with_step_and_clips(tmp_path, bad):
+def test_a_diverged_run_names_step_and_clips(tmp_path, bad):
     with pytest.raises(DivergedError, match=rf'{bad} is .*nan.* at step 5.*clip-a'):
         fit(Regression(fail_at=5, bad=bad), CONFIG, tmp_path, full_config={})
     assert all(torch.isfinite(value).all() for value in parameters_of(tmp_path).values())
 
 
-def test_of_several_batches_of_a_step_all_clips_are_named(tmp_path):
+def test_clips_of_all_batches_of_a_step_are_named(tmp_path):
     objective = Regression(fail_at=5, bad='gradient')
     step, batches = objective.step, []
 
@@ -145,7 +145,7 @@ def test_another_configuration_does_not_resume(tmp_path):
     ('field', 'value'),
     [('steps', 0), ('accumulate', 0), ('log_every', -1), ('learning_rate', float('nan'))],
 )
-def test_numbers_that_mean_nothing_are_refused(field, value):
+def test_invalid_numbers_are_rejected(field, value):
     with pytest.raises(ValueError, match=f'{field}: .*must be'):
         replace(CONFIG, **{field: value})
 
@@ -179,7 +179,7 @@ trainer.fit(Regression(), CONFIG, Path(sys.argv[1]), full_config={})
 
 
 @pytest.mark.parametrize('during', ['parameters.safetensors', 'optimizer.safetensors'])
-def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path, during):
+def test_a_run_killed_while_saving_continues(tmp_path, during):
     here = Path(__file__).parent
     killed = subprocess.run(
         [sys.executable, '-c', KILLED, tmp_path / 'killed', during],

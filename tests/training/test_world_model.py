@@ -66,7 +66,7 @@ def paths(trained):
     return [trained.chunks.path(shard) for shard in trained.chunks.shards]
 
 
-def test_encoded_clips_hold_what_training_reads(folders):
+def test_encoded_clips_have_the_tensors_of_training(folders):
     tensors, cameras = load_latents(folders / 'latents' / 'train' / 'a.safetensors')
     assert tensors['video'].shape == (2, 4, 5, 4, 6) and tensors['stills'].shape == (9, 4, 4, 6)
     assert tensors['valid'].all() and torch.allclose(tensors['depth'], torch.tensor(3.0))
@@ -78,7 +78,7 @@ def test_encoded_clips_hold_what_training_reads(folders):
     )
 
 
-def test_a_clip_shorter_than_a_chunk_is_refused():
+def test_a_clip_shorter_than_a_chunk_is_rejected():
     with pytest.raises(ValueError, match='short: 9 frames'):
         encode_clip(clip_of('short', 0, frames=9), Codec(small_vae()), chunk_frames=17)
 
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_changes_no_gradient(folders, stage):
         torch.testing.assert_close(gradients[1][name], grad, msg=name)
 
 
-def test_the_context_frame_is_clean_and_bears_no_loss(folders):
+def test_the_context_frame_is_clean_and_without_loss(folders):
     trained = objective(folders, 'backbone')
     seen = {}
 
@@ -153,7 +153,7 @@ def last_call(trained, velocity, at: int, seed: int = 0):
     return calls
 
 
-def test_from_a_step_on_the_model_starts_from_what_it_imagined(folders):
+def test_generated_contexts_begin_at_their_step(folders):
     trained = objective(folders, 'joint', context={**OWN, 'imagined': 0.5})
     velocity = true_velocity(trained, error=0.5)
     assert len(last_call(trained, velocity, at=2)) == 1
@@ -166,7 +166,7 @@ def test_from_a_step_on_the_model_starts_from_what_it_imagined(folders):
     assert distances[0] == pytest.approx(0.5, abs=0.01) and distances[1] < 0.01
 
 
-def test_a_model_without_errors_imagines_the_true_stills(folders):
+def test_a_perfect_model_generates_the_true_latents(folders):
     """The oracle of carrying errors over to stills: where there are none the stills are the true
     ones."""
     quiet = dict.fromkeys(('depth_frame', 'depth_cell', 'position', 'rotation', 'latent'), 0.0)
@@ -194,7 +194,7 @@ def test_a_model_without_errors_imagines_the_true_stills(folders):
         torch.testing.assert_close(told[:4].movedim(0, 1), truth.latents, atol=0.02, rtol=0.02)
 
 
-def test_what_was_imagined_needs_clips_of_two_chunks(tmp_path):
+def test_generated_contexts_need_clips_of_two_chunks(tmp_path):
     clips = [clip_of('one', 0, frames=17)]
     root = save_data(tmp_path, {'train': clips, 'validation': clips})
     trained = objective(root, 'joint', context=OWN)
@@ -212,13 +212,13 @@ def test_every_memory_trains_and_validates(folders, memory):
     assert all(np.isfinite(value) for value in figures.values())
 
 
-def test_without_memory_the_side_branch_is_told_of_rays_alone(folders):
+def test_without_memory_the_side_input_is_rays_alone(folders):
     trained = objective(folders, 'joint', memory='none', context=OWN)
     *_, (_, _, side) = last_call(trained, true_velocity(trained), at=3)
     assert (side[:, :-6] == 0).all() and (side[:, -6:] != 0).any()
 
 
-def test_the_dynamic_filter_keeps_movers_out(tmp_path):
+def test_the_dynamic_filter_masks_dynamic_objects(tmp_path):
     """A mover that fills the left half of every frame, down to its feet."""
     clip = clip_of('mover', 0)
     moving = clip.moving.clone()

@@ -127,9 +127,9 @@ def test_out_and_back_ends_where_it_began():
     assert not torch.allclose(poses[0, :3, 3], poses[4, :3, 3], atol=0.05)
 
 
-def test_other_maps_and_sizes_are_refused():
+def test_other_maps_and_sizes_are_rejected():
     with pytest.raises(ValueError, match='MAP99'):
         read_map('MAP99')
-    with pytest.raises(ValueError, match='Doom is recorded at 96x160 and 8 Hz, not at 64x64'):
+    with pytest.raises(ValueError, match='64x64 at 8 Hz, Doom is recorded at 96x160 and 8 Hz'):
         config = RecordConfig(height=64, width=64)
         record_trajectory(MAP, 'turn', frames=2, seed=0, name='small', config=config)

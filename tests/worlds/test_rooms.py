@@ -52,7 +52,7 @@ def cast(house: House, starts: np.ndarray, time: float, origin: np.ndarray, rays
     """Distances to the nearest still solid and to the nearest that moves, one by one."""
     still = np.min([first_hit(solid, origin, rays) for solid in house.solids], axis=0)
     moving = np.full(len(rays), np.inf)
-    for mover, start in zip(house.movers, starts):
+    for mover, start in zip(house.dynamic_objects, starts):
         x, y, z, yaw = mover.at(time + start)
         c, s = np.cos(yaw), np.sin(yaw)
         world_from_mover = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
@@ -104,12 +104,12 @@ def test_a_clip_is_whole_and_repeatable(clip):
     assert not (clip.sky & clip.moving).any()
 
 
-def test_what_moves_is_where_it_moves_and_is_marked(clip):
+def test_dynamic_objects_are_rendered_and_labelled(clip):
     """Points of moving pixels lie on the way of a mover, and change from frame to frame."""
     house = build_house(4)
     assert clip.moving.any(dim=(1, 2)).float().mean() > 0.3
     points = unproject(clip.depth, clip.cameras)[clip.moving & ~clip.depth.isnan()]
-    ends = np.array([mover.ends for mover in house.movers])
+    ends = np.array([mover.ends for mover in house.dynamic_objects])
     x, y = points[:, 0, None].numpy(), points[:, 1, None].numpy()
     a, b = ends[:, 0], ends[:, 1]
     along = ((x - a[:, 0]) * (b - a)[:, 0] + (y - a[:, 1]) * (b - a)[:, 1]) / ((b - a) ** 2).sum(1)
@@ -130,7 +130,7 @@ def test_size_rate_and_field_of_view_are_options():
         RoomWorld('room-12')
 
 
-def test_drives_keep_clear_of_walls_and_furniture():
+def test_trajectories_keep_clear_of_obstacles():
     world = RoomWorld('room-0002')
     for kind in KINDS:
         poses = world.plan(kind, 33, np.random.default_rng(3))
@@ -148,19 +148,19 @@ def test_every_room_that_is_held_out_has_a_place_to_start_from():
 
 def test_houses_follow_from_their_number():
     def key(house: House):
-        return house.rooms, house.solids, house.movers, house.finishes, house.text
+        return house.rooms, house.solids, house.dynamic_objects, house.finishes, house.text
 
     assert key(build_house(7)) == key(build_house(7)) != key(build_house(8))
     houses = [build_house(n) for n in range(12)]
     assert any(not r.roofed for h in houses for r in h.rooms) and any(
         r.roofed for h in houses for r in h.rooms
     )
-    assert sum(bool(h.movers) for h in houses) > 9
+    assert sum(bool(h.dynamic_objects) for h in houses) > 9
     assert {len(h.rooms) for h in houses} == {1, 2, 3}
 
 
-def test_a_mover_goes_to_and_fro():
-    mover = next(m for m in build_house(4).movers if m.hop == 0)
+def test_a_dynamic_object_moves_back_and_forth():
+    mover = next(m for m in build_house(4).dynamic_objects if m.hop == 0)
     (ax, ay), (bx, by) = mover.ends
     assert mover.at(0.0)[:2] == pytest.approx((ax, ay))
     assert mover.at(mover.period / 2)[:2] == pytest.approx((bx, by))
