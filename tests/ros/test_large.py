@@ -39,7 +39,7 @@ def test_chunk_is_compressed_and_arrives(client, start_node):
     large_seed(client)
     client.send('trajectory', trajectory(FRAMES, request_id='large'))
     client.until(
-        lambda: client.chunks and len(client.received['imagined/image']) == FRAMES, seconds=60
+        lambda: client.chunks and len(client.received['imagined/image']) == FRAMES, seconds=60.0
     )
     (message,) = client.chunks
     assert not message.frames and len(message.frames_compressed) == FRAMES

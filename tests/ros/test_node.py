@@ -128,7 +128,7 @@ def test_action(client, start_node):
     assert last.header.frame_id == 'imagined/other_camera'
     client.until(lambda: len(client.chunks) == 2)
     assert len(client.chunks[0].memory_frames) == 16
-    client.until(lambda: sent.result()[0] == GoalStatus.STATUS_UNKNOWN, seconds=10)
+    client.until(lambda: sent.result()[0] == GoalStatus.STATUS_UNKNOWN, seconds=10.0)
 
 
 def test_seed_pose(client, start_node):
