@@ -14,7 +14,7 @@ import pytest
 
 from mirage_model.extras import EXTRAS, explain
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 MODULES = {'omgifol': 'omg', 'rerun-sdk': 'rerun'}
 """Modules that are not named like their package."""
