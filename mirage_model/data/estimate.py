@@ -1,8 +1,8 @@
 """Estimation of depth, sky and dynamic objects that a source lacks, by the model's perception.
 
-The network's depth is a guess at metres, made frame by frame. Points that are triangulated from
-the clip's known cameras hold it together: they bring depth and cameras to one scale, and every
-frame to the others'.
+The perception network estimates metric depth frame by frame, with an error in scale. Points
+triangulated from the clip's cameras bring depth and cameras to one scale, and the frames of a clip
+to each other's scale.
 """
 
 from __future__ import annotations
@@ -23,38 +23,40 @@ from mirage_model.perception import Estimate, Perception
 from mirage_model.perception.alignment import DEFAULT_ALIGNMENT, align
 from mirage_model.write_filter import WriteFilterConfig
 
-_BATCH = 8
-_PARTNERS = (-8, -4, -2, 2, 4, 8)
-_CORNERS = 300
-_TRACK_ERROR = 0.7  # pixels, there and back
-_REPROJECTION = 1.0  # pixels
-_PARALLAX = 5.0  # pixels, over all partners
-_ENOUGH = 50  # points of a clip
+_BATCH = 8  # frames
+_PARTNERS = (-8, -4, -2, 2, 4, 8)  # frames to track into, relative to a frame
+_MAX_CORNERS = 300  # per frame
+_MAX_TRACKING_ERROR = 0.7  # pixels, after tracking forwards and backwards
+_MAX_REPROJECTION_ERROR = 1.0  # pixels
+_MIN_PARALLAX = 5.0  # pixels, root of the sum of squares over partners
+_MIN_POINTS = 50  # per clip
 
 
 def complete(clip: Clip, perception: Perception) -> Clip:
     """Return the clip with depth in metres and labels; a complete clip is returned unchanged.
 
-    Depth that a sensor measured stays. Where there is none, it is estimated and multiplied by the
-    factor that brings it to the triangulated points, and pixels of low confidence have none;
-    cameras that are not in metres are scaled to the estimate instead. Raises ValueError where the
-    cameras move too little, or the frames show too little, to find that factor.
+    Measured depth is kept. A clip without depth gets estimated depth, NaN where its confidence is
+    low. With metric cameras the depth is scaled to the triangulated points; other cameras are
+    scaled to the depth instead.
+
+    Raises:
+        ValueError: If too few points can be triangulated to find the scale.
     """
     if clip.labelled and clip.metric:
         return clip
-    seen = perceive(clip, perception)
-    labelled = replace(clip, sky=seen.sky, moving=seen.moving, labelled=True)
+    estimate = perceive(clip, perception)
+    labelled = replace(clip, sky=estimate.sky, moving=estimate.moving, labelled=True)
     if not clip.depth.isnan().all():
         assert clip.metric, f'{clip.name}: depth without metres'
         return labelled
-    seen, cameras = to_scale(clip, seen, triangulate(clip))
-    unsure = seen.confidence < WriteFilterConfig().min_confidence
-    depth = seen.depth.masked_fill(unsure, torch.nan)
+    estimate, cameras = to_scale(clip, estimate, triangulate(clip))
+    uncertain = estimate.confidence < WriteFilterConfig().min_confidence
+    depth = estimate.depth.masked_fill(uncertain, torch.nan)
     return replace(labelled, depth=depth, cameras=cameras, metric=True)
 
 
 def perceive(clip: Clip, perception: Perception) -> Estimate:
-    """Estimate each frame by itself, in batches."""
+    """Return the perception's estimate for each frame, computed in batches."""
     frames = clip.frames.permute(0, 3, 1, 2).float() / 255
     parts = [
         perception.estimate(frames[at : at + _BATCH], clip.cameras[at : at + _BATCH])
@@ -68,58 +70,65 @@ def perceive(clip: Clip, perception: Perception) -> Estimate:
 
 
 def to_scale(
-    clip: Clip, seen: Estimate, points: Float[Tensor, 'n h w']
+    clip: Clip, estimate: Estimate, points: Float[Tensor, 'n h w']
 ) -> tuple[Estimate, Cameras]:
-    """Return depth and cameras of one scale, in metres.
+    """Return the estimate and cameras in one scale, in metres.
 
-    ``points`` is depth in the unit of the clip's cameras at the pixels where it could be
-    triangulated and NaN elsewhere. First one factor for the clip; then every frame for itself is
-    brought to its own points, as perception is to the memory.
+    The clip is scaled by one factor, the median ratio of depths. Then each frame's depth is
+    aligned to the points of that frame, as online perception is aligned to the memory.
+
+    Args:
+        clip: Frames and cameras; metric cameras keep their scale.
+        estimate: Estimate for each frame.
+        points: Triangulated depth in the unit of the clip's cameras; NaN at other pixels.
+
+    Raises:
+        ValueError: If there are too few points.
     """
-    usable = ~(points.isnan() | seen.depth.isnan() | seen.moving)
+    usable = ~(points.isnan() | estimate.depth.isnan() | estimate.moving)
     count = int(usable.sum())
-    if count < _ENOUGH:
+    if count < _MIN_POINTS:
         raise ValueError(
-            f'{count} points could be triangulated, {_ENOUGH} are needed to find the scale: '
-            'the camera moves too little, or there is too little to track'
+            f'{count} points could be triangulated, {_MIN_POINTS} are needed to find the scale: '
+            'the camera moves too little, or the frames have too little texture'
         )
-    scale = (points[usable].log() - seen.depth[usable].log()).median().exp()
+    scale = (points[usable].log() - estimate.depth[usable].log()).median().exp()
     cameras = clip.cameras
     if clip.metric:
-        seen = replace(seen, depth=seen.depth * scale)
+        estimate = replace(estimate, depth=estimate.depth * scale)
     else:
         world_from_camera = cameras.world_from_camera.clone()
         world_from_camera[:, :3, 3] /= scale
         cameras = replace(cameras, world_from_camera=world_from_camera)
         points = points / scale
-    known = ~points.isnan()
+    triangulated = ~points.isnan()
     readout = Readout(
         latents=points.new_zeros(len(points), 0, *points.shape[1:]),
-        visible=known,
-        observed=known,
+        visible=triangulated,
+        observed=triangulated,
         depth=points.nan_to_num(0.0),
         age=torch.zeros_like(points),
         offset=points.new_zeros(len(points), 2, *points.shape[1:]),
         depth_ratio=torch.zeros_like(points),
     )
     depth = [
-        align(_frame(seen, i), readout[i : i + 1], DEFAULT_ALIGNMENT).depth
+        align(_frame(estimate, i), readout[i : i + 1], DEFAULT_ALIGNMENT).depth
         for i in range(len(points))
     ]
-    return replace(seen, depth=torch.cat(depth), cameras=cameras), cameras
+    return replace(estimate, depth=torch.cat(depth), cameras=cameras), cameras
 
 
-def _frame(seen: Estimate, i: int) -> Estimate:
-    return Estimate(**{name: value[i : i + 1] for name, value in vars(seen).items()})
+def _frame(estimate: Estimate, i: int) -> Estimate:
+    return Estimate(**{name: value[i : i + 1] for name, value in vars(estimate).items()})
 
 
 def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
-    """Return depth of corners that are tracked into other frames, in the cameras' unit, else NaN.
+    """Return the depth of tracked corners in the cameras' unit, and NaN at other pixels.
 
-    A corner's inverse depth q is the least-squares solution over all frames that it was followed
-    into. There the ray r = R (x, y, 1), turned into the other camera, and its translation t meet
-    the pixel (u, v) where u (r_z + t_z q) = r_x + t_x q, and the same for v. Corners that do not
-    fit, or whose parallax is small, are dropped.
+    A corner's inverse depth q is the least-squares solution over the frames that it is tracked
+    into. With the ray r = R (x, y, 1) rotated into the other camera, the translation t and the
+    tracked normalised image point (u, v), each frame gives u (r_z + t_z q) = r_x + t_x q, and the
+    same for v and y. Corners with a large reprojection error or a small parallax are dropped.
     """
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames.numpy()]
     K = clip.cameras.K.double().numpy()
@@ -127,7 +136,7 @@ def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
     height, width = grey[0].shape
     depth = np.full((len(grey), height, width), np.nan, np.float32)
     for i, image in enumerate(grey):
-        corners = cv2.goodFeaturesToTrack(image, _CORNERS, 0.01, 3)
+        corners = cv2.goodFeaturesToTrack(image, _MAX_CORNERS, 0.01, 3)
         if corners is None:
             continue
         corners = corners[:, 0]
@@ -137,12 +146,20 @@ def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
         equations = []
         for j in (i + step for step in _PARTNERS if 0 <= i + step < len(grey)):
             other_from_this = np.linalg.inv(world_from_camera[j]) @ world_from_camera[i]
-            turned, shift = rays @ other_from_this[:3, :3].T, other_from_this[:3, 3]
-            found, tracked = _follow(image, grey[j], corners, turned, K[j])
-            seen = _rays(found, K[j])
+            rotated, translation = rays @ other_from_this[:3, :3].T, other_from_this[:3, 3]
+            positions, tracked = _track(image, grey[j], corners, rotated, K[j])
+            observed = _rays(positions, K[j])
             for axis in (0, 1):
-                a = K[j, axis, axis] * (seen[:, axis] * shift[2] - shift[axis]) * tracked
-                b = K[j, axis, axis] * (turned[:, axis] - seen[:, axis] * turned[:, 2]) * tracked
+                a = (
+                    K[j, axis, axis]
+                    * (observed[:, axis] * translation[2] - translation[axis])
+                    * tracked
+                )
+                b = (
+                    K[j, axis, axis]
+                    * (rotated[:, axis] - observed[:, axis] * rotated[:, 2])
+                    * tracked
+                )
                 squares += a * a
                 products += a * b
                 equations.append((a, b))
@@ -150,30 +167,43 @@ def triangulate(clip: Clip) -> Float[Tensor, 'n h w']:
             continue
         inverse = products / np.maximum(squares, 1e-12)
         error = np.max([np.abs(a * inverse - b) for a, b in equations], axis=0)
-        good = (inverse > 0) & (error < _REPROJECTION) & (np.sqrt(squares) * inverse > _PARALLAX)
+        parallax = np.sqrt(squares) * inverse
+        good = (inverse > 0) & (error < _MAX_REPROJECTION_ERROR) & (parallax > _MIN_PARALLAX)
         x, y = corners[good].round().astype(int).T
         depth[i, y, x] = 1 / inverse[good]
     return torch.from_numpy(depth)
 
 
 def _rays(pixels: Float[np.ndarray, 'k 2'], K: Float[np.ndarray, '3 3']):
-    """Return rays (k, 3) with z = 1 through pixels."""
+    """Return the rays (k, 3) through pixels, in the camera frame with z = 1."""
     x = (pixels[:, 0] - K[0, 2]) / K[0, 0]
     y = (pixels[:, 1] - K[1, 2]) / K[1, 1]
     return np.stack([x, y, np.ones_like(x)], axis=1)
 
 
-def _follow(
+def _track(
     image: np.ndarray,
     other: np.ndarray,
     corners: Float[np.ndarray, 'k 2'],
-    turned: Float[np.ndarray, 'k 3'],
+    rotated: Float[np.ndarray, 'k 3'],
     K: Float[np.ndarray, '3 3'],
 ):
-    """Track corners into another image from where they are if far away; return positions and
-    success."""
-    ahead = turned[:, 2] > 0.1
-    far = turned[:, :2] / np.where(ahead, turned[:, 2], 1.0)[:, None]
+    """Track corners into another image and back again.
+
+    The search starts at the projection of a corner at infinite distance.
+
+    Args:
+        image: (h, w) uint8 image of the corners.
+        other: (h, w) uint8 image to track into.
+        corners: Positions in ``image`` [px].
+        rotated: Rays of the corners, rotated into the other camera.
+        K: Intrinsics of the other camera [px].
+
+    Returns:
+        Positions (k, 2) in ``other`` [px], and success (k,) bool.
+    """
+    ahead = rotated[:, 2] > 0.1
+    far = rotated[:, :2] / np.where(ahead, rotated[:, 2], 1.0)[:, None]
     guess = (far * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]).astype(np.float32)
     height, width = image.shape
     ahead &= ((guess >= 0) & (guess <= [width - 1, height - 1])).all(axis=1)
@@ -183,13 +213,13 @@ def _follow(
         'maxLevel': 3,
         'flags': cv2.OPTFLOW_USE_INITIAL_FLOW,
     }
-    found, there, _ = cv2.calcOpticalFlowPyrLK(
+    positions, forward, _ = cv2.calcOpticalFlowPyrLK(
         image, other, corners[:, None], guess[:, None].copy(), **window
     )
-    back, again, _ = cv2.calcOpticalFlowPyrLK(
-        other, image, found, corners[:, None].copy(), **window
+    returned, backward, _ = cv2.calcOpticalFlowPyrLK(
+        other, image, positions, corners[:, None].copy(), **window
     )
-    missed = np.linalg.norm(back[:, 0] - corners, axis=1)
-    found = found[:, 0].astype(np.float64)
-    tracked = ahead & (there[:, 0] == 1) & (again[:, 0] == 1) & (missed < _TRACK_ERROR)
-    return found, tracked
+    error = np.linalg.norm(returned[:, 0] - corners, axis=1)
+    positions = positions[:, 0].astype(np.float64)
+    tracked = ahead & (forward[:, 0] == 1) & (backward[:, 0] == 1) & (error < _MAX_TRACKING_ERROR)
+    return positions, tracked

@@ -1,10 +1,9 @@
-"""RealEstate10K in its published text format: one text file for every sequence, its frames in a
-folder.
+"""RealEstate10K in its published text format, with frames as image files.
 
-The first line of a file is the video's address. Every other line is a frame: a stamp in
-microseconds, fx fy cx cy as shares of the image's width and height, two zeros, and the 3x4 matrix
-camera_from_world row by row, for a camera that looks along +z with y down. Lengths have a scale of
-their own in every sequence, no metre.
+A sequence is a text file. Its first line is the URL of the video. Each other line is a frame: a
+stamp in microseconds, fx fy cx cy as shares of the image's width and height, two zeros, and the
+3x4 matrix camera_from_world row by row, for a camera that looks along +z with y down. The unit of
+length is arbitrary and differs between sequences.
 
 Frames lie in ``FRAMES/SEQUENCE/STAMP.png`` or ``.jpg``, as the usual downloaders write them.
 """
@@ -31,16 +30,22 @@ _SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """Cameras of one text file; ``scene`` is its video, which sequences may share."""
+    """Cameras of one text file."""
 
     scene: str
+    """Identifier of the video; several sequences can come from one video."""
     stamps: Int[np.ndarray, 'n']
+    """Times of the frames [us], increasing."""
     intrinsics: Float[np.ndarray, 'n 4']
+    """fx fy cx cy, as shares of the image's width and height."""
     camera_from_world: Float[np.ndarray, 'n 3 4']
+    """World to camera, in the sequence's unit of length."""
 
     def cameras(self, rows: list[int], height: int, width: int) -> Cameras:
-        """Return cameras of frames of a size [px]; shares count from the corner, half a pixel
-        before (0, 0)."""
+        """Return the cameras of some rows for frames of a size [px].
+
+        The shares cx and cy count from the image's corner, half a pixel before pixel (0, 0).
+        """
         fx, fy, cx, cy = self.intrinsics[rows].T * [[width], [height], [width], [height]]
         K = np.tile(np.eye(3), (len(rows), 1, 1))
         K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = fx, fy, cx - 0.5, cy - 0.5
@@ -56,12 +61,16 @@ class Sequence:
 
 
 def read_sequence(path: Path) -> Sequence:
-    """Read a text file. Raises ValueError naming the file, the line and its fault."""
+    """Read the cameras of a text file.
+
+    Raises:
+        ValueError: If the file does not have the format; the message names the file and the line.
+    """
     lines = path.read_text(errors='replace').splitlines()
     if len(lines) < 2:
-        raise ValueError(f'{path}: an address and at least one frame are needed')
+        raise ValueError(f'{path}: no frames, a URL and at least one frame are needed')
     if '://' not in lines[0]:
-        raise ValueError(f'{path}:1: not the address of a video: {lines[0][:60]!r}')
+        raise ValueError(f'{path}:1: {lines[0][:60]!r} is not a URL, that of the video is needed')
     address = urlparse(lines[0].strip())
     scene = parse_qs(address.query).get('v', [address.path.rsplit('/', 1)[-1]])[0]
     rows: list[list[float]] = []
@@ -74,17 +83,17 @@ def read_sequence(path: Path) -> Sequence:
         try:
             values = [int(fields[0]), *map(float, fields[1:])]
         except ValueError:
-            raise ValueError(f'{path}:{number}: not numbers: {line[:60]!r}') from None
+            raise ValueError(f'{path}:{number}: not all numbers: {line[:60]!r}') from None
         fx, fy = values[1:3]
         if not np.isfinite(values).all() or fx <= 0 or fy <= 0:
-            raise ValueError(f'{path}:{number}: fx and fy must be positive and all finite')
+            raise ValueError(f'{path}:{number}: fx and fy must be positive and all values finite')
         if any(values[5:7]):
-            raise ValueError(f'{path}:{number}: distorted frames are not taken: {values[5:7]}')
+            raise ValueError(f'{path}:{number}: distortion is {values[5:7]}, must be zero')
         if rows and values[0] <= rows[-1][0]:
-            raise ValueError(f'{path}:{number}: the stamp {values[0]} is not after the last one')
+            raise ValueError(f'{path}:{number}: stamp is {values[0]}, must be after {rows[-1][0]}')
         rows.append(values)
     if not rows:
-        raise ValueError(f'{path}: an address and at least one frame are needed')
+        raise ValueError(f'{path}: no frames, a URL and at least one frame are needed')
     table = np.array(rows, dtype=np.float64)
     sequence = Sequence(
         scene=scene,
@@ -101,16 +110,18 @@ def read_sequence(path: Path) -> Sequence:
 
 @dataclass(frozen=True, kw_only=True)
 class RealEstate10K:
-    """Folder of text files, and folder with a folder of frames for each."""
+    """Source of the clips of RealEstate10K."""
 
     text: Path
+    """Folder of text files."""
     frames: Path
+    """Folder with a folder of frames for each text file."""
     layout: Layout
 
     def listing(self) -> Listing:
         files = sorted(self.text.glob('*.txt'))
         if not files:
-            raise ValueError(f'{self.text}: no text files in this folder')
+            raise ValueError(f'{self.text}: no text files (.txt) in this folder')
         if not self.frames.is_dir():
             raise ValueError(f'{self.frames}: the folder of frames is missing')
         parts, left_out = [], []
@@ -120,8 +131,8 @@ class RealEstate10K:
             except ValueError as error:
                 left_out.append((path.stem, '', str(error)))
                 continue
-            here = self._frames(path.stem)
-            rows = [i for i, stamp in enumerate(sequence.stamps.tolist()) if stamp in here]
+            existing = self._frames(path.stem)
+            rows = [i for i, stamp in enumerate(sequence.stamps.tolist()) if stamp in existing]
             missing = len(sequence.stamps) - len(rows)
             if missing:
                 folder = self.frames / path.stem
@@ -146,7 +157,9 @@ class RealEstate10K:
             sizes.add(image.shape[:2])
             frames.append(fit_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), *layout_size))
         if len(sizes) > 1:
-            raise ValueError(f'{self.frames / part.sequence}: frames of sizes {sorted(sizes)}')
+            raise ValueError(
+                f'{self.frames / part.sequence}: sizes are {sorted(sizes)}, must be equal'
+            )
         (size,) = sizes
         cameras = sequence.cameras(rows, *size)
         cameras = replace(
@@ -169,7 +182,7 @@ class RealEstate10K:
         )
 
     def _frames(self, sequence: str) -> dict[int, Path]:
-        """Return the existing frames by stamp."""
+        """Return the paths of the existing frames of a sequence by stamp [us]."""
         folder = self.frames / sequence
         if not folder.is_dir():
             return {}

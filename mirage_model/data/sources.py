@@ -1,7 +1,6 @@
-"""The protocol of sources of clips, recorded clips as a source, and how frames of a sequence are
-chosen.
+"""Protocol of sources of clips, recorded clips as a source, and cutting of sequences into clips.
 
-`realestate10k` and `bag` are sources too.
+The modules `realestate10k` and `bag` hold other sources.
 """
 
 from __future__ import annotations
@@ -45,32 +44,46 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Clip that a source can load: ``rows`` of a sequence, or all of a recorded clip."""
+    """Clip that a source can load."""
 
     name: str
+    """Name of the clip."""
     scene: str
+    """Scene that it shows; it decides the split."""
     sequence: str
+    """Sequence that it is cut from, or path of a recorded clip."""
     rows: tuple[int, ...] = ()
+    """Frames of the sequence; empty for a recorded clip, of which all frames are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Clips of a source, and (name, scene, reason) of those that it leaves out."""
+    """Usable and unusable clips of a source."""
 
     parts: list[Part]
+    """Clips that can be loaded."""
     left_out: list[tuple[str, str, str]]
+    """Name, scene and reason of each clip that cannot be used."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Clips of one origin; it is pickled to the processes that load them."""
+    """Origin of clips. It must be picklable, since worker processes load the clips."""
 
     def listing(self) -> Listing:
-        """Return all clips in a fixed order. Raises ValueError if there are none."""
+        """Return all clips in a fixed order.
+
+        Raises:
+            ValueError: If there are no clips.
+        """
         ...
 
     def load(self, part: Part) -> Clip:
-        """Load a clip. Raises ValueError naming the file or topic that cannot be used."""
+        """Load a clip.
+
+        Raises:
+            ValueError: If a file or topic cannot be used; the message names it.
+        """
         ...
 
 
@@ -79,7 +92,7 @@ _RECORDED = re.compile(r'\d{5}-(.+)-[a-z_]+')
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedClips:
-    """Clips that `record` or an earlier preparation wrote, in a folder or in folders within it."""
+    """Source of clips that `record` or `prepare` wrote to a folder or its subfolders."""
 
     folder: Path
     layout: Layout
@@ -97,14 +110,14 @@ class RecordedClips:
             except SafetensorError as error:
                 left_out.append((path.stem, '', f'{path}: not a clip: {error}'))
                 continue
-            if not scene:  # older clips have their scene in their names alone
+            if not scene:  # older clips carry the scene only in the file name
                 named = _RECORDED.fullmatch(path.stem)
                 scene = named[1] if named else ''
-            wanted = (self.layout.height, self.layout.width)
+            size = (self.layout.height, self.layout.width)
             if not scene:
                 left_out.append((path.stem, scene, 'it has no scene'))
-            elif tuple(shape[1:3]) != wanted:
-                sizes = f'{shape[1]}x{shape[2]}, not {wanted[0]}x{wanted[1]}'
+            elif tuple(shape[1:3]) != size:
+                sizes = f'{shape[1]}x{shape[2]}, not {size[0]}x{size[1]}'
                 left_out.append((path.stem, scene, f'its frames are {sizes}'))
             elif shape[0] < self.layout.least:
                 reason = f'{shape[0]} frames are fewer than a chunk of {self.layout.least}'
@@ -120,42 +133,48 @@ class RecordedClips:
 def cut(
     name: str, scene: str, times: Float[np.ndarray, 'n'], layout: Layout, rows: list[int]
 ) -> Listing:
-    """Return consecutive clips of a sequence at the layout's rate, without gaps or shared frames.
+    """Cut a sequence into consecutive clips at the layout's rate, without gaps or shared frames.
 
-    ``times`` are of the usable frames, increasing, and ``rows`` what they are called. Every tick
-    of a clock at that rate, started with the first frame, takes the frame that is nearest to it
-    within half a period; a tick that has none breaks the sequence.
+    A clock at that rate starts with the first frame. Each tick takes the nearest frame within half
+    a period; a tick without a frame ends the clip.
+
+    Args:
+        name: Name of the sequence.
+        scene: Scene of the sequence.
+        times: Times of the usable frames [s], increasing.
+        layout: Rate and lengths of the clips.
+        rows: (n,) numbers of the usable frames in the sequence.
     """
     parts, left_out = [], []
     for run in _runs(times, layout.rate):
         for start in range(0, len(run), layout.frames):
             chosen = run[start : start + layout.frames]
-            called = f'{name}-{rows[chosen[0]]:05d}'
+            clip_name = f'{name}-{rows[chosen[0]]:05d}'
             if len(chosen) < layout.least:
                 reason = (
                     f'{len(chosen)} frames without a gap at {layout.rate:g} Hz, '
                     f'a chunk needs {layout.least}'
                 )
-                left_out.append((called, scene, reason))
+                left_out.append((clip_name, scene, reason))
             else:
                 part = Part(
-                    name=called, scene=scene, sequence=name, rows=tuple(rows[i] for i in chosen)
+                    name=clip_name, scene=scene, sequence=name, rows=tuple(rows[i] for i in chosen)
                 )
                 parts.append(part)
     return Listing(parts=parts, left_out=left_out)
 
 
 def _runs(times: Float[np.ndarray, 'n'], rate: float) -> list[list[int]]:
-    """Return indices of frames on consecutive ticks."""
+    """Return runs of frame indices on consecutive ticks of a clock at ``rate`` [Hz]."""
     position = (times - times[:1]) * rate
     tick = np.floor(position + 0.5).astype(np.int64)
-    away = np.abs(position - tick)
+    distance = np.abs(position - tick)
     runs: list[list[int]] = []
     last = -2
     for number in np.unique(tick).tolist():
-        here = np.flatnonzero(tick == number)
+        candidates = np.flatnonzero(tick == number)
         if number != last + 1:
             runs.append([])
-        runs[-1].append(int(here[away[here].argmin()]))
+        runs[-1].append(int(candidates[distance[candidates].argmin()]))
         last = number
     return runs

@@ -1,10 +1,10 @@
 """Freedoom maps as simulated worlds: frames from ViZDoom, exact depth from the map's own geometry.
 
-ViZDoom's depth buffer has eight bits, so depth is found by casting a ray for every pixel against
-the map's lines, with the floor and ceiling heights of the moment. Sprites always face the camera
-and middle textures of two-sided lines have holes: neither has an exact depth.
+ViZDoom's depth buffer has eight bits. Depth is therefore computed: a ray per pixel is cast against
+the map's lines, with the current heights of floors and ceilings. Sprites always face the camera
+and middle textures of two-sided lines have holes, so neither has an exact depth.
 
-The world frame is Doom's own in metres: x east, y north, z up.
+The world frame is Doom's, in metres: x east, y north, z up.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ import vizdoom
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
-from mirage_model.worlds.drive import Floor, crossings, plan, world_from_optical
+from mirage_model.worlds.drive import FloorPlan, crossings, plan, world_from_optical
 
 UNITS_PER_METRE = 32.0
 FRAME_RATE = 8.0
 HEIGHT, WIDTH = 96, 160
 
-_TICS_PER_FRAME = 4  # 35 tics a second, so nearly the frame rate
-_SETTLING_TICS = 20  # before them a new player does not turn
+_TICS_PER_FRAME = 4  # at 35 tics per second this is nearly FRAME_RATE
+_SETTLING_TICS = 20  # a new player cannot turn during them
 _SUPERSAMPLING = 4
 _RENDER_HEIGHT, _RENDER_WIDTH = 480, 640
 _CROP_TOP = (_RENDER_HEIGHT - _SUPERSAMPLING * HEIGHT) // 2
-_STEP_UP = 24.0  # units a walker climbs
-_WALKER_HEIGHT = 56.0
-_EYE = 1.28  # metres over the floor, a guess
+_MAX_STEP = 24.0  # Doom units
+_WALKER_HEIGHT = 56.0  # Doom units
+_EYE_HEIGHT = 1.28  # metres over the floor, approximate
 
 
 def intrinsics() -> np.ndarray:
-    """Return K of the recorded frames.
+    """Return K (3, 3) of the recorded frames [px].
 
-    At 640x480 a column's ray is (column - 320) / 320 and a row's (row - 239) / 384, the pixels
-    being 1.2 high; frames are cropped and averaged over 4x4 pixels.
+    ViZDoom renders 640x480 with fx = 320, fy = 384 (its pixels are 1.2 times as high as wide),
+    cx = 320 and cy = 239. Recorded frames are cropped from it and averaged over 4x4 pixels.
     """
     s = _SUPERSAMPLING
     cx = (320.0 + 0.5) / s - 0.5
@@ -54,44 +54,51 @@ def intrinsics() -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class DoomMap:
-    """Lines and sectors of a map in Doom units.
-
-    ``lines`` (n, 4) x1 y1 x2 y2; ``front`` and ``back`` (n,) sector indices, back -1 for a solid
-    wall; ``middle`` (n,) a two-sided line with a middle texture; ``impassable`` (n,); ``floor``,
-    ``ceiling`` (m,) heights at the start; ``sky`` (m,) sectors whose ceiling is open sky.
-    """
+    """n lines and m sectors of a map; lengths are in Doom units."""
 
     lines: np.ndarray
+    """(n, 4) x1 y1 x2 y2."""
     front: np.ndarray
+    """(n,) index of the sector to the right of a line."""
     back: np.ndarray
+    """(n,) index of the sector to the left of a line; -1 for a solid wall."""
     middle: np.ndarray
+    """(n,) bool: a two-sided line with a middle texture."""
     impassable: np.ndarray
+    """(n,) bool: a two-sided line that blocks a walker."""
     floor: np.ndarray
+    """(m,) height of the floor at the start of the map."""
     ceiling: np.ndarray
+    """(m,) height of the ceiling at the start of the map."""
     sky: np.ndarray
+    """(m,) bool: the ceiling is open sky."""
 
     def blocking(self) -> np.ndarray:
-        """Lines (k, 4) that a walker cannot cross."""
+        """Return the lines (k, 4) that a walker cannot cross."""
         f, b = self.front, self.back
         solid = (b < 0) | self.impassable
         rise = np.abs(self.floor[f] - self.floor[b])
         gap = np.minimum(self.ceiling[f], self.ceiling[b]) - np.maximum(
             self.floor[f], self.floor[b]
         )
-        return self.lines[solid | (rise > _STEP_UP) | (gap < _WALKER_HEIGHT)]
+        return self.lines[solid | (rise > _MAX_STEP) | (gap < _WALKER_HEIGHT)]
 
 
 def wad_path(map_name: str) -> Path:
-    """Freedoom 1 holds E1M1 to E4M9, Freedoom 2 MAP01 to MAP32."""
+    """Return the WAD of a map: Freedoom 1 for E1M1 to E4M9, Freedoom 2 for MAP01 to MAP32."""
     number = '1' if map_name.startswith('E') else '2'
     return Path(vizdoom.__file__).parent / f'freedoom{number}.wad'
 
 
 def read_map(map_name: str) -> DoomMap:
-    """Raises ValueError for a map that Freedoom does not have."""
+    """Read the lines and sectors of a map.
+
+    Raises:
+        ValueError: If Freedoom has no map of that name.
+    """
     wad = WAD(str(wad_path(map_name)))
     if map_name not in wad.maps:
-        raise ValueError(f'map: {map_name!r} is not in {wad_path(map_name).name}')
+        raise ValueError(f'map: {map_name!r} is unknown, must be in {wad_path(map_name).name}')
     editor = MapEditor(wad.maps[map_name])
     position = np.array([(v.x, v.y) for v in editor.vertexes], dtype=np.float64)
     sector_of = np.array([side.sector for side in editor.sidedefs] + [-1])
@@ -141,7 +148,10 @@ def _cast(
     ceiling,
     sky,
 ):
-    """Depth in units (NaN where there is none or it is not exact) and sky, for a level camera."""
+    """Return depth [Doom units] and sky (height, width) of a level camera.
+
+    Depth is NaN in the sky, outside the map and behind a middle texture.
+    """
     depth = np.full((height, width), np.nan)
     is_sky = np.zeros((height, width), dtype=np.bool_)
     for column in range(width):
@@ -157,7 +167,7 @@ def _cast(
                 side = (lines[i, 2] - lines[i, 0]) * (y - lines[i, 1])
                 side -= (lines[i, 3] - lines[i, 1]) * (x - lines[i, 0])
                 near, far = front[i], back[i]
-                if side > 0.0:  # seen from the line's left, its back
+                if side > 0.0:  # the camera is on the left, the back of the line
                     near, far = far, near
                 if near < 0:
                     break  # the back of a solid wall: the ray left the map
@@ -194,10 +204,17 @@ def cast_depth(
     floor: np.ndarray,
     ceiling: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact depth in metres (HEIGHT, WIDTH), NaN where there is none, and the sky, from a level
-    camera.
+    """Return exact depth [m] and sky (HEIGHT, WIDTH) of a level camera.
 
-    ``position`` and the live heights are in Doom units.
+    Args:
+        doom_map: Lines and sectors.
+        position: x, y, z of the camera [Doom units].
+        yaw: Viewing direction [rad], from east to north.
+        floor: (m,) current heights of the floors [Doom units].
+        ceiling: (m,) current heights of the ceilings [Doom units].
+
+    Returns:
+        Depth along the optical axis, NaN where it is undefined or not exact; and a mask of sky.
     """
     depth, sky = _cast(
         *position,
@@ -218,23 +235,23 @@ def cast_depth(
 
 
 class DoomWorld:
-    """One running map. A context manager: the game is a process of its own and ends with it.
+    """Running game on a map. A context manager: it starts and ends the process of the game.
 
-    The same map, seed and calls give the same clips.
+    Clips are reproducible: the same map, seed and sequence of calls give the same clips.
     """
 
     def __init__(self, map_name: str, *, seed: int = 0):
         self.map_name = map_name
         self.map = read_map(map_name)
         corners = self.map.lines.reshape(-1, 2) / UNITS_PER_METRE
-        self._floor = Floor(
+        self._floor = FloorPlan(
             walls=self.map.blocking() / UNITS_PER_METRE,
             low=corners.min(axis=0),
             high=corners.max(axis=0),
             inside=lambda x, y: self._sector(x * UNITS_PER_METRE, y * UNITS_PER_METRE) >= 0,
             clearance=0.75,
-            view=5.0,
-            room=4.6875,
+            min_ahead=5.0,
+            min_around=4.6875,
         )
         game = vizdoom.DoomGame()
         game.set_doom_game_path(str(wad_path(map_name)))
@@ -282,11 +299,11 @@ class DoomWorld:
         self._game.close()
 
     def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Return a trajectory of one of the `KINDS`, (frames, 4, 4), from a random open place.
+        """Return world_from_camera (frames, 4, 4) of a random trajectory of one of the `KINDS`.
 
-        The height is a guess, the rendered clip carries the true one.
+        The height is approximate; `record` returns the height that the game used.
         """
-        return plan(self._floor, kind, frames, rng, rate=FRAME_RATE, height=_EYE)
+        return plan(self._floor, kind, frames, rng, rate=FRAME_RATE, height=_EYE_HEIGHT)
 
     def record(
         self,
@@ -296,13 +313,24 @@ class DoomWorld:
         name: str,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Clip:
-        """Render the frames along level poses. The clip's cameras are the ones that the game
-        reports.
+        """Render frames along level poses and return them with the cameras that the game reports.
 
-        The game places the camera to within a unit (3 cm) and at eye height over the floor there.
+        The game places the camera to within a Doom unit (3 cm) in x and y, at eye height over the
+        local floor.
+
+        Args:
+            world_from_camera: (n, 4, 4) level poses.
+            times: (n,) times of the frames [s].
+            name: Name of the clip.
+            progress: Called with the number of rendered frames after each frame.
+
+        Raises:
+            ValueError: If the numbers of poses and times differ.
         """
         if len(times) != len(world_from_camera):
-            raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
+            raise ValueError(
+                f'times: {len(times)} for {len(world_from_camera)} poses, one per pose is needed'
+            )
         rendered = []
         for done, pose in enumerate(world_from_camera):
             rendered.append(self._render(pose))
@@ -330,14 +358,13 @@ class DoomWorld:
     def _render(self, world_from_camera: np.ndarray):
         x, y = world_from_camera[:2, 3] * UNITS_PER_METRE
         yaw = np.degrees(np.arctan2(world_from_camera[1, 2], world_from_camera[0, 2]))
-        # light that does not fade with distance wears off, so it is given at every frame
+        # infrared lights the map evenly but wears off, so every frame renews it
         self._game.send_game_command('give infrared')
         self._game.send_game_command(f'warp {x:.3f} {y:.3f}')
-        now = self._game.get_game_variable(vizdoom.GameVariable.CAMERA_ANGLE)
-        self._game.make_action([(now - yaw + 180.0) % 360.0 - 180.0], 1)
-        self._game.make_action(
-            [0.0], _TICS_PER_FRAME - 1
-        )  # a warped eye needs a tic to rise from the floor
+        current = self._game.get_game_variable(vizdoom.GameVariable.CAMERA_ANGLE)
+        self._game.make_action([(current - yaw + 180.0) % 360.0 - 180.0], 1)
+        # after a warp the eye needs a tic to rise from the floor
+        self._game.make_action([0.0], _TICS_PER_FRAME - 1)
         state = self._game.get_state()
         assert state is not None and state.game_variables is not None
         assert state.labels is not None and state.labels_buffer is not None
@@ -358,8 +385,10 @@ class DoomWorld:
         return frame, depth, sky & ~moving, moving, pose
 
     def _sector(self, x: float, y: float) -> int:
-        """Return the walkable sector at a point; -1 outside the map or where a walker does not
-        fit."""
+        """Return the index of the walkable sector at (x, y) [Doom units].
+
+        It is -1 outside the map and where a walker does not fit under the ceiling.
+        """
         _, crossed = crossings(x, y, 1.0, 1e-3, self.map.lines)
         if len(crossed) == 0:
             return -1

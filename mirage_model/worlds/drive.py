@@ -1,4 +1,4 @@
-"""Trajectories through the floor plan of a simulated world.
+"""Random camera trajectories through the floor plan of a simulated world.
 
 The world frame has z up; lengths are metres and yaw counts from x to y.
 """
@@ -16,31 +16,35 @@ KINDS = ('forward', 'turn', 'out_and_back', 'wander')
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floor:
-    """Floor plan on which trajectories are planned.
-
-    ``walls`` (n, 4) x1 y1 x2 y2 stop a walker, who keeps ``clearance`` from them. ``inside`` says
-    whether a place is ground that can be walked. A drive begins where there are ``view`` metres of
-    free sight ahead and ``room`` metres on average all around.
-    """
+class FloorPlan:
+    """Walls and walkable ground on which trajectories are planned; lengths are in metres."""
 
     walls: np.ndarray
+    """(n, 4) segments x1 y1 x2 y2 that a walker cannot cross."""
     low: np.ndarray
+    """(2,) smallest x and y of the plan."""
     high: np.ndarray
+    """(2,) largest x and y of the plan."""
     inside: Callable[[float, float], bool]
+    """Whether the point (x, y) is walkable ground."""
     clearance: float
-    view: float
-    room: float
+    """Distance that a walker keeps from walls."""
+    min_ahead: float
+    """Free distance ahead of the first pose, at least."""
+    min_around: float
+    """Mean free distance in eight directions around the first pose, at least."""
 
     def free(self, x: float, y: float, yaw: float) -> float:
-        """Return the distance to the first wall [m]; 0 outside, where there is none."""
+        """Return the distance to the first wall along ``yaw`` [m]; 0 if no wall lies there."""
         distances, _ = crossings(x, y, np.cos(yaw), np.sin(yaw), self.walls)
         return distances[0] if len(distances) else 0.0
 
 
 def world_from_optical(x: float, y: float, z: float, yaw: float) -> np.ndarray:
-    """Return a level camera at (x, y, z) [m] that looks along ``yaw`` [rad], from east to
-    north."""
+    """Return world_from_camera (4, 4) of a level camera at (x, y, z) [m].
+
+    The camera looks along ``yaw`` [rad], counted from x (east) to y (north).
+    """
     forward = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
     matrix = np.eye(4)
@@ -50,7 +54,7 @@ def world_from_optical(x: float, y: float, z: float, yaw: float) -> np.ndarray:
 
 
 def plan(
-    floor: Floor,
+    floor: FloorPlan,
     kind: str,
     frames: int,
     rng: np.random.Generator,
@@ -58,14 +62,21 @@ def plan(
     rate: float,
     height: float,
 ) -> np.ndarray:
-    """Return a trajectory of poses (frames, 4, 4) that keeps clear of walls, from a random place.
+    """Return world_from_camera (frames, 4, 4) of a random trajectory that keeps clear of walls.
 
-    ``kind``: 'forward' drives towards open space, 'turn' turns in place, 'out_and_back' drives and
-    backs up along the same poses, so that the last is the first, 'wander' drives and looks around.
-    ``rate`` is in frames a second, ``height`` in metres over the world's zero.
+    Args:
+        floor: Plan of the world; the first pose is a random open place on it.
+        kind: 'forward' moves towards open space. 'turn' rotates in place. 'wander' moves and looks
+            around. 'out_and_back' wanders and returns backwards through the same poses, so that
+            the last pose equals the first.
+        rate: Frames per second.
+        height: Height of the camera over z = 0 [m].
+
+    Raises:
+        ValueError: If ``kind`` is not one of `KINDS`.
     """
     if kind not in KINDS:
-        raise ValueError(f'kind must be one of {KINDS}, got {kind!r}')
+        raise ValueError(f'kind: {kind!r} is unknown, must be one of {KINDS}')
     if kind == 'out_and_back':
         out = plan(floor, 'wander', (frames + 1) // 2, rng, rate=rate, height=height)
         back = out[::-1] if frames % 2 == 0 else out[-2::-1]
@@ -95,24 +106,33 @@ def plan(
     return np.stack(poses)
 
 
-def _open_place(floor: Floor, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Return a place and heading with a free view, by rejection sampling."""
+def _open_place(floor: FloorPlan, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Return x, y [m] and yaw [rad] of a random place with a free view, by rejection sampling."""
     for _ in range(100_000):
         x, y = rng.uniform(floor.low, floor.high)
         yaw = rng.uniform(-np.pi, np.pi)
-        if not floor.inside(x, y) or floor.free(x, y, yaw) < floor.view:
+        if not floor.inside(x, y) or floor.free(x, y, yaw) < floor.min_ahead:
             continue
         around = [floor.free(x, y, yaw + a) for a in np.linspace(0, 2 * np.pi, 8, endpoint=False)]
-        if np.mean(around) > floor.room and clearance(x, y, floor.walls) > 1.5 * floor.clearance:
+        if (
+            np.mean(around) > floor.min_around
+            and clearance(x, y, floor.walls) > 1.5 * floor.clearance
+        ):
             return x, y, yaw
-    raise RuntimeError('floor: no open place to start from')
+    raise RuntimeError('floor: no open place in 100000 samples, a trajectory cannot start')
 
 
 @numba.njit(cache=True)
 @no_type_check
 def crossings(x, y, dx, dy, lines):
-    """Return distances along (dx, dy), nearest first, and indices of the lines that a ray
-    crosses."""
+    """Return the segments that the ray from (x, y) along (dx, dy) crosses, nearest first.
+
+    Args:
+        lines: (n, 4) segments x1 y1 x2 y2.
+
+    Returns:
+        Distances (k,) in lengths of (dx, dy), and indices (k,) into ``lines``.
+    """
     distance = np.empty(len(lines))
     index = np.empty(len(lines), dtype=np.int64)
     count = 0
@@ -135,7 +155,7 @@ def crossings(x, y, dx, dy, lines):
 @numba.njit(cache=True)
 @no_type_check
 def clearance(x, y, lines):
-    """Return the distance from a point to the nearest line segment."""
+    """Return the distance from (x, y) to the nearest of the segments ``lines`` (n, 4)."""
     best = np.inf
     for i in range(len(lines)):
         ex, ey = lines[i, 2] - lines[i, 0], lines[i, 3] - lines[i, 1]

@@ -1,6 +1,7 @@
-"""Solids, surfaces, and pieces of them: furniture, plants, dynamic objects.
+"""Solids, surfaces, and pieces built of them: furniture, plants, dynamic objects.
 
-A piece is a list of solids around (0.0, 0), standing on the floor, its back towards +y.
+A piece is a list of solids around (0, 0) that stands on the floor with its back towards +y.
+Lengths are in metres.
 """
 
 from __future__ import annotations
@@ -16,30 +17,32 @@ WOOD, CLOTH, STONE = ('planks', 'plaster'), ('stripes', 'speckles', 'plaster'), 
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """Box, cylinder or ellipsoid of half sizes ``size`` around ``centre``.
-
-    ``turn`` rotates it about its own x, then ``yaw`` about z, in radians. ``finish`` indexes the
-    palette.
-    """
+    """Box, cylinder or ellipsoid."""
 
     shape: str
+    """'box', 'cylinder' or 'ellipsoid'."""
     centre: tuple[float, float, float]
+    """Centre [m]."""
     size: tuple[float, float, float]
+    """Half sizes along x, y and z of the solid [m]."""
     finish: int
+    """Index of its surface in the palette."""
     yaw: float = 0.0
+    """Rotation about z, after ``turn`` [rad]."""
     turn: float = 0.0
+    """Rotation about x of the solid [rad]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """Surface: one of the `textures.PAINTERS`, a colour, and the size of its texture [m].
-
-    0 metres: the picture covers the solid once.
-    """
+    """Surface of a solid."""
 
     painter: str
+    """Name of one of the `textures.PAINTERS`."""
     base: tuple[float, float, float]
+    """Colour (r, g, b) in 0..1."""
     metres: float
+    """Side of one texture tile [m]; 0 stretches one texture over the solid."""
 
 
 class Palette:
@@ -56,7 +59,7 @@ class Palette:
         saturation: tuple[float, float] = (0.1, 0.8),
         value: tuple[float, float] = (0.3, 0.95),
     ) -> int:
-        """Add a surface by one of the painters; return its index."""
+        """Add a surface of random colour by one of the painters and return its index."""
         base = colour(self.rng, saturation=saturation, value=value)
         painter = str(self.rng.choice(painters))
         self.finishes.append(Finish(painter=painter, base=tuple(base.tolist()), metres=metres))
@@ -87,7 +90,7 @@ def sofa(rng: np.random.Generator, palette: Palette) -> list[Solid]:
 
 
 def shelf(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    """Boards between two sides, with books on them."""
+    """Return a bookshelf."""
     x, height, y = rng.uniform(0.35, 0.7), rng.uniform(1.0, 2.0), 0.15
     wood = palette.pick(*WOOD)
     books = [
@@ -101,17 +104,22 @@ def shelf(rng: np.random.Generator, palette: Palette) -> list[Solid]:
         parts.append(_box((0.0, 0.0, z), (x, y, 0.015), wood))
         left = -x + 0.02
         while level < levels and left < x * rng.uniform(0.2, 1.0):
-            width, tall = rng.uniform(0.03, 0.12), (height / levels - 0.05) * rng.uniform(0.5, 0.9)
+            width, book_height = (
+                rng.uniform(0.03, 0.12),
+                (height / levels - 0.05) * rng.uniform(0.5, 0.9),
+            )
             if left + width > x - 0.02:
                 break
-            centre = (left + width / 2, -0.02, z + 0.015 + tall / 2)
-            parts.append(_box(centre, (width / 2, y - 0.05, tall / 2), int(rng.choice(books))))
+            centre = (left + width / 2, -0.02, z + 0.015 + book_height / 2)
+            parts.append(
+                _box(centre, (width / 2, y - 0.05, book_height / 2), int(rng.choice(books)))
+            )
             left += width + 0.005
     return parts
 
 
 def cabinet(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    """Chest with doors, and objects on it."""
+    """Return a chest with two doors and up to two objects on it."""
     x, y, z = rng.uniform(0.3, 0.7), rng.uniform(0.18, 0.3), rng.uniform(0.3, 0.6)
     parts = [_box((0.0, 0.0, z), (x, y, z), palette.pick(*WOOD, metres=1.5))]
     front = palette.pick('plaster', 'planks', 'stripes', metres=0.6)
@@ -119,22 +127,24 @@ def cabinet(rng: np.random.Generator, palette: Palette) -> list[Solid]:
         door = (x / 2 - 0.03, 0.008, z - 0.06)
         parts.append(_box((s * x / 2, -y - 0.004, z), door, front))
     for _ in range(rng.integers(0, 3)):
-        high = rng.uniform(0.08, 0.2)
-        at = (rng.uniform(-0.8, 0.8) * x, 0.0, 2 * z + high)
-        size = (rng.uniform(0.04, 0.1), rng.uniform(0.04, 0.1), high)
-        parts.append(_any(rng, at, size, palette.pick('plaster', 'stripes', metres=0.3)))
+        height = rng.uniform(0.08, 0.2)
+        centre = (rng.uniform(-0.8, 0.8) * x, 0.0, 2 * z + height)
+        size = (rng.uniform(0.04, 0.1), rng.uniform(0.04, 0.1), height)
+        parts.append(
+            _random_shape(rng, centre, size, palette.pick('plaster', 'stripes', metres=0.3))
+        )
     return parts
 
 
 def plant(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    high = rng.uniform(0.5, 1.4)
+    height = rng.uniform(0.5, 1.4)
     pot = palette.pick('plaster', 'bricks', metres=0.4)
     leaf = palette.pick('speckles', metres=0.5, saturation=(0.4, 0.9), value=(0.3, 0.7))
     parts = [Solid(shape='cylinder', centre=(0.0, 0.0, 0.15), size=(0.14, 0.14, 0.15), finish=pot)]
     for _ in range(rng.integers(3, 7)):
         x, y = rng.uniform(-0.12, 0.12, 2)
         size = rng.uniform([0.06, 0.06, 0.12], [0.14, 0.14, 0.3])
-        z = rng.uniform(0.3 + size[2], 0.3 + high)
+        z = rng.uniform(0.3 + size[2], 0.3 + height)
         parts.append(
             Solid(
                 shape='ellipsoid', centre=(x, y, float(z)), size=tuple(size.tolist()), finish=leaf
@@ -151,7 +161,7 @@ def column(rng: np.random.Generator, palette: Palette) -> list[Solid]:
 
 
 def crates(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    """One to three boxes on top of each other."""
+    """Return a stack of one to three boxes."""
     parts, top = [], 0.0
     for _ in range(rng.integers(1, 4)):
         half = rng.uniform(0.12, 0.3)
@@ -170,26 +180,26 @@ AGAINST_WALLS = ('sofa', 'shelf', 'cabinet')
 def person(rng: np.random.Generator, palette: Palette) -> list[Solid]:
     trousers, shirt = (palette.pick('plaster', 'stripes', metres=0.5) for _ in range(2))
     skin = palette.pick('plaster', saturation=(0.2, 0.5), value=(0.5, 0.95))
-    tall = rng.uniform(0.85, 1.1)
+    scale = rng.uniform(0.85, 1.1)
     legs = [
         Solid(
             shape='cylinder',
-            centre=(0.0, s * 0.1, 0.4 * tall),
-            size=(0.08, 0.08, 0.4 * tall),
+            centre=(0.0, s * 0.1, 0.4 * scale),
+            size=(0.08, 0.08, 0.4 * scale),
             finish=trousers,
         )
         for s in (-1, 1)
     ]
-    trunk = _round((0.0, 0.0, 1.1 * tall), (0.16, 0.24, 0.36 * tall), shirt)
-    return [*legs, trunk, _round((0.0, 0.0, 1.58 * tall), (0.11, 0.1, 0.14), skin)]
+    trunk = _ellipsoid((0.0, 0.0, 1.1 * scale), (0.16, 0.24, 0.36 * scale), shirt)
+    return [*legs, trunk, _ellipsoid((0.0, 0.0, 1.58 * scale), (0.11, 0.1, 0.14), skin)]
 
 
 def robot(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    high = rng.uniform(0.2, 0.6)
+    height = rng.uniform(0.2, 0.6)
     body = palette.pick('plaster', 'stripes', metres=0.5, saturation=(0.3, 1.0))
     head = palette.pick('tiles', 'plaster', metres=0.3)
     tower = Solid(
-        shape='cylinder', centre=(0.0, 0.0, 0.2 + high), size=(0.09, 0.09, high), finish=head
+        shape='cylinder', centre=(0.0, 0.0, 0.2 + height), size=(0.09, 0.09, height), finish=head
     )
     return [_box((0.0, 0.0, 0.14), (0.28, 0.2, 0.1), body), tower]
 
@@ -197,28 +207,31 @@ def robot(rng: np.random.Generator, palette: Palette) -> list[Solid]:
 def ball(rng: np.random.Generator, palette: Palette) -> list[Solid]:
     radius = rng.uniform(0.12, 0.3)
     skin = palette.pick('stripes', 'tiles', metres=0.0, saturation=(0.5, 1.0))
-    return [_round((0.0, 0.0, radius), (radius, radius, radius), skin)]
+    return [_ellipsoid((0.0, 0.0, radius), (radius, radius, radius), skin)]
 
 
 def cat(rng: np.random.Generator, palette: Palette) -> list[Solid]:
     fur = palette.pick('speckles', 'stripes', metres=0.3)
-    legs = _legs(0.14, 0.05, 0.18, fur, thick=0.02)
-    trunk = _round((0.0, 0.0, 0.24), (0.24, 0.09, 0.1), fur)
-    return [*legs, trunk, _round((0.25, 0.0, 0.33), (0.08, 0.08, 0.08), fur)]
+    legs = _legs(0.14, 0.05, 0.18, fur, half_width=0.02)
+    trunk = _ellipsoid((0.0, 0.0, 0.24), (0.24, 0.09, 0.1), fur)
+    return [*legs, trunk, _ellipsoid((0.25, 0.0, 0.33), (0.08, 0.08, 0.08), fur)]
 
 
 DYNAMIC_OBJECTS = {piece.__name__: piece for piece in (person, robot, ball, cat)}
 
 
 def tree(rng: np.random.Generator, palette: Palette) -> list[Solid]:
-    high = rng.uniform(1.0, 2.5)
+    height = rng.uniform(1.0, 2.5)
     bark = palette.pick('planks', saturation=(0.2, 0.5), value=(0.2, 0.5))
     leaf = palette.pick('speckles', saturation=(0.4, 0.9), value=(0.25, 0.7))
     stem = Solid(
-        shape='cylinder', centre=(0.0, 0.0, high / 2), size=(0.15, 0.15, high / 2), finish=bark
+        shape='cylinder', centre=(0.0, 0.0, height / 2), size=(0.15, 0.15, height / 2), finish=bark
     )
     size = rng.uniform([0.8, 0.8, 1.0], [1.8, 1.8, 2.5])
-    return [stem, _round((0.0, 0.0, high + 0.8 * float(size[2])), tuple(size.tolist()), leaf)]
+    return [
+        stem,
+        _ellipsoid((0.0, 0.0, height + 0.8 * float(size[2])), tuple(size.tolist()), leaf),
+    ]
 
 
 def building(rng: np.random.Generator, palette: Palette) -> list[Solid]:
@@ -229,14 +242,14 @@ def building(rng: np.random.Generator, palette: Palette) -> list[Solid]:
 def hill(rng: np.random.Generator, palette: Palette) -> list[Solid]:
     size = rng.uniform([6, 6, 1], [14, 14, 5])
     green = palette.pick('speckles', metres=6.0, saturation=(0.2, 0.7), value=(0.3, 0.7))
-    return [_round((0.0, 0.0, 0.0), tuple(size.tolist()), green)]
+    return [_ellipsoid((0.0, 0.0, 0.0), tuple(size.tolist()), green)]
 
 
 OUTDOORS = {piece.__name__: piece for piece in (tree, building, hill)}
 
 
 def footprint(solids: list[Solid]) -> tuple[float, float]:
-    """Return half sizes in x and y of the floor that solids cover around (0, 0), unrotated."""
+    """Return half sizes in x and y [m] of the floor that unrotated solids cover around (0, 0)."""
     x = max(abs(s.centre[0]) + s.size[0] for s in solids)
     y = max(abs(s.centre[1]) + s.size[1] for s in solids)
     return x, y
@@ -246,11 +259,11 @@ def _box(centre, size, finish: int) -> Solid:
     return Solid(shape='box', centre=centre, size=size, finish=finish)
 
 
-def _round(centre, size, finish: int) -> Solid:
+def _ellipsoid(centre, size, finish: int) -> Solid:
     return Solid(shape='ellipsoid', centre=centre, size=size, finish=finish)
 
 
-def _any(rng: np.random.Generator, centre, size, finish: int) -> Solid:
+def _random_shape(rng: np.random.Generator, centre, size, finish: int) -> Solid:
     shape = str(rng.choice(['box', 'cylinder', 'ellipsoid']))
     return Solid(shape=shape, centre=centre, size=size, finish=finish)
 
@@ -259,9 +272,11 @@ def _board(x: float, y: float, top: float, finish: int) -> list[Solid]:
     return [_box((0.0, 0.0, top - 0.02), (x, y, 0.02), finish)]
 
 
-def _legs(x: float, y: float, high: float, finish: int, *, thick: float = 0.025) -> list[Solid]:
+def _legs(
+    x: float, y: float, height: float, finish: int, *, half_width: float = 0.025
+) -> list[Solid]:
     return [
-        _box((i * x, j * y, high / 2), (thick, thick, high / 2), finish)
+        _box((i * x, j * y, height / 2), (half_width, half_width, height / 2), finish)
         for i in (-1, 1)
         for j in (-1, 1)
     ]

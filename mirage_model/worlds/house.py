@@ -1,7 +1,7 @@
-"""Houses that depend on a number: walls, doors, windows, furniture, dynamic objects, surroundings.
+"""Houses generated from a number: walls, doors, windows, furniture, dynamic objects, surroundings.
 
-Plain data in metres, z up, the floor at 0; `rooms` draws it. Some rooms have no roof and windows
-are open, so that the sky is seen.
+Lengths are in metres, z is up and the floor lies at 0. The module `rooms` renders a house. Some
+rooms have no roof and windows have no glass, so that the sky is visible.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from mirage_model.worlds.furniture import (
     footprint,
 )
 
-_THICK = 0.08
+_WALL_THICKNESS = 0.08
 _YAW = {'N': 0.0, 'W': np.pi / 2, 'S': np.pi, 'E': -np.pi / 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicObject:
-    """Solids whose frame moves back and forth between two places, once per ``period`` [s]."""
+    """Solids that move back and forth between two places."""
 
     solids: tuple[Solid, ...]
+    """Parts, in the frame of the object; the object faces along its x."""
     ends: tuple[tuple[float, float], tuple[float, float]]
+    """Two points (x, y) between which the object moves [m]."""
     period: float
+    """Time to the other end and back [s]."""
     hop: float
+    """Height of its bounces [m]; 0 to stay on the floor."""
 
     def at(self, time: float) -> tuple[float, float, float, float]:
         """Return x, y, z [m] and yaw [rad] at a time [s]."""
@@ -59,7 +63,7 @@ class Room:
     roofed: bool
 
     def side(self, name: str) -> tuple[float, float, float]:
-        """Return position, start and end of the wall on side W, E, S or N."""
+        """Return a wall (W, E, S or N): its fixed coordinate, start and end [m]."""
         if name in 'WE':
             return (self.x0 if name == 'W' else self.x1), self.y0, self.y1
         return (self.y0 if name == 'S' else self.y1), self.x0, self.x1
@@ -67,26 +71,27 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class House:
-    """``walls`` (n, 4) x1 y1 x2 y2 stop a walker, ``footprints`` (m, 4) x0 y0 x1 y1 are under
-    furniture.
-
-    ``sky`` holds two colours, overhead and at the horizon; ``view_angle`` is the horizontal field
-    of view of its cameras in degrees and ``eye`` their height.
-    """
+    """Geometry, surfaces and cameras of a generated house."""
 
     rooms: tuple[Room, ...]
     solids: tuple[Solid, ...]
     dynamic_objects: tuple[DynamicObject, ...]
     finishes: tuple[Finish, ...]
     walls: np.ndarray
+    """(n, 4) segments x1 y1 x2 y2 that a walker cannot cross [m]."""
     footprints: np.ndarray
+    """(m, 4) rectangles x0 y0 x1 y1 that furniture covers [m]."""
     sky: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Colours (r, g, b) in 0..1, overhead and at the horizon."""
     view_angle: float
+    """Horizontal field of view of the cameras [degrees]."""
     eye: float
+    """Height of the cameras [m]."""
     text: str
+    """Description in English."""
 
     def inside(self, x: float, y: float) -> bool:
-        """Return whether a place lies in a room and not in furniture."""
+        """Return whether the point (x, y) lies in a room and outside furniture."""
         x0, y0, x1, y1 = self.footprints.T
         covered = (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
         in_room = any(r.x0 < x < r.x1 and r.y0 < y < r.y1 for r in self.rooms)
@@ -94,13 +99,13 @@ class House:
 
 
 def build_house(number: int) -> House:
-    """Return the house of a number."""
+    """Generate a house; the same number gives the same house."""
     return _Builder(np.random.default_rng((1122, number))).build()
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """Hole in a wall, from ``a`` to ``b`` along it and ``low`` to ``high``; doors start at 0."""
+    """Hole in a wall, ``a`` to ``b`` along it and ``low`` to ``high`` up [m]; a door has low 0."""
 
     a: float
     b: float
@@ -143,7 +148,7 @@ class _Builder:
         )
 
     def _divide(self) -> list[Room]:
-        """One to three rooms that fill a rectangle around (0, 0)."""
+        """Return one to three rooms that fill a rectangle around (0, 0)."""
         rng = self.rng
         w, d = rng.uniform(5.0, 11.0) / 2, rng.uniform(4.5, 8.0) / 2
         cells = [(-w, -d, w, d)]
@@ -163,25 +168,25 @@ class _Builder:
         ]
 
     def _openings(self, rooms: list[Room]) -> dict[tuple[Room, str], list[_Opening]]:
-        """Doors where two rooms meet, windows in the outer walls."""
+        """Return doors between adjacent rooms and windows in outer walls, by room and side."""
         rng = self.rng
         openings = defaultdict(list)
         inner = set()
-        for (one, side), (other, facing) in itertools.product(
+        for (room, side), (neighbour, facing) in itertools.product(
             itertools.product(rooms, 'EN'), itertools.product(rooms, 'WS')
         ):
-            at, a, b = one.side(side)
-            there, c, d = other.side(facing)
+            position, a, b = room.side(side)
+            facing_position, c, d = neighbour.side(facing)
             low, high = max(a, c), min(b, d)
-            if side + facing not in ('EW', 'NS') or at != there or high <= low:
+            if side + facing not in ('EW', 'NS') or position != facing_position or high <= low:
                 continue
-            inner |= {(one, side), (other, facing)}
+            inner |= {(room, side), (neighbour, facing)}
             width = rng.uniform(0.9, 1.5)
             if high - low > width + 0.5:
                 left = rng.uniform(low + 0.25, high - 0.25 - width)
                 door = _Opening(left, left + width, 0.0, rng.uniform(2.0, 2.3))
-                openings[one, side].append(door)
-                openings[other, facing].append(door)
+                openings[room, side].append(door)
+                openings[neighbour, facing].append(door)
         for room, side in itertools.product(rooms, 'WESN'):
             if (room, side) in inner:
                 continue
@@ -197,7 +202,7 @@ class _Builder:
         return openings
 
     def _enclose(self, room: Room, openings: dict[tuple[Room, str], list[_Opening]]) -> None:
-        """Floor, walls, and a ceiling where there is a roof."""
+        """Add the floor, the walls and, under a roof, the ceiling of a room."""
         pick = self.palette.pick
         floor = pick(
             'planks', 'tiles', 'speckles', metres=2.0, saturation=(0.0, 0.6), value=(0.3, 0.8)
@@ -210,25 +215,25 @@ class _Builder:
                 'plaster', 'planks', metres=2.0, saturation=(0.0, 0.3), value=(0.7, 1.0)
             )
             self._add('box', (*middle, self.height + 0.05), size, ceiling)
-        usual = pick(
+        common = pick(
             'plaster', 'bricks', 'stripes', metres=1.5, saturation=(0.0, 0.6), value=(0.5, 1.0)
         )
         for side in 'WESN':
-            other = self.rng.random() < 0.3
-            finish = pick('bricks', 'stripes', 'planks', metres=1.5) if other else usual
+            accent = self.rng.random() < 0.3
+            finish = pick('bricks', 'stripes', 'planks', metres=1.5) if accent else common
             self._wall(room, side, openings[room, side], finish)
 
     def _wall(self, room: Room, side: str, openings: list[_Opening], finish: int) -> None:
-        """Panels around the openings, just inside the room's edge, and what stops a walker."""
+        """Add panels around the openings of a wall, inside the room, and its segments."""
         at, a, b = room.side(side)
         inwards = 1 if side in 'WS' else -1
-        middle = at + inwards * _THICK / 2
+        middle = at + inwards * _WALL_THICKNESS / 2
 
         def panel(left: float, right: float, low: float, high: float) -> None:
             along, z = (left + right) / 2, (low + high) / 2
             centre = (middle, along, z) if side in 'WE' else (along, middle, z)
-            # turned so that the panel's own x and y, along which it is painted, go along and up
-            size = ((right - left) / 2, (high - low) / 2, _THICK / 2)
+            # the texture lies in the panel's x and y: rotate them along the wall and up
+            size = ((right - left) / 2, (high - low) / 2, _WALL_THICKNESS / 2)
             yaw = np.pi / 2 if side in 'WE' else 0.0
             self._add('box', centre, size, finish, yaw=yaw, turn=np.pi / 2)
 
@@ -248,7 +253,7 @@ class _Builder:
         panel(start, b, 0.0, self.height)
         line(start, b)
         if not openings and self.rng.random() < 0.7:
-            self._hang(at + inwards * _THICK, a, b, side)
+            self._hang(at + inwards * _WALL_THICKNESS, a, b, side)
 
     def _hang(self, at: float, a: float, b: float, side: str) -> None:
         """Hang a picture on a wall."""
@@ -261,7 +266,7 @@ class _Builder:
         self._add('box', centre, (*half, 0.02), finish, yaw=yaw, turn=np.pi / 2)
 
     def _furnish(self, room: Room, openings: dict[tuple[Room, str], list[_Opening]]) -> None:
-        """Pieces that leave each other, doors and some floor free, and perhaps a rug."""
+        """Add a rug in half of the rooms, and furniture with space around doors and pieces."""
         rng = self.rng
         doors = []
         for side in 'WESN':
@@ -281,8 +286,12 @@ class _Builder:
             side = str(rng.choice(list('WESN')))
             half = footprint(solids)
             hx, hy = half if side in 'NS' else half[::-1]
-            low = np.array([room.x0 + _THICK + 0.02 + hx, room.y0 + _THICK + 0.02 + hy])
-            high = np.array([room.x1 - _THICK - 0.02 - hx, room.y1 - _THICK - 0.02 - hy])
+            low = np.array(
+                [room.x0 + _WALL_THICKNESS + 0.02 + hx, room.y0 + _WALL_THICKNESS + 0.02 + hy]
+            )
+            high = np.array(
+                [room.x1 - _WALL_THICKNESS - 0.02 - hx, room.y1 - _WALL_THICKNESS - 0.02 - hy]
+            )
             if (low > high).any():
                 continue
             x, y = rng.uniform(low, high)
@@ -307,7 +316,7 @@ class _Builder:
         )
 
     def _surround(self, rooms: list[Room]) -> None:
-        """Ground, and what can be seen through windows and over walls."""
+        """Add the ground, and trees, buildings and hills around the house."""
         rng = self.rng
         ground = self.palette.pick('speckles', 'tiles', metres=4.0, value=(0.3, 0.7))
         self._add('box', (0.0, 0.0, -0.3), (60.0, 60.0, 0.2), ground)
@@ -340,7 +349,7 @@ class _Builder:
         return None
 
     def _place(self, solids: list[Solid], x: float, y: float, yaw: float) -> None:
-        """Add a piece at a place, rotated about its middle."""
+        """Add a piece of furniture at (x, y), rotated about its origin by ``yaw``."""
         c, s = np.cos(yaw), np.sin(yaw)
         for solid in solids:
             u, v, z = solid.centre
@@ -358,7 +367,7 @@ class _Builder:
 
 
 def _outlines(boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
-    """Return the four sides (4 n, 4) of each box."""
+    """Return the four sides of each of n boxes as segments (4 n, 4)."""
     sides = []
     for x0, y0, x1, y1 in boxes:
         sides += [(x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)]

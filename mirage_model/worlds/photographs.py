@@ -1,4 +1,4 @@
-"""Photographs and photographic textures from a folder, as surfaces of generated rooms."""
+"""Photographs from a folder as textures of generated rooms."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import numpy as np
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tga', '.webp')
 SMALLEST = 128
-"""Shortest side of a usable picture, in pixels."""
+"""Shortest allowed side of a picture [px]."""
 SHARES = {'train': (0.0, 0.8), 'validation': (0.8, 0.9), 'test': (0.9, 1.0)}
-"""Share of the pictures in each split, by the hash of a picture's name."""
+"""Interval of the hash of a picture's name, in 0..1, for each split."""
 _SIZE_IN_NAME = re.compile(r'_?\d+x\d+')
 
 
 def find_photographs(folder: Path, split: str) -> list[Path]:
-    """Return the pictures of a folder and its subfolders that belong to a split, in a fixed order.
+    """Return the pictures of a split in a folder and its subfolders, in a fixed order.
 
-    Versions of one picture, whose names differ in a size such as 1920x1080 alone, count once: the
-    largest file is taken. The split follows from the name, so that no picture is in two of them.
+    Files whose names differ only in a size such as 1920x1080 are versions of the same picture; the
+    largest file is returned. The split depends only on the name, so splits share no picture.
 
     Raises:
         ValueError: If the split is unknown, or the folder has no picture for it.
     """
     if split not in SHARES:
-        raise ValueError(f'split: {split!r} is unknown, one of {sorted(SHARES)} is needed')
+        raise ValueError(f'split: {split!r} is unknown, must be one of {sorted(SHARES)}')
     low, high = SHARES[split]
     largest: dict[str, Path] = {}
     for path in sorted(folder.rglob('*')):
@@ -50,18 +50,26 @@ def cut_texture(
 ) -> UInt8[np.ndarray, '{size} {size} 3']:
     """Return a random square of a random picture as an RGB texture.
 
-    A ``tiled`` texture is mirrored along both axes, so that it repeats without a seam. Pictures
-    that cannot be decoded, or are smaller than `SMALLEST`, are passed over.
+    Pictures that cannot be decoded or are smaller than `SMALLEST` are skipped.
+
+    Args:
+        photographs: Paths of the pictures.
+        rng: Source of randomness.
+        size: Side of the texture [px].
+        tiled: Mirror the texture along both axes, so that it repeats without a seam.
 
     Raises:
-        ValueError: If none of 100 pictures is usable.
+        ValueError: If 100 random pictures are all unusable.
     """
     for _ in range(100):
         picture = _read(photographs[int(rng.integers(len(photographs)))])
         if picture is not None and min(picture.shape[:2]) >= SMALLEST:
             break
     else:
-        raise ValueError(f'{photographs[0].parent}: no picture can be used as a texture')
+        raise ValueError(
+            f'{photographs[0].parent}: no picture can be used as a texture, '
+            f'readable pictures of at least {SMALLEST} pixels are needed'
+        )
     height, width = picture.shape[:2]
     side = int(min(height, width) * rng.uniform(0.35, 1.0))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -86,6 +94,6 @@ def _read(path: Path) -> UInt8[np.ndarray, 'h w 3'] | None:
 
 
 def _position(name: str) -> float:
-    """Return a number in 0..1 that follows from a name."""
+    """Return the hash of a name as a number in 0..1."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], 'big') / 2**64

@@ -1,7 +1,7 @@
-"""Rooms that the project makes itself, drawn off screen by MuJoCo, with exact depth and labels.
+"""Generated rooms, rendered off screen by MuJoCo with exact depth and labels.
 
-The scene `room-0012` is `house.build_house(12)`. The light is fixed and casts no shadows, so that
-a surface has the same colour from everywhere. The world frame is the house's: metres, z up.
+The scene `room-0012` is `house.build_house(12)`. The light is fixed and casts no shadows, so
+a surface has the same colour from every viewpoint. The world frame is the house's: metres, z up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
-from mirage_model.worlds.drive import Floor, plan
+from mirage_model.worlds.drive import FloorPlan, plan
 from mirage_model.worlds.house import House, Solid, build_house
 from mirage_model.worlds.photographs import cut_texture
 from mirage_model.worlds.textures import SIZE, paint
@@ -26,7 +26,7 @@ from mirage_model.worlds.textures import SIZE, paint
 NAME = re.compile(r'room-(\d{4})')
 
 PHOTOGRAPHIC = 0.7
-"""Share of the surfaces that photographs cover, where there are photographs."""
+"""Share of the surfaces that photographs cover, if photographs are given."""
 
 _SUPERSAMPLING = 3  # odd, so that a sample lies in the centre of the pixel
 _NEAR, _FAR = 0.05, 200.0
@@ -34,9 +34,10 @@ _FLIP = np.diag([1.0, -1.0, -1.0])  # OpenGL's cameras look along -z with y up
 
 
 def load_mujoco():
-    """Import MuJoCo, set to render off screen unless ``MUJOCO_GL`` is set.
+    """Import MuJoCo; it renders off screen unless ``MUJOCO_GL`` is set.
 
-    Raises ImportError that names what to install.
+    Raises:
+        ImportError: If MuJoCo or the system's OpenGL is missing; the message names the packages.
     """
     os.environ.setdefault('MUJOCO_GL', 'egl')
     try:
@@ -44,23 +45,24 @@ def load_mujoco():
     except (ImportError, AttributeError) as error:  # PyOpenGL without the system's library
         raise ImportError(
             f'MuJoCo cannot draw with MUJOCO_GL={os.environ["MUJOCO_GL"]}: pip install mujoco, '
-            'and on Debian '
-            'or Ubuntu apt-get install libegl1 libgl1 libgl1-mesa-dri'
+            'and on Debian or Ubuntu apt-get install libegl1 libgl1 libgl1-mesa-dri'
         ) from error
     return mujoco
 
 
 def intrinsics(view_angle: float, height: int, width: int) -> np.ndarray:
-    """Return K of square pixels with a horizontal field of view [degrees], centred."""
+    """Return K (3, 3) [px] of a centred camera with square pixels.
+
+    ``view_angle`` is the horizontal field of view [degrees].
+    """
     focal = width / 2 / np.tan(np.radians(view_angle) / 2)
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
 
 class RoomWorld:
-    """One scene with its things at their start. A context manager: it holds the drawing context.
+    """Renderer of one generated house. A context manager: it holds an OpenGL context.
 
-    The same scene, seed, size and calls give the same clips. ``seed`` sets where dynamic objects
-    start.
+    Clips are reproducible: the same arguments and sequence of calls give the same clips.
     """
 
     def __init__(
@@ -73,10 +75,18 @@ class RoomWorld:
         rate: float = 8.0,
         photographs: Sequence[Path] = (),
     ):
-        """Build the scene; ``photographs`` are pictures for most of its surfaces.
+        """Build the scene.
+
+        Args:
+            scene: 'room-' and the four digits of the house's number.
+            seed: Random seed of the positions of dynamic objects at time 0.
+            height: Height of the frames [px].
+            width: Width of the frames [px].
+            rate: Frames per second of planned trajectories.
+            photographs: Pictures that cover most surfaces; without them textures are procedural.
 
         Raises:
-            ValueError: If the name is not a scene's.
+            ValueError: If the name does not have this form.
         """
         match = NAME.fullmatch(scene)
         if match is None:
@@ -86,16 +96,17 @@ class RoomWorld:
         self.height, self.width, self.rate = height, width, rate
         self._photographs = photographs
         corners = self.house.walls.reshape(-1, 2)
-        self._floor = Floor(
+        self._floor = FloorPlan(
             walls=self.house.walls,
             low=corners.min(axis=0),
             high=corners.max(axis=0),
             inside=self.house.inside,
             clearance=0.4,
-            view=3.0,
-            room=1.4,
+            min_ahead=3.0,
+            min_around=1.4,
         )
-        self.starts = np.random.default_rng(seed).uniform(0, 100, len(self.house.dynamic_objects))
+        rng = np.random.default_rng(seed)
+        self.time_offsets = rng.uniform(0, 100, len(self.house.dynamic_objects))
 
     def __enter__(self) -> RoomWorld:
         mujoco = load_mujoco()
@@ -117,11 +128,10 @@ class RoomWorld:
         self._renderer.close()
 
     def plan(self, kind: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Return ``frames`` camera poses (frames, 4, 4) of one of the `KINDS` from a random open
-        place.
+        """Return world_from_camera (frames, 4, 4) of a random trajectory of one of the `KINDS`.
 
-        Half of the trajectories have a camera that is tilted, by one angle, up to 40 degrees down
-        or 30 up.
+        In half of the trajectories the camera is pitched by a constant angle, between 40 degrees
+        down and 30 degrees up.
         """
         poses = plan(self._floor, kind, frames, rng, rate=self.rate, height=self.house.eye)
         pitch = rng.uniform(-40.0, 30.0) if rng.random() < 0.5 else 0.0
@@ -137,9 +147,21 @@ class RoomWorld:
         name: str,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Clip:
-        """Render frames along poses, with dynamic objects where they are at these times."""
+        """Render frames along poses, with dynamic objects at their positions at these times.
+
+        Args:
+            world_from_camera: (n, 4, 4) poses.
+            times: (n,) times of the frames [s].
+            name: Name of the clip.
+            progress: Called with the number of rendered frames after each frame.
+
+        Raises:
+            ValueError: If the numbers of poses and times differ.
+        """
         if len(times) != len(world_from_camera):
-            raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
+            raise ValueError(
+                f'times: {len(times)} for {len(world_from_camera)} poses, one per pose is needed'
+            )
         rendered = []
         for done, (pose, time) in enumerate(zip(world_from_camera, times)):
             rendered.append(self._render(pose, float(time)))
@@ -165,8 +187,8 @@ class RoomWorld:
 
     def _render(self, world_from_camera: np.ndarray, time: float):
         data, renderer = self._data, self._renderer
-        for index, (moving, start) in enumerate(zip(self.house.dynamic_objects, self.starts)):
-            x, y, z, yaw = moving.at(time + start)
+        for index, (item, offset) in enumerate(zip(self.house.dynamic_objects, self.time_offsets)):
+            x, y, z, yaw = item.at(time + offset)
             data.mocap_pos[index] = x, y, z
             data.mocap_quat[index] = np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)
         self._mujoco.mj_kinematics(self._model, data)
@@ -184,7 +206,7 @@ class RoomWorld:
         geom = renderer.render()[..., 0]
         renderer.disable_segmentation_rendering()
         sky = geom[middle, middle] < 0
-        # a pixel moves if any part of it does
+        # a pixel is moving if any of its samples is
         moving = (self._moving[geom] & (geom >= 0)).reshape(
             self.height, _SUPERSAMPLING, self.width, _SUPERSAMPLING
         )
@@ -196,7 +218,7 @@ class RoomWorld:
 def _specification(mujoco, house: House, photographs: Sequence[Path]):
     """Return the house as a MuJoCo model without a camera; dynamic objects are mocap bodies."""
     spec = mujoco.MjSpec()
-    spec.stat.extent = 1.0  # near and far are shares of it
+    spec.stat.extent = 1.0  # MuJoCo multiplies near and far by it
     spec.visual.map.znear, spec.visual.map.zfar = _NEAR, _FAR
     spec.visual.quality.offsamples = 0
     spec.visual.headlight.active = False
@@ -244,9 +266,9 @@ def _specification(mujoco, house: House, photographs: Sequence[Path]):
         material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = texture.name
     for solid in house.solids:
         _add(mujoco, spec.worldbody, solid)
-    for moving in house.dynamic_objects:
+    for item in house.dynamic_objects:
         body = spec.worldbody.add_body(mocap=True)
-        for solid in moving.solids:
+        for solid in item.solids:
             _add(mujoco, body, solid)
     return spec
 
@@ -262,7 +284,7 @@ def _add(mujoco, body, solid: Solid) -> None:
     body.add_geom(
         type=kinds[solid.shape],
         pos=solid.centre,
-        # a cylinder has a radius and half a height
+        # MuJoCo's cylinder takes a radius and half a height
         size=(size[0], size[2], 0.0) if solid.shape == 'cylinder' else size,
         quat=(w, x, y, z),
         material=f'finish{solid.finish}',

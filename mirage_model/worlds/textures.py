@@ -8,20 +8,20 @@ import cv2
 import numpy as np
 
 SIZE = 256
-"""Pixels along a side."""
+"""Side of a texture [px]."""
 
 
 def colour(
     rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
-    """Return a random colour (3,) in 0..1, of any hue."""
+    """Return a random RGB colour (3,) in 0..1 of any hue."""
     return np.array(
         colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
     )
 
 
 def noise(rng: np.random.Generator, *, coarsest: int = 4, octaves: int = 6) -> np.ndarray:
-    """Smooth noise (SIZE, SIZE) of about zero mean and unit range that tiles, coarse to fine."""
+    """Return smooth noise (SIZE, SIZE) of about zero mean and unit range that tiles."""
     total = np.zeros((SIZE, SIZE))
     for octave in range(octaves):
         cells = coarsest * 2**octave
@@ -33,11 +33,12 @@ def noise(rng: np.random.Generator, *, coarsest: int = 4, octaves: int = 6) -> n
 
 
 def plaster(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    """Paint a plain wall with slight noise."""
     return _shaded(base, 0.10 * noise(rng))
 
 
 def planks(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Boards along the rows, each of its own shade and grain, with dark joints."""
+    """Paint boards along the rows, each with a random shade and grain, with dark joints."""
     count = int(rng.choice([4, 8]))
     board = np.arange(SIZE) * count // SIZE
     grain = np.stack([np.roll(row, rng.integers(SIZE)) for row in noise(rng, coarsest=2)])
@@ -50,7 +51,7 @@ def planks(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
 
 
 def bricks(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Courses of bricks, shifted by half a brick, in lighter mortar."""
+    """Paint courses of bricks, shifted by half a brick, in lighter mortar."""
     rows, columns = int(rng.choice([8, 16])), 4
     row = np.arange(SIZE) * rows // SIZE
     along = (np.arange(SIZE)[None] + (row % 2)[:, None] * (SIZE // columns // 2)) % SIZE
@@ -61,7 +62,7 @@ def bricks(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
 
 
 def tiles(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Chequerboard of the colour and another, with joints."""
+    """Paint a chequerboard of ``base`` and a random colour, with joints."""
     count = int(rng.choice([2, 4, 8]))
     cell = np.arange(SIZE) * count // SIZE
     odd = (cell[:, None] + cell[None]) % 2 == 1
@@ -72,7 +73,7 @@ def tiles(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
 
 
 def stripes(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Wallpaper: upright stripes of two colours, one of them dotted."""
+    """Paint wallpaper with vertical stripes of two colours, one of them dotted."""
     count = int(rng.choice([4, 8, 16]))
     band = (np.arange(SIZE) * count // SIZE % 2 == 0)[None]
     other = colour(rng, saturation=(0.2, 0.7), value=(0.4, 0.95))
@@ -84,14 +85,14 @@ def stripes(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
 
 
 def speckles(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Grass, carpet or stone: fine mottling of two colours."""
+    """Paint fine mottling of two colours, like grass, carpet or stone."""
     other = np.clip(base + rng.uniform(-0.25, 0.25, 3), 0, 1)
     mix = np.clip(0.5 + 1.2 * noise(rng, coarsest=8, octaves=5), 0, 1)[..., None]
     return base * mix + other * (1 - mix)
 
 
 def picture(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Something to hang on a wall: bright shapes on a ground, in a frame."""
+    """Paint a framed picture of bright shapes."""
     canvas = np.ascontiguousarray(_shaded(base, 0.15 * noise(rng)).clip(0, 1))
     for _ in range(rng.integers(6, 14)):
         paint = colour(rng, saturation=(0.4, 1.0), value=(0.2, 1.0)).tolist()
@@ -111,7 +112,7 @@ PAINTERS = {
 
 
 def paint(name: str, rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Return a texture (SIZE, SIZE, 3) uint8 by one of the `PAINTERS`."""
+    """Return an RGB texture (SIZE, SIZE, 3) uint8 by one of the `PAINTERS`."""
     return (PAINTERS[name](rng, base).clip(0, 1) * 255).round().astype(np.uint8)
 
 

@@ -33,7 +33,10 @@ def picture(i: int) -> np.ndarray:
 
 
 def messages(count: int = 20) -> dict[str, list]:
-    """At 10 Hz from 100 s on, one metre a second along x; odometry at 4 Hz, depth 5 ms late."""
+    """Return messages by topic: images at 10 Hz from 100 s on, at 1 m/s along x.
+
+    Odometry comes at 4 Hz and depth 5 ms after its image.
+    """
     times = [100 + i / 10 for i in range(count)]
     millimetres = [np.full((HEIGHT, WIDTH), 1000 + i, np.uint16) for i in range(count)]
     millimetres[3][:, :8] = 0
@@ -46,16 +49,16 @@ def messages(count: int = 20) -> dict[str, list]:
 
 
 @pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
-def test_a_bag_worked_by_hand(tmp_path, plugin):
+def test_a_clip_equals_hand_computed_values(tmp_path, plugin):
     """The camera sits a metre ahead of the base and looks along its x."""
     config = BagConfig(
         **{**vars(CONFIG), 'base_from_camera': (1.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5)}
     )
-    bag = Bag(write(tmp_path / 'drive', messages(), plugin), config, LAYOUT)
+    bag = Bag(write(tmp_path / 'recording', messages(), plugin), config, LAYOUT)
     listing = bag.listing()
     assert not listing.left_out
     (part,) = listing.parts
-    assert (part.name, part.scene, part.rows) == ('drive-00000', 'drive', tuple(range(20)))
+    assert (part.name, part.scene, part.rows) == ('recording-00000', 'recording', tuple(range(20)))
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:  # as `prepare` loads it
         clip = pool.submit(bag.load, part).result()
@@ -83,7 +86,7 @@ def test_a_bag_worked_by_hand(tmp_path, plugin):
         (compressed, [3, 100, 200]),
     ],
 )
-def test_every_encoding_becomes_rgb(tmp_path, make, expected):
+def test_all_encodings_are_converted_to_rgb(tmp_path, make, expected):
     topics = messages(8)
     topics['/image'] = [make(100 + i / 10, picture(i)) for i in range(8)]
     bag = Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT)
@@ -92,7 +95,7 @@ def test_every_encoding_becomes_rgb(tmp_path, make, expected):
 
 
 @pytest.mark.parametrize('big', [False, True])
-def test_depth_in_metres_and_of_either_byte_order(tmp_path, big):
+def test_float_depth_of_either_byte_order(tmp_path, big):
     topics = messages(8)
     metres = np.full((HEIGHT, WIDTH), 2.5, np.float32)
     metres[0], metres[-1] = np.inf, -1.0
@@ -103,7 +106,7 @@ def test_depth_in_metres_and_of_either_byte_order(tmp_path, big):
     assert depth[:, [0, -1]].isnan().all() and (depth[:, 1:-1] == 2.5).all()
 
 
-def test_poses_without_depth_and_of_the_camera_itself(tmp_path):
+def test_camera_poses_without_depth(tmp_path):
     topics = messages(8)
     del topics['/depth'], topics['/odometry']
     topics['/pose'] = [pose_message(100 + i / 10, float(i)) for i in range(8)]
@@ -114,8 +117,8 @@ def test_poses_without_depth_and_of_the_camera_itself(tmp_path):
     assert clip.cameras.world_from_camera[5, :3, 3].tolist() == [5.0, 2.0, 0.0]
 
 
-def test_poses_by_transforms(tmp_path):
-    """The base moves at a metre a second, the camera sits half a metre ahead of it."""
+def test_poses_from_transforms(tmp_path):
+    """The base moves at 1 m/s, the camera is mounted 0.5 m ahead of it."""
     topics = messages(8)
     del topics['/depth'], topics['/odometry']
     config = BagConfig(image='/image', camera_info='/info', pose='/tf', pose_gap=1.0)
@@ -137,9 +140,8 @@ def test_poses_by_transforms(tmp_path):
     np.testing.assert_allclose(recorded.cameras.K[0], bag.K)
 
 
-def test_transforms_that_come_late_leave_out_what_was_before(tmp_path):
-    """The robot localises itself after four images; where its camera sits is told when it stands
-    still again."""
+def test_images_before_the_first_transform_are_left_out(tmp_path):
+    """Localisation starts after four images, the static transform comes at the end."""
     topics = messages(20)
     del topics['/depth'], topics['/odometry']
     moves = [
@@ -169,8 +171,8 @@ def test_transforms_that_come_late_leave_out_what_was_before(tmp_path):
         Bag(path, config, LAYOUT).listing()
 
 
-def test_of_a_clock_that_was_set_back_the_part_before_is_kept(tmp_path):
-    """Also where it passes, the second time, stamps that it had the first time."""
+def test_messages_after_a_clock_reset_are_left_out(tmp_path):
+    """Stamps after the reset can repeat earlier stamps."""
     topics = messages(8)
     topics['/image'] += [image(90 + 5 * i, picture(i), 'rgb8') for i in range(4)]
     topics['/odometry'] += [odometry(90 + 5 * i, 50.0) for i in range(4)]
@@ -188,28 +190,28 @@ def test_of_a_clock_that_was_set_back_the_part_before_is_kept(tmp_path):
 
 @pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 @pytest.mark.parametrize('topic', ['/image', '/depth', '/odometry', '/info'])
-def test_messages_that_cannot_be_read_are_left_out_and_told(tmp_path, topic, plugin):
+def test_unreadable_messages_are_left_out_and_reported(tmp_path, topic, plugin):
     path = write(tmp_path / 'b', messages(), plugin, spoil={topic: 1})
     bag = Bag(path, CONFIG, LAYOUT)
     listing = bag.listing()
     (reason,) = bag.broken
     assert reason.startswith(f'1 messages on {topic} cannot be read, the first: ')
     assert reason in [reason for _, _, reason in listing.left_out]
-    # without the second image, or its depth, the first stands alone; two poses are enough for all
+    # without the second image or depth, the first is isolated; two poses suffice for all images
     lost = 2 if topic in ('/image', '/depth') else 0
     assert [len(part.rows) for part in listing.parts] == [20 - lost]
     frames = bag.load(listing.parts[0]).frames
     assert frames[:, 0, 0, 0].tolist() == list(range(lost, 20))
 
 
-def test_a_bag_whose_messages_all_cannot_be_read_says_so(tmp_path):
+def test_a_topic_without_readable_messages_is_rejected(tmp_path):
     topics = {**messages(8), '/odometry': [odometry(100.0, 0.0)]}
     path = write(tmp_path / 'b', topics, spoil={'/odometry': 0})
     with pytest.raises(ValueError, match='/odometry has no poses; 1 messages on /odometry cannot'):
         Bag(path, CONFIG, LAYOUT).listing()
 
 
-def test_poses_that_are_none_or_sent_twice(tmp_path):
+def test_invalid_and_repeated_poses_are_skipped(tmp_path):
     topics = messages()
     wrong = odometry(101.0, 7.0)
     wrong.pose.pose.orientation.w = 0.0
@@ -221,7 +223,7 @@ def test_poses_that_are_none_or_sent_twice(tmp_path):
     assert reason.startswith('1 messages on /odometry hold no pose, the first: 101.000000')
 
 
-def test_compressed_depth(tmp_path):
+def test_compressed_depth_is_decoded(tmp_path):
     stored = np.full((HEIGHT, WIDTH), 2500, np.uint16)
     stored[0] = 0
     layout = Layout(height=HEIGHT, width=WIDTH, rate=10.0, least=5)
@@ -279,7 +281,7 @@ def change(topic: str, sent: list) -> dict[str, list]:
         ),
     ],
 )
-def test_bags_that_cannot_be_used_are_refused(tmp_path, topics, message):
+def test_unusable_bags_are_rejected(tmp_path, topics, message):
     with pytest.raises(ValueError, match=message):
         Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT).listing()
 
@@ -297,14 +299,14 @@ def test_bags_that_cannot_be_used_are_refused(tmp_path, topics, message):
         ('/depth', lambda t: image(t, picture(0), 'rgb8'), "depth: encoding 'rgb8' is not one of"),
     ],
 )
-def test_images_that_cannot_be_used_name_their_time(tmp_path, topic, sent, message):
+def test_errors_of_images_contain_topic_and_time(tmp_path, topic, sent, message):
     topics = change(topic, [sent(100 + i / 10) for i in range(8)])
     bag = Bag(write(tmp_path / 'b', topics), CONFIG, LAYOUT)
     with pytest.raises(ValueError, match=f'{topic}.*{message}'):
         bag.load(bag.listing().parts[0])
 
 
-def test_what_is_no_bag_or_lacks_a_topic_is_refused(tmp_path):
+def test_missing_bags_topics_and_settings_are_rejected(tmp_path):
     (tmp_path / 'none').mkdir()
     for path in (tmp_path / 'none', tmp_path / 'missing'):
         with pytest.raises(ValueError, match='not a bag that can be read'):
@@ -319,11 +321,11 @@ def test_what_is_no_bag_or_lacks_a_topic_is_refused(tmp_path):
         Bag(write(tmp_path / 'c', messages(8)), config, LAYOUT).listing()
 
 
-def test_poses_of_another_frame_need_to_know_where_the_camera_sits(tmp_path):
-    """Without that the camera would look where the base points its z."""
+def test_poses_of_the_base_need_base_from_camera(tmp_path):
+    """Without it the optical axis would be the z axis of the base."""
     topics = messages()
     topics['/odometry'] = [odometry(99.9 + k / 4, k / 4 - 0.1, 'base_link') for k in range(9)]
-    path = write(tmp_path / 'drive', topics)
+    path = write(tmp_path / 'recording', topics)
     with pytest.raises(
         ValueError, match="poses of 'base_link', the camera is 'camera': set base_from_"
     ):
@@ -333,19 +335,19 @@ def test_poses_of_another_frame_need_to_know_where_the_camera_sits(tmp_path):
 
 
 @pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
-def test_a_recorder_that_was_killed_wrote_no_metadata(tmp_path, plugin):
-    whole = Bag(write(tmp_path / 'drive', messages(), plugin), CONFIG, LAYOUT)
-    stamps = whole.stamps
-    (tmp_path / 'drive' / 'metadata.yaml').unlink()
-    (file,) = (tmp_path / 'drive').iterdir()
-    for path in (tmp_path / 'drive', file):
+def test_bags_without_metadata_are_read(tmp_path, plugin):
+    complete = Bag(write(tmp_path / 'recording', messages(), plugin), CONFIG, LAYOUT)
+    stamps = complete.stamps
+    (tmp_path / 'recording' / 'metadata.yaml').unlink()
+    (file,) = (tmp_path / 'recording').iterdir()
+    for path in (tmp_path / 'recording', file):
         bag = Bag(path, CONFIG, LAYOUT)
         np.testing.assert_array_equal(bag.stamps, stamps)
         assert len(bag.load(bag.listing().parts[0]).frames) == 20
 
 
-def test_depth_is_paired_as_by_comparing_all_in_little_memory():
-    """A table of all pairs of these eleven hours at 5 Hz would take 320 GB."""
+def test_nearest_equals_brute_force_in_linear_memory():
+    """All pairs of eleven hours at 5 Hz would take 320 GB."""
     generator = np.random.default_rng(0)
     times, at = np.sort(generator.uniform(0, 9, 40)), np.sort(generator.uniform(-1, 10, 60))
     at[:2] = times[3], (times[4] + times[5]) / 2
@@ -356,10 +358,10 @@ def test_depth_is_paired_as_by_comparing_all_in_little_memory():
     np.testing.assert_array_equal(_nearest(hours, hours + 0.01), np.arange(200_000))
 
 
-def test_pictures_that_cannot_be_decoded_are_named(tmp_path):
+def test_undecodable_images_are_rejected_with_their_time(tmp_path):
     topics = messages()
     topics['/image'] = [compressed(100 + i / 10, picture(i)) for i in range(20)]
     topics['/image'][7].data = np.zeros(0, np.uint8)
-    bag = Bag(write(tmp_path / 'drive', topics), CONFIG, LAYOUT)
+    bag = Bag(write(tmp_path / 'recording', topics), CONFIG, LAYOUT)
     with pytest.raises(ValueError, match="/image at 100.7.*not 'png' data"):
         bag.load(bag.listing().parts[0])

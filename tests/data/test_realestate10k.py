@@ -12,7 +12,7 @@ from mirage_model.data.sources import Layout
 
 ADDRESS = 'https://www.youtube.com/watch?v=abc-_123'
 LINE = '{stamp} 0.5 0.8 0.5 0.5 0 0 0 -1 0 2 1 0 0 3 0 0 1 {z}'
-"""The camera is turned by a quarter about its axis: camera x is world -y, camera y is world x."""
+"""Camera rotated by 90 degrees about its axis: camera x is world -y, camera y is world x."""
 
 
 def write(folder: Path, name: str, lines: list[str]) -> Path:
@@ -33,11 +33,11 @@ def write_frames(folder: Path, name: str, stamps: list[int], *, size=(36, 64)) -
         cv2.imwrite(str(folder / 'frames' / name / f'{stamp}.png'), picture)
 
 
-def test_a_line_worked_by_hand(tmp_path):
+def test_cameras_equal_a_hand_computed_line(tmp_path):
     sequence = read_sequence(write(tmp_path, 'seq', lines_of([41708333, 41750000])))
     assert sequence.scene == 'abc-_123' and sequence.stamps.tolist() == [41708333, 41750000]
     cameras = sequence.cameras([0, 1], 360, 640)
-    # 0.5 of 640 and 0.8 of 360; the image's middle, at pixels whose centres are whole numbers
+    # 0.5 of 640 and 0.8 of 360; the image's centre, with pixel centres at whole numbers
     K = [[320.0, 0.0, 319.5], [0.0, 288.0, 179.5], [0.0, 0.0, 1.0]]
     torch.testing.assert_close(cameras.K[0], torch.tensor(K))
     # p_camera = R p_world + t with R = [0 -1 0; 1 0 0; 0 0 1], t = (2, 3, 4): the centre is -R' t
@@ -47,8 +47,8 @@ def test_a_line_worked_by_hand(tmp_path):
     torch.testing.assert_close(cameras.times, torch.tensor([41.708333, 41.75]).double())
 
 
-def test_clips_come_at_the_rate_and_size_asked_for(tmp_path):
-    """A second at 30 Hz becomes nine frames at 8 Hz, cut to a square in the middle."""
+def test_clips_have_the_requested_rate_and_size(tmp_path):
+    """A second at 30 Hz becomes nine frames at 8 Hz, cropped to the central square."""
     stamps = [round(1e6 + i * 1e6 / 30) for i in range(31)]
     write(tmp_path, 'seq', lines_of(stamps))
     write_frames(tmp_path, 'seq', stamps)
@@ -88,7 +88,7 @@ def test_missing_and_unusable_frames_are_reported(tmp_path):
     with pytest.raises(ValueError, match='750000.png: cannot be read as an image'):
         source.load(listing.parts[0])
     write_frames(tmp_path, 'holes', stamps[6:7], size=(18, 32))
-    with pytest.raises(ValueError, match='frames of sizes'):
+    with pytest.raises(ValueError, match='sizes are .* must be equal'):
         source.load(listing.parts[0])
 
 
@@ -99,16 +99,19 @@ GOOD = LINE.format(stamp=0, z=4)
     ('lines', 'message'),
     [
         ([ADDRESS], 'at least one frame'),
-        ([GOOD, GOOD], 'seq.txt:1: not the address'),
-        ([ADDRESS, GOOD, GOOD], 'seq.txt:3: the stamp 0 is not after'),
-        ([ADDRESS, GOOD.replace('0.8', 'x')], 'seq.txt:2: not numbers'),
+        ([GOOD, GOOD], 'seq.txt:1: .* is not a URL'),
+        ([ADDRESS, GOOD, GOOD], 'seq.txt:3: stamp is 0, must be after 0'),
+        ([ADDRESS, GOOD.replace('0.8', 'x')], 'seq.txt:2: not all numbers'),
         ([ADDRESS, GOOD.replace('0.8', '-0.8')], 'seq.txt:2: fx and fy must be positive'),
         ([ADDRESS, GOOD.replace(' 4', ' nan')], 'seq.txt:2: fx and fy must be positive and all'),
-        ([ADDRESS, GOOD.replace('0.5 0 0 ', '0.5 0.1 0 ')], 'seq.txt:2: distorted'),
+        (
+            [ADDRESS, GOOD.replace('0.5 0 0 ', '0.5 0.1 0 ')],
+            'seq.txt:2: distortion is .0.1, 0.0., must be zero',
+        ),
         ([ADDRESS, GOOD.replace('-1', '-2')], 'seq.txt: camera 0: transform is not rigid'),
     ],
 )
-def test_bad_text_is_rejected_with_its_line(tmp_path, lines, message):
+def test_invalid_text_is_rejected_with_its_line_number(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
         read_sequence(write(tmp_path, 'seq', lines))
 

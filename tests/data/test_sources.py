@@ -16,18 +16,18 @@ def rows_of(times, **layout) -> list[tuple[int, ...]]:
     return [part.rows for part in listing.parts]
 
 
-def test_every_tick_takes_the_frame_nearest_to_it():
-    """Against all pairs of ticks and frames, at a rate that does not divide the video's."""
+def test_each_tick_takes_the_nearest_frame():
+    """Compare with all pairs of ticks and frames at a rate that does not divide the video's."""
     rng = np.random.default_rng(0)
     times = 5.0 + np.cumsum(rng.uniform(0.02, 0.045, 200))
     (rows,) = rows_of(times, rate=8.0)
     for tick, row in enumerate(rows):
-        away = np.abs(times - (times[0] + tick / 8.0))
-        assert away[row] == away.min()
+        distance = np.abs(times - (times[0] + tick / 8.0))
+        assert distance[row] == distance.min()
     assert len(rows) == int((times[-1] - times[0]) * 8 + 0.5) + 1
 
 
-def test_a_gap_breaks_a_sequence_and_short_pieces_are_reported():
+def test_gaps_split_a_sequence_and_short_parts_are_reported():
     times = [0.0, 0.5, 1.0, 3.0, 5.0, 5.5, 6.0, 6.5]
     layout = Layout(rate=2.0, least=2, frames=3)
     listing = cut('video', 'place', np.array(times), layout, [10, 11, 12, 13, 14, 15, 16, 17])
@@ -41,7 +41,7 @@ def test_a_gap_breaks_a_sequence_and_short_pieces_are_reported():
     assert '1 frames without a gap at 2 Hz' in listing.left_out[0][2]
 
 
-def test_too_slow_a_video_gives_no_clip():
+def test_a_video_slower_than_the_rate_gives_no_clip():
     times = np.arange(10) * 0.5
     listing = cut('video', '', times, Layout(rate=8.0), list(range(10)))
     assert not listing.parts and len(listing.left_out) == 10
@@ -55,7 +55,7 @@ def test_impossible_layouts_are_rejected():
         Layout(frames=9)
 
 
-def test_recorded_clips_are_listed_and_the_others_named(tmp_path):
+def test_recorded_clips_are_listed_and_others_reported(tmp_path):
     for folder in ('train', 'test'):
         (tmp_path / folder).mkdir()
     save_clip(tmp_path / 'train' / 'good.safetensors', clip_of('good', scene='hall'))

@@ -30,7 +30,7 @@ def test_splits_name_existing_maps():
     assert sum(len(maps_of(split)) for split in NAMES) == 68
 
 
-def test_a_scene_belongs_where_it_is_named_or_to_training():
+def test_unlisted_scenes_belong_to_training():
     splits = read_splits()
     assert split_of('MAP03', splits) == 'test' and split_of('MAP08', splits) == 'validation'
     assert split_of('room-0000', splits) == 'validation' and split_of('MAP01', splits) == 'train'
@@ -57,7 +57,7 @@ def test_unknown_names_are_rejected():
         ('{"v": {"test": ["a"]}, "w": {"train": ["A"]}}', "'A' is in v.test and in w.train"),
     ],
 )
-def test_bad_files_are_rejected(tmp_path, content, message):
+def test_invalid_files_are_rejected(tmp_path, content, message):
     path = tmp_path / 'splits.json'
     path.write_text(content)
     with pytest.raises(ValueError, match=message):

@@ -22,11 +22,11 @@ MAP = 'MAP08'
 
 @pytest.fixture(scope='module')
 def clip() -> Clip:
-    return record_trajectory(MAP, 'wander', frames=17, seed=4, name='drive')
+    return record_trajectory(MAP, 'wander', frames=17, seed=4, name='clip')
 
 
 def room() -> DoomMap:
-    """A square room of 20 m with a pit of 2 m beyond x = 4 m, 3 m high, open sky above the pit."""
+    """Return a room of 20x20x3 m with a pit of 2 m beyond x = 4 m, under open sky there."""
     size, edge = 320.0, 128.0
     ends = [
         (-size, -size, edge, -size, 0, -1),
@@ -37,7 +37,7 @@ def room() -> DoomMap:
         (-size, size, -size, -size, 0, -1),
         (edge, -size, edge, size, 0, 1),
     ]
-    # a solid wall shows its front, the line's right: walk the room clockwise
+    # the front of a line is its right side, so the walls go clockwise
     lines = np.array([(x2, y2, x1, y1) for x1, y1, x2, y2, _, _ in ends[:-1]] + [ends[-1][:4]])
     lines[-1] = (edge, size, edge, -size)
     return DoomMap(
@@ -52,10 +52,10 @@ def room() -> DoomMap:
     )
 
 
-def test_cast_depth_equals_planes_worked_by_hand():
-    the_map = room()
+def test_cast_depth_equals_hand_computed_planes():
+    doom_map = room()
     eye = 41.0
-    depth, sky = cast_depth(the_map, (0.0, 0.0, eye), 0.0, the_map.floor, the_map.ceiling)
+    depth, sky = cast_depth(doom_map, (0.0, 0.0, eye), 0.0, doom_map.floor, doom_map.ceiling)
     K = intrinsics()
     rows = np.arange(96)
     slope = (K[1, 2] - rows) / K[1, 1]
@@ -76,13 +76,12 @@ def test_cast_depth_equals_planes_worked_by_hand():
         assert depth[row, column] == pytest.approx(expected / UNITS_PER_METRE, rel=1e-4), row
 
 
-def test_turning_by_a_quarter_turns_the_room():
-    the_map = room()
-    heights = the_map.floor, the_map.ceiling
-    north, _ = cast_depth(the_map, (-50.0, 0.0, 41.0), np.pi / 2, *heights)
-    south, _ = cast_depth(the_map, (-50.0, 0.0, 41.0), -np.pi / 2, *heights)
-    # mirrored about the room's axis; the principal point is not the exact middle, so compare the
-    # column there
+def test_opposite_directions_in_a_symmetric_room_agree():
+    doom_map = room()
+    heights = doom_map.floor, doom_map.ceiling
+    north, _ = cast_depth(doom_map, (-50.0, 0.0, 41.0), np.pi / 2, *heights)
+    south, _ = cast_depth(doom_map, (-50.0, 0.0, 41.0), -np.pi / 2, *heights)
+    # mirror images, exactly so only at the principal point: compare the column there
     np.testing.assert_allclose(north[:, 80], south[:, 80], rtol=2e-2)
 
 
@@ -100,20 +99,20 @@ def test_depth_and_cameras_explain_the_frames(clip, gap):
     assert warped > 27 and warped > unwarped + 5
 
 
-def test_a_clip_is_whole_and_repeatable(clip):
+def test_a_clip_is_complete_and_reproducible(clip):
     check_cameras(clip.cameras)
-    again = record_trajectory(MAP, 'wander', frames=17, seed=4, name='drive')
+    again = record_trajectory(MAP, 'wander', frames=17, seed=4, name='clip')
     assert torch.equal(clip.frames, again.frames)
     assert torch.equal(clip.cameras.world_from_camera, again.cameras.world_from_camera)
     assert clip.depth[clip.sky | clip.moving].isnan().all()
     assert reason_to_reject(clip) is None
 
 
-def test_a_saved_clip_comes_back(clip, tmp_path):
-    save_clip(tmp_path / 'drive.safetensors', clip)
-    loaded = load_clip(tmp_path / 'drive.safetensors')
-    assert (loaded.name, loaded.scene) == ('drive', MAP)
-    assert list(tmp_path.iterdir()) == [tmp_path / 'drive.safetensors']
+def test_a_saved_clip_loads_unchanged(clip, tmp_path):
+    save_clip(tmp_path / 'clip.safetensors', clip)
+    loaded = load_clip(tmp_path / 'clip.safetensors')
+    assert (loaded.name, loaded.scene) == ('clip', MAP)
+    assert list(tmp_path.iterdir()) == [tmp_path / 'clip.safetensors']
     for name in ('frames', 'sky', 'moving'):
         assert torch.equal(getattr(loaded, name), getattr(clip, name))
     assert torch.equal(loaded.depth.nan_to_num(-1), clip.depth.nan_to_num(-1))

@@ -1,4 +1,4 @@
-"""Photographs are split by name, cut into textures, and cover the surfaces of rooms."""
+"""Tests of the split of photographs and of textures cut from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_no_photograph_is_in_two_splits(folder):
     assert len(set.union(*splits)) == sum(map(len, splits)) == 60
 
 
-def test_sizes_of_one_photograph_count_once(tmp_path):
+def test_only_the_largest_size_of_a_photograph_is_used(tmp_path):
     small, large = np.zeros((150, 200, 3), np.uint8), np.zeros((450, 600, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'hill_200x150.png'), small)
     cv2.imwrite(str(tmp_path / 'hill_600x450.png'), large)
@@ -57,7 +57,7 @@ def test_unreadable_photographs_are_named(tmp_path):
         cut_texture([tmp_path / 'broken.png'], np.random.default_rng(0), 64, tiled=False)
 
 
-def test_photographs_change_colours_and_nothing_else(folder):
+def test_photographs_change_only_colours(folder):
     clips = []
     for photographs in ((), find_photographs(folder, 'train')):
         with RoomWorld('room-0003', photographs=photographs) as world:

@@ -21,12 +21,11 @@ SCENE = 'room-0004'
 
 @pytest.fixture(scope='module')
 def clip() -> Clip:
-    return record_trajectory(SCENE, 'wander', frames=25, seed=5, name='drive')
+    return record_trajectory(SCENE, 'wander', frames=25, seed=5, name='clip')
 
 
 def first_hit(solid: Solid, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """How many times its own length (n,) every ray (n, 3) goes before it meets a solid; inf for
-    never."""
+    """Return distances (n,) to a solid in lengths of the rays (n, 3); inf if a ray misses."""
     c, s = np.cos(solid.yaw), np.sin(solid.yaw)
     about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     c, s = np.cos(solid.turn), np.sin(solid.turn)
@@ -48,41 +47,41 @@ def first_hit(solid: Solid, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
     return np.where((near < far) & (near > 0), near, np.inf)
 
 
-def cast(house: House, starts: np.ndarray, time: float, origin: np.ndarray, rays: np.ndarray):
-    """Distances to the nearest still solid and to the nearest that moves, one by one."""
-    still = np.min([first_hit(solid, origin, rays) for solid in house.solids], axis=0)
+def cast(house: House, offsets: np.ndarray, time: float, origin: np.ndarray, rays: np.ndarray):
+    """Return distances (n,) to the nearest static and to the nearest moving solid."""
+    static = np.min([first_hit(solid, origin, rays) for solid in house.solids], axis=0)
     moving = np.full(len(rays), np.inf)
-    for mover, start in zip(house.dynamic_objects, starts):
-        x, y, z, yaw = mover.at(time + start)
+    for item, offset in zip(house.dynamic_objects, offsets):
+        x, y, z, yaw = item.at(time + offset)
         c, s = np.cos(yaw), np.sin(yaw)
-        world_from_mover = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        seen_from = (origin - [x, y, z]) @ world_from_mover
-        for solid in mover.solids:
-            moving = np.minimum(moving, first_hit(solid, seen_from, rays @ world_from_mover))
-    return still, moving
+        world_from_item = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        item_origin = (origin - [x, y, z]) @ world_from_item
+        for solid in item.solids:
+            moving = np.minimum(moving, first_hit(solid, item_origin, rays @ world_from_item))
+    return static, moving
 
 
 @pytest.mark.parametrize('number', [2, 4])
 def test_depth_and_labels_equal_rays_cast_at_the_solids(number):
-    """Every seventh pixel, of a level frame and of one that looks down."""
+    """Compare every seventh pixel of a level frame and of a frame that looks down."""
     with RoomWorld(f'room-{number:04d}', seed=5) as world:
         level = world.plan('turn', 1, np.random.default_rng(number))[0]
         down = level.copy()
         down[:3, :3] = level[:3, :3] @ Rotation.from_euler('x', -0.4).as_matrix()
-        clip = world.record(np.stack([level, down]), np.array([3.7, 9.1]), name='still')
+        clip = world.record(np.stack([level, down]), np.array([3.7, 9.1]), name='clip')
     grid = directions(clip.cameras[:1])[0, ::7, ::7].double().numpy()
     for i, (pose, time) in enumerate(zip((level, down), (3.7, 9.1))):
         rays = grid.reshape(-1, 3) @ pose[:3, :3].T
-        still, moving = cast(world.house, world.starts, time, pose[:3, 3], rays)
-        expected = np.minimum(still, moving)
+        static, moving = cast(world.house, world.time_offsets, time, pose[:3, 3], rays)
+        expected = np.minimum(static, moving)
         depth, sky, moves = (
             part[i, ::7, ::7].reshape(-1).numpy() for part in (clip.depth, clip.sky, clip.moving)
         )
         assert (np.isinf(expected) == np.isnan(depth)).mean() > 0.99
         assert (sky == (np.isinf(expected) & ~moves)).mean() > 0.99
-        assert not (moving < still).any() or moves[moving < still].mean() > 0.9
+        assert not (moving < static).any() or moves[moving < static].mean() > 0.9
         error = (np.abs(depth - expected) / expected)[np.isfinite(expected) & ~np.isnan(depth)]
-        # round things are drawn as facets, and a grazed edge may go either way
+        # round solids are rendered as facets, and pixels at edges can show either solid
         assert np.median(error) < 1e-4 and (error < 0.02).mean() > 0.99
 
 
@@ -92,10 +91,10 @@ def test_depth_and_cameras_explain_the_frames(clip, gap):
     assert warped > 28 and warped > unwarped + 5
 
 
-def test_a_clip_is_whole_and_repeatable(clip):
+def test_a_clip_is_complete_and_reproducible(clip):
     check_cameras(clip.cameras)
     assert clip.scene == SCENE and 'open sky' in clip.text and reason_to_reject(clip) is None
-    again = record_trajectory(SCENE, 'wander', frames=25, seed=5, name='drive')
+    again = record_trajectory(SCENE, 'wander', frames=25, seed=5, name='clip')
     for name in ('frames', 'sky', 'moving'):
         assert torch.equal(getattr(clip, name), getattr(again, name)), name
     assert torch.equal(clip.depth.nan_to_num(-1), again.depth.nan_to_num(-1))
@@ -105,17 +104,17 @@ def test_a_clip_is_whole_and_repeatable(clip):
 
 
 def test_dynamic_objects_are_rendered_and_labelled(clip):
-    """Points of moving pixels lie on the way of a mover, and change from frame to frame."""
+    """Points of moving pixels lie on the line that a dynamic object moves along."""
     house = build_house(4)
     assert clip.moving.any(dim=(1, 2)).float().mean() > 0.3
     points = unproject(clip.depth, clip.cameras)[clip.moving & ~clip.depth.isnan()]
-    ends = np.array([mover.ends for mover in house.dynamic_objects])
+    ends = np.array([item.ends for item in house.dynamic_objects])
     x, y = points[:, 0, None].numpy(), points[:, 1, None].numpy()
     a, b = ends[:, 0], ends[:, 1]
     along = ((x - a[:, 0]) * (b - a)[:, 0] + (y - a[:, 1]) * (b - a)[:, 1]) / ((b - a) ** 2).sum(1)
     along = along.clip(0, 1)
     away = np.hypot(x - a[:, 0] - along * (b - a)[:, 0], y - a[:, 1] - along * (b - a)[:, 1])
-    # a pixel is marked where any part of it moves: its own depth may be the wall behind
+    # a pixel is marked if any of its samples moves, so its depth may be that of the wall behind
     assert (away.min(axis=1) < 0.5).mean() > 0.8
 
 
@@ -140,13 +139,13 @@ def test_trajectories_keep_clear_of_obstacles():
             assert np.array_equal(poses, poses[::-1])
 
 
-def test_every_room_that_is_held_out_has_a_place_to_start_from():
+def test_held_out_rooms_have_an_open_place_to_start_from():
     for split in ('validation', 'test'):
         for scene in maps_of(split, 'rooms'):
             assert len(RoomWorld(scene).plan('turn', 1, np.random.default_rng(0))) == 1
 
 
-def test_houses_follow_from_their_number():
+def test_a_house_depends_only_on_its_number():
     def key(house: House):
         return house.rooms, house.solids, house.dynamic_objects, house.finishes, house.text
 
@@ -160,18 +159,18 @@ def test_houses_follow_from_their_number():
 
 
 def test_a_dynamic_object_moves_back_and_forth():
-    mover = next(m for m in build_house(4).dynamic_objects if m.hop == 0)
-    (ax, ay), (bx, by) = mover.ends
-    assert mover.at(0.0)[:2] == pytest.approx((ax, ay))
-    assert mover.at(mover.period / 2)[:2] == pytest.approx((bx, by))
-    assert mover.at(mover.period)[:2] == pytest.approx((ax, ay))
-    quarter, back = mover.at(mover.period / 4), mover.at(3 * mover.period / 4)
+    item = next(m for m in build_house(4).dynamic_objects if m.hop == 0)
+    (ax, ay), (bx, by) = item.ends
+    assert item.at(0.0)[:2] == pytest.approx((ax, ay))
+    assert item.at(item.period / 2)[:2] == pytest.approx((bx, by))
+    assert item.at(item.period)[:2] == pytest.approx((ax, ay))
+    quarter, back = item.at(item.period / 4), item.at(3 * item.period / 4)
     assert quarter[:2] == pytest.approx(((ax + bx) / 2, (ay + by) / 2)) == back[:2]
     assert abs(quarter[3] - back[3]) == pytest.approx(np.pi)
 
 
 @pytest.mark.parametrize('painter', PAINTERS)
-def test_textures_are_pictures_in_colour(painter):
+def test_painters_return_reproducible_colour_textures(painter):
     picture = paint(painter, np.random.default_rng(1), np.array([0.7, 0.3, 0.2]))
     assert picture.shape == (256, 256, 3) and picture.dtype == np.uint8
     assert picture.std() > 5

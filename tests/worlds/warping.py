@@ -1,4 +1,4 @@
-"""Does depth, with the cameras, explain what one frame shows of another?"""
+"""Check of depth and cameras by warping a frame into another camera."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from mirage_model.clip import Clip
 
 
 def warp_psnr(clip: Clip, i: int, j: int) -> tuple[float, float]:
-    """PSNR of frame i seen from camera j against frame j, where nothing hides it; and unwarped."""
+    """Return PSNR [dB] against frame j of frame i warped to camera j, and of frame i unwarped.
+
+    Only pixels of frame j that are visible in frame i and static in both count.
+    """
     cameras, (height, width) = clip.cameras, clip.frames.shape[1:3]
     points = unproject(clip.depth[j : j + 1], cameras[j : j + 1]).reshape(1, -1, 3)
     pixels, depth = project(points, cameras[i : i + 1])
@@ -18,13 +21,13 @@ def warp_psnr(clip: Clip, i: int, j: int) -> tuple[float, float]:
     x, y = pixels[..., 0], pixels[..., 1]
     source, target = clip.frames[i].numpy().astype(np.float32), clip.frames[j].numpy()
     warped = cv2.remap(source, x, y, cv2.INTER_LINEAR)
-    still = np.where(clip.moving[i].numpy(), np.nan, clip.depth[i].numpy())
-    seen = cv2.remap(still, x, y, cv2.INTER_NEAREST)
-    same = (np.abs(seen - depth) < 0.03 * depth) & ~clip.moving[j].numpy()
-    same &= (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
-    assert same.mean() > 0.25
+    static = np.where(clip.moving[i].numpy(), np.nan, clip.depth[i].numpy())
+    depth_i = cv2.remap(static, x, y, cv2.INTER_NEAREST)
+    visible = (np.abs(depth_i - depth) < 0.03 * depth) & ~clip.moving[j].numpy()
+    visible &= (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+    assert visible.mean() > 0.25
 
     def psnr(frame):
-        return -10 * np.log10((((frame - target) / 255)[same] ** 2).mean())
+        return -10 * np.log10((((frame - target) / 255)[visible] ** 2).mean())
 
     return psnr(warped), psnr(source)
