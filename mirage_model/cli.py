@@ -24,7 +24,7 @@ Config = TypeVar('Config')
 
 
 class Command(NamedTuple):
-    """Where a command's configuration and function are, and its line in the list of commands."""
+    """Import paths of a command's configuration and function, and its line in the list."""
 
     config: str
     function: str

@@ -1,4 +1,4 @@
-"""Which latents and pixels may enter the memory, and the function that writes frames into it."""
+"""Write filter: the latents and pixels that may enter the memory, and writing frames into it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mirage_model.data.config import BagConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """What is imagined of a recording, and what the memory observes before."""
+    """Segments of a recording to imagine, and the images that the memory observes before them."""
 
     horizon: float = 4.0
     """Length of each imagined segment [s]."""
@@ -276,7 +276,7 @@ class MemorySoakConfig:
     capacity: int = 20_000
     """Most points that the memory holds."""
     policy: Literal['oldest', 'furthest', 'imagined'] = 'oldest'
-    """Which points are evicted first."""
+    """Points that are evicted first."""
     seed: int = 0
     """Random seed of the trajectory."""
 

@@ -76,8 +76,7 @@ class ModelConfig:
     """Kind of memory that the model was trained with, a key of `MEMORIES`."""
 
     prediction: Prediction = 'velocity'
-    """What the network predicts: the flow's velocity, or a correction of the resampler's first
-    guess."""
+    """Output of the network: the flow's velocity, or a correction of the first guess."""
 
     def __post_init__(self) -> None:
         for name in ('height', 'width', 'chunk_frames', 'steps', 'splat_size'):

@@ -54,7 +54,7 @@ FOCAL = 80.0
 PATIENCE = 120.0
 """Seconds after which a request counts as lost."""
 GROWTH = 1.1
-"""Of the node's resident bytes after the first quarter; more is no flat memory."""
+"""Largest resident size of the node, as a multiple of that after the first quarter."""
 KINDS = ('goal', 'score', 'candidates', 'cancelled', 'late', 'huge', 'malformed')
 TIMES = {
     'goal': 0.15, 'score': 0.3, 'candidates': 0.1, 'cancelled': 0.15, 'late': 0.1, 'huge': 0.1,

@@ -1,4 +1,4 @@
-"""What the memories cost, at sizes where the figures mean nothing."""
+"""The efficiency benchmark, at sizes where its metrics have no meaning."""
 
 from __future__ import annotations
 

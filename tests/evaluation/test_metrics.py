@@ -41,7 +41,7 @@ def test_ssim_of_two_flat_frames_is_its_luminance_term():
 
 
 def ssim_by_loops(a: np.ndarray, b: np.ndarray, y: int, x: int) -> float:
-    """Of one channel at one pixel away from the border: Gaussian window, 11x11, sigma 1.5."""
+    """Return SSIM of one channel at a pixel away from the border: 11x11 Gaussian, sigma 1.5."""
     axis = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     window = np.outer(axis, axis) / axis.sum() ** 2
     p, q = a[y - 5 : y + 6, x - 5 : x + 6], b[y - 5 : y + 6, x - 5 : x + 6]

@@ -53,7 +53,7 @@ def test_segments_share_observations_without_a_window():
 
 
 def test_gaps_break_segments_and_keep_the_memory():
-    """What is too short for a segment is named, and may be observed all the same."""
+    """A part too short for a segment is named, and may still be observed."""
     config = ReplayConfig(horizon=1.0, stride=1.0, observe_every=0.25)
     segments, left_out = plan(config, range(0, 3), range(10, 16))
     (segment,) = segments

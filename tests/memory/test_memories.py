@@ -390,7 +390,7 @@ def test_redundant_views_are_not_retrieved():
 
 
 def test_surfels_respect_occlusion_and_overlap_does_not():
-    """Of two rooms in a row, the near wall hides the far room from the near camera."""
+    """The near wall of two rooms in a row hides the far room from the near camera."""
     surfels, overlap = (RetrievedViews(CONFIG, index=i) for i in ('surfels', 'overlap'))
     for memory in (surfels, overlap):
         write(memory, at(0, 0, 0), 2)

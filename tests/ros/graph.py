@@ -34,7 +34,7 @@ def interfaces(node: Node, name: str = 'mirage', namespace: str = '/') -> dict[s
 
 
 def permitted() -> dict[str, set[str]]:
-    """What config/sros2_policy.xml allows, by right, names resolved as sros2 does."""
+    """Return the names that config/sros2_policy.xml allows, by right, resolved as sros2 does."""
     root = ET.parse(CONFIG / 'sros2_policy.xml').getroot()
     (profile,) = root.findall('./enclaves/enclave/profiles/profile')
     allowed: dict[str, set[str]] = {right: set() for pair in RIGHTS.values() for right in pair}

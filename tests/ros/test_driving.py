@@ -67,7 +67,7 @@ class Robot:
         self.client.until(lambda: self.looked_at() > before)
 
     def metrics(self) -> dict[str, str]:
-        """What the newest diagnostics say."""
+        """Return the values of the newest diagnostics."""
         messages = self.client.received['/diagnostics']
         count = len(messages)
         self.client.until(lambda: len(messages) > count)

@@ -15,7 +15,7 @@ LAUNCH = Path(__file__).resolve().parents[2] / 'launch'
 
 
 class Recorded:
-    """What was constructed, with its arguments."""
+    """Records the objects that were constructed, with their arguments."""
 
     def __init__(self, kind: str, *arguments, **keywords):
         self.kind, self.arguments, self.keywords = kind, arguments, keywords
@@ -126,7 +126,7 @@ def test_node(described):
 
 
 def test_executables_are_installed(described):
-    """What the launch files start is what CMake installs to lib/mirage."""
+    """The launch files start executables that CMake installs to lib/mirage."""
     cmake = (LAUNCH.parent / 'CMakeLists.txt').read_text()
     (demo,) = (e.keywords['cmd'] for e in described('demo') if e.kind == 'ExecuteProcess')
     assert demo[0] == Recorded('ExecutableInPackage', package='mirage', executable='mirage_demo')

@@ -310,7 +310,7 @@ def from_bag(case: Case, folder) -> Observation:
 
 
 def in_node(case: Case) -> Observation:
-    """As the node's callbacks do, with rclpy's messages."""
+    """Read rclpy's messages with the calls of the node's callbacks."""
     serialization = pytest.importorskip('rclpy.serialization')
     from mirage_ros.convert import observation_from_messages
     from mirage_ros.parameters import from_values

@@ -59,7 +59,7 @@ def package_data(folder: Path) -> set[str]:
 
 
 def test_colcon_build_and_the_node_starts(source, model_folder, tmp_path):
-    """As on a machine with ROS 2, but for the file that mends the wheels' exports."""
+    """Build as on a machine with ROS 2, with the file that mends the wheels' exports."""
     workspace = source.parents[1]
     environment = {
         **os.environ,

@@ -22,13 +22,13 @@ DISPLAYS = {
     'Path': 'nav_msgs/msg/Path',
     'Image': 'sensor_msgs/msg/Image',
 }
-"""Of rviz_default_plugins: what each shows."""
+"""Message type that each display of rviz_default_plugins shows."""
 PANELS = {
     'Image': {'sensor_msgs/msg/Image'},
     'DiagnosticSummary': {'diagnostic_msgs/msg/DiagnosticArray'},
     '3D': {DISPLAYS['PointCloud2'], DISPLAYS['Map'], DISPLAYS['Path']},
 }
-"""Of Foxglove."""
+"""Panels of Foxglove."""
 
 
 @pytest.fixture(scope='module')

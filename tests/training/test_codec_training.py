@@ -182,7 +182,7 @@ def test_balanced_latents_have_directions_of_like_deviation(clips):
 
 
 def test_balanced_latents_are_rotated_to_another_codec(clips):
-    """Of a codec that differs by a rotation and a little more the old latents come back."""
+    """The latents of a codec that differs by little more than a rotation are restored."""
     vae = small_vae()
     paths = [clips / 'train' / 'a.safetensors']
     balance(vae, paths)
@@ -198,7 +198,7 @@ def test_balanced_latents_are_rotated_to_another_codec(clips):
 
 @pytest.mark.parametrize('stage', ['video', 'aligned', 'reprojection'])
 def test_the_command_continues_from_a_vae_folder(stage, tmp_path, clips, monkeypatch, capsys):
-    """Of whatever sizes: after a step of next to nothing it shows what it showed before."""
+    """A tiny step leaves the output unchanged, at any size."""
     small_vae().save_pretrained(tmp_path / 'given')
     config = replace(STAGES[stage][0], batch=2, crop=16, validation_clips=1)
     trainer = TrainerConfig(steps=1, learning_rate=1e-6)

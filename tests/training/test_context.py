@@ -108,7 +108,7 @@ def test_every_noise_is_a_line_of_the_configuration(name, observed):
 
 @pytest.mark.parametrize('observed', [True, False])
 def test_depth_noise_has_its_deviation(observed):
-    """What a sensor saw has a tenth of the noise, but all of the sensor's own."""
+    """Observed frames have a tenth of the noise, but the whole noise of the sensor."""
 
     def deviation(**noise) -> float:
         config = ContextConfig(**{**QUIET, **noise})

@@ -45,7 +45,7 @@ def test_bytes_of_a_checkpoint_are_those_on_disk(data, tmp_path, stage):
 
 
 def saved_bytes(module, run) -> int:
-    """What autograd saves in ``run``, the module's own weights apart."""
+    """Return the bytes that autograd saves in ``run``, without the module's weights."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept = {}
 

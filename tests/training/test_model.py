@@ -1,4 +1,4 @@
-"""What is built, from which configuration, and the command that trains it."""
+"""The world model, its configuration, and the command that trains it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a memory shows of a still, by its own reader and by the gather of the codec's training."""
+"""The memory's reader and the differentiable gather of the codec's training agree."""
 
 from __future__ import annotations
 

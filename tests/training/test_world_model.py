@@ -141,7 +141,7 @@ def test_the_context_frame_is_clean_and_without_loss(folders):
 
 
 def last_call(trained, velocity, at: int, seed: int = 0):
-    """What the model is asked in a step, apart from what it was made to imagine before."""
+    """Record the inputs of a step, without those of the generated contexts before it."""
     calls = []
 
     def forward(latents, times, side):
