@@ -130,7 +130,7 @@ COMMANDS = {
     ),
     'bench score': Command(
         f'{_CONFIG}:ScoreConfig',
-        f'{_EVALUATION}.benchmarks.score:main',
+        f'{_EVALUATION}.benchmarks.coverage_score:main',
         'speed and error of coarse coverage',
     ),
     'bench half-resolution': Command(

@@ -16,7 +16,7 @@ from mirage_model.interface import ModelInfo
 from mirage_model.messages.poses import seconds
 from mirage_ros.convert import stamp
 from mirage_ros.diagnostics import NodeMetrics
-from mirage_ros.memory_registry import MemoryRegistry
+from mirage_ros.memory_names import MemoryNames
 from mirage_ros.parameters import declare
 from mirage_ros.sensor_sync import SensorSync
 from mirage_ros.throttled_log import ThrottledLog
@@ -33,7 +33,7 @@ class NodeContext(Node):
         self._model_info: ModelInfo | None = None
         self._worker: Worker | None = None
         self.parameters = parameters = declare(self)
-        self.memories = MemoryRegistry(max_memories=parameters.limits.max_memories)
+        self.memories = MemoryNames(max_memories=parameters.limits.max_memories)
         self.metrics = NodeMetrics()
         self.throttled_log = ThrottledLog(self.metrics)
         self.frames = CameraFrames(

@@ -17,7 +17,7 @@ from mirage_ros import convert
 from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import NodeContext
 from mirage_ros.initial_state import InitialState, attached_images, initial_state
-from mirage_ros.memory_registry import DRIVEN, MemoryRecord, check_name
+from mirage_ros.memory_names import DRIVEN, MemoryRecord, check_name
 from mirage_ros.publishers import Publishers
 from mirage_ros.trajectory import PlannedPath, planned_from_path, planned_from_trajectory
 

@@ -16,7 +16,7 @@ from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
 from mirage_ros.convert import AnyImage
-from mirage_ros.memory_registry import DRIVEN
+from mirage_ros.memory_names import DRIVEN
 from mirage_ros.sensor_sync import CameraImages
 from mirage_ros.trajectory import PlannedPath, frames_along
 

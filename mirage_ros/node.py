@@ -27,8 +27,8 @@ from mirage_ros.candidates_server import CandidatesServer
 from mirage_ros.context import NodeContext
 from mirage_ros.diagnostics import diagnostics
 from mirage_ros.imagine_server import ImagineServer
-from mirage_ros.memory_registry import DRIVEN
-from mirage_ros.memory_views import MemoryViews
+from mirage_ros.memory_names import DRIVEN
+from mirage_ros.memory_visualization import MemoryViews
 from mirage_ros.observer import Observer
 from mirage_ros.parameters import NodeParameters
 from mirage_ros.publishers import Publishers

@@ -19,7 +19,7 @@ from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineReq
 from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
-from mirage_ros.memory_registry import DRIVEN, MemoryRecord
+from mirage_ros.memory_names import DRIVEN, MemoryRecord
 from mirage_ros.parameters import reliability
 from mirage_ros.sensor_sync import AnyImage
 

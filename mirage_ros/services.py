@@ -18,7 +18,7 @@ from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineReq
 from mirage_ros.candidates_server import RESOLUTIONS
 from mirage_ros.context import NodeContext
 from mirage_ros.initial_state import camera_path
-from mirage_ros.memory_registry import DRIVEN, MemoryRecord, check_name
+from mirage_ros.memory_names import DRIVEN, MemoryRecord, check_name
 from mirage_ros.trajectory import planned_from_trajectory
 
 

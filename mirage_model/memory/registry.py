@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mirage_model.memory import Encoder, Memory
-from mirage_model.memory.baselines.lifted import LiftedFeatures
+from mirage_model.memory.baselines.lifted_features import LiftedFeatures
 from mirage_model.memory.baselines.none import NoMemory
+from mirage_model.memory.baselines.retrieved_views import RetrievedViews
 from mirage_model.memory.baselines.rgb_cloud import RgbCloud
-from mirage_model.memory.baselines.views import RetrievedViews
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
 MEMORIES: dict[str, Callable[[MemoryConfig, Encoder], Memory]] = {

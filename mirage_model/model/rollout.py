@@ -19,7 +19,7 @@ from mirage_model.model.checkpoint import Model
 from mirage_model.model.resampler import read_first_guess
 from mirage_model.model.sampler import sample_chunk
 from mirage_model.model.side_branch import side_input
-from mirage_model.perception.refine import refine
+from mirage_model.perception.pose_refinement import refine
 from mirage_model.write_filter import write_frames
 
 _log = logging.getLogger(__name__)

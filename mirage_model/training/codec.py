@@ -19,7 +19,7 @@ from mirage_model.clip import load_clip
 from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec, load_pretrained, use_single_frame_convolutions
 from mirage_model.training.config import CodecConfig, CodecTraining, TrainerConfig
-from mirage_model.training.reprojection import FramePairs, ReprojectionHead
+from mirage_model.training.reprojection_loss import FramePairs, ReprojectionHead
 from mirage_model.training.trainer import Objective, StepResult, checkpoints, fit, load_parameters
 
 BALANCE = 0.35

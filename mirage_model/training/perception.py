@@ -30,9 +30,9 @@ from mirage_model.training.config import (
     PerceptionTraining,
     SimulatedMemoryConfig,
 )
-from mirage_model.training.context import SingleFrameLatents, over_pixels, write
 from mirage_model.training.perception_augment import Batch, augment
 from mirage_model.training.perception_scores import evaluate
+from mirage_model.training.simulated_memory import SingleFrameLatents, over_pixels, write
 from mirage_model.training.trainer import Objective, StepResult, fit, processes
 from mirage_model.write_filter import write_mask
 

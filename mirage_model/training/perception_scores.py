@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mirage_model.clip import Clip, load_clip
 from mirage_model.perception import Estimate
 from mirage_model.perception.embedded import EmbeddedPerception, Network
-from mirage_model.training.context import readout_of
+from mirage_model.training.simulated_memory import readout_of
 
 _TOLERANCE = 1.25
 (

@@ -25,13 +25,13 @@ from mirage_model.model.resampler import Resampler, load_resampler, read_first_g
 from mirage_model.model.sampler import sample_chunk, tiny_scheduler
 from mirage_model.model.side_branch import side_input
 from mirage_model.training.config import WorldModelConfig, WorldModelTraining
-from mirage_model.training.context import SingleFrameLatents, count_imagined, fill, write
 from mirage_model.training.model import (
     WorldModel,
     begin_stage,
     build,
     start_from,
 )
+from mirage_model.training.simulated_memory import SingleFrameLatents, count_imagined, fill, write
 from mirage_model.training.trainer import Objective, StepResult, checkpoints, fit, processes
 from mirage_model.write_filter import filtered_pixels, write_mask
 

@@ -76,7 +76,7 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
     from rclpy.signals import SignalHandlerOptions
 
     from mirage_model.evaluation.replay import command as replay
-    from mirage_model.evaluation.replay.truncated import readable_copy
+    from mirage_model.evaluation.replay.bag_recovery import readable_copy
     from mirage_model.model.checkpoint import EMBEDDED, load_model_info
     from mirage_ros.tools.replay_client import NodeEngine
     from mirage_ros.tools.replay_realtime import play

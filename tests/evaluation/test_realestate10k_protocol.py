@@ -18,7 +18,7 @@ from mirage_model.cli import main
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout
 from mirage_model.engine.engine import Engine
-from mirage_model.evaluation.metrics import REGIONS
+from mirage_model.evaluation.image_quality import REGIONS
 from mirage_model.evaluation.protocols.realestate10k import choose, imagine_along
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 

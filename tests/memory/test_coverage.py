@@ -12,7 +12,7 @@ import torch
 
 from mirage_model.camera import Cameras, concatenate, resized
 from mirage_model.cli import main
-from mirage_model.evaluation.benchmarks import memory_speed, score
+from mirage_model.evaluation.benchmarks import coverage_score, memory_speed
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 
@@ -20,11 +20,11 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 @pytest.fixture(scope='module')
 def building() -> LatentMemory:
     """Return a memory of nine rooms, partly observed and partly imagined."""
-    return score.building(60_000, 9)
+    return coverage_score.building(60_000, 9)
 
 
 def paths(count: int) -> Cameras:
-    return concatenate(score.candidates(count, 9))
+    return concatenate(coverage_score.candidates(count, 9))
 
 
 def errors(memory: LatentMemory, cameras: Cameras) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def test_estimate_holds_for_a_coarse_grid_with_splats():
         depth = small_room_depth(cameras)
         valid = torch.ones_like(depth, dtype=torch.bool)
         memory.write(torch.zeros(9, 1, 12, 20), depth, cameras, valid=valid, observed=True)
-    cameras = resized(concatenate(score.candidates(12, 4)), 12, 20)
+    cameras = resized(concatenate(coverage_score.candidates(12, 4)), 12, 20)
     assert max(errors(memory, cameras)) < 0.05
 
 
@@ -108,7 +108,7 @@ def test_counts_are_updated_incrementally(building):
     grid = memory._estimator._grid
     for view, depth in (next(memory_speed.chunks(9)) for _ in range(2)):
         valid = torch.ones_like(depth, dtype=torch.bool)
-        latents = torch.zeros(9, score.CHANNELS, *depth.shape[1:])
+        latents = torch.zeros(9, coverage_score.CHANNELS, *depth.shape[1:])
         memory.write(latents, 0.7 * depth, view, valid=valid, observed=True)
         memory.coverage(cameras)
         assert memory._estimator._grid is grid

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from mirage_model.camera import Cameras, project, unproject
 from mirage_model.memory import Encoder, Memory, Pixels
 from mirage_model.memory.baselines.pixels import at_pixels, off_depth_edges
+from mirage_model.memory.baselines.retrieved_views import MAX_VIEWS, RetrievedViews, greedy_cover
 from mirage_model.memory.baselines.rgb_cloud import RgbCloud
-from mirage_model.memory.baselines.views import MAX_VIEWS, RetrievedViews, greedy_cover
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import MEMORIES, create_memory
 

@@ -15,7 +15,7 @@ from mirage_model.interface import ImagineRequest, Observation
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.model.checkpoint import EMBEDDED, load_model
 from mirage_model.model.rollout import rollout
-from mirage_model.training.context import readout_of
+from mirage_model.training.simulated_memory import readout_of
 from mirage_model.worlds.doom import world_from_optical
 
 

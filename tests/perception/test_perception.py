@@ -28,8 +28,8 @@ from mirage_model.perception.embedded import (
     load_network,
     save_network,
 )
-from mirage_model.perception.refine import RefineConfig, refine
-from mirage_model.training.context import over_pixels
+from mirage_model.perception.pose_refinement import RefineConfig, refine
+from mirage_model.training.simulated_memory import over_pixels
 
 HEIGHT, WIDTH = 96, 160
 TINY = NetworkConfig(widths=(4, 8, 8, 8))

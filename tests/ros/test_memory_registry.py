@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mirage_ros.memory_registry import DRIVEN, MemoryRecord, MemoryRegistry, check_name
+from mirage_ros.memory_names import DRIVEN, MemoryNames, MemoryRecord, check_name
 
 RECORD = MemoryRecord(camera_frame='camera')
 
 
 def test_missing_memories_are_named():
-    memories = MemoryRegistry(max_memories=2)
+    memories = MemoryNames(max_memories=2)
     with pytest.raises(ValueError, match="memory 'driven' is empty: nothing was observed yet"):
         memories.get(DRIVEN)
     with pytest.raises(ValueError, match="'a' does not exist; existing memories: none"):
@@ -26,7 +26,7 @@ def test_missing_memories_are_named():
 
 
 def test_reserved_names_take_room_until_released():
-    memories = MemoryRegistry(max_memories=2)
+    memories = MemoryNames(max_memories=2)
     memories.add(DRIVEN, RECORD)  # needs no room
     memories.add('a', RECORD)
     memories.reserve('a')

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mirage_model.interface import Observation
-from mirage_ros.memory_registry import DRIVEN, MemoryRecord
+from mirage_ros.memory_names import DRIVEN, MemoryRecord
 from mirage_ros.node import MirageNode
 from mirage_ros.services import Services
 

@@ -24,7 +24,7 @@ from mirage_model.data.sources import Layout, Part
 from mirage_model.engine.engine import Engine
 from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.evaluation.config import RealEstate10KConfig
-from mirage_model.evaluation.metrics import MISSING, QUALITY, mean_with_interval, quality
+from mirage_model.evaluation.image_quality import MISSING, QUALITY, mean_with_interval, quality
 from mirage_model.evaluation.replay.tables import write_tables
 from mirage_model.interface import NOTHING, ImagineRequest, InvalidRequest, Observation, Trajectory
 from mirage_model.io import as_json, begin_run, write_json

@@ -23,7 +23,8 @@ from mirage_model.data.bag import Bag
 from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout
 from mirage_model.evaluation.config import ReplayCommand, ReplayConfig
-from mirage_model.evaluation.metrics import QUALITY
+from mirage_model.evaluation.image_quality import QUALITY
+from mirage_model.evaluation.replay.bag_recovery import readable_copy
 from mirage_model.evaluation.replay.replay import ReplayEngine, load, replay, run_description
 from mirage_model.evaluation.replay.report import write_report
 from mirage_model.evaluation.replay.results_bag import lane_numbers, write_bag
@@ -34,7 +35,6 @@ from mirage_model.evaluation.replay.tables import (
     segment_row,
     write_tables,
 )
-from mirage_model.evaluation.replay.truncated import readable_copy
 from mirage_model.interface import ModelInfo
 from mirage_model.io import begin_run, write_json
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, invert, project, unproject
 from mirage_model.metrics import psnr
-from mirage_model.perception.refine import RefineConfig, refine
+from mirage_model.perception.pose_refinement import RefineConfig, refine
 
 ANYWHERE = RefineConfig(max_metres=math.inf, max_degrees=math.inf)
 """Cameras are found from the matches alone, however far they lie from the plan."""

@@ -27,7 +27,7 @@ from mirage_model.data.bag import Bag
 from mirage_model.data.sources import Part
 from mirage_model.engine.inputs import fit_observation, pad_to_chunks
 from mirage_model.evaluation.config import ReplayConfig
-from mirage_model.evaluation.metrics import quality
+from mirage_model.evaluation.image_quality import quality
 from mirage_model.evaluation.replay.geometry import METRICS, geometry
 from mirage_model.evaluation.replay.segments import Segment
 from mirage_model.image_fit import fit_image

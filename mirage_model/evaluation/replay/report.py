@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 import numpy as np
 
-from mirage_model.evaluation.metrics import MISSING, QUALITY
+from mirage_model.evaluation.image_quality import MISSING, QUALITY
 from mirage_model.evaluation.replay.replay import SegmentResult
 from mirage_model.evaluation.replay.tables import Row
 from mirage_model.evaluation.replay.video import at_most, mask_in_colour, mp4, side_by_side

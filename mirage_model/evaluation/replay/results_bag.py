@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_model.evaluation.metrics import QUALITY
+from mirage_model.evaluation.image_quality import QUALITY
 from mirage_model.evaluation.replay.bag_writer import BagWriter
 from mirage_model.evaluation.replay.replay import SegmentResult
 

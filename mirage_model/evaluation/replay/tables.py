@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from mirage_model.evaluation.metrics import QUALITY, mean_with_interval
+from mirage_model.evaluation.image_quality import QUALITY, mean_with_interval
 from mirage_model.evaluation.replay.geometry import METRICS
 from mirage_model.evaluation.replay.replay import SegmentResult
 

@@ -11,7 +11,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from mirage_model.interface import Points
-from mirage_ros.memory_views import (
+from mirage_ros.memory_visualization import (
     IMAGINED_ONLY,
     OBSERVED,
     UNKNOWN,

@@ -27,7 +27,7 @@ class MemoryRecord:
     loaded: bool = False
 
 
-class MemoryRegistry:
+class MemoryNames:
     """Records of the memories by name. Safe to use from several threads."""
 
     def __init__(self, *, max_memories: int):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_model.evaluation.metrics import mean_with_interval, quality
+from mirage_model.evaluation.image_quality import mean_with_interval, quality
 from mirage_model.metrics import PEAK_DB
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage_model.clip import Clip
-from mirage_model.training.context import readout_of
+from mirage_model.training.simulated_memory import readout_of
 
 MAX_GAP = 16
 """Largest distance between the frames of a pair."""

@@ -12,7 +12,7 @@ from mirage_model.clip import fill_from_below, labels
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.training.config import ContextConfig
-from mirage_model.training.context import (
+from mirage_model.training.simulated_memory import (
     KINDS,
     SingleFrameLatents,
     count_imagined,

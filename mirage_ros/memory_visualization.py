@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 
 from mirage_model.interface import Points
 from mirage_ros.context import NodeContext
-from mirage_ros.memory_registry import DRIVEN
+from mirage_ros.memory_names import DRIVEN
 
 UNKNOWN, IMAGINED_ONLY, OBSERVED = -1, 50, 100
 """Values of a grid cell: no latent point in its column, only imagined points, an observed point.

@@ -12,7 +12,7 @@ import torch
 from mirage_model.camera import resized
 from mirage_model.clip import labels
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.training.reprojection import MAX_GAP, FramePairs, ReprojectionHead
+from mirage_model.training.reprojection_loss import MAX_GAP, FramePairs, ReprojectionHead
 from mirage_model.write_filter import write_mask
 
 STRIDE = 4

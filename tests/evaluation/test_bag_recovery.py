@@ -13,8 +13,8 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin
 
 from mirage_model.engine.engine import Engine
+from mirage_model.evaluation.replay.bag_recovery import readable_copy
 from mirage_model.evaluation.replay.command import open_bag
-from mirage_model.evaluation.replay.truncated import readable_copy
 
 
 def in_small_chunks(file: Path) -> bytes:
