@@ -22,7 +22,6 @@ from mirage_model.engine.engine import Engine
 from mirage_model.engine.session import Session
 from mirage_model.evaluation.benchmarks.goals import Metric, report
 from mirage_model.evaluation.benchmarks.memory_speed import (
-    CHANNELS,
     CHUNK,
     HEIGHT,
     ROOM,
@@ -38,6 +37,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.model.checkpoint import EMBEDDED, load_model
 
 CANDIDATES, POSES = 64, 20
+CHANNELS = 16  # of mirage-tiny, whose engine scores too
 CONFIG = MemoryConfig(channels=CHANNELS)
 IMAGINED = 4
 """Number of chunks of which one is imagined."""
