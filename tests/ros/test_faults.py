@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from action_msgs.msg import GoalStatus
 from faulty_engine import OUT_OF_MEMORY, UNSEEN
 from mirage.action import Imagine
@@ -50,6 +52,16 @@ def test_faults_and_a_killed_node(client, start_faulty, tmp_path):
         ):
             client.send(name, message)
 
+    def drive_until(second: int, value: int, done: Callable[[], bool]) -> None:
+        """Send the same second again while the node drops its image as incomplete."""
+
+        def sent_and_done() -> bool:
+            drive(second, value)
+            client.spin(0.2)
+            return done()
+
+        client.until(sent_and_done)
+
     def imagine(**goal):
         sent = client.goal(Imagine.Goal(trajectory=trajectory(31), **goal))
         return sent.result()
@@ -57,11 +69,10 @@ def test_faults_and_a_killed_node(client, start_faulty, tmp_path):
     def file(service: str, name: str) -> MemoryFile.Response:
         return client.call(MemoryFile, service, MemoryFile.Request(file=name))
 
-    drive(1, UNSEEN)
-    node.wait_for('observation failed: RuntimeError: the depth estimator failed')
+    failed = 'observation failed: RuntimeError: the depth estimator failed'
+    drive_until(1, UNSEEN, lambda: failed in node.says())
     node.wait_for('Traceback')
-    drive(2, 70)
-    client.until(lambda: file('save_memory', 'good').success)
+    drive_until(2, 70, lambda: file('save_memory', 'good').success)
     status, result = imagine(seed=OUT_OF_MEMORY)
     assert status == GoalStatus.STATUS_ABORTED and result.chunks == 1
     assert result.message == 'failed: MemoryError: injected'
