@@ -49,7 +49,7 @@ COMMANDS = {
         f'{_TRAINING}.config:CodecTraining', f'{_TRAINING}.codec:main', 'the codec'
     ),
     'train first-guess': Command(
-        f'{_TRAINING}.config:FirstGuessCommand',
+        f'{_TRAINING}.config:FirstGuessTraining',
         f'{_TRAINING}.first_guess:main',
         'block codec and resampler of mirage-tiny',
     ),

@@ -199,7 +199,7 @@ class WorldModelTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstGuessConfig:
-    """Sizes and budget of the fits."""
+    """Sizes of the fits and samples of the training."""
 
     channels: int = 16
     """Latent channels."""
@@ -219,29 +219,26 @@ class FirstGuessConfig:
     """Largest side of the square that a latent point covers in a readout [cells]; odd."""
     ridge: float = 1e-5
     """Regularisation of least squares, as a share of the mean square of the inputs."""
-    steps: int = 6000
-    """Training steps of the convolutions."""
     batch: int = 8
     """Pairs of a step."""
-    learning_rate: float = 2e-3
-    """Largest learning rate of the convolutions."""
     empty: float = 0.125
     """Share of the steps with an empty memory."""
     average: float = 0.995
-    """Decay of the moving average of the weights."""
-    seed: int = 0
-    """Random seed."""
+    """Decay of the moving average of the weights, which is what is validated and saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstGuessCommand:
-    """Fit the block codec and the resampler of mirage-tiny."""
+class FirstGuessTraining:
+    """Fit the block codec of mirage-tiny, and train its resampler."""
 
     clips: Path
-    """Folder of clips to fit on."""
-    out: Path
-    """Folder in which vae/ and resampler/ are written."""
+    """Folder of clips, with train/ and validation/."""
+    run: Path
+    """Run folder, in which vae/ and resampler/ are written; an interrupted training continues."""
     first_guess: Annotated[FirstGuessConfig, arg(name='')] = FirstGuessConfig()
+    trainer: Annotated[TrainerConfig, arg(name='')] = TrainerConfig(
+        steps=6000, learning_rate=2e-3, warmup_steps=50, weight_decay=1e-4
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,13 @@
 """Fit of the codec and the resampler of mirage-tiny.
 
 The block codec (principal components) and the resampler's linear map (least squares) are closed
-forms; the resampler's convolutions are trained on pairs of frames of a clip.
+forms; then the resampler's convolutions are trained on pairs of frames of a clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-import logging
-import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jaxtyping import Float
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 
 from mirage_model.camera import resized
 from mirage_model.clip import Clip, labels, load_clip
@@ -32,10 +31,9 @@ from mirage_model.model.resampler import (
     save_resampler,
     terms,
 )
-from mirage_model.training.config import FirstGuessCommand, FirstGuessConfig
+from mirage_model.training.config import FirstGuessConfig, FirstGuessTraining
+from mirage_model.training.trainer import Averaged, Objective, StepResult, fit, processes
 from mirage_model.write_filter import write_frames
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +53,14 @@ class Pairs:
         return Pairs(
             memory=self.memory[index], context=self.context[index], targets=self.targets[index]
         )
+
+    def to(self, device: torch.device) -> Pairs:
+        """Return the pairs on a device."""
+        memory, context = (
+            Readout(**{name: value.to(device) for name, value in vars(readout).items()})
+            for readout in (self.memory, self.context)
+        )
+        return Pairs(memory=memory, context=context, targets=self.targets.to(device))
 
 
 def fit_codec(frames: Float[Tensor, 'n 3 H W'], *, channels: int, stride: int) -> BlockAutoencoder:
@@ -133,61 +139,74 @@ def fit_linear(resampler: Resampler, pairs: Pairs, *, ridge: float, batch: int =
         resampler.linear.weight.copy_(weight.permute(0, 4, 1, 2, 3).flatten(0, 1))
 
 
-def train_correction(
-    resampler: Resampler, pairs: Pairs, config: FirstGuessConfig, *, weight: Float[Tensor, 'c']
-) -> None:
-    """Train all weights on the squared error of the targets, ``weight`` by channel; keep their
-    average."""
-    generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(
-        resampler.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4
-    )
-    average = {name: value.clone() for name, value in resampler.state_dict().items()}
-    weight = (weight / weight.mean())[:, None, None]
-    for step in range(config.steps):
-        rate = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group['lr'] = config.learning_rate * min(1, (step + 1) / 50) * max(0.02, rate)
-        chosen = pairs[torch.randint(len(pairs), (config.batch,), generator=generator)]
-        memory = chosen.memory
-        if torch.rand((), generator=generator) < config.empty:
+class ResamplerObjective(Objective):
+    """Squared error of the first guess, each channel by its share of the error of the pixels."""
+
+    module: Averaged[Resampler]
+
+    def __init__(
+        self,
+        resampler: Resampler,
+        config: FirstGuessConfig,
+        pairs: Pairs,
+        validation: Pairs,
+        *,
+        deviation: Float[Tensor, 'c'],
+    ):
+        self.module = Averaged(resampler)
+        self.config = config
+        self.pairs = pairs
+        self.validation = validation
+        variance = deviation.square()
+        self.weight = (variance / variance.mean())[:, None, None]
+
+    def step(
+        self, module: nn.Module, rng: np.random.Generator, generator: torch.Generator, step: int
+    ) -> StepResult:
+        indices = rng.integers(len(self.pairs), size=self.config.batch)
+        batch = self.pairs[torch.from_numpy(indices)].to(generator.device)
+        memory = batch.memory
+        if rng.random() < self.config.empty:
             memory = Readout(**{name: torch.zeros_like(v) for name, v in vars(memory).items()})
-        error = resampler(memory, chosen.context) - chosen.targets
-        loss = (error.square() * weight).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(resampler.parameters(), 1.0)
-        optimizer.step()
-        decay = min(config.average, (step + 1) / (step + 10))
-        for name, value in resampler.state_dict().items():
-            average[name].lerp_(value, 1 - decay)
-        if step % 200 == 0:
-            _log.info('step %d: loss %.4f', step, loss.detach().item())
-    resampler.load_state_dict(average)
+        error = module(memory, batch.context) - batch.targets
+        loss = (error.square() * self.weight.to(error)).mean()
+        return StepResult(loss=loss, logs={}, names=[f'pair {i}' for i in indices])
+
+    def after_step(self, step: int) -> None:
+        self.module.update(min(self.config.average, (step + 1) / (step + 10)))
+
+    @torch.no_grad()
+    def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
+        """Return the error of the averaged resampler, over all cells and over visible ones."""
+        device = next(self.module.parameters()).device
+        errors, visible = [], []
+        for start in range(0, len(self.validation), self.config.batch):
+            part = self.validation[start : start + self.config.batch].to(device)
+            error = self.module.average(part.memory, part.context) - part.targets
+            errors.append((error.square() * self.weight.to(error)).mean(dim=1))
+            visible.append(part.memory.visible)
+        error, mask = torch.cat(errors), torch.cat(visible)
+        return {'visible_error': float(error[mask].mean()), 'error': float(error.mean())}
 
 
-def fit(paths: Sequence[Path], config: FirstGuessConfig) -> tuple[BlockAutoencoder, Resampler]:
-    """Fit codec and resampler on clip files of one size."""
-    torch.manual_seed(config.seed)
+def principal_codec(paths: Sequence[Path], config: FirstGuessConfig) -> BlockAutoencoder:
+    """Return the block codec fitted on some frames of each clip file; clips have one size."""
     sparse = (load_clip(path).frames[:: config.frame_step] for path in paths)
     frames = torch.cat(list(sparse)).permute(0, 3, 1, 2).float() / 255
-    vae = fit_codec(frames, channels=config.channels, stride=config.stride)
-    codec = Codec(vae)
-    rng = np.random.default_rng(config.seed)
+    return fit_codec(frames, channels=config.channels, stride=config.stride)
+
+
+def read_all_pairs(
+    paths: Sequence[Path], codec: Codec, config: FirstGuessConfig, *, seed: int
+) -> Pairs:
+    """Return the pairs of all clip files."""
+    rng = np.random.default_rng(seed)
     parts = [pair for path in paths for pair in read_pairs(load_clip(path), codec, config, rng)]
-    pairs = Pairs(
+    return Pairs(
         memory=_join([part.memory for part in parts]),
         context=_join([part.context for part in parts]),
         targets=torch.cat([part.targets for part in parts]),
     )
-    _log.info('%d pairs of frames from %d clips', len(pairs), len(paths))
-    resampler = Resampler(ResamplerConfig(channels=config.channels, width=config.width))
-    fit_linear(resampler, pairs, ridge=config.ridge)
-    if config.width:
-        # the square of a latent's deviation is its share of the squared error of the pixels
-        deviations = torch.tensor(vae.config.latents_std)
-        train_correction(resampler, pairs, config, weight=deviations.square())
-    return vae, resampler
 
 
 def _join(readouts: list[Readout]) -> Readout:
@@ -195,14 +214,38 @@ def _join(readouts: list[Readout]) -> Readout:
     return Readout(**{name: torch.cat([vars(r)[name] for r in readouts]) for name in names})
 
 
-def main(config: FirstGuessCommand) -> int:
-    """Fit codec and resampler, and write their folders."""
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    paths = sorted(config.clips.glob('*.safetensors'))
-    if not paths:
-        raise ValueError(f'{config.clips}: no clips, record or prepare some first')
-    vae, resampler = fit(paths, config.first_guess)
-    vae.save_pretrained(config.out / 'vae')
-    save_resampler(config.out / 'resampler', resampler)
-    print(f'wrote {config.out}')
+def main(config: FirstGuessTraining) -> int:
+    """Fit the codec, train the resampler from the run's newest checkpoint, and write both."""
+    seed = config.trainer.seed
+    torch.manual_seed(seed)
+    train, validation = (
+        sorted((config.clips / split).glob('*.safetensors')) for split in ('train', 'validation')
+    )
+    if not train or not validation:
+        raise ValueError(
+            f'{config.clips}: no clips in train/ or validation/, record or prepare some first'
+        )
+    sizes = config.first_guess
+    vae = principal_codec(train, sizes)
+    codec = Codec(vae)
+    pairs = read_all_pairs(train, codec, sizes, seed=seed)
+    resampler = Resampler(ResamplerConfig(channels=sizes.channels, width=sizes.width))
+    fit_linear(resampler, pairs, ridge=sizes.ridge)
+    objective = ResamplerObjective(
+        resampler,
+        sizes,
+        pairs,
+        read_all_pairs(validation, codec, sizes, seed=seed),
+        deviation=torch.tensor(vae.config.latents_std),
+    )
+    fit(
+        objective,
+        config.trainer,
+        config.run,
+        full_config={'first_guess': asdict(sizes), 'clips': [path.name for path in train]},
+    )
+    if processes().is_main_process:
+        vae.save_pretrained(config.run / 'vae')
+        save_resampler(config.run / 'resampler', objective.module.average)
+        print(f'wrote {config.run}')
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
 import json
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from mirage_model.camera import Cameras, concatenate, resized
+from mirage_model.camera import concatenate, resized
 from mirage_model.clip import Clip, clip_length, labels, load_clip
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.perception.embedded import (
@@ -33,7 +32,7 @@ from mirage_model.training.config import (
 from mirage_model.training.perception_augment import Batch, augment
 from mirage_model.training.perception_scores import evaluate
 from mirage_model.training.simulated_memory import SingleFrameLatents, over_pixels, write
-from mirage_model.training.trainer import Objective, StepResult, fit, processes
+from mirage_model.training.trainer import Averaged, Objective, StepResult, fit, processes
 from mirage_model.write_filter import write_mask
 
 
@@ -140,35 +139,12 @@ def _memory_depth(
     return MemoryDepth(depth=torch.cat(depths), observed=torch.cat(observed))
 
 
-class _Averaged(nn.Module):
-    """A network and the moving average of its weights, in one module so that both are saved."""
-
-    def __init__(self, network: Network):
-        super().__init__()
-        self.network = network
-        self.average = copy.deepcopy(network).requires_grad_(False)
-
-    def forward(
-        self, frames: Float[Tensor, 'n 3 h w'], cameras: Cameras, memory_depth: MemoryDepth
-    ) -> Prediction:
-        return self.network(frames, cameras, memory_depth)
-
-    @torch.no_grad()
-    def update(self, decay: float) -> None:
-        averages = self.average.state_dict()
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                averages[name].lerp_(value, 1 - decay)
-            else:
-                averages[name].copy_(value)
-
-
 class PerceptionObjective(Objective):
     """Labels of single frames, with the depth that a simulated memory knows of them as an
     input.
     """
 
-    module: _Averaged
+    module: Averaged[Network]
 
     def __init__(
         self,
@@ -180,7 +156,7 @@ class PerceptionObjective(Objective):
         if not clips or not validation:
             raise ValueError('clips: none to train on or to validate on, record or prepare some')
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module = _Averaged(network)
+        self.module = Averaged(network)
         self.config = config
         self.clips = clips
         self.validation = validation

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+import copy
 from dataclasses import asdict, dataclass, field
 import json
 import math
 from pathlib import Path
 import subprocess
 import time
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from mirage_model.io import as_json, check_same_run, remove_folder, write_json, written_whole
 from mirage_model.training.config import TrainerConfig
 
+_Network = TypeVar('_Network', bound=nn.Module)
 _MAY_CHANGE = ('steps', 'log_every', 'validate_every', 'checkpoint_every', 'fsdp')
 MAY_DIFFER = ('commit', *(f'trainer.{name}' for name in _MAY_CHANGE))
 """Fields of config.json that may change when a run is resumed."""
@@ -78,6 +80,29 @@ class Objective(Protocol):
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
         """Return the metrics of `module`; only the main process has a writer."""
         ...
+
+
+class Averaged(nn.Module, Generic[_Network]):
+    """A network and the moving average of its weights, in one module so that both are saved."""
+
+    def __init__(self, network: _Network) -> None:
+        super().__init__()
+        self.network: _Network = network
+        self.average: _Network = copy.deepcopy(network).requires_grad_(False)
+
+    def forward(self, *args):
+        """Return the output of the network."""
+        return self.network(*args)
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """Move the average towards the weights; copy integers."""
+        averages = self.average.state_dict()
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                averages[name].lerp_(value, 1 - decay)
+            else:
+                averages[name].copy_(value)
 
 
 class DivergedError(RuntimeError):

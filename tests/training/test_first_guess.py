@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 from small_data import clip_of
 import torch
 from torch.nn import functional as F
@@ -10,12 +13,18 @@ from torch.nn import functional as F
 from mirage_model.cli import main
 from mirage_model.clip import Clip, save_clip
 from mirage_model.model.codec import Codec
-from mirage_model.model.resampler import load_resampler
-from mirage_model.training import first_guess
+from mirage_model.model.resampler import Resampler, ResamplerConfig, load_resampler
 from mirage_model.training.config import FirstGuessConfig
-from mirage_model.training.first_guess import fit, fit_codec
+from mirage_model.training.first_guess import (
+    ResamplerObjective,
+    fit_codec,
+    fit_linear,
+    principal_codec,
+    read_all_pairs,
+    read_pairs,
+)
 
-SMALL = FirstGuessConfig(width=8, contexts=2, targets=2, steps=3, batch=2, frame_step=4)
+SMALL = FirstGuessConfig(width=8, contexts=2, targets=2, batch=2, frame_step=4)
 
 
 def smooth_clip(name: str, seed: int) -> Clip:
@@ -44,12 +53,15 @@ def test_codec_is_exact_with_all_components():
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(48), atol=1e-2, rtol=0)
 
 
-def test_fit_reprojects_its_training_pairs(tmp_path):
+def test_linear_map_reprojects_its_pairs(tmp_path):
     clip = smooth_clip('a', 0)
     save_clip(tmp_path / 'a.safetensors', clip)
-    vae, resampler = fit([tmp_path / 'a.safetensors'], replace(SMALL, width=0, contexts=8))
-    codec = Codec(vae)
-    pairs = first_guess.read_pairs(clip, codec, SMALL, first_guess.np.random.default_rng(5))[0]
+    config = replace(SMALL, contexts=8)
+    codec = Codec(principal_codec([tmp_path / 'a.safetensors'], config))
+    pairs = read_all_pairs([tmp_path / 'a.safetensors'], codec, config, seed=0)
+    resampler = Resampler(ResamplerConfig(channels=config.channels, width=0))
+    fit_linear(resampler, pairs, ridge=config.ridge)
+    pairs = read_pairs(clip, codec, SMALL, np.random.default_rng(5))[0]
     visible = pairs.memory.visible
     guess = resampler.resample(pairs.memory).movedim(1, -1)[visible]
     target = pairs.targets.movedim(1, -1)[visible]
@@ -58,15 +70,44 @@ def test_fit_reprojects_its_training_pairs(tmp_path):
     assert (guess - target).square().mean() < 0.5 * (plain - target).square().mean()
 
 
-def test_command_writes_codec_and_resampler(tmp_path):
-    (tmp_path / 'clips').mkdir()
-    save_clip(tmp_path / 'clips' / 'a.safetensors', smooth_clip('a', 0))
+def first_guess_run(clips: Path, run: Path, *words: object) -> int:
+    options = ['--clips', clips, '--run', run, '--width', 8, '--batch', 2, '--contexts', 1, *words]
+    return main(['train', 'first-guess', *map(str, options)])
 
-    def run(clips: Path) -> int:
-        words = ['--clips', clips, '--out', tmp_path / 'out', '--steps', 2, '--width', 8]
-        return main(['train', 'first-guess', *map(str, words)])
 
-    assert run(tmp_path / 'clips') == 0
-    assert Codec.from_folder(tmp_path / 'out' / 'vae').channels == 16
-    assert load_resampler(tmp_path / 'out' / 'resampler').config.width == 8
-    assert run(tmp_path) == 1
+@pytest.fixture(scope='module')
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('clips')
+    for seed, split in enumerate(('train', 'validation')):
+        (folder / split).mkdir()
+        save_clip(folder / split / 'a.safetensors', smooth_clip('a', seed))
+    return folder
+
+
+def test_command_writes_codec_and_resampler(clips, tmp_path):
+    run = tmp_path / 'run'
+    assert first_guess_run(clips, run, '--steps', 2) == 0
+    assert Codec.from_folder(run / 'vae').channels == 16
+    assert load_resampler(run / 'resampler').config.width == 8
+    (line,) = (run / 'validation.jsonl').read_text().splitlines()
+    assert json.loads(line)['error'] > 0
+    assert first_guess_run(tmp_path, run) == 1
+
+
+def test_interrupted_training_equals_an_uninterrupted_one(clips, tmp_path, monkeypatch):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    words = ('--steps', 4, '--warmup-steps', 1, '--checkpoint-every', 2)
+    assert first_guess_run(clips, whole, *words) == 0
+    step = ResamplerObjective.step
+
+    def interrupted(self, module, rng, generator, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, module, rng, generator, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResamplerObjective, 'step', interrupted)
+        assert first_guess_run(clips, parts, *words) == 130
+    assert first_guess_run(clips, parts, *words) == 0
+    expected, resumed = (load_resampler(run / 'resampler').state_dict() for run in (whole, parts))
+    torch.testing.assert_close(resumed, expected, atol=0, rtol=0)
