@@ -56,7 +56,8 @@ class Observation:
 class ImagineRequest:
     """Imagine the frames along a path that starts from the last observation of a memory.
 
-    The frames take the intrinsics of that observation, cropped and scaled to the model's frame.
+    Without ``K`` the frames take the intrinsics of that observation, cropped and scaled to the
+    model's frame.
     """
 
     request_id: str
@@ -80,6 +81,18 @@ class ImagineRequest:
 
     steps: int | None = None
     """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
+
+    prompt: str = ''
+    """Text that describes the frames; empty takes the model's own text."""
+
+    negative_prompt: str = ''
+    """Text that describes what guidance leads away from."""
+
+    guidance: float = 1.0
+    """Weight of classifier-free guidance, 1 to 100; 1 is none, more doubles the time of a step."""
+
+    K: np.ndarray | None = None
+    """(3, 3) intrinsics of the frames at the model's size [px]; None takes the observation's."""
 
     memory_frames: bool = False
     """Whether chunks carry `Chunk.memory_frames`."""
@@ -121,6 +134,19 @@ class CandidatesRequest:
 
     steps: int | None = None
     """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
+
+    prompt: str = ''
+    """As in `ImagineRequest`, for all candidates."""
+
+    negative_prompt: str = ''
+    """As in `ImagineRequest`."""
+
+    guidance: float = 1.0
+    """As in `ImagineRequest`."""
+
+    K: np.ndarray | None = None
+    """(3, 3) intrinsics of the frames at the model's full size [px]; None takes the
+    observation's."""
 
     batch: int = 1
     """Candidates that are denoised together; halved when the device runs out of memory.
@@ -192,6 +218,9 @@ class Chunk:
 
     seconds: float
     """Time that the chunk took [s]."""
+
+    prompt: str = ''
+    """Prompt of the request."""
 
     stages: Mapping[str, float] = field(default_factory=dict)
     """Time of each stage [s]: read, denoise, decode, and write of the chunk before."""

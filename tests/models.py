@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from tokenizers import Tokenizer, models, pre_tokenizers
 import torch
-from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, Dinov2Config
+from transformers import (
+    AutoModelForDepthEstimation,
+    DepthAnythingConfig,
+    Dinov2Config,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from mirage_model.model.backbone import Backbone
 from mirage_model.model.checkpoint import ModelConfig, save_model
@@ -148,3 +156,17 @@ def save_depth_anything(folder: Path, kind: str) -> None:
         max_depth=20 if kind == 'metric' else None,
     )
     AutoModelForDepthEstimation.from_config(config).save_pretrained(folder)
+
+
+def save_text_encoder(folder: Path) -> Path:
+    """A UMT5 encoder of the layout that Wan ships, tiny and random, of eight channels."""
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    UMT5EncoderModel(config).save_pretrained(folder / 'text_encoder')
+    words = {'<pad>': 0, '</s>': 1, '<unk>': 2, 'a': 3, 'quiet': 4, 'room': 5, 'blurred': 6}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token='<pad>', eos_token='</s>', unk_token='<unk>'
+    ).save_pretrained(folder / 'tokenizer')
+    return folder

@@ -23,6 +23,7 @@ from mirage_model.engine.session import (
     at_resolution,
     denoising_steps,
     target_cameras,
+    text_condition,
 )
 from mirage_model.interface import Cancelled, Candidate, CandidatesRequest, Chunk, InvalidRequest
 from mirage_model.model.checkpoint import Model
@@ -101,10 +102,11 @@ def _checked_paths(request: CandidatesRequest, session: Session, model: Model) -
     if request.batch < 1:
         raise InvalidRequest(f'batch: {request.batch} is too small, at least 1 is needed')
     denoising_steps(request.steps, model)
+    text_condition(request, model)
     paths = []
     for index, (path, seed) in enumerate(zip(request.trajectories, request.seeds, strict=True)):
         try:
-            cameras = target_cameras(session, model, path.world_from_camera, path.times)
+            cameras = target_cameras(session, model, path.world_from_camera, path.times, request.K)
         except InvalidRequest as error:
             raise InvalidRequest(f'candidate {index}: {error}') from None
         paths.append(_Path(index=index, cameras=cameras, seed=seed))
@@ -126,12 +128,13 @@ def _generate_batch(
     results: list[list[Chunk]] = [[] for _ in paths]
     if time.monotonic() >= deadline:
         return results
-    steps = denoising_steps(request.steps, model)
+    steps, text = denoising_steps(request.steps, model), text_condition(request, model)
     inputs = [session.rollout_input(session.memory.fork(), p.cameras, p.seed) for p in paths]
     generated = rollouts(
         model,
         inputs,
         steps=steps,
+        text=text,
         refine_cameras=refine_cameras,
         write_last=False,
         cancelled=lambda: cancelled() or time.monotonic() >= deadline,
@@ -139,12 +142,12 @@ def _generate_batch(
     try:
         for row, chunk in generated:
             scale = SCALES[request.resolution]
-            latency.update(scale, len(paths), steps=steps, stages=chunk.stages)
+            latency.update(scale, len(paths), steps=steps * text.calls, stages=chunk.stages)
             results[row].append(
                 to_chunk(
                     chunk,
                     model=model,
-                    request_id=request.request_id,
+                    request=request,
                     index=len(results[row]),
                     count=len(paths[row].cameras) // model.new_frames,
                     seed=paths[row].seed,

@@ -30,6 +30,7 @@ from mirage_model.engine.session import (
     denoising_steps,
     load_session,
     target_cameras,
+    text_condition,
 )
 from mirage_model.interface import (
     Candidate,
@@ -193,12 +194,16 @@ class Engine:
         self._check_ready()
         session = self._session(request.memory)
         steps = denoising_steps(request.steps, self.model)
+        text = text_condition(request, self.model)
         memory = session.memory if request.keep_in == request.memory else session.memory.fork()
-        cameras = target_cameras(session, self.model, request.world_from_camera, request.times)
+        cameras = target_cameras(
+            session, self.model, request.world_from_camera, request.times, request.K
+        )
         chunks = rollouts(
             self.model,
             [session.rollout_input(memory, cameras, request.seed)],
             steps=steps,
+            text=text,
             refine_cameras=self._refine_cameras,
             write_last=request.keep_in is not None,
             cancelled=cancelled,
@@ -206,11 +211,13 @@ class Engine:
         began = time.monotonic()
         for index, (_, generated) in enumerate(chunks):
             seconds = time.monotonic() - began
-            self._latency.update(SCALES['full'], 1, steps=steps, stages=generated.stages)
+            self._latency.update(
+                SCALES['full'], 1, steps=steps * text.calls, stages=generated.stages
+            )
             yield to_chunk(
                 generated,
                 model=self.model,
-                request_id=request.request_id,
+                request=request,
                 index=index,
                 count=len(cameras) // self.model.new_frames,
                 seed=request.seed,
@@ -249,7 +256,7 @@ class Engine:
         seconds = self._latency.predict(
             scale,
             batch,
-            steps=denoising_steps(request.steps, self.model),
+            steps=denoising_steps(request.steps, self.model) * (1 if request.guidance == 1 else 2),
             chunks=sum(math.ceil(len(path.times) / self.model.new_frames) for path in paths),
         )
         if seconds is None:
@@ -352,6 +359,8 @@ class Engine:
             if part is not None:
                 part.to(device)
         model.perception.to(device)
+        if model.prompts is not None:
+            model.prompts.to(device)
         self.model = replace(model, text=model.text.to(device))
         self._sessions = {name: session.to(device) for name, session in self._sessions.items()}
 

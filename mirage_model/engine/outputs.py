@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
-from mirage_model.interface import IMAGINED, NOTHING, OBSERVED, Chunk, CoverageScore, DepthSource
+from mirage_model.interface import (
+    IMAGINED,
+    NOTHING,
+    OBSERVED,
+    CandidatesRequest,
+    Chunk,
+    CoverageScore,
+    DepthSource,
+    ImagineRequest,
+)
 from mirage_model.memory import Memory
 from mirage_model.memory.coverage import Coverage
 from mirage_model.model.checkpoint import Model
@@ -21,7 +30,7 @@ def to_chunk(
     generated: GeneratedChunk,
     *,
     model: Model,
-    request_id: str,
+    request: ImagineRequest | CandidatesRequest,
     index: int,
     count: int,
     seed: int,
@@ -36,7 +45,7 @@ def to_chunk(
     mask[readout.observed.cpu()] = OBSERVED
     stride = model.codec.spatial_stride
     return Chunk(
-        request_id=request_id,
+        request_id=request.request_id,
         index=index,
         count=count,
         frames=to_uint8(generated.frames),
@@ -51,6 +60,7 @@ def to_chunk(
         model=model.config.name,
         seed=seed,
         seconds=seconds,
+        prompt=request.prompt,
         stages=generated.stages,
     )
 

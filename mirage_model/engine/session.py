@@ -14,12 +14,18 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, resized
 from mirage_model.engine.inputs import cameras_along, checked
-from mirage_model.interface import DepthSource, InvalidRequest
+from mirage_model.interface import (
+    CandidatesRequest,
+    DepthSource,
+    ImagineRequest,
+    InvalidRequest,
+)
 from mirage_model.memory import Memory
 from mirage_model.memory.eviction import MemoryLimits
 from mirage_model.memory.latent import LatentMemory
 from mirage_model.model.checkpoint import Model
 from mirage_model.model.rollout import RolloutInput
+from mirage_model.model.text import TextCondition
 
 SCALES = {'full': 1.0, 'half': 0.5}
 """Scale of the frames relative to the model's, by name of the resolution."""
@@ -140,14 +146,33 @@ def at_resolution(session: Session, model: Model, resolution: str) -> Session:
 
 
 def target_cameras(
-    session: Session, model: Model, world_from_camera: np.ndarray, times: np.ndarray
+    session: Session,
+    model: Model,
+    world_from_camera: np.ndarray,
+    times: np.ndarray,
+    K: np.ndarray | None,
 ) -> Cameras:
     """Return the cameras of a path on the model's device.
 
+    Args:
+        K: Intrinsics at the model's size; None takes those of the session.
+
     Raises:
-        InvalidRequest: The path is malformed or does not fill whole chunks.
+        InvalidRequest: The path is malformed or does not fill whole chunks, or K is not one of a
+            pinhole.
     """
-    cameras = cameras_along(session.camera, world_from_camera, times)
+    like = session.camera
+    if K is not None:
+        if np.shape(K) != (3, 3):
+            raise InvalidRequest(f'K: shape {np.shape(K)} is not allowed, (3, 3) is needed')
+        full = replace(
+            like,
+            K=torch.from_numpy(np.asarray(K, np.float32))[None],
+            height=model.config.height,
+            width=model.config.width,
+        )
+        like = resized(full, like.height, like.width)
+    cameras = cameras_along(like, world_from_camera, times)
     if len(cameras) % model.new_frames:
         raise InvalidRequest(
             f'world_from_camera: {len(cameras)} poses do not fill whole chunks, '
@@ -167,3 +192,33 @@ def denoising_steps(steps: int | None, model: Model) -> int:
     if not 1 <= steps <= 1000:
         raise InvalidRequest(f'steps: {steps} is not allowed, the range is 1 to 1000')
     return steps
+
+
+def text_condition(request: ImagineRequest | CandidatesRequest, model: Model) -> TextCondition:
+    """Return the text of a request.
+
+    Raises:
+        InvalidRequest: The model takes no text, a prompt cannot be embedded, or the guidance is
+            not allowed.
+    """
+    if not 1 <= request.guidance <= 100:
+        raise InvalidRequest(f'guidance: {request.guidance} is not allowed, the range is 1 to 100')
+    if request.negative_prompt and request.guidance == 1:
+        raise InvalidRequest(
+            'negative_prompt: it has no effect at guidance 1, set guidance above 1'
+        )
+    prompts = model.prompts
+    if prompts is None:
+        if request.prompt or request.guidance != 1:
+            raise InvalidRequest(
+                f'prompt: {model.config.name} takes no text, leave prompt empty and guidance at 1'
+            )
+        return TextCondition(text=model.text)
+    try:
+        text = prompts.embed(request.prompt) if request.prompt else model.text
+        if request.guidance == 1:
+            return TextCondition(text=text)
+        negative = prompts.embed(request.negative_prompt)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    return TextCondition(text=text, negative=negative, guidance=request.guidance)

@@ -1,9 +1,11 @@
 """Load and save model folders.
 
 A model folder holds ``model.json``; ``transformer/``, ``vae/`` and ``scheduler/`` in diffusers'
-layout; ``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``;
-and ``perception/`` in the layout of its library. ``resampler/`` is optional; a model of prediction
-'first_guess' may leave out the transformer and what belongs to it. Weights are safetensors only.
+layout; ``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``,
+the model's own text; and ``perception/`` in the layout of its library. ``text_encoder/`` and
+``tokenizer/`` embed the prompts of requests, and ``text/prompts/`` keeps their embeddings.
+``resampler/`` is optional; a model of prediction 'first_guess' may leave out the transformer and
+what belongs to it. Weights are safetensors only.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from mirage_model.model.lora import load_adapter
 from mirage_model.model.resampler import Resampler, load_resampler, save_resampler
 from mirage_model.model.sampler import SCHEDULERS, Scheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig
+from mirage_model.model.text import PromptEncoder
 from mirage_model.perception import Perception
 from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.embedded import EmbeddedPerception, load_network
@@ -41,6 +44,8 @@ PERCEPTIONS: dict[str, Callable[[Path], Perception]] = {
     'depth-anything': DepthAnything,
     'depth-anything-3': DepthAnything3,
 }
+PROMPTS = Path('text', 'prompts')
+"""Folder of the embeddings of requests' prompts, below a model folder."""
 _PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
@@ -120,6 +125,8 @@ class Model:
     """Hash over all weights of the folder."""
     resampler: Resampler | None = None
     """None: the memory's latents are used as they are."""
+    prompts: PromptEncoder | None = None
+    """None: the model takes no text."""
 
     @property
     def device(self) -> torch.device:
@@ -155,11 +162,12 @@ def load_model(
     folder = Path(folder)
     config = _read_folder(folder)
     codec = Codec.from_folder(folder / 'vae', device=device)
-    backbone, scheduler, text = None, None, torch.empty(0, 0)
+    backbone, scheduler, text, prompts = None, None, torch.empty(0, 0), None
     if config.prediction == 'velocity' or (folder / 'transformer').is_dir():
         backbone, text = _load_backbone(folder, dtype, config.prediction)
         backbone = backbone.to(device).eval().requires_grad_(False)
         scheduler = _load_scheduler(folder / 'scheduler' / 'scheduler_config.json')
+        prompts = PromptEncoder(folder, folder / PROMPTS, device=device, dtype=dtype)
     resampler = None
     if config.prediction == 'first_guess' or (folder / 'resampler').is_dir():
         resampler = load_resampler(folder / 'resampler').to(device)
@@ -172,6 +180,7 @@ def load_model(
         perception=_load_perception(config.perception, folder / 'perception', device),
         sha256=_sha256(folder),
         resampler=resampler,
+        prompts=prompts,
     )
     _check_sizes(model)
     return model
@@ -341,7 +350,7 @@ def _load_scheduler(path: Path) -> Scheduler:
 
 def _sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob('*.safetensors')):
+    for path in sorted(set(folder.rglob('*.safetensors')) - set((folder / PROMPTS).glob('*'))):
         digest.update(str(path.relative_to(folder)).encode())
         with path.open('rb') as file:
             digest.update(hashlib.file_digest(file, 'sha256').digest())

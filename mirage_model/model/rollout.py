@@ -19,6 +19,7 @@ from mirage_model.model.checkpoint import Model
 from mirage_model.model.resampler import read_first_guess
 from mirage_model.model.sampler import sample_chunk
 from mirage_model.model.side_branch import side_input
+from mirage_model.model.text import TextCondition
 from mirage_model.perception.pose_refinement import refine
 from mirage_model.write_filter import write_frames
 
@@ -97,6 +98,7 @@ def rollouts(
     paths: Sequence[RolloutInput],
     *,
     steps: int,
+    text: TextCondition | None = None,
     refine_cameras: bool = False,
     write_last: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
@@ -109,6 +111,7 @@ def rollouts(
 
     Args:
         steps: Denoising steps of a chunk; without effect in a model without a transformer.
+        text: Prompt and guidance of all paths; None takes the model's own text.
         refine_cameras: Write generated frames at cameras estimated from matched features instead
             of the planned ones.
         write_last: Write the last chunk of a path too.
@@ -124,6 +127,7 @@ def rollouts(
                 f'cameras: {len(path.cameras)} do not fill whole chunks, '
                 f'the count must be a multiple of {model.new_frames}'
             )
+    text = text or TextCondition(text=model.text)
     contexts = [_encode_context(model, path.frame, path.camera) for path in paths]
     for start in range(0, max(len(path.cameras) for path in paths), model.new_frames):
         stop = start + model.new_frames
@@ -147,7 +151,11 @@ def rollouts(
                 context=context,
                 latent_frames=side.shape[2],
                 side=side,
-                text=model.text[None].expand(len(active), -1, -1),
+                text=text.text.expand(len(active), -1, -1),
+                negative=None
+                if text.negative is None
+                else text.negative.expand(len(active), -1, -1),
+                guidance=text.guidance,
                 steps=steps,
                 generator=[paths[i].generator for i in active],
                 cancelled=cancelled,

@@ -35,6 +35,8 @@ def sample_chunk(
     latent_frames: int,
     side: Float[Tensor, 'b s k h w'] | None,
     text: Float[Tensor, 'b words dim'],
+    negative: Float[Tensor, 'b words dim'] | None = None,
+    guidance: float = 1.0,
     steps: int,
     generator: torch.Generator | Sequence[torch.Generator],
     cancelled: Callable[[], bool] = lambda: False,
@@ -49,6 +51,8 @@ def sample_chunk(
         context: Clean latents.
         latent_frames: Latent frames of the chunk, context included.
         side: Input of the side branch; None leaves the side branch out.
+        negative: Embedding that classifier-free guidance leads away from; None computes none.
+        guidance: Weight of the velocity of ``text`` over that of ``negative``.
         generator: One generator for the batch, or one for each item. An item's noise depends on
             its own generator alone.
         cancelled: Polled before each step.
@@ -82,7 +86,10 @@ def sample_chunk(
             raise Cancelled
         timesteps = timestep.float().expand(b, latent_frames).clone()
         timesteps[:, :context_frames] = 0
-        velocity = backbone(torch.cat([context, target], dim=2), timesteps, text, side)
+        noisy = torch.cat([context, target], dim=2)
+        velocity = backbone(noisy, timesteps, text, side)
+        if negative is not None:
+            velocity = torch.lerp(backbone(noisy, timesteps, negative, side), velocity, guidance)
         target = scheduler.step(
             velocity[:, :, context_frames:], timestep, target, return_dict=False
         )[0]

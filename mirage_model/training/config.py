@@ -475,4 +475,6 @@ class TextConfig:
     prompt: str
     """Prompt to embed."""
     model: Path
-    """Model folder in which text/embedding.safetensors is written."""
+    """Model folder; it keeps the embedding for requests with this prompt."""
+    own: bool = True
+    """Make the prompt the model's own text too, which requests without a prompt take."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mirage_model.io import written_whole
-from mirage_model.model.text import embed
+from mirage_model.model.checkpoint import PROMPTS
+from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import TextConfig
 
 
@@ -19,12 +18,7 @@ def main(config: TextConfig) -> int:
     Raises:
         ValueError: The encoder's embeddings do not fit the model's transformer.
     """
-    path = config.model / 'text' / 'embedding.safetensors'
-    metadata = {'prompt': config.prompt, 'encoder': config.encoder.resolve().name}
-    if _metadata(path) == metadata:
-        print(f'{path} holds this prompt already')
-        return 0
-    embedding = embed(config.encoder, config.prompt).contiguous()
+    embedding = PromptEncoder(config.encoder, config.model / PROMPTS).embed(config.prompt)
     transformer = config.model / 'transformer' / 'config.json'
     if transformer.is_file():
         channels = json.loads(transformer.read_text())['text_dim']
@@ -33,17 +27,10 @@ def main(config: TextConfig) -> int:
                 f'encoder: its embeddings have {embedding.shape[1]} channels, '
                 f'{config.model} needs {channels}'
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        save_file({'embedding': embedding}, part, metadata=metadata)
-    print(f'wrote {path}')
+    print(f'embedded {config.prompt!r}: {config.model / PROMPTS}')
+    if config.own:
+        path = config.model / 'text' / 'embedding.safetensors'
+        with written_whole(path) as part:
+            save_file({'embedding': embedding}, part, metadata={'prompt': config.prompt})
+        print(f'wrote {path}')
     return 0
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; empty if the file is missing or damaged."""
-    try:
-        with safe_open(path, framework='pt') as file:
-            return file.metadata() or {}
-    except (FileNotFoundError, SafetensorError):
-        return {}

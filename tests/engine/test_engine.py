@@ -14,6 +14,7 @@ from mirage_model.interface import (
     NOTHING,
     OBSERVED,
     Cancelled,
+    CandidatesRequest,
     CoverageScore,
     ImagineRequest,
     InvalidRequest,
@@ -284,3 +285,48 @@ def test_engine_in_another_process_gives_equal_chunks(engine, folder):
         assert np.array_equal(received.visibility, chunk.visibility)
     process.join(timeout=60)
     assert process.exitcode == 0
+
+
+def test_intrinsics_of_the_seed_are_the_default(engine):
+    engine.seed(view())
+    plain = [chunk.frames for chunk in engine.imagine(request())]
+    given = [chunk.frames for chunk in engine.imagine(request(K=K))]
+    assert all(np.array_equal(a, b) for a, b in zip(plain, given, strict=True))
+
+
+@pytest.mark.parametrize(('zoom', 'share'), [(0.5, 0.25), (2.0, 1.0)])
+def test_memory_is_read_with_the_intrinsics_of_the_request(engine, zoom, share):
+    """At half the focal length the seed fills a quarter of the view, at twice all of it."""
+    engine.seed(view())
+    zoomed = K.copy()
+    zoomed[:2, :2] *= zoom
+    here = np.tile(np.eye(4), (8, 1, 1))
+    (chunk,) = engine.imagine(request(K=zoomed, world_from_camera=here))
+    np.testing.assert_allclose(chunk.K, zoomed, atol=1e-5)
+    np.testing.assert_allclose(chunk.observed, share, atol=0.1)
+
+
+def test_intrinsics_of_a_request_are_scaled_with_its_resolution():
+    engine = Engine.from_folder()
+    about = engine.describe()
+    full = np.array([[200.0, 0, about.width / 2 - 0.5], [0, 210.0, 47.5], [0, 0, 1]])
+    engine.seed(view())
+    path = request(about.new_frames_per_chunk)
+    asked = CandidatesRequest(
+        request_id='c',
+        trajectories=(Trajectory(world_from_camera=path.world_from_camera, times=path.times),),
+        seeds=(0,),
+        K=full,
+        resolution='half',
+        steps=1,
+    )
+    (candidate,) = engine.imagine_candidates(asked)
+    half = [[100.0, 0, about.width / 4 - 0.5], [0, 105.0, 23.5], [0, 0, 1]]
+    np.testing.assert_allclose(candidate.chunks[0].K, half, atol=1e-4)
+
+
+@pytest.mark.parametrize('wrong', [np.eye(4), -K, K * np.nan])
+def test_intrinsics_that_are_no_pinhole_are_rejected(engine, wrong):
+    engine.seed(view())
+    with pytest.raises(InvalidRequest, match='K'):
+        next(engine.imagine(request(K=wrong)))

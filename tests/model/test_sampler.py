@@ -72,3 +72,36 @@ def test_cancel_takes_effect_between_two_steps():
 def test_invalid_counts_are_rejected(changes):
     with pytest.raises(ValueError):
         sample(**changes)
+
+
+@pytest.mark.parametrize('guidance', [1.0, 4.5])
+def test_guidance_equals_its_formula_in_each_step(guidance):
+    """v = v(negative) + guidance (v(prompt) - v(negative)), as classifier-free guidance has it."""
+    generator = torch.Generator().manual_seed(3)
+    prompt, negative = torch.randn(2, 1, 5, 8, generator=generator)
+    backbone = small_backbone().eval()
+
+    def guided(latents, times, text, side):
+        unguided = backbone(latents, times, negative, side)
+        return unguided + guidance * (backbone(latents, times, text, side) - unguided)
+
+    arguments = {
+        'context': torch.ones(1, CHANNELS, 1, 4, 6),
+        'latent_frames': 3,
+        'side': None,
+        'text': prompt,
+        'steps': 3,
+    }
+    seed = torch.Generator().manual_seed
+    expected = sample_chunk(guided, tiny_scheduler(), generator=seed(0), **arguments)
+    result = sample_chunk(
+        backbone,
+        tiny_scheduler(),
+        generator=seed(0),
+        negative=negative,
+        guidance=guidance,
+        **arguments,
+    )
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+    plain = sample_chunk(backbone, tiny_scheduler(), generator=seed(0), **arguments)
+    assert torch.allclose(plain, result, atol=1e-5) == (guidance == 1)
