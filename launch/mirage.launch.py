@@ -48,8 +48,6 @@ TOPICS = (
     'imagine',
     'imagine_candidates',
 )
-TRANSPORTS = {'image': 'compressed', 'depth': 'compressedDepth'}
-"""Transports whose topics are below those of the raw images."""
 
 
 def name_of(topic: str) -> str:
@@ -71,10 +69,6 @@ def generate_launch_description() -> LaunchDescription:
         for topic in TOPICS
     ]
     remappings = [(topic, LaunchConfiguration(name_of(topic))) for topic in TOPICS]
-    remappings += [
-        (f'{topic}/{transport}', [LaunchConfiguration(topic), f'/{transport}'])
-        for topic, transport in TRANSPORTS.items()
-    ]
     profile = SetEnvironmentVariable(
         'FASTRTPS_DEFAULT_PROFILES_FILE', LaunchConfiguration('dds_profile')
     )

@@ -14,11 +14,10 @@ import sys
 import textwrap
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional
 import yaml
 
 from mirage_model.extras import explain
+from mirage_model.io import check_output, sentence
 
 Config = TypeVar('Config')
 
@@ -176,6 +175,10 @@ COMMANDS = {
 }
 
 
+OUTPUTS = ('out', 'run', 'save_clips')
+"""Fields of configurations that name a file or a folder to write; checked before any work."""
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -194,6 +197,9 @@ def run(command: Command, words: Sequence[str], *, prog: str) -> int:
     """Run one command; return its exit status as `main` does."""
     try:
         config = parse(_load(command.config), words, prog=prog)
+        for name in OUTPUTS:
+            if isinstance(path := getattr(config, name, None), Path):
+                check_output(path, name)
         return _load(command.function)(config)
     except KeyboardInterrupt:
         print(f'{prog}: interrupted', file=sys.stderr)
@@ -202,7 +208,7 @@ def run(command: Command, words: Sequence[str], *, prog: str) -> int:
         print(f'{prog}: {explain(error)}', file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        print(f'{prog}: {error}', file=sys.stderr)
+        print(f'{prog}: {sentence(error)}', file=sys.stderr)
         return 1
 
 
@@ -213,6 +219,8 @@ def parse(cls: type[Config], words: Sequence[str], *, prog: str) -> Config:
     in YAML: ``--seeds '[0, 1]'``. Ends the program with 2 for an unknown or a wrong option.
     Raises ValueError for a file that cannot be used.
     """
+    import tyro  # here, so that an interrupt while it is imported ends in a sentence too
+
     path, given = _take_config(list(words), prog=prog)
     from_file = [] if path is None else _options(path, _read(path), _names(cls))
     description = (
@@ -281,6 +289,8 @@ def _read(path: Path) -> Mapping[str, object]:
 
 def _names(cls: type, prefix: str = '') -> set[str]:
     """Return the names of all options; those of a part have its name and a dot before them."""
+    from tyro.conf import OmitArgPrefixes, Positional
+
     names = set()
     for name, hint in get_type_hints(cls, include_extras=True).items():
         markers = getattr(hint, '__metadata__', ())

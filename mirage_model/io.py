@@ -1,5 +1,5 @@
-"""Write files whole or not at all, read and write strict JSON, and check that a run is resumed
-unchanged."""
+"""Write files whole or not at all, read and write strict JSON, check that a run is resumed
+unchanged, and put an error into a sentence."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import math
 import os
 from pathlib import Path
 import shutil
+
+FILES = ('.csv', '.html', '.json', '.png', '.rrd', '.safetensors', '.yaml')
+"""Suffixes of the files that commands write."""
 
 
 @contextmanager
@@ -25,6 +28,40 @@ def written_whole(path: Path) -> Iterator[Path]:
     if path.is_dir():
         shutil.rmtree(path)
     os.replace(part, path)
+
+
+def check_output(path: Path, name: str) -> None:
+    """Raise ValueError where nothing could be written at a path; nothing is created.
+
+    A path with the suffix of a file is one, others are folders.
+    """
+    is_file = path.suffix in FILES
+    if path.exists() and path.is_dir() == is_file:
+        kinds = ('a folder, name a file') if is_file else ('a file, name a folder')
+        raise ValueError(f'{name}: {path} is {kinds}')
+    place = path if path.is_dir() else path.parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f'{name}: {path} lies below {place}, which is a file, name a folder')
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f'{name}: {place} cannot be written to, name another place')
+
+
+def shortened(text: str, length: int = 1000) -> str:
+    """Return a text with the middle left out where it is longer than ``length`` characters."""
+    if len(text) <= length:
+        return text
+    left_out = len(text) - length
+    return f'{text[: length // 2]} [{left_out} characters left out] {text[-(length // 2) :]}'
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error's text in one line, with the file and the system's reason of an OSError."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f'{error.filename}: {error.strerror}'
+    return shortened(' '.join(text.split()) or type(error).__name__)
 
 
 def remove_folder(folder: Path) -> None:

@@ -16,9 +16,10 @@ from mirage_model.interface import ModelInfo
 from mirage_model.messages.poses import seconds
 from mirage_ros.convert import stamp
 from mirage_ros.diagnostics import NodeMetrics
+from mirage_ros.input_monitor import InputMonitor
 from mirage_ros.memory_names import MemoryNames
-from mirage_ros.parameters import declare
-from mirage_ros.sensor_sync import SensorSync
+from mirage_ros.parameters import declare, unknown_parameters
+from mirage_ros.sensor_sync import CameraImages, MissingInput, SensorSync
 from mirage_ros.throttled_log import ThrottledLog
 from mirage_ros.trajectory import CameraFrames
 from mirage_ros.transforms import TransformListener
@@ -29,20 +30,27 @@ class NodeContext(Node):
     worker while active."""
 
     def __init__(self) -> None:
+        self.inputs = InputMonitor(self)  # rclpy subscribes to /clock while it is initialised
         super().__init__('mirage')
         self._model_info: ModelInfo | None = None
         self._worker: Worker | None = None
         self.parameters = parameters = declare(self)
+        for text in unknown_parameters(self):
+            self.get_logger().warning(text)
         self.memories = MemoryNames(max_memories=parameters.limits.max_memories)
         self.metrics = NodeMetrics()
         self.throttled_log = ThrottledLog(self.metrics)
-        self.frames = CameraFrames(
-            parameters, TransformListener(self, parameters, self._log_rejected)
+        transforms = TransformListener(
+            self, parameters, on_bad=self._log_rejected, warn=self.log_warning
         )
+        for name, subscription in transforms.needed.items():
+            self.inputs.add(name, subscription)
+        self.frames = CameraFrames(parameters, transforms)
         self.sensors = SensorSync(
             use_depth=parameters.sensors.use_depth,
             tolerance=parameters.sensors.stamp_tolerance,
             max_pixels=parameters.limits.max_pixels,
+            warn=self.log_warning,
         )
 
     def create_subscription(
@@ -55,17 +63,34 @@ class NodeContext(Node):
     ) -> Subscription:
         """Create a subscription that logs a callback's error instead of ending the executor.
 
+
         A time on /clock that does not fit into a stamp is rejected too, because rclpy raises when
         it uses it.
         """
 
+        name = self.resolve_topic_name(topic)
+
         def logged(message: Any) -> None:
+            self.inputs.heard(name)
             with self.logging_errors(topic.removeprefix('/')):
                 if topic == CLOCK_TOPIC:
                     stamp(seconds(message.clock))
                 callback(message)
 
-        return super().create_subscription(msg_type, topic, logged, *arguments, **keywords)
+        subscription = super().create_subscription(msg_type, topic, logged, *arguments, **keywords)
+        if topic == CLOCK_TOPIC:
+            self.inputs.add('clock', subscription)
+        return subscription
+
+    def newest_images(self) -> CameraImages:
+        """Return the newest complete set of the sensors.
+
+        Raises ValueError; where nothing came on a topic, it says who publishes what.
+        """
+        try:
+            return self.sensors.newest()
+        except MissingInput as error:
+            raise ValueError(f'{error}; {self.inputs.describe(error.input)}') from None
 
     @property
     def worker(self) -> Worker:
@@ -110,6 +135,11 @@ class NodeContext(Node):
         """Count an error by its reason and log it, throttled."""
         if line := self.throttled_log.line(text, details):
             self.get_logger().error(line)
+
+    def log_warning(self, text: str) -> None:
+        """Count a warning by its reason and log it, throttled."""
+        if line := self.throttled_log.line(text):
+            self.get_logger().warning(line)
 
     def _log_rejected(self, what: str, error: ValueError) -> None:
         self.metrics.count('messages rejected')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 import threading
 import time
@@ -85,9 +85,13 @@ def diagnostics(
     waiting: int,
     stats: MemoryStats | None,
     device_bytes: int,
+    silent: Sequence[str] = (),
 ) -> DiagnosticArray:
     """Return a message with one status, whose level follows the thresholds of the parameters; the
-    stamp is not set."""
+    stamp is not set.
+
+    ``silent`` names the inputs on which nothing comes.
+    """
     latencies = metrics.latencies()
     values: dict[str, object] = {'state': state, 'device': parameters.model.device}
     if engine is not None:
@@ -100,7 +104,9 @@ def diagnostics(
     if stats is not None:
         values |= {'memory points': stats.points, 'memory bytes': stats.nbytes}
     values |= metrics.counts
-    level, reason = _level(parameters, latencies.get('chunk', (0.0, 0.0))[1], waiting, stats)
+    values['silent inputs'] = ', '.join(silent) or 'none'
+    chunk_seconds = latencies.get('chunk', (0.0, 0.0))[1]
+    level, reason = _level(parameters, chunk_seconds, waiting, stats, silent)
     status = DiagnosticStatus(
         level=level,
         name=f'{name}: imagination',
@@ -112,7 +118,11 @@ def diagnostics(
 
 
 def _level(
-    parameters: NodeParameters, chunk_seconds: float, waiting: int, stats: MemoryStats | None
+    parameters: NodeParameters,
+    chunk_seconds: float,
+    waiting: int,
+    stats: MemoryStats | None,
+    silent: Sequence[str],
 ) -> tuple[bytes, str]:
     points, nbytes = (stats.points, stats.nbytes) if stats else (0, 0)
     over = lambda value, limit: 0 < limit < value  # noqa: E731
@@ -129,6 +139,7 @@ def _level(
             f'a chunk takes {chunk_seconds:.1f} s',
         ),
         (over(points, parameters.diagnostics.warn_points), f'the memory holds {points} points'),
+        (bool(silent), f'nothing comes on {", ".join(silent)}'),
         (waiting >= parameters.limits.queue_size, f'{waiting} requests are waiting'),
     ]
     for level, checks in ((DiagnosticStatus.ERROR, errors), (DiagnosticStatus.WARN, warnings)):

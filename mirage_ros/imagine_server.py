@@ -62,6 +62,7 @@ class ImagineServer:
                     speed=parameters.path.speed,
                     turn_rate=parameters.path.turn_rate,
                     max_poses=parameters.limits.max_poses,
+                    warn=self._node.log_warning,
                 )
             )
 

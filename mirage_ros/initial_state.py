@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import time as clock
 
 from jaxtyping import Float64
 import numpy as np
@@ -16,9 +17,12 @@ from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
 from mirage_ros.convert import AnyImage
-from mirage_ros.memory_names import DRIVEN
+from mirage_ros.memory_names import DRIVEN, Arrival
 from mirage_ros.sensor_sync import CameraImages
 from mirage_ros.trajectory import PlannedPath, frames_along
+
+SAME_CLOCK = 86_400.0
+"""Largest difference of two stamps of one clock [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,12 @@ def attached_images(
         return None
     if planned.camera_info is None:
         raise ValueError('seed_image: needs trajectory.camera_info')
-    return images[0], planned.camera_info, depths[0] if depths else None
+    return CameraImages(
+        image=images[0],
+        camera_info=planned.camera_info,
+        depth=depths[0] if depths else None,
+        arrival=Arrival(seconds(images[0].header.stamp), clock.monotonic()),
+    )
 
 
 def initial_state(
@@ -67,31 +76,42 @@ def initial_state(
 
     Raises:
         ValueError: The request names images and a memory, or a memory, an image or a transform is
-            missing, or a path is too short or too long.
+            missing, or what the node chose to start from is older than ``request.max_age``, or a
+            path is too short or too long.
     """
     if images is not None and memory:
         raise ValueError(f"memory: '{memory}' is given with seed_image, use one of them")
     driven = node.parameters.memory.start_from_driven and node.memories.find(DRIVEN)
     if images is None and (memory or driven):
+        record = node.memories.get(memory or DRIVEN)
+        if not memory and record.newest is not None:
+            _check_age(node, paths[0], "memory 'driven': its newest image", record.newest)
         memory = memory or DRIVEN
-        camera_frame = node.memories.get(memory).camera_frame or node.sensors.camera_frame
+        camera_frame = record.camera_frame or node.sensors.camera_frame
         cameras = [camera_path(node, planned, camera_frame) for planned in paths]
         return _with_frames(
-            node, paths, cameras, memory=memory, observation=None, camera_frame=camera_frame
+            node,
+            paths,
+            cameras,
+            request_id=request_id,
+            memory=memory,
+            observation=None,
+            camera_frame=camera_frame,
         )
     if images is None:
-        images = node.sensors.newest()
+        images = node.newest_images()
+        _check_age(node, paths[0], 'image: the newest', images.arrival)
         for planned in paths:
             if planned.camera_info is not None:
-                convert.check_same_camera(planned.camera_info, images[1])
-    image, camera_info, depth = images
+                convert.check_same_camera(planned.camera_info, images.camera_info)
+    image, camera_info = images.image, images.camera_info
     camera_frame = camera_info.header.frame_id
     cameras = [camera_path(node, planned, camera_frame) for planned in paths]
     world_from_image = _world_from_image(node, paths[0], image, camera_frame)
     observation = convert.observation_from_messages(
         image,
         camera_info,
-        depth,
+        images.depth,
         world_from_camera=cameras[0][0] if world_from_image is None else world_from_image,
         max_pixels=node.parameters.limits.max_pixels,
     )
@@ -99,11 +119,47 @@ def initial_state(
         node,
         paths,
         cameras,
+        request_id=request_id,
         memory=f'request {request_id}',
         observation=observation,
         camera_frame=camera_frame,
         skip_first=world_from_image is None,
     )
+
+
+def _check_age(node: NodeContext, planned: PlannedPath, what: str, newest: Arrival) -> None:
+    """Raise ValueError where an image is older than ``request.max_age``.
+
+    Its age is that by the node's clock. A stamp that is further than `SAME_CLOCK` from it is of
+    another clock, as that of a recording is: then the time since the image was received counts.
+    """
+    limit = node.parameters.request.max_age
+    if not limit:
+        return
+    what, now = (
+        f'{what} has the stamp {newest.stamp:.3f}',
+        node.get_clock().now().nanoseconds / 1e9,
+    )
+    age = now - newest.stamp
+    text = f"{age:.1f} s before the node's clock, {now:.3f}"
+    if abs(age) > SAME_CLOCK:
+        age = clock.monotonic() - newest.received
+        text = f"received {age:.1f} s ago; the node's clock is {now:.3f}"
+        node.log_warning(
+            f"{what}, the node's clock is {now:.3f}: these are different clocks, so its age is "
+            'counted from when it was received'
+        )
+    if age > limit:
+        raise ValueError(
+            f'{what}, {text}; request.max_age is {limit:g} s (a recording needs its clock and '
+            'use_sim_time, or request.max_age 0.0)'
+        )
+    begins = planned.frame_time or newest.stamp
+    if limit < begins - newest.stamp <= SAME_CLOCK:
+        node.log_warning(
+            f"{what}, request '{planned.request_id}' has {begins:.3f}, which is "
+            f'{begins - newest.stamp:.1f} s later: it is imagined from that old image'
+        )
 
 
 def camera_path(
@@ -138,6 +194,7 @@ def _with_frames(
     paths: Sequence[PlannedPath],
     cameras: Sequence[Float64[np.ndarray, 'n 4 4']],
     *,
+    request_id: str,
     memory: str,
     observation: Observation | None,
     camera_frame: str,
@@ -153,10 +210,21 @@ def _with_frames(
         )
         for planned, world_from_camera in zip(paths, cameras)
     ]
-    return InitialState(
+    start = InitialState(
         memory=memory,
         observation=observation,
         camera_frame=camera_frame,
         trajectories=tuple(pad_to_chunks(trajectory, node.engine) for trajectory in frames),
         wanted=tuple(len(trajectory.times) for trajectory in frames),
     )
+    length = node.engine.new_frames_per_chunk
+    chunks = sum(len(trajectory.times) // length for trajectory in start.trajectories)
+    source = f"memory '{memory}'"
+    if observation is not None:
+        source = f'the image of {observation.time:.3f}'
+    along = f' along {len(paths)} paths' if len(paths) > 1 else ''
+    node.get_logger().info(
+        f"request '{request_id}' from {source}: {sum(start.wanted)} frames{along}, which take "
+        f'{chunks} chunks of {length}'
+    )
+    return start

@@ -6,11 +6,21 @@ from collections import Counter
 from dataclasses import dataclass
 import re
 import threading
+from typing import NamedTuple
 
 DRIVEN = 'driven'
 """Name of the memory that observations are written to."""
 
 _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}')
+
+
+class Arrival(NamedTuple):
+    """When an image was taken and when it was received."""
+
+    stamp: float
+    """Stamp of the image [s]."""
+    received: float
+    """Time by the monotonic clock [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +35,8 @@ class MemoryRecord:
     """Frame id of its camera; empty for a loaded memory, which takes the camera of the newest
     camera_info."""
     loaded: bool = False
+    newest: Arrival | None = None
+    """The newest image that the memory covers; None if it is not written while driving."""
 
 
 class MemoryNames:

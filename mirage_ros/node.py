@@ -13,7 +13,8 @@ from typing import Any, cast
 from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.exceptions import ParameterException
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
@@ -22,8 +23,10 @@ from rclpy.signals import SignalHandlerOptions
 
 from mirage_model.engine.worker import SHUTTING_DOWN, Worker
 from mirage_model.interface import EngineProtocol
+from mirage_model.io import sentence
 from mirage_ros.action_server import Goals
 from mirage_ros.candidates_server import CandidatesServer
+from mirage_ros.command_line import check_call
 from mirage_ros.context import NodeContext
 from mirage_ros.diagnostics import diagnostics
 from mirage_ros.imagine_server import ImagineServer
@@ -86,6 +89,14 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             self._report,
             callback_group=MutuallyExclusiveCallbackGroup(),
         )
+        # by the steady clock: simulated time may be what does not come
+        self._patience = self.create_timer(
+            self.parameters.startup_patience,
+            self._name_silent_inputs,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+            autostart=False,
+        )
         # so that get_state answers during a transition
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         change = self._service_change_state.callback
@@ -99,14 +110,22 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once, so that the first request is as fast as the tenth."""
+        model, began = self.parameters.model, time.monotonic()
+        self.get_logger().info(
+            f'loading {model.folder or "mirage-tiny"}; it then runs once on {model.device}, which '
+            'may take half a minute'
+        )
         try:
             self._loaded = self._load(self.parameters)
+            loaded = time.monotonic()
+            self.get_logger().info(f'loaded in {loaded - began:.1f} s, runs once')
             self._loaded.warm()
         except (ValueError, ImportError, OSError, RuntimeError) as error:
             # for a model, a device or a parameter that is not valid
             self._loaded = None
-            self.get_logger().fatal(' '.join(str(error).split()))
+            self.get_logger().fatal(sentence(error))
             return FAILURE
+        self.get_logger().info(f'ran once in {time.monotonic() - loaded:.1f} s')
         self._warm = True
         self._model_info = self._loaded.describe()
         return SUCCESS
@@ -117,10 +136,11 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             if not self._warm:
                 self._loaded.warm()
         except (OSError, RuntimeError) as error:
-            self.get_logger().error(' '.join(str(error).split()))
+            self.get_logger().error(sentence(error))
             return FAILURE
         self._warm = True
         self._worker = Worker(self._loaded, queue_size=self.parameters.limits.queue_size)
+        self._patience.reset()
         about = self._model_info
         self.get_logger().info(
             f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at '
@@ -186,6 +206,16 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         # holds the DDS participant and has no destroy()
         del self._state_machine
 
+    def _name_silent_inputs(self) -> None:
+        """Log, once, the inputs on which nothing has come yet."""
+        self._patience.cancel()
+        with self.logging_errors('inputs'):
+            for name in self.inputs.silent():
+                self.get_logger().warning(
+                    f'{name}: nothing came in {self.parameters.startup_patience:g} s; '
+                    f'{self.inputs.describe(name)}'
+                )
+
     def _report(self) -> None:
         if not self._diagnostics.get_subscription_count():
             return
@@ -208,6 +238,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
                 waiting=worker.waiting if worker else 0,
                 stats=stats,
                 device_bytes=nbytes,
+                silent=self.inputs.silent(self.parameters.startup_patience),
             )
             message.header.stamp = self.get_clock().now().to_msg()
             self._diagnostics.publish(message)
@@ -216,11 +247,10 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
 def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
     """Run until SIGINT or SIGTERM, then end all requests.
 
-    Return the exit code, 1 if the executor ended by itself.
+    Return the exit status, 1 for a parameter or a model that cannot be used, and if the executor
+    ended by itself. Ends the program with 2 for a wrong call.
     """
-    if {'-h', '--help'} & set(sys.argv[1:]):
-        print(USAGE)
-        return 0
+    check_call('mirage_node', USAGE)
     stop = threading.Event()
     stop_requested = loading = False
 
@@ -247,8 +277,8 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
     try:
         try:
             node = MirageNode(load_interruptibly)
-        except (ValueError, ParameterException) as error:
-            get_logger('mirage').fatal(' '.join(str(error).split()))
+        except (ValueError, ParameterException, NameValidationException) as error:
+            get_logger('mirage').fatal(sentence(error))
             return 1
         return _serve(node, stop, stopped=lambda: stop_requested)
     finally:

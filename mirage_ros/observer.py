@@ -3,7 +3,9 @@ odometry."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 import threading
 from typing import Any
 
@@ -22,6 +24,11 @@ from mirage_ros.context import NodeContext
 from mirage_ros.memory_names import DRIVEN, MemoryRecord
 from mirage_ros.parameters import reliability
 from mirage_ros.sensor_sync import AnyImage
+
+TRANSPORTS = {'image': 'compressed', 'depth': 'compressedDepth'}
+"""Transports of compressed images, by topic."""
+DROPS_TO_LOG = 3
+"""Images in a row without a partner that are logged; one alone may be ahead of its depth."""
 
 
 class Observer:
@@ -46,6 +53,7 @@ class Observer:
         self._received = 0
         self._received_lock = threading.Lock()
         self._last_time = -np.inf
+        self._dropped_in_a_row = 0
         self._world_from_odom: np.ndarray | None = None
         self._busy: Future | None = None
         qos = QoSProfile(
@@ -54,11 +62,15 @@ class Observer:
         )
         raw = parameters.sensors.transport == 'raw'
         kind = Image if raw else CompressedImage
-        image, depth = ('image', 'depth') if raw else ('image/compressed', 'depth/compressedDepth')
-        node.create_subscription(kind, image, self._on_image, qos)
-        node.create_subscription(CameraInfo, 'camera_info', node.sensors.add_camera_info, qos)
+        inputs: dict[str, tuple[type, str, Callable]] = {
+            'image': (kind, transport_topic(node, 'image', raw=raw), self._on_image),
+            'camera_info': (CameraInfo, 'camera_info', node.sensors.add_camera_info),
+        }
         if parameters.sensors.use_depth:
-            node.create_subscription(kind, depth, node.sensors.add_depth, qos)
+            depth = transport_topic(node, 'depth', raw=raw)
+            inputs['depth'] = (kind, depth, node.sensors.add_depth)
+        for name, (message, topic, callback) in inputs.items():
+            node.inputs.add(name, node.create_subscription(message, topic, callback, qos))
         group = MutuallyExclusiveCallbackGroup()
         node.create_service(Trigger, 'pause_observing', self._pause, callback_group=group)
         node.create_service(Trigger, 'resume_observing', self._resume, callback_group=group)
@@ -97,23 +109,30 @@ class Observer:
         with node.logging_errors('observation'):
             self._observe()
 
+    def _drop(self, reason: str, text: str) -> None:
+        self._node.metrics.count(f'images dropped: {reason}')
+        self._dropped_in_a_row += 1
+        if self._dropped_in_a_row >= DROPS_TO_LOG:
+            self._node.log_warning(f'image not observed: {text}')
+
     def _observe(self) -> None:
         node = self._node
         try:
-            image, camera_info, depth = node.sensors.newest()
-        except ValueError:
-            node.metrics.count('images dropped: incomplete')
+            images = node.newest_images()
+        except ValueError as error:
+            self._drop('incomplete', str(error))
             return
+        image = images.image
         time, camera_frame = seconds(image.header.stamp), image.header.frame_id
         if time == self._last_time:
-            node.metrics.count('images dropped: incomplete')
+            self._drop('repeated', f'the newest complete one has the stamp {time:.3f} again')
             return
-        self._last_time = time
+        self._last_time, self._dropped_in_a_row = time, 0
         try:
             world_from_camera = node.frames.world_from_camera(camera_frame, time)
         except ValueError as error:
             node.metrics.count('images dropped: no pose')
-            node.get_logger().warning(f'image not observed: {error}', throttle_duration_sec=5.0)
+            node.log_warning(f'image not observed: {error}')
             return
         self._follow_jump(time, world_from_camera)
 
@@ -132,23 +151,27 @@ class Observer:
             )
             if record and not decision.keyframe:
                 node.metrics.count(f'images dropped: {decision.reason}')
+                self._remember(replace(record, newest=images.arrival))
                 return
             with node.metrics.timing('observe'):
                 observation = convert.observation_from_messages(
                     image,
-                    camera_info,
-                    depth,
+                    images.camera_info,
+                    images.depth,
                     world_from_camera=world_from_camera,
                     max_pixels=node.parameters.limits.max_pixels,
                 )
                 (engine.observe if record else engine.seed)(observation, memory=DRIVEN)
-            self._record = MemoryRecord(camera_frame=camera_frame)
-            node.memories.add(DRIVEN, self._record)
+            self._remember(MemoryRecord(camera_frame=camera_frame, newest=images.arrival))
             self._keyframes.accept(world_from_camera, time)
             node.metrics.count('images observed')
 
         self._busy = node.worker.call(task)
         self._busy.add_done_callback(self._done)
+
+    def _remember(self, record: MemoryRecord) -> None:
+        self._record = record
+        self._node.memories.add(DRIVEN, record)
 
     def _done(self, future: Future) -> None:
         with self._node.logging_errors('observation'):
@@ -203,6 +226,20 @@ class Observer:
         done = {'reanchor': 're-anchored', 'reset': 'deleted', 'ignore': 'unchanged'}[action]
         unchanged = f'; unchanged because loaded: {", ".join(loaded)}' if loaded else ''
         node.get_logger().warning(f'{jump}: {done}: {", ".join(driven) or "no memory"}{unchanged}')
+
+
+def transport_topic(node: NodeContext, name: str, *, raw: bool) -> str:
+    """Return the topic of an image: its own, or the compressed one below its remapped name.
+
+    A remapping of the compressed name itself goes first.
+    """
+    if raw:
+        return name
+    compressed = f'{name}/{TRANSPORTS[name]}'
+    expanded = node.resolve_topic_name(compressed, only_expand=True)
+    if node.resolve_topic_name(compressed) != expanded:
+        return compressed
+    return f'{node.resolve_topic_name(name)}/{TRANSPORTS[name]}'
 
 
 def _keeps(request: ImagineRequest | CandidatesRequest) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 import textwrap
 from typing import Any
 
@@ -78,7 +79,7 @@ class TfParameters:
         30.0, 'Time for which transforms are kept [s].', low=1.0, high=3600.0
     )
     wait: float = parameter(
-        0.2, 'Time that a lookup waits for a transform that is late [s].', low=0.0, high=5.0
+        2.5, 'Time that a lookup waits for a transform that is late [s].', low=0.0, high=10.0
     )
 
 
@@ -96,9 +97,8 @@ class PathParameters:
 class SensorParameters:
     transport: str = parameter(
         'raw',
-        'Transport of image and depth; compressed subscribes to image/compressed (JPEG or PNG) '
-        'and '
-        'depth/compressedDepth (PNG).',
+        'Transport of image and depth; compressed appends /compressed (JPEG or PNG) to the name '
+        'of image and /compressedDepth (PNG) to that of depth.',
         among=('raw', 'compressed'),
     )
     use_depth: bool = parameter(True, 'Require a depth image with the stamp of the image.')
@@ -222,6 +222,13 @@ class RequestParameters:
         'Let a trajectory or path on a topic end the older ones of its client. Goals have a field '
         'for that.',
     )
+    max_age: float = parameter(
+        30.0,
+        "Largest age of the newest image, or of the newest observation in the memory 'driven', "
+        'that a request may start from by default [s]; 0 for no limit.',
+        low=0.0,
+        high=1e9,
+    )
     seed: int = parameter(0, 'Random seed of requests that come by topic.')
     steps: int = parameter(
         0,
@@ -299,6 +306,18 @@ class SensorQosParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoseQosParameters:
+    reliability: str = parameter(
+        'best_effort',
+        'Reliability of the subscription to odometry or pose; best_effort matches all publishers.',
+        among=('best_effort', 'reliable'),
+    )
+    depth: int = parameter(
+        100, 'Queue depth of the subscription to odometry or pose.', low=1, high=1000
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImaginedQosParameters:
     reliability: str = parameter(
         'reliable',
@@ -317,6 +336,7 @@ class ImaginedQosParameters:
 @dataclass(frozen=True, kw_only=True)
 class QosParameters:
     sensor: SensorQosParameters = field(default_factory=SensorQosParameters)
+    pose: PoseQosParameters = field(default_factory=PoseQosParameters)
     imagined: ImaginedQosParameters = field(default_factory=ImaginedQosParameters)
 
 
@@ -372,6 +392,12 @@ class NodeParameters:
 
     autostart: bool = parameter(
         True, 'Configure and activate at the start; false leaves that to a lifecycle manager.'
+    )
+    startup_patience: float = parameter(
+        10.0,
+        'Time after the activation at which the log names the inputs on which nothing came [s].',
+        low=0.1,
+        high=3600.0,
     )
     model: ModelParameters = field(default_factory=ModelParameters)
     frames: FrameParameters = field(default_factory=FrameParameters)
@@ -463,6 +489,18 @@ def declare(node: Node) -> NodeParameters:
         else:
             values[name] = node.declare_parameter(name, item.default, descriptor).value
     return from_values(values)
+
+
+def unknown_parameters(node: Node) -> list[str]:
+    """Return a sentence for each parameter that was given to a node and that it does not have."""
+    known = [*dict(leaves(NodeParameters)), 'use_sim_time']
+    sentences = []
+    for name in sorted(set(node._parameter_overrides) - set(known)):
+        if not node.has_parameter(name):  # rclpy declares its own, such as qos_overrides
+            similar = get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f', did you mean {similar[0]}?' if similar else ''
+            sentences.append(f'parameter {name}: unknown and ignored{hint}')
+    return sentences
 
 
 def reliability(name: str) -> ReliabilityPolicy:

@@ -90,8 +90,8 @@ class Publishers:
         text = f"request '{outcome.request_id}' {outcome.status}: {outcome.reason}"
         if outcome.status in ('rejected', 'failed'):
             self._node.log_error(text, outcome.details)
-        elif line := self._node.throttled_log.line(text):
-            logger.warning(line)
+        else:
+            self._node.log_warning(text)
 
     def _publish_frames(self, chunk: Chunk, camera_frame: str) -> None:
         height, width = chunk.visibility.shape[1:]

@@ -3,32 +3,110 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+import time as clock
+from typing import Generic, TypeVar
 
 from sensor_msgs.msg import CameraInfo
 
 from mirage_model.messages.camera_info import K_from_camera_info
 from mirage_model.messages.images import image_size
 from mirage_model.messages.poses import seconds
+from mirage_model.messages.transform_tree import SET_BACK
 from mirage_ros.convert import AnyImage
+from mirage_ros.memory_names import Arrival
 
-CameraImages = tuple[AnyImage, CameraInfo, AnyImage | None]
-"""An image, its camera_info and its depth image."""
+Message = TypeVar('Message', AnyImage, CameraInfo)
 
 BUFFER = 16
 """Messages of a topic that are kept for matching."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CameraImages:
+    """An image with the camera_info and the depth image that belong to it."""
+
+    image: AnyImage
+    camera_info: CameraInfo
+    depth: AnyImage | None
+    """None if the node does without depth."""
+    arrival: Arrival
+    """When the image was taken and received."""
+
+
+class MissingInput(ValueError):
+    """Nothing was received on an input, which ``input`` names."""
+
+    def __init__(self, input: str, text: str):
+        super().__init__(text)
+        self.input = input
+
+
+class _Buffer(Generic[Message]):
+    """The newest messages of one topic. A message replaces one of the same stamp."""
+
+    def __init__(self, name: str, warn: Callable[[str], None]):
+        self._name = name
+        self._warn = warn
+        self._items: deque[tuple[Message, float]] = deque(maxlen=BUFFER)
+
+    def __iter__(self):
+        """Yield messages and the times at which they were received, the newest first."""
+        return reversed(list(self._items))
+
+    def add(self, message: Message) -> None:
+        time = seconds(message.header.stamp)
+        before = self._items[-1][0] if self._items else None
+        last = time if before is None else seconds(before.header.stamp)
+        if time < last - SET_BACK:
+            self._warn(
+                f'{self._name}: stamp {time:.3f} comes after {last:.3f}, the clock of the stamps '
+                'was set back (does a bag loop?): messages from before are dropped'
+            )
+            self._items.clear()
+        elif before is not None and time == last:
+            if getattr(before, 'data', None) != getattr(message, 'data', None):
+                self._warn(
+                    f'{self._name}: different messages have the same stamp, {time:.3f}, so their '
+                    'age and the pose of the camera are unknown: the driver must stamp each image'
+                )
+            self._items.pop()
+        self._items.append((message, clock.monotonic()))
+
+    def nearest(self, time: float) -> tuple[Message, float] | None:
+        """Return the message whose stamp is nearest and its distance [s], or None if empty."""
+        found = None
+        for message, _ in self:
+            distance = abs(seconds(message.header.stamp) - time)
+            if found is None or distance < found[1]:
+                found = message, distance
+        return found
+
+
 class SensorSync:
     """Buffers images, camera_infos and depth images, which may arrive in any order."""
 
-    def __init__(self, *, use_depth: bool, tolerance: float, max_pixels: int):
-        """``tolerance``: largest difference between the stamps of a set [s]."""
+    def __init__(
+        self,
+        *,
+        use_depth: bool,
+        tolerance: float,
+        max_pixels: int,
+        warn: Callable[[str], None],
+    ):
+        """Create empty buffers.
+
+        Args:
+            tolerance: Largest difference between the stamps of a set [s].
+            warn: Gets a sentence about stamps that cannot be right.
+        """
         self._use_depth = use_depth
         self._tolerance = tolerance
         self._max_pixels = max_pixels
-        self._images: deque[AnyImage] = deque(maxlen=BUFFER)
-        self._camera_infos: deque[CameraInfo] = deque(maxlen=BUFFER)
-        self._depths: deque[AnyImage] = deque(maxlen=BUFFER)
+        self._images: _Buffer[AnyImage] = _Buffer('image', warn)
+        self._camera_infos: _Buffer[CameraInfo] = _Buffer('camera_info', warn)
+        self._depths: _Buffer[AnyImage] = _Buffer('depth', warn)
 
     def add_image(self, message: AnyImage) -> None:
         """Raises ValueError for an image that cannot be read or is too large.
@@ -36,42 +114,56 @@ class SensorSync:
         Earlier images stay.
         """
         image_size(message, 'image', max_pixels=self._max_pixels)
-        self._images.append(message)
+        self._images.add(message)
 
     def add_camera_info(self, message: CameraInfo) -> None:
         """Raises ValueError for a camera that is not a rectified pinhole camera."""
         K_from_camera_info(message)
-        self._camera_infos.append(message)
+        self._camera_infos.add(message)
 
     def add_depth(self, message: AnyImage) -> None:
         """Raises ValueError for a depth image that cannot be read or is too large."""
         image_size(message, 'depth', max_pixels=self._max_pixels)
-        self._depths.append(message)
+        self._depths.add(message)
 
     @property
     def camera_frame(self) -> str:
         """Return the frame id of the newest camera_info, or '' if there is none."""
-        return self._camera_infos[-1].header.frame_id if self._camera_infos else ''
+        return next((message.header.frame_id for message, _ in self._camera_infos), '')
 
     def newest(self) -> CameraImages:
-        """Return the newest complete set. Raises ValueError that names the missing topic."""
-        if not self._images:
-            raise ValueError('image: none was received')
-        missing = ''
-        for image in reversed(list(self._images)):
-            camera_info = self._match(image, self._camera_infos)
-            depth = self._match(image, self._depths) if self._use_depth else None
-            if camera_info is None:
-                missing = missing or 'camera_info: none was received'
-            elif depth is None and self._use_depth:
-                missing = (
-                    missing or 'depth: none was received (sensors.use_depth false does without)'
-                )
-            else:
-                return image, camera_info, depth
-        raise ValueError(f'{missing} within {self._tolerance:g} s of an image')
+        """Return the newest complete set.
 
-    def _match(self, image: AnyImage, others: deque) -> CameraInfo | AnyImage | None:
-        distance = lambda other: abs(seconds(other.header.stamp) - seconds(image.header.stamp))  # noqa: E731
-        nearest = min(list(others), key=distance, default=None)
-        return nearest if nearest is not None and distance(nearest) <= self._tolerance else None
+        Raises:
+            MissingInput: Nothing was received on one of the topics.
+            ValueError: No messages have stamps that belong together; both stamps are named.
+        """
+        error: ValueError | None = None
+        for image, received in self._images:
+            try:
+                return CameraImages(
+                    image=image,
+                    camera_info=self._match(image, self._camera_infos, 'camera_info'),
+                    depth=self._match(image, self._depths, 'depth') if self._use_depth else None,
+                    arrival=Arrival(seconds(image.header.stamp), received),
+                )
+            except ValueError as missing:
+                error = error or missing
+        raise error or MissingInput('image', 'image: none was received')
+
+    def _match(self, image: AnyImage, others: _Buffer[Message], name: str) -> Message:
+        time = seconds(image.header.stamp)
+        without = ' (sensors.use_depth false does without)' if name == 'depth' else ''
+        nearest = others.nearest(time)
+        if nearest is None:
+            raise MissingInput(
+                name, f'{name}: none was received for the image at {time:.3f}{without}'
+            )
+        message, distance = nearest
+        if distance > self._tolerance:
+            raise ValueError(
+                f'{name}: none belongs to the image at {time:.3f}, the nearest is at '
+                f'{seconds(message.header.stamp):.3f}, {distance:.3f} s away; '
+                f'sensors.stamp_tolerance is {self._tolerance:g} s{without}'
+            )
+        return message

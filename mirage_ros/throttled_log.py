@@ -8,6 +8,7 @@ import re
 import threading
 import time
 
+from mirage_model.io import shortened
 from mirage_ros.diagnostics import NodeMetrics
 
 BURST, PERIOD = 5.0, 5.0
@@ -46,6 +47,7 @@ class ThrottledLog:
 
         ``details`` are added to the first line of a reason.
         """
+        text = shortened(text)
         now, reason = self._clock(), reason_of(text)
         with self._lock:
             if reason not in self._budgets and len(self._budgets) >= REASONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 import math
 
@@ -28,6 +29,8 @@ from mirage_ros.parameters import NodeParameters
 STAMP_ERROR = 2e-6
 """Largest error of a time that went through a stamp [s]: stamps hold microseconds, a float of
 today's date quarters."""
+TOO_FAST = 10.0
+"""Multiple of ``path.speed`` at which stamps are no longer taken for the times of a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +86,14 @@ def planned_from_path(
     speed: float,
     turn_rate: float,
     max_poses: int,
+    warn: Callable[[str], None],
 ) -> PlannedPath:
     """Return the path of a nav_msgs/Path, with times where its poses have none.
 
     Poses that all have one stamp, or none, are timed from the header's stamp on: every step takes
     its distance at ``speed`` [m/s] or its angle at ``turn_rate`` [rad/s], whichever takes longer.
-    Repeated poses are left out.
+    Repeated poses are left out. Stamps within which no robot covers the path, `TOO_FAST` times as
+    fast, are those of a planner that made the poses: they are taken as none, with a warning.
 
     Raises:
         ValueError: There are more than ``max_poses``, or a pose cannot be used; its index is
@@ -103,8 +108,8 @@ def planned_from_path(
             )
     frame_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
     times = np.array([seconds(pose.header.stamp) for pose in message.poses])
-    if len(times) > 1 and (times == times[0]).all():
-        steps = _step_seconds(frame_from_moving, speed, turn_rate)
+    steps = _step_seconds(frame_from_moving, speed, turn_rate)
+    if len(times) > 1 and not _are_times(times, steps, warn):
         moves = np.concatenate([[True], steps > 0])
         start = seconds(message.header.stamp)
         times = start + np.concatenate([[0.0], np.cumsum(steps)])[moves]
@@ -118,6 +123,25 @@ def planned_from_path(
         frame_from_moving=frame_from_moving,
         times=times,
     )
+
+
+def _are_times(
+    stamps: Float64[np.ndarray, ' n'],
+    steps: Float64[np.ndarray, ' n-1'],
+    warn: Callable[[str], None],
+) -> bool:
+    """Return whether stamps are times, of a path whose steps take ``steps`` at its speed [s]."""
+    if (stamps == stamps[0]).all():
+        return False
+    # a planner may leave the stamp of its request to the goal
+    spans = [np.ptp(stamps), np.ptp(stamps[:-1])] if len(stamps) > 2 else [np.ptp(stamps)]
+    if min(spans) * TOO_FAST >= steps.sum():
+        return True
+    warn(
+        f'path: the stamps of {len(stamps)} poses lie within {min(spans):.6f} s, at path.speed '
+        f'they take {steps.sum():.3f} s: these stamps are no times, so path.speed times the poses'
+    )
+    return False
 
 
 def _time_or_newest(stamp: Time) -> float | None:
@@ -147,7 +171,10 @@ def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
     backward = np.flatnonzero(np.diff(times) <= 0)
     if len(backward):
         i = int(backward[0]) + 1
-        raise ValueError(f'{name}[{i}]: time {times[i]:.3f} is not after {times[i - 1]:.3f}')
+        raise ValueError(
+            f'{name}[{i}]: time {times[i]:.6f} is not after {times[i - 1]:.6f}, the stamps of a '
+            'timed path must increase'
+        )
 
 
 class CameraFrames:

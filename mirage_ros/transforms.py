@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
+from jaxtyping import Float64
 from nav_msgs.msg import Odometry
+import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.subscription import Subscription
 from tf2_msgs.msg import TFMessage
 
 from mirage_model.messages.poses import frame_name, read_pose, read_transform
-from mirage_model.messages.transform_tree import TransformTree
-from mirage_ros.parameters import NodeParameters
+from mirage_model.messages.transform_tree import SET_BACK, TransformTree
+from mirage_ros.parameters import NodeParameters, reliability
 
 BACK = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
 LIVE = QoSProfile(depth=100)
@@ -26,37 +29,61 @@ LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 class TransformListener(TransformTree):
     """A tree of the transforms that a node receives, as its parameters choose the topics.
 
-    Moving transforms are deleted when the node's clock is set back, as simulated time is.
+    Moving transforms are deleted when the node's clock is set back, as simulated time is, and when
+    the stamps of a frame are, as those of a bag that loops.
     """
 
     def __init__(
-        self, node: Node, parameters: NodeParameters, on_bad: Callable[[str, ValueError], None]
+        self,
+        node: Node,
+        parameters: NodeParameters,
+        *,
+        on_bad: Callable[[str, ValueError], None],
+        warn: Callable[[str], None],
     ) -> None:
-        """Subscribe to the topics; ``on_bad`` gets the topic and the error of every rejected
-        message."""
+        """Subscribe to the topics.
+
+        Args:
+            on_bad: Gets the topic and the error of every rejected message.
+            warn: Gets a sentence when stamps were set back.
+        """
         super().__init__(max_age=parameters.tf.history)
         self._base_frame = parameters.frames.base
         self._on_bad = on_bad
+        self._warn = warn
+        self._newest: dict[str, float] = {}
+        self.needed: dict[str, Subscription] = {}
+        """Subscription to the pose of the robot, by the name of the input; empty without pose
+        source."""
         # frames of odometry or poses, which TF may join to another parent: each would replace the
         # other
         self._posed: set[str] = set()
         self._jump_handle = node.get_clock().create_jump_callback(
             BACK, post_callback=lambda jump: self.clear_moving()
         )
+        source = parameters.observe.pose_source
+        pose_qos = QoSProfile(
+            depth=parameters.qos.pose.depth,
+            reliability=reliability(parameters.qos.pose.reliability),
+        )
         group = MutuallyExclusiveCallbackGroup()  # callbacks of other groups wait for transforms
 
         def subscribe(
             kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile
         ) -> None:
-            node.create_subscription(kind, topic, callback, qos, callback_group=group)
+            subscription = node.create_subscription(
+                kind, topic, callback, qos, callback_group=group
+            )
+            if topic.removeprefix('/') == source:
+                self.needed[source] = subscription
 
         if parameters.tf.enabled:
             subscribe(TFMessage, '/tf', self._on_tf, LIVE)
             subscribe(TFMessage, '/tf_static', self._on_tf_static, LATCHED)
-        if parameters.observe.pose_source == 'odometry':
-            subscribe(Odometry, 'odometry', self._on_odometry, LIVE)
-        if parameters.observe.pose_source == 'pose':
-            subscribe(PoseStamped, 'pose', self._on_pose, LIVE)
+        if source == 'odometry':
+            subscribe(Odometry, 'odometry', self._on_odometry, pose_qos)
+        if source == 'pose':
+            subscribe(PoseStamped, 'pose', self._on_pose, pose_qos)
 
     def _on_tf(self, message: TFMessage) -> None:
         self._add_transforms('tf', message, static=False)
@@ -75,7 +102,7 @@ class TransformListener(TransformTree):
             if frame_name(transform.child_frame_id) in self._posed:
                 continue
             try:
-                self.add(*read_transform(transform), static=static)
+                self._add(*read_transform(transform), static=static)
             except ValueError as error:
                 self._on_bad(topic, error)
 
@@ -83,6 +110,28 @@ class TransformListener(TransformTree):
         try:
             transform = read_pose(message, base_frame=self._base_frame, name=topic)
             self._posed.add(transform[1])
-            self.add(*transform, static=False)
+            self._add(*transform, static=False)
         except ValueError as error:
             self._on_bad(topic, error)
+
+    def _add(
+        self,
+        parent: str,
+        child: str,
+        time: float,
+        parent_from_child: Float64[np.ndarray, '4 4'],
+        *,
+        static: bool,
+    ) -> None:
+        """Add a transform, after the moving ones were deleted if its stamp is set back."""
+        newest = self._newest.get(child, time)
+        if not static and time < newest - SET_BACK:
+            self._warn(
+                f"transforms: the stamp {time:.3f} of '{child}' comes after {newest:.3f}, the "
+                'clock of the stamps was set back (does a bag loop?): older ones are deleted'
+            )
+            self.clear_moving()
+            self._newest.clear()
+        self.add(parent, child, time, parent_from_child, static=static)
+        if not static:
+            self._newest[child] = max(time, self._newest.get(child, time))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import pytest
 
 from mirage_model import cli
 from mirage_model.cli import COMMANDS, Command, main
+from mirage_model.io import sentence
+from mirage_model.model.checkpoint import checked_device
 
 PROGRAM = """
 import sys
@@ -83,3 +87,40 @@ def test_lists_are_taken_in_yaml_form():
         prog='mirage replay',
     )
     assert config.replay.seeds == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ('out', 'text'),
+    [
+        ('file/results', 'out: .*file/results lies below .*file, which is a file'),
+        ('file', 'out: .*file is a file, name a folder'),
+        ('folder.json', 'out: .*folder.json is a folder, name a file'),
+        ('locked/results', 'out: .*locked cannot be written to'),
+    ],
+)
+def test_output_that_cannot_be_written_is_named_first(out, text, tmp_path, monkeypatch, capsys):
+    """Before the function is imported, and without leaving anything."""
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'folder.json').mkdir()
+    (tmp_path / 'locked').mkdir()
+    access = os.access
+    # the tests may run as root, whom no permission stops
+    monkeypatch.setattr(os, 'access', lambda p, mode: p != tmp_path / 'locked' and access(p, mode))
+    command = Command(COMMANDS['report sample-bag'].config, 'nowhere:nothing', '')
+    monkeypatch.setitem(COMMANDS, 'report sample-bag', command)
+    before = sorted(tmp_path.rglob('*'))
+    assert main(['report', 'sample-bag', '--out', str(tmp_path / out)]) == 1
+    assert re.fullmatch(f'mirage report sample-bag: {text}.*\n', capsys.readouterr().err)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_sentences_are_short_and_name_the_file():
+    assert len(sentence(ValueError('x' * 700_000))) < 1100
+    assert sentence(ValueError('two\nlines')) == 'two lines'
+    assert sentence(PermissionError(13, 'Permission denied', '/a')) == '/a: Permission denied'
+
+
+@pytest.mark.parametrize('name', ['cuda:99', 'gpu', 'cpu:x'])
+def test_devices_that_are_not_there(name):
+    with pytest.raises(ValueError, match=f'device: {name!r} .*use cpu'):
+        checked_device(name)

@@ -14,7 +14,6 @@ import hashlib
 from pathlib import Path
 import re
 import signal
-import sys
 
 from tqdm import tqdm
 
@@ -265,9 +264,5 @@ def main(command: PrepareCommand) -> int:
         device=command.device,
     )
     sources = _sources(command, layout)
-    try:
-        print(summary(prepare(config, sources, workers=command.workers)))
-    except KeyboardInterrupt:
-        print('interrupted, the same command continues', file=sys.stderr)
-        return 130
+    print(summary(prepare(config, sources, workers=command.workers)))
     return 0

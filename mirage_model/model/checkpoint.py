@@ -148,6 +148,25 @@ class Model:
         return _model_info(self.config, self.sha256)
 
 
+def checked_device(name: str) -> str:
+    """Return the name of a torch device that this machine has.
+
+    Raises ValueError for any other.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'device: {name!r} is unknown, use cpu, cuda or cuda:N') from None
+    if device.type == 'cuda':
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(
+                f'device: {name!r} cannot be used, torch finds {count} CUDA devices; use cpu, or '
+                'install a torch that is built for your CUDA'
+            )
+    return name
+
+
 def load_model(
     folder: Path = EMBEDDED, *, device: str = 'cpu', dtype: torch.dtype = torch.float32
 ) -> Model:
@@ -157,9 +176,10 @@ def load_model(
         dtype: Type of the backbone and the text; the codec stays in float32.
 
     Raises:
-        ValueError: A file is missing, may hold a pickle, is damaged or does not fit the others.
+        ValueError: A file is missing, may hold a pickle, is damaged or does not fit the others, or
+            the machine does not have the device.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), checked_device(device)
     config = _read_folder(folder)
     codec = Codec.from_folder(folder / 'vae', device=device)
     backbone, scheduler, text, prompts = None, None, torch.empty(0, 0), None
@@ -218,7 +238,7 @@ def _model_info(config: ModelConfig, sha256: str) -> ModelInfo:
 def load_perception(folder: Path, *, device: str = 'cpu') -> tuple[ModelConfig, Perception]:
     """Load only configuration and perception of a model folder; raise ValueError as `load_model`
     does."""
-    config = _read_config(folder / 'model.json')
+    config, device = _read_config(folder / 'model.json'), checked_device(device)
     return config, _load_perception(config.perception, folder / 'perception', device)
 
 

@@ -23,6 +23,7 @@ from mirage.srv import ScoreTrajectories
 from nav_msgs.msg import Odometry
 import numpy as np
 import rclpy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -53,7 +54,7 @@ INSTANT = (sys.executable, str(ROOT / 'tests' / 'instant_engine.py'))
 def main(config: NodeBenchConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
     quiet_network()
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     frames = _frame_costs()
     scores, in_node = _score_costs()
     requests = _request_seconds()

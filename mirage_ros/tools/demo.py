@@ -11,17 +11,16 @@ import signal
 import sys
 
 from mirage_model.cli import Command, run
+from mirage_ros.command_line import without_ros_arguments
 from mirage_ros.tools.config import DemoCommand
 from mirage_ros.tools.start_node import node_command, quiet_network, running_node
 
 
 def main() -> int:
     quiet_network()
-    from rclpy.utilities import remove_ros_args
-
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    words = remove_ros_args()[1:]  # a launch file may add --ros-args
+    words = without_ros_arguments('mirage_demo', sys.argv[1:])  # a launch file may add them
     command = Command('mirage_ros.tools.config:DemoCommand', 'mirage_ros.tools.demo:demo', '')
     return run(command, words, prog='mirage_demo')
 

@@ -16,12 +16,14 @@ import sys
 from mirage_model.cli import Command, run
 from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.io import as_json, write_json
+from mirage_ros.command_line import without_ros_arguments
 from mirage_ros.tools.config import ReplayNodeCommand
 from mirage_ros.tools.start_node import node_command, quiet_network, running_node
 
 OBSERVING = {
     'observe.pose_source': 'tf',
     'tf.wait': 5.0,
+    'request.max_age': 0.0,
     'tf.history': 3600.0,
     'diagnostics.period': 0.1,
     'qos.sensor.reliability': 'reliable',
@@ -54,15 +56,15 @@ def node_parameters(config: ReplayConfig, *, depth: bool, lockstep: bool) -> dic
 
 def main(words: list[str] | None = None) -> int:
     quiet_network()  # before rclpy, whose Fast DDS reads the environment
-    from rclpy.utilities import remove_ros_args
-
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    words = remove_ros_args(sys.argv)[1:] if words is None else words
+    words = sys.argv[1:] if words is None else words
     command = Command(
         'mirage_ros.tools.config:ReplayNodeCommand',
         'mirage_ros.tools.replay:replay_through_node',
         '',
     )
+    words = without_ros_arguments('mirage_replay_node', words)
     return run(command, words, prog='mirage_replay_node')
 
 

@@ -32,6 +32,7 @@ import numpy as np
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
@@ -370,7 +371,7 @@ def summary(soak: Soak, config: SoakConfig, rss: list[int], restored: bool) -> d
 
 def run_soak(config: SoakConfig, out: Path, program: tuple[str, ...] = NODE) -> dict:
     """Write summary.json and return it. Raise TimeoutError where the node stops answering."""
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     with tempfile.TemporaryDirectory(prefix='mirage-soak-') as memories:
         soak = Soak(config, program, Path(memories))
         try:

@@ -14,15 +14,18 @@ from typing import Any
 from mirage.msg import ImaginedChunk
 import numpy as np
 import rclpy
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 
 from mirage_model.extras import explain
+from mirage_model.io import check_output, sentence
 from mirage_model.messages.images import rgb_from_image
 from mirage_model.messages.poses import seconds
 from mirage_ros import convert
+from mirage_ros.command_line import check_call
 
 APPLICATION = 'mirage'
 
@@ -88,6 +91,8 @@ class Viewer(Node):
     def __init__(self) -> None:
         super().__init__('mirage_viewer')
         file = self.declare_parameter('recording', '').value
+        if file:
+            check_output(FilePath(file), 'recording')
         self._recording = open_recording(FilePath(file) if file else None)
         sensor = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
         for kind, name, qos, log in (
@@ -108,14 +113,16 @@ class Viewer(Node):
 
 
 def main() -> int:
-    if {'-h', '--help'} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
+    assert __doc__
+    check_call('mirage_viewer', __doc__)
     rclpy.init()
     try:
         rclpy.spin(Viewer())
     except ImportError as error:
         print(f'mirage_viewer: {explain(error)}', file=sys.stderr)
+        return 1
+    except (ValueError, OSError, ParameterException, NameValidationException) as error:
+        print(f'mirage_viewer: {sentence(error)}', file=sys.stderr)
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

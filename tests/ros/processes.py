@@ -88,10 +88,13 @@ class NodeProcess:
         instant: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         ready: str = 'is ready',
+        remappings: dict[str, str] | None = None,
         **parameters: Any,
     ):
         self.log = log
-        arguments = ['--ros-args'] if parameters else []
+        arguments = ['--ros-args'] if parameters or remappings else []
+        for topic, name in (remappings or {}).items():
+            arguments += ['-r', f'{topic}:={name}']
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             arguments += ['-p', f'{name.replace("__", ".")}:={text}']

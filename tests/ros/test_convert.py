@@ -131,9 +131,18 @@ def path_of(*poses: tuple[float, float], stamps: list[int] | None = None) -> Pat
     return message
 
 
-def planned(message: Path) -> PlannedPath:
+NOW = 1_700_000_000.0
+
+
+def planned(message: Path, warnings: list[str] | None = None) -> PlannedPath:
     return planned_from_path(
-        message, request_id='p', moving_frame='base_link', speed=0.5, turn_rate=1.0, max_poses=100
+        message,
+        request_id='p',
+        moving_frame='base_link',
+        speed=0.5,
+        turn_rate=1.0,
+        max_poses=100,
+        warn=(lambda text: None) if warnings is None else warnings.append,
     )
 
 
@@ -148,11 +157,32 @@ def test_one_stamp_for_all_poses_is_no_time():
     assert planned(path_of((0, 0), (1, 0), stamps=[7, 7])).times[1] == 52
 
 
+@pytest.mark.parametrize(
+    'stamps',
+    [
+        NOW + 3e-6 * np.arange(21),
+        np.append(NOW + 3e-6 * np.arange(20), NOW - 0.8),
+        np.append(np.full(20, NOW), NOW - 0.8),
+        NOW + 5e-3 * np.arange(21),
+    ],
+    ids=['now', 'goal older', 'one stamp but the goal', 'within 0.1 s'],
+)
+def test_stamps_of_planning_are_no_times(stamps):
+    """2 m within a tenth of a second: planners stamp poses as they make them."""
+    message = path_of(*((0.1 * i, 0) for i in range(21)))
+    for pose, time in zip(message.poses, stamps):
+        pose.header.stamp = convert.stamp(float(time))
+    warnings: list[str] = []
+    path = planned(message, warnings)
+    np.testing.assert_allclose(path.times, 50 + 0.2 * np.arange(21))
+    assert len(warnings) == 1 and 'these stamps are no times' in warnings[0]
+
+
 def test_stamped_path_keeps_its_times():
     np.testing.assert_array_equal(
         planned(path_of((0, 0), (1, 0), (2, 0), stamps=[3, 4, 9])).times, [3, 4, 9]
     )
-    with pytest.raises(ValueError, match=r'poses\[2\]: time 4.000 is not after 4.000'):
+    with pytest.raises(ValueError, match=r'poses\[2\]: time 4.000000 is not after 4.000000'):
         planned(path_of((0, 0), (1, 0), (2, 0), stamps=[3, 4, 4]))
 
 

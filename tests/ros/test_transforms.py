@@ -11,6 +11,7 @@ import pytest
 from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
@@ -35,10 +36,12 @@ class Listener:
         overrides = [Parameter('use_sim_time', value=True)]
         self.node = Node('listens', parameter_overrides=overrides)
         self.rejected: list[str] = []
+        self.warnings: list[str] = []
         self.tree = TransformListener(
             self.node,
             from_values(values),
             on_bad=lambda topic, error: self.rejected.append(f'{topic}: {error}'),
+            warn=self.warnings.append,
         )
         self._callbacks = {s.topic_name: s.callback for s in self.node.subscriptions}
 
@@ -136,3 +139,28 @@ def test_simulated_time_set_back_deletes_moving_transforms(listen):
         np.testing.assert_allclose(at, turn(0.0, x) @ turn(0.0, 2.0), atol=1e-9)
     with pytest.raises(ValueError, match='known from 95.000 to 95.000'):
         listener.tree.lookup('map', 'camera', 100.0)
+
+
+def test_stamps_set_back_delete_moving_transforms(listen):
+    """A bag that loops, within what the tree keeps; a transform that is a little late does not."""
+    listener = listen()
+    listener.transform('base_link', 'camera', 2.0, 0.0, static=True)
+    for time in (100.0, 110.0, 109.5, 100.2):
+        listener.transform('map', 'base_link', time, time)
+    assert len(listener.warnings) == 1
+    assert "the stamp 100.200 of 'base_link' comes after 110.000" in listener.warnings[0]
+    at = listener.tree.lookup('map', 'camera', 100.2)
+    np.testing.assert_allclose(at, turn(0.0, 102.2), atol=1e-9)
+    with pytest.raises(ValueError, match='known from 100.200 to 100.200'):
+        listener.tree.lookup('map', 'camera', 105.0)
+
+
+@pytest.mark.parametrize('source', ['odometry', 'pose'])
+def test_poses_are_heard_from_any_publisher(listen, source):
+    for chosen, expected in (
+        ({}, ReliabilityPolicy.BEST_EFFORT),
+        ({'qos__pose__reliability': 'reliable'}, ReliabilityPolicy.RELIABLE),
+    ):
+        listener = listen(observe__pose_source=source, **chosen)
+        (needed,) = listener.tree.needed.values()
+        assert needed.qos_profile.reliability == expected
