@@ -87,6 +87,11 @@ COMMANDS = {
         f'{_TRAINING}.export:main',
         'a model folder of trained parts',
     ),
+    'serve': Command(
+        'mirage_model.serving.config:ServeCommand',
+        'mirage_model.serving.command:main',
+        'a model for robots on other machines',
+    ),
     'replay': Command(
         f'{_CONFIG}:ReplayCommand',
         f'{_EVALUATION}.replay.command:main',

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 EXTRAS = {
+    'torch': 'engine',
+    'diffusers': 'engine',
+    'transformers': 'engine',
+    'peft': 'engine',
+    'accelerate': 'engine',
+    'safetensors': 'engine',
+    'numba': 'engine',
+    'tqdm': 'engine',
     'rosbags': 'replay',
     'mcap': 'replay',
     'pyarrow': 'replay',

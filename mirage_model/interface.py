@@ -29,6 +29,10 @@ class Cancelled(Exception):
     """The request was cancelled between two denoising steps."""
 
 
+class EngineUnavailable(ConnectionError):
+    """An engine on another machine cannot be reached, or has lost what it had of this client."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """A frame from a sensor, with its camera."""
@@ -114,6 +118,16 @@ class Trajectory:
 
     times: np.ndarray
     """(n,) times of the poses, increasing [s]."""
+
+    def padded(self, about: ModelInfo) -> Trajectory:
+        """Return the path extended to whole chunks at the frame rate, holding the last camera."""
+        count = -len(self.times) % about.new_frames_per_chunk
+        held = self.world_from_camera[-1:].repeat(count, axis=0)
+        later = self.times[-1] + np.arange(1, count + 1) / about.frame_rate
+        return Trajectory(
+            world_from_camera=np.concatenate([self.world_from_camera, held]),
+            times=np.concatenate([self.times, later]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +344,35 @@ class ModelInfo:
     """Default number of denoising steps."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinkStatus:
+    """State of the link to an engine on another machine."""
+
+    address: str
+    """Address of the engine."""
+
+    connected: bool
+    """Whether the engine answers."""
+
+    message: str = ''
+    """What is wrong with the link, or was lost with the last session; empty if nothing."""
+
+    round_trip: float = float('nan')
+    """Time of the last heartbeat [s]."""
+
+    reconnects: int = 0
+    """Number of times that the link was made again."""
+
+    sessions_lost: int = 0
+    """Number of times that the engine had lost the memories of this client."""
+
+    observations_kept: int = 0
+    """Observations that would be sent again."""
+
+    nbytes_kept: int = 0
+    """Bytes of these observations."""
+
+
 @runtime_checkable
 class EngineProtocol(Protocol):
     """A model and named memories.
@@ -478,4 +521,16 @@ class EngineProtocol(Protocol):
 
     def drop(self, *, memory: str = 'default') -> None:
         """Delete a memory, if it exists."""
+        ...
+
+    def link(self) -> LinkStatus | None:
+        """Return the state of the link to the engine; None if it is in this process.
+
+        It may be called from any thread, and returns at once.
+        """
+        ...
+
+    def close(self) -> None:
+        """Delete the memories and end the link, if there is one; nothing may be called after
+        it."""
         ...

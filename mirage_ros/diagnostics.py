@@ -11,7 +11,7 @@ import time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 import numpy as np
 
-from mirage_model.interface import MemoryStats, ModelInfo
+from mirage_model.interface import LinkStatus, MemoryStats, ModelInfo
 from mirage_ros.parameters import NodeParameters
 
 RECENT = 256
@@ -86,6 +86,7 @@ def diagnostics(
     stats: MemoryStats | None,
     device_bytes: int,
     silent: Sequence[str] = (),
+    link: LinkStatus | None = None,
 ) -> DiagnosticArray:
     """Return a message with one status, whose level follows the thresholds of the parameters; the
     stamp is not set.
@@ -93,7 +94,7 @@ def diagnostics(
     ``silent`` names the inputs on which nothing comes.
     """
     latencies = metrics.latencies()
-    values: dict[str, object] = {'state': state, 'device': parameters.model.device}
+    values: dict[str, object] = {'state': state, 'device': parameters.engine_place}
     if engine is not None:
         values |= {'model': engine.model, 'model sha256': engine.sha256}
     for stage, (median, late) in latencies.items():
@@ -103,15 +104,17 @@ def diagnostics(
     values['device memory bytes'] = device_bytes
     if stats is not None:
         values |= {'memory points': stats.points, 'memory bytes': stats.nbytes}
+    if link is not None:
+        values |= {f'link {name}'.replace('_', ' '): value for name, value in vars(link).items()}
     values |= metrics.counts
     values['silent inputs'] = ', '.join(silent) or 'none'
     chunk_seconds = latencies.get('chunk', (0.0, 0.0))[1]
-    level, reason = _level(parameters, chunk_seconds, waiting, stats, silent)
+    level, reason = _level(parameters, chunk_seconds, waiting, stats, silent, link)
     status = DiagnosticStatus(
         level=level,
         name=f'{name}: imagination',
         message=reason or state,
-        hardware_id=parameters.model.device,
+        hardware_id=parameters.engine_place,
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
     )
     return DiagnosticArray(status=[status])
@@ -123,10 +126,14 @@ def _level(
     waiting: int,
     stats: MemoryStats | None,
     silent: Sequence[str],
+    link: LinkStatus | None,
 ) -> tuple[bytes, str]:
     points, nbytes = (stats.points, stats.nbytes) if stats else (0, 0)
     over = lambda value, limit: 0 < limit < value  # noqa: E731
+    disconnected = link is not None and not link.connected
+    problem = link.message if link is not None else ''
     errors = [
+        (disconnected, problem),
         (
             over(chunk_seconds, parameters.diagnostics.error_chunk_seconds),
             f'a chunk takes {chunk_seconds:.1f} s',
@@ -134,6 +141,7 @@ def _level(
         (over(nbytes, parameters.diagnostics.error_bytes), f'the memory takes {nbytes} bytes'),
     ]
     warnings = [
+        (bool(problem), problem),
         (
             over(chunk_seconds, parameters.diagnostics.warn_chunk_seconds),
             f'a chunk takes {chunk_seconds:.1f} s',

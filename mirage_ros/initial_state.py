@@ -11,7 +11,6 @@ import time as clock
 from jaxtyping import Float64
 import numpy as np
 
-from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.interface import Observation, Trajectory
 from mirage_model.messages.poses import seconds
 from mirage_ros import convert
@@ -214,7 +213,7 @@ def _with_frames(
         memory=memory,
         observation=observation,
         camera_frame=camera_frame,
-        trajectories=tuple(pad_to_chunks(trajectory, node.engine) for trajectory in frames),
+        trajectories=tuple(trajectory.padded(node.engine) for trajectory in frames),
         wanted=tuple(len(trajectory.times) for trajectory in frames),
     )
     length = node.engine.new_frames_per_chunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path as FilePath
 import signal
 import sys
@@ -33,11 +34,13 @@ from mirage_ros.imagine_server import ImagineServer
 from mirage_ros.memory_names import DRIVEN
 from mirage_ros.memory_visualization import MemoryViews
 from mirage_ros.observer import Observer
-from mirage_ros.parameters import NodeParameters
+from mirage_ros.parameters import EngineParameters, NodeParameters
 from mirage_ros.publishers import Publishers
 from mirage_ros.services import Services
 
 SEND_RESULTS = 0.2  # seconds; rclpy has no call that waits until results are sent
+LINK_PATIENCE = 2.0
+"""Time for which diagnostics wait for an engine on another machine [s]."""
 EXECUTOR_THREADS = 10
 """Camera, requests, actions, transforms, timers, transitions, and services that wait for the
 worker."""
@@ -48,8 +51,29 @@ docs/reference/ros.md."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
+def connect_engine(parameters: EngineParameters) -> EngineProtocol:
+    """Return the engine of a server."""
+    from mirage_model.serving.config import certificates_of
+    from mirage_model.serving.remote import RemoteEngine
+    from mirage_model.serving.wire import Images
+
+    files = (parameters.authority, parameters.certificate, parameters.key)
+    return RemoteEngine(
+        parameters.address,
+        certificates=certificates_of(*(FilePath(file) if file else None for file in files)),
+        sha256=parameters.sha256,
+        images=cast(Images, parameters.images),
+        timeout=parameters.timeout,
+        lease=parameters.lease,
+        keep_bytes=parameters.keep_bytes,
+    )
+
+
 def load_engine(parameters: NodeParameters) -> EngineProtocol:
-    """Return an engine in this process with the model of a folder, or mirage-tiny."""
+    """Return the engine of a server, or one in this process with the model of a folder or
+    mirage-tiny."""
+    if parameters.engine.address:
+        return connect_engine(parameters.engine)
     from mirage_model.engine.engine import Engine
     from mirage_model.memory.eviction import EvictionPolicy, MemoryLimits
 
@@ -145,7 +169,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self.get_logger().info(
             f'{about.model} ({about.sha256[:12]}) is ready: {about.height}x{about.width} at '
             f'{about.frame_rate:g} Hz, '
-            f'{about.new_frames_per_chunk} frames a chunk, on {self.parameters.model.device}'
+            f'{about.new_frames_per_chunk} frames a chunk, on {self.parameters.engine_place}'
         )
         return SUCCESS
 
@@ -160,7 +184,8 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._end_worker()
-        self._loaded = self._model_info = None
+        self._close_engine()
+        self._model_info = None
         self._warm = False
         self.memories.clear()
         return SUCCESS
@@ -193,6 +218,12 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self._end_worker()
         self._goals.wait_for_all(1.0)
         time.sleep(SEND_RESULTS)
+        self._close_engine()
+
+    def _close_engine(self) -> None:
+        engine, self._loaded = self._loaded, None
+        if engine is not None:
+            engine.close()
 
     def _end_worker(self, reason: str = SHUTTING_DOWN) -> None:
         worker, self._worker = self._worker, None
@@ -220,15 +251,20 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         if not self._diagnostics.get_subscription_count():
             return
         with self.logging_errors('diagnostics'):
-            worker, about, stats, nbytes = self._worker, self._model_info, None, 0
-            if worker is not None:
+            worker, about, engine = self._worker, self._model_info, self._loaded
+            stats, nbytes = None, 0
+            link = engine.link() if engine is not None else None
+            if worker is not None and (link is None or link.connected):
                 driven = self.memories.find(DRIVEN)
-                stats, nbytes = worker.call(
+                size = worker.call(
                     lambda engine: (
                         engine.stats(memory=DRIVEN) if driven else None,
                         engine.device_nbytes(),
                     )
-                ).result()
+                )
+                with suppress(OSError):  # a link that broke is reported without the sizes
+                    stats, nbytes = size.result(None if link is None else LINK_PATIENCE)
+                link = engine.link() if engine is not None else None
             message = diagnostics(
                 self.metrics,
                 self.parameters,
@@ -239,6 +275,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
                 stats=stats,
                 device_bytes=nbytes,
                 silent=self.inputs.silent(self.parameters.startup_patience),
+                link=link,
             )
             message.header.stamp = self.get_clock().now().to_msg()
             self._diagnostics.publish(message)

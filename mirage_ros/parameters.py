@@ -22,6 +22,7 @@ from mirage_model.engine.keyframes import KeyframeConfig
 
 KEYFRAMES = KeyframeConfig()
 INT_MAX = 2**31 - 1
+IMAGES = ('jpeg', 'png', 'none')
 
 
 def parameter(
@@ -48,6 +49,48 @@ class ModelParameters:
         False,
         'Estimate the cameras of generated frames by matched features before the frames are '
         'written to the memory.',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParameters:
+    address: str = parameter(
+        '',
+        'Server that generates, grpcs://HOST:PORT (grpc:// on loopback only); empty to generate '
+        'in this process. Model and size of the memories are then those of the server.',
+    )
+    authority: str = parameter(
+        '', "File with the certificate of the authority that signed the server's, PEM."
+    )
+    certificate: str = parameter('', 'File with the certificate of this robot, PEM.')
+    key: str = parameter('', 'File with the private key of engine.certificate, PEM.')
+    sha256: str = parameter('', 'SHA-256 of the weights that the server must have; empty for any.')
+    images: str = parameter(
+        'jpeg',
+        'Compression of images between robot and server; png changes no pixel, none is for fast '
+        'links.',
+        among=IMAGES,
+    )
+    timeout: float = parameter(
+        5.0,
+        'Time without an answer after which the link counts as broken, and for which a call waits '
+        'for a new one [s].',
+        low=0.5,
+        high=60.0,
+    )
+    lease: float = parameter(
+        30.0,
+        'Time for which the server keeps the memories of a robot that is silent [s]; the server '
+        'may allow less.',
+        low=1.0,
+        high=3600.0,
+    )
+    keep_bytes: int = parameter(
+        64 * 2**20,
+        'Size of the newest observations, compressed, that are sent again if the server has lost '
+        'the memories [bytes]; the newest one of each memory is always kept.',
+        low=0,
+        high=INT_MAX,
     )
 
 
@@ -400,6 +443,7 @@ class NodeParameters:
         high=3600.0,
     )
     model: ModelParameters = field(default_factory=ModelParameters)
+    engine: EngineParameters = field(default_factory=EngineParameters)
     frames: FrameParameters = field(default_factory=FrameParameters)
     tf: TfParameters = field(default_factory=TfParameters)
     path: PathParameters = field(default_factory=PathParameters)
@@ -417,6 +461,11 @@ class NodeParameters:
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that a range cannot exclude."""
+        if self.engine.address and self.model.folder:
+            raise ValueError(
+                f"model.folder: is '{self.model.folder}', but the weights are those of "
+                'engine.address, leave one of them empty'
+            )
         frames = self.frames
         for name in ('world', 'base', 'odom', 'imagined_prefix'):
             if not getattr(frames, name):
@@ -426,6 +475,11 @@ class NodeParameters:
                 f'frames.base_from_camera: has {len(frames.base_from_camera)} numbers, needs 7: '
                 'x y z and a quaternion x y z w'
             )
+
+    @property
+    def engine_place(self) -> str:
+        """Return the device, or the address of the server, that generates."""
+        return self.engine.address or self.model.device
 
     @property
     def largest_raw(self) -> int:

@@ -13,7 +13,6 @@ from mirage.srv import MemoryFile, PredictSeconds, ResetMemory, ScoreTrajectorie
 import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
 from mirage_ros.candidates_server import RESOLUTIONS
 from mirage_ros.context import NodeContext
@@ -124,7 +123,7 @@ class Services:
         times = np.arange(round(frames)) / node.engine.frame_rate
         world_from_camera = np.tile(np.eye(4), (len(times), 1, 1))
         path = Trajectory(world_from_camera=world_from_camera, times=times)
-        path = pad_to_chunks(path, node.engine)
+        path = path.padded(node.engine)
         predicted = CandidatesRequest(
             request_id='prediction',
             trajectories=(path,) * request.candidates,
@@ -147,7 +146,7 @@ class Services:
     def _load(self, request: MemoryFile.Request, response: MemoryFile.Response) -> None:
         node, path = self._node, self._file(request.file)
         memory = check_name(request.memory or DRIVEN, 'memory')
-        if not path.is_file():
+        if not node.parameters.engine.address and not path.is_file():
             raise ValueError(f'file: {path} does not exist')
 
         def task(engine: EngineProtocol) -> None:
@@ -179,10 +178,12 @@ class Services:
         return name
 
     def _file(self, name: str) -> Path:
-        """Return a path in memory.folder.
+        """Return a path in memory.folder, or the name of a file on the engine's server.
 
-        Raises ValueError for a name or a link that leads out of it.
+        Raises ValueError for a name or a link that leads out of the folder.
         """
+        if self._node.parameters.engine.address:
+            return Path(check_name(name, 'file'))
         folder = self._node.parameters.memory.folder
         if not folder:
             raise ValueError('memory.folder: is empty, set it to save and load memories')

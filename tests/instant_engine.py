@@ -223,6 +223,12 @@ class InstantEngine:
     def drop(self, *, memory: str = 'default') -> None:
         self.memories.pop(memory, None)
 
+    def link(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self.memories.clear()
+
     def _memory(self, name: str) -> Observation:
         if name not in self.memories:
             raise InvalidRequest(f"no memory '{name}'")

@@ -61,6 +61,7 @@ LAYERS = (
     ('model/rollout.py', 'engine/latency.py', 'engine/keyframes.py', 'engine/worker.py'),
     ('engine/inputs.py', 'engine/outputs.py', 'engine/session.py'),
     ('engine/candidates.py', 'engine/engine.py'),
+    ('serving/',),
     ('worlds/',),
     ('data/',),
     ('training/', 'evaluation/'),

@@ -90,6 +90,7 @@ class Engine:
         self._refine_cameras = refine_cameras
         self._device = model.device
         self._released = False
+        self._owns_model = True
         self._sessions: dict[str, Session] = {}
         self._latency = LatencyModel()
         self._colour_from_latents: torch.Tensor | None = None
@@ -118,12 +119,28 @@ class Engine:
             refine_cameras=refine_cameras,
         )
 
+    def for_session(self, limits: MemoryLimits) -> Engine:
+        """Return an engine without memories that shares the model and its timings.
+
+        Its `warm` and `release` leave the model where it is.
+        """
+        engine = Engine(
+            self.model,
+            limits=limits,
+            allow_unscaled_depth=self._allow_unscaled_depth,
+            refine_cameras=self._refine_cameras,
+        )
+        engine._latency, engine._owns_model = self._latency, False
+        return engine
+
     def describe(self) -> ModelInfo:
         return self.model.info
 
     def warm(self) -> None:
-        self._move_model(self._device)
         self._released = False
+        if not self._owns_model:
+            return
+        self._move_model(self._device)
         config = self.model.config
         scratch = Engine(self.model, refine_cameras=self._refine_cameras)
         scratch._latency = self._latency
@@ -163,7 +180,8 @@ class Engine:
 
     def release(self) -> None:
         self._released = True
-        self._move_model(torch.device('cpu'))
+        if self._owns_model:
+            self._move_model(torch.device('cpu'))
         for session in self._sessions.values():
             if isinstance(session.memory, LatentMemory):
                 session.memory.release()
@@ -334,6 +352,12 @@ class Engine:
 
     def drop(self, *, memory: str = 'default') -> None:
         self._sessions.pop(memory, None)
+
+    def link(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._sessions.clear()
 
     def _session(self, memory: str) -> Session:
         if memory not in self._sessions:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras, check_cameras, concatenate
 from mirage_model.image_fit import crop, fit_depth, fit_image, fit_K
-from mirage_model.interface import InvalidRequest, ModelInfo, Observation, Trajectory
+from mirage_model.interface import InvalidRequest, Observation, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,16 +121,3 @@ def checked(cameras: Cameras) -> Cameras:
         return check_cameras(cameras)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-
-
-def pad_to_chunks(trajectory: Trajectory, about: ModelInfo) -> Trajectory:
-    """Extend a trajectory to whole chunks at the frame rate, holding the last camera."""
-    count = -len(trajectory.times) % about.new_frames_per_chunk
-    last = trajectory.world_from_camera[-1:]
-    held = trajectory.times[-1] + np.arange(1, count + 1) / about.frame_rate
-    return Trajectory(
-        world_from_camera=np.concatenate(
-            [trajectory.world_from_camera, last.repeat(count, axis=0)]
-        ),
-        times=np.concatenate([trajectory.times, held]),
-    )

@@ -4,7 +4,7 @@ outcome."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 import logging
@@ -38,6 +38,7 @@ CLIENTS = 16
 """Number of clients that can fill their queues at the same time."""
 MAX_CALLS = 256
 """Number of calls that may wait."""
+INCOMPLETE = 'candidates are incomplete at the deadline'
 SHUTTING_DOWN = 'the node is shutting down'
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,14 @@ class Job:
     due: float | None = None
     """Time by the monotonic clock at which candidates are returned incomplete, and a waiting job
     ends."""
+    engine: EngineProtocol | None = None
+    """Serves the request; None for the worker's engine."""
+    on_step: Callable[[], None] = lambda: None
+    """Called from the worker's thread before each denoising step; must not block."""
+    ready: Callable[[], bool] = lambda: True
+    """Whether the job may go on after an answer; other jobs are served meanwhile.
+
+    Must not block. `Worker.wake` has it asked again."""
 
 
 @dataclass
@@ -104,6 +113,12 @@ class _Entry:
     depth_source: str = ''
     incomplete: int = 0
     details: str = ''
+    answers: Generator[None, None, None] | None = None
+    """Serves the job up to its next answer; None before the job starts."""
+
+    @property
+    def goes_on(self) -> bool:
+        return self.cancel_reason is not None or self.job.ready()
 
 
 class Worker:
@@ -160,11 +175,14 @@ class Worker:
                     f'{len(stay)} in total wait'
                 )
             else:
-                replaced = [other for other in self._waiting if _gives_way(other, job)]
-                if running and _gives_way(running, job):
-                    running.cancel_reason = _replaced_by(job)
+                older = [other for other in self._waiting if _gives_way(other, job)]
+                started = [other for other in older if other.answers is not None]
+                replaced = [other for other in older if other.answers is None]
+                for other in [*started, *([running] if running else [])]:
+                    if _gives_way(other, job):
+                        other.cancel_reason = _replaced_by(job)
                 entry.turn = replaced[0].turn if replaced else self._take_turn(job.client)
-                self._waiting = deque([*stay, entry])
+                self._waiting = deque([*stay, *started, entry])
                 self._changed.notify()
         for other in replaced:
             self._end(other, 'dropped', _replaced_by(job))
@@ -180,8 +198,17 @@ class Worker:
             entry = next((entry for entry in self._waiting if entry.job is job), None)
             if entry is None:
                 return
+            if entry.answers is not None:
+                entry.cancel_reason = reason
+                self._changed.notify()
+                return
             self._waiting.remove(entry)
         self._end(entry, 'cancelled', reason)
+
+    def wake(self) -> None:
+        """Ask the jobs that were not ready again."""
+        with self._changed:
+            self._changed.notify()
 
     def interrupt(
         self, matches: Callable[[ImagineRequest | CandidatesRequest], bool], reason: str
@@ -210,11 +237,13 @@ class Worker:
         """End all jobs and calls, and join the thread."""
         with self._changed:
             self._closed = reason
-            waiting, calls = list(self._waiting), list(self._calls)
-            self._waiting.clear()
+            started = [entry for entry in self._waiting if entry.answers is not None]
+            waiting = [entry for entry in self._waiting if entry.answers is None]
+            calls = list(self._calls)
+            self._waiting = deque(started)
             self._calls.clear()
-            if self._running:
-                self._running.cancel_reason = reason
+            for entry in [*started, *([self._running] if self._running else [])]:
+                entry.cancel_reason = reason
             self._changed.notify()
         for entry in waiting:
             self._end(entry, 'dropped', reason)
@@ -234,13 +263,19 @@ class Worker:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._calls or self._closed)
+                self._changed.wait_for(
+                    lambda: (
+                        self._calls or self._closed or any(each.goes_on for each in self._waiting)
+                    ),
+                    self._until_next_deadline(),
+                )
             self._end_overdue()
             with self._changed:
-                if self._closed:
+                if self._closed and not self._waiting:
                     return
-                if self._waiting and not self._calls:
-                    self._running = min(self._waiting, key=lambda entry: entry.turn)
+                ready = [each for each in self._waiting if each.goes_on]
+                if ready and not self._calls:
+                    self._running = min(ready, key=lambda entry: entry.turn)
                     self._waiting.remove(self._running)
                     # otherwise a stream of new clients would starve the others
                     least = self._turn + 1 / (CLIENTS * self._queue_size)
@@ -249,10 +284,13 @@ class Worker:
             if entry is None:
                 self._answer_calls()
                 continue
-            status, reason = self._ended(entry)
+            ended = self._ended(entry)
             with self._changed:
                 self._running = None
-            self._end(entry, status, reason)
+                if ended is None:
+                    self._waiting.appendleft(entry)
+            if ended is not None:
+                self._end(entry, *ended)
 
     def _answer_calls(self) -> None:
         while True:
@@ -273,11 +311,23 @@ class Worker:
             for entry in overdue:
                 self._waiting.remove(entry)
         for entry in overdue:
+            if entry.answers is not None:
+                entry.answers.close()
             self._end(entry, 'cancelled', 'the deadline passed while it waited')
 
-    def _ended(self, entry: _Entry) -> tuple[Status, str]:
+    def _until_next_deadline(self) -> float | None:
+        """Return the time to the deadline of a job that has started and waits [s]."""
+        due = [e.job.due for e in self._waiting if e.answers is not None and e.job.due is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _ended(self, entry: _Entry) -> tuple[Status, str] | None:
+        """Serve a job until it ends or has to wait; return its end, or None if it waits."""
         try:
-            self._serve(entry)
+            if entry.answers is None:
+                entry.answers = self._serve(entry)
+            for _ in entry.answers:
+                if not entry.goes_on:
+                    return None
         except Cancelled:
             return 'cancelled', entry.cancel_reason or 'cancelled'
         except InvalidRequest as error:
@@ -286,23 +336,26 @@ class Worker:
             entry.details = traceback.format_exc()
             return 'failed', f'{type(error).__name__}: {error}'
         if entry.incomplete:
-            return 'cancelled', f'{entry.incomplete} candidates are incomplete at the deadline'
+            return 'cancelled', f'{entry.incomplete} {INCOMPLETE}'
         return 'done', ''
 
-    def _serve(self, entry: _Entry) -> None:
+    def _serve(self, entry: _Entry) -> Generator[None, None, None]:
+        """Serve a job; yield after each answer."""
         job, request = entry.job, entry.job.request
+        engine = job.engine or self._engine
 
         def cancelled() -> bool:
             self._answer_calls()
             self._end_overdue()
+            job.on_step()
             return entry.cancel_reason is not None
 
         if cancelled():
             raise Cancelled
         if job.observation is not None:
-            entry.depth_source = self._engine.seed(job.observation, memory=request.memory)
+            entry.depth_source = engine.seed(job.observation, memory=request.memory)
         try:
-            for answer, chunks in self._answers(job, cancelled):
+            for answer, chunks in self._answers(engine, job, cancelled):
                 if cancelled():
                     raise Cancelled
                 job.on_answer(answer)
@@ -311,28 +364,27 @@ class Worker:
                     entry.visible.append(chunk.visible)
                     entry.observed.append(chunk.observed)
                 entry.incomplete += isinstance(answer, Candidate) and not answer.complete
+                yield
         finally:
             if job.observation is not None:
-                self._engine.drop(memory=request.memory)
+                engine.drop(memory=request.memory)
 
     def _answers(
-        self, job: Job, cancelled: Callable[[], bool]
+        self, engine: EngineProtocol, job: Job, cancelled: Callable[[], bool]
     ) -> Iterator[tuple[Answer, tuple[Chunk, ...]]]:
         """Yield each answer and its chunks, without the padding."""
         request = job.request
         if isinstance(request, CandidatesRequest):
             if job.due is not None:
                 request = replace(request, deadline=max(job.due - time.monotonic(), 0.0))
-            for candidate in self._engine.imagine_candidates(request, cancelled=cancelled):
+            for candidate in engine.imagine_candidates(request, cancelled=cancelled):
                 chunks = tuple(_without_padding(candidate.chunks, job.wanted[candidate.index]))
                 if job.last_frame_only and chunks:
                     chunks = (chunks[-1].select(slice(-1, None)),)
                 yield replace(candidate, chunks=chunks), chunks
             return
         returned = 0
-        for chunk in _without_padding(
-            self._engine.imagine(request, cancelled=cancelled), job.wanted[0]
-        ):
+        for chunk in _without_padding(engine.imagine(request, cancelled=cancelled), job.wanted[0]):
             returned += len(chunk.frames)
             yield chunk, (chunk,)
         assert returned == job.wanted[0], (

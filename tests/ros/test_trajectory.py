@@ -8,7 +8,6 @@ from instant_engine import InstantEngine
 import numpy as np
 import pytest
 
-from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.messages.poses import matrix_from_numbers, seconds
 from mirage_model.messages.transform_tree import TransformTree
 from mirage_ros.convert import stamp
@@ -32,7 +31,7 @@ def test_a_path_of_n_frames_gives_n(n, skip_first):
     frames = frames_along(path, times, skip_first=skip_first, frame_rate=8.0, max_frames=1000)
     first = 1 if skip_first else 0
     assert len(frames.times) == n + 1 - first
-    padded = pad_to_chunks(frames, ENGINE)
+    padded = frames.padded(ENGINE)
     assert len(padded.times) % 16 == 0 and 0 <= len(padded.times) - len(frames.times) < 16
     np.testing.assert_allclose(padded.times, times[0] + (first + np.arange(len(padded.times))) / 8)
     held = np.minimum(padded.times - times[0], n / 8)

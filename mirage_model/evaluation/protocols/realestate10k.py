@@ -22,7 +22,6 @@ from mirage_model.data.estimate import complete
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part
 from mirage_model.engine.engine import Engine
-from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.evaluation.config import RealEstate10KConfig
 from mirage_model.evaluation.image_quality import MISSING, QUALITY, mean_with_interval, quality
 from mirage_model.evaluation.replay.tables import write_tables
@@ -60,7 +59,7 @@ def imagine_along(
         memory=_MEMORY,
     )
     times = float(clip.cameras.times[0]) + np.arange(1, count + 1) / about.frame_rate
-    path = pad_to_chunks(Trajectory(world_from_camera=world_from_camera, times=times), about)
+    path = Trajectory(world_from_camera=world_from_camera, times=times).padded(about)
     request = ImagineRequest(
         request_id=clip.name,
         world_from_camera=path.world_from_camera,

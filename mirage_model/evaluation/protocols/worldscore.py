@@ -21,7 +21,6 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 from tqdm import tqdm
 
-from mirage_model.engine.inputs import pad_to_chunks
 from mirage_model.evaluation.config import (
     WorldScoreAggregateConfig,
     WorldScoreCommand,
@@ -208,7 +207,7 @@ def _imagined(
     view = Observation(image=picture, K=K, world_from_camera=world_from_camera[0], time=0.0)
     engine.seed(view, memory=_MEMORY)
     times = np.arange(1, len(cameras)) / about.frame_rate
-    path = pad_to_chunks(Trajectory(world_from_camera=world_from_camera[1:], times=times), about)
+    path = Trajectory(world_from_camera=world_from_camera[1:], times=times).padded(about)
     request = ImagineRequest(
         request_id=name,
         world_from_camera=path.world_from_camera,

@@ -25,7 +25,7 @@ from mirage_model.camera import concatenate
 from mirage_model.clip import Clip
 from mirage_model.data.bag import Bag
 from mirage_model.data.sources import Part
-from mirage_model.engine.inputs import fit_observation, pad_to_chunks
+from mirage_model.engine.inputs import fit_observation
 from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.image_quality import quality
 from mirage_model.evaluation.replay.geometry import METRICS, geometry
@@ -166,7 +166,7 @@ def request_for(
         world_from_camera=bag.world_from_camera[rows],
         times=whole_microseconds(first) + np.arange(len(rows)) / about.frame_rate,
     )
-    padded = pad_to_chunks(recorded, about)
+    padded = recorded.padded(about)
     return ImagineRequest(
         request_id=f'segment-{segment.index:05d}-{seed}',
         world_from_camera=padded.world_from_camera,

@@ -1,0 +1,166 @@
+"""Configurations of the server, and addresses and certificates of both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import ipaddress
+from pathlib import Path
+import socket
+from typing import Literal
+
+import grpc
+from tyro.conf import OmitArgPrefixes
+
+PROTOCOL = 1
+"""Version of engine.proto and of what its messages mean."""
+PIECE = 2**20
+"""Largest piece of an answer [bytes]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificates:
+    """Files in PEM that prove who each side is."""
+
+    authority: Path
+    """Certificate of the authority that signed both sides' certificates."""
+    certificate: Path
+    """Certificate of this side."""
+    key: Path
+    """Private key of ``certificate``."""
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """Return authority, certificate and key. Raises ValueError for a file that is missing."""
+        try:
+            return (
+                self.authority.read_bytes(),
+                self.certificate.read_bytes(),
+                self.key.read_bytes(),
+            )
+        except OSError as error:
+            raise ValueError(f'certificates: {error.filename}: {error.strerror}') from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionLimits:
+    """Limits of each session; a session is one client's memories and requests."""
+
+    max_memories: int = 16
+    """Memories at a time."""
+    max_points: int = 4_000_000
+    """Latent points of a memory; a full memory evicts the oldest."""
+    max_bytes: int = 4 * 2**30
+    """Bytes of all memories together; observations are rejected above it."""
+    queue_size: int = 8
+    """Requests that wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Address and limits of a server."""
+
+    address: str = 'grpcs://0.0.0.0:50051'
+    """grpcs://HOST:PORT with certificates; grpc://HOST:PORT without, on loopback only."""
+    authority: Path | None = None
+    """Certificate that signed the clients' certificates, PEM."""
+    certificate: Path | None = None
+    """Certificate of the server, PEM."""
+    key: Path | None = None
+    """Private key of the server, PEM."""
+    lease: float = 30.0
+    """Time after which the memories of a client that is silent are deleted [s]."""
+    max_sessions: int = 64
+    """Sessions at a time."""
+    max_message_bytes: int = 64 * 2**20
+    """Largest message from a client, and its arrays decompressed [bytes]."""
+    folder: Path | None = None
+    """Folder of saved memories, one below it for each client; without it nothing is saved."""
+    limits: OmitArgPrefixes[SessionLimits] = SessionLimits()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not allowed."""
+        if not self.lease > 0:
+            raise ValueError(f'lease: {self.lease} s is not allowed, it must be above 0')
+        for name in ('max_sessions', 'max_message_bytes'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}: {getattr(self, name)} is not allowed, the least is 1')
+
+    @property
+    def certificates(self) -> Certificates | None:
+        return certificates_of(self.authority, self.certificate, self.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCommand:
+    """Serve a model to robots over gRPC."""
+
+    model_folder: Path | None = None
+    """Folder of weights; none for mirage-tiny."""
+    device: str = 'cpu'
+    """cpu, cuda or cuda:N."""
+    allow_unscaled_depth: bool = False
+    """Accept images without metric depth."""
+    refine_cameras: bool = False
+    """Estimate the cameras of generated frames by matched features."""
+    server: OmitArgPrefixes[ServerConfig] = ServerConfig()
+    status: bool = False
+    """Print what the server at ``address`` does, and end."""
+
+
+def certificates_of(
+    authority: Path | None, certificate: Path | None, key: Path | None
+) -> Certificates | None:
+    """Return the certificates, or None where no file is given. Raises ValueError for some only."""
+    given = {'authority': authority, 'certificate': certificate, 'key': key}
+    missing = [name for name, file in given.items() if file is None]
+    if len(missing) == len(given):
+        return None
+    if authority is None or certificate is None or key is None:
+        raise ValueError(f'certificates: {", ".join(missing)} is missing, all three are needed')
+    return Certificates(authority=authority, certificate=certificate, key=key)
+
+
+def target_of(address: str, certificates: Certificates | None) -> str:
+    """Return HOST:PORT of an address.
+
+    Raises:
+        ValueError: The address is malformed, names no certificates for grpcs, or would send
+            images and memories in plain text over a network.
+    """
+    scheme, separator, target = address.partition('://')
+    host, colon, port = target.rpartition(':')
+    if scheme not in ('grpc', 'grpcs') or not separator or not host or not port.isdigit():
+        raise ValueError(f"address: is '{address}', must be grpcs://HOST:PORT")
+    if scheme == 'grpcs' and certificates is None:
+        raise ValueError(
+            f"address: '{address}' needs certificates, give authority, certificate and key"
+        )
+    if scheme == 'grpc' and not _is_loopback(host):
+        raise ValueError(
+            f"address: '{address}' would send camera images in plain text over the network, "
+            'use grpcs:// with certificates (grpc:// is for loopback)'
+        )
+    return target
+
+
+def scheme_of(address: str) -> Literal['grpc', 'grpcs']:
+    return 'grpcs' if address.startswith('grpcs://') else 'grpc'
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host.strip('[]'), None)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(each[4][0]).is_loopback for each in found)
+
+
+def channel_credentials(certificates: Certificates) -> grpc.ChannelCredentials:
+    authority, certificate, key = certificates.read()
+    return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    authority, certificate, key = certificates.read()
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=authority, require_client_auth=True
+    )

@@ -1,0 +1,228 @@
+"""The gRPC server around the worker and an engine: ``mirage serve``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+import json
+import secrets
+from typing import NoReturn
+
+import grpc
+
+from mirage_model.engine.worker import Worker
+from mirage_model.interface import EngineProtocol, InvalidRequest
+from mirage_model.serving import engine_pb2_grpc
+from mirage_model.serving.config import (
+    PROTOCOL,
+    ServerConfig,
+    scheme_of,
+    server_credentials,
+    target_of,
+)
+from mirage_model.serving.engine_pb2 import (
+    CallReply,
+    CallRequest,
+    Compression,
+    Empty,
+    OpenReply,
+    OpenRequest,
+    RenewReply,
+    SessionRequest,
+    StatusReply,
+    StreamPosition,
+    StreamReply,
+    StreamRequest,
+)
+from mirage_model.serving.sessions import CALLS, STREAMS, Session, SessionLost, Sessions
+from mirage_model.serving.wire import ArrayLimits, Images, WireError, payload
+
+SHUTTING_DOWN = 'the server is shutting down'
+IN_FLIGHT = 6
+"""Calls of a session that are served at a time: a stream, a call, a heartbeat and their likes."""
+IMAGES: dict[int, Images] = {
+    Compression.NONE: 'none',
+    Compression.PNG: 'png',
+    Compression.JPEG: 'jpeg',
+}
+ANYONE = 'local'
+"""Identity of clients on loopback without certificates."""
+
+
+class EngineServer:
+    """Serves one engine to many clients, each with memories of its own.
+
+    Args:
+        engine: Describes the model; it is warm.
+        open_engine: Returns an engine without memories on the same model, for a new session.
+
+    Raises:
+        ValueError: The address or the certificates cannot be used.
+        OSError: The port is in use.
+    """
+
+    def __init__(
+        self,
+        engine: EngineProtocol,
+        open_engine: Callable[[], EngineProtocol],
+        config: ServerConfig,
+    ) -> None:
+        target = target_of(config.address, config.certificates)
+        self.worker = Worker(engine, queue_size=config.limits.queue_size)
+        self.sessions = Sessions(
+            self.worker,
+            open_engine,
+            limits=config.limits,
+            max_sessions=config.max_sessions,
+            lease=config.lease,
+            folder=config.folder,
+            arrays=ArrayLimits(nbytes=config.max_message_bytes),
+        )
+        self._server = grpc.server(
+            ThreadPoolExecutor(IN_FLIGHT * config.max_sessions, 'mirage-rpc'),
+            maximum_concurrent_rpcs=IN_FLIGHT * config.max_sessions,
+            options=[
+                ('grpc.max_receive_message_length', config.max_message_bytes),
+                ('grpc.max_send_message_length', -1),
+                ('grpc.so_reuseport', 0),
+            ],
+        )
+        engine_pb2_grpc.add_EngineServicer_to_server(
+            _Servicer(engine, self.worker, self.sessions, config), self._server
+        )
+        try:
+            self.port = self._bind(target, config)
+        except RuntimeError as error:
+            self.close()
+            raise OSError(f"address: '{config.address}' cannot be served: {error}") from None
+        self._server.start()
+
+    def _bind(self, target: str, config: ServerConfig) -> int:
+        if scheme_of(config.address) == 'grpc':
+            return self._server.add_insecure_port(target)
+        assert config.certificates is not None
+        return self._server.add_secure_port(target, server_credentials(config.certificates))
+
+    def close(self) -> None:
+        """End all requests with a reason, and stop."""
+        self.worker.close(SHUTTING_DOWN)
+        self._server.stop(grace=1.0).wait()
+        self.sessions.close()
+
+
+class _Servicer(engine_pb2_grpc.EngineServicer):
+    def __init__(
+        self, engine: EngineProtocol, worker: Worker, sessions: Sessions, config: ServerConfig
+    ):
+        self._model = engine.describe()
+        self._worker = worker
+        self._sessions = sessions
+        self._config = config
+        self._epoch = secrets.token_hex(8)
+        self._library = version('mirage')
+
+    def Open(self, request: OpenRequest, context: grpc.ServicerContext) -> OpenReply:
+        problem = None
+        if request.protocol != PROTOCOL:
+            problem = f'protocol: the client has {request.protocol}, the server {PROTOCOL}'
+        elif request.library != self._library:
+            problem = f'library: the client has {request.library}, the server {self._library}'
+        if problem:
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f'{problem}, install the same')
+        if request.sha256 not in ('', self._model.sha256):
+            _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f'weights: the client expects {request.sha256[:12]}, the server has '
+                f'{self._model.model} ({self._model.sha256[:12]})',
+            )
+        try:
+            session = self._sessions.open(_identity(context), request.session, lease=request.lease)
+        except InvalidRequest as error:
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        return OpenReply(
+            epoch=self._epoch,
+            session=session.id,
+            lease=session.lease,
+            max_message_bytes=self._config.max_message_bytes,
+            model=payload(self._model),
+        )
+
+    def Renew(self, request: SessionRequest, context: grpc.ServicerContext) -> RenewReply:
+        self._session(request.session, context)
+        return RenewReply(waiting=self._worker.waiting)
+
+    def Close(self, request: SessionRequest, context: grpc.ServicerContext) -> Empty:
+        self._sessions.drop(self._session(request.session, context), 'the client has ended')
+        return Empty()
+
+    def Call(self, request: CallRequest, context: grpc.ServicerContext) -> CallReply:
+        session = self._session(request.session, context)
+        if request.verb not in CALLS:
+            _abort(context, grpc.StatusCode.UNIMPLEMENTED, f'verb: {request.verb!r} is unknown')
+        try:
+            return self._sessions.call(session, request.number, request.verb, request.arguments)
+        except SessionLost as error:
+            _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+        except WireError as error:
+            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    def Stream(
+        self, request: StreamRequest, context: grpc.ServicerContext
+    ) -> Iterator[StreamReply]:
+        session = self._session(request.session, context)
+        if request.verb not in STREAMS:
+            _abort(context, grpc.StatusCode.UNIMPLEMENTED, f'verb: {request.verb!r} is unknown')
+        try:
+            stream = self._sessions.stream(session, request)
+        except SessionLost as error:
+            _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+        except WireError as error:
+            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        reader = object()
+        if not stream.attach(reader, request.received):
+            _abort(context, grpc.StatusCode.NOT_FOUND, 'the answers that were sent are gone')
+
+        def gone() -> None:
+            if stream.detach(reader) and not stream.ended:
+                self._sessions.cancel(session, request.number, 'the client is gone')
+
+        if not context.add_callback(gone):
+            gone()
+            return
+        yield from stream.events(reader, request.received, IMAGES[request.compression])
+
+    def Acknowledge(self, request: StreamPosition, context: grpc.ServicerContext) -> Empty:
+        session = self._session(request.session, context)
+        stream = self._sessions.find(session, request.number)
+        if stream is not None:
+            stream.acknowledge(request.received)
+        return Empty()
+
+    def Status(self, request: Empty, context: grpc.ServicerContext) -> StatusReply:
+        status = {
+            'model': self._model.model,
+            'sha256': self._model.sha256,
+            'epoch': self._epoch,
+            'waiting': self._worker.waiting,
+            'sessions': self._sessions.report(),
+        }
+        return StatusReply(text=json.dumps(status))
+
+    def _session(self, session_id: str, context: grpc.ServicerContext) -> Session:
+        try:
+            return self._sessions.get(_identity(context), session_id)
+        except SessionLost as error:
+            _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+
+
+def _identity(context: grpc.ServicerContext) -> str:
+    """Return the name in the client's certificate."""
+    names = context.auth_context().get('x509_common_name', [])
+    return names[0].decode() if names else ANYONE
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str) -> NoReturn:
+    context.abort(code, reason)
+    raise AssertionError('abort raises')

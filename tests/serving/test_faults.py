@@ -1,0 +1,306 @@
+"""Servers, clients and links that fail: requests end in the stated way, and the next one works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import errno
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+from proxy import CuttableLink
+import pytest
+from servers import (
+    ServedEngine,
+    ServerProcess,
+    connect,
+    request,
+    serving,
+    until,
+    view,
+)
+
+from mirage_model.interface import Cancelled, EngineUnavailable
+from mirage_model.serving.engine_pb2 import Empty
+from mirage_model.serving.engine_pb2_grpc import EngineStub
+from mirage_model.serving.remote import RemoteEngine
+
+TIMEOUT = 1.0
+PATIENT = 20.0
+"""Time within which a stated end must come on a busy machine [s]."""
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    server = ServerProcess()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def link(server) -> Iterator[CuttableLink]:
+    link = CuttableLink(server.port)
+    yield link
+    link.close()
+
+
+def through(link: CuttableLink, **options) -> RemoteEngine:
+    return RemoteEngine(
+        f'grpc://127.0.0.1:{link.port}', **{'images': 'none', 'timeout': TIMEOUT, **options}
+    )
+
+
+def indices(engine: RemoteEngine, chunks: int = 2) -> list[int]:
+    return [chunk.index for chunk in engine.imagine(request(chunks))]
+
+
+def works_again(engine: RemoteEngine) -> None:
+    """The next request is answered once the link is there, exactly once."""
+
+    def answered() -> bool:
+        try:
+            return indices(engine) == [0, 1]
+        except EngineUnavailable:
+            return False
+
+    until(answered)
+
+
+def test_a_killed_server_ends_the_request_and_gets_its_memory_again(server):
+    engine = connect(server, timeout=TIMEOUT)
+    engine.seed(view(50))
+    engine.observe(view(60, time=2.0))
+    moved = np.eye(4)
+    moved[0, 3] = 2.0
+    engine.reanchor(moved)
+    wanted = engine.points().positions
+    chunks = engine.imagine(request(20))
+    next(chunks)
+    server.kill()
+    began = time.monotonic()
+    with pytest.raises(EngineUnavailable, match='engine grpc://'):
+        server.start()
+        list(chunks)
+    assert time.monotonic() - began < PATIENT
+    works_again(engine)
+    assert engine.points().positions.tolist() == wanted.tolist()
+    (chunk,) = engine.imagine(request(1))
+    assert chunk.frames[0, 0, 0, 0] == 61
+    link = engine.link()
+    assert link.connected and link.sessions_lost == 1 and link.observations_kept == 2
+    assert '3 observations and moves were sent again' in link.message
+    engine.close()
+
+
+def test_no_server_is_an_error_at_once_and_calls_wait_the_timeout(server):
+    engine = connect(server, timeout=TIMEOUT)
+    engine.seed(view())
+    server.kill()
+    began = time.monotonic()
+    with pytest.raises(EngineUnavailable, match='stats was not answered|no link'):
+        engine.stats()
+    assert TIMEOUT <= time.monotonic() - began < PATIENT
+    assert not engine.link().connected and 'no link' in engine.link().message
+    with pytest.raises(EngineUnavailable, match='engine grpc://'):
+        connect(server, timeout=TIMEOUT)
+    server.start()
+    works_again(engine)
+    engine.close()
+
+
+def test_a_stopped_server_is_noticed_and_the_request_goes_on(server):
+    engine = connect(server, timeout=TIMEOUT)
+    engine.seed(view())
+    chunks = engine.imagine(request(6))
+    assert next(chunks).index == 0
+    server.signal(signal.SIGSTOP)
+    until(lambda: not engine.link().connected, PATIENT)
+    server.signal(signal.SIGCONT)
+    assert [chunk.index for chunk in chunks] == [1, 2, 3, 4, 5]
+    assert engine.link().reconnects >= 1 and engine.link().sessions_lost == 0
+    works_again(engine)
+    engine.close()
+
+
+@pytest.mark.parametrize('seconds', [0.5, 5.0])
+def test_a_request_goes_on_after_a_cut(server, link, seconds):
+    engine = through(link)
+    engine.seed(view())
+    chunks = engine.imagine(request(8))
+    assert next(chunks).index == 0
+    link.cut()
+    time.sleep(seconds)
+    link.mend()
+    assert [chunk.index for chunk in chunks] == [1, 2, 3, 4, 5, 6, 7]
+    engine.observe(view(70))
+    assert engine.link().sessions_lost == 0
+    works_again(engine)
+    engine.close()
+
+
+def test_a_request_is_given_up_in_a_cut_longer_than_the_lease(link):
+    """As in a cut of 60 s with the default lease of 30 s."""
+    engine = through(link, lease=3.0)
+    engine.seed(view(50))
+    chunks = engine.imagine(request(100))
+    next(chunks)
+    link.cut()
+    began = time.monotonic()
+    with pytest.raises(EngineUnavailable, match='given up'):
+        list(chunks)
+    assert 3.0 <= time.monotonic() - began < 3.0 + PATIENT
+    time.sleep(3.0)
+    link.mend()
+    works_again(engine)
+    (chunk,) = engine.imagine(request(1))
+    assert chunk.frames[0, 0, 0, 0] == 51
+    assert engine.link().sessions_lost == 1
+    engine.close()
+
+
+def test_a_reset_link_ends_the_request_with_an_error(link):
+    engine = through(link)
+    engine.seed(view())
+    chunks = engine.imagine(request(20))
+    next(chunks)
+    link.reset()
+    with pytest.raises(EngineUnavailable, match='send it again'):
+        list(chunks)
+    works_again(engine)
+    assert engine.link().sessions_lost == 0
+    engine.close()
+
+
+def test_an_observation_that_is_sent_twice_is_written_once():
+    written = []
+
+    class Counting(ServedEngine):
+        def observe(self, observation, *, memory='default'):
+            written.append(observation.time)
+            time.sleep(1.0)
+            return super().observe(observation, memory=memory)
+
+    with serving(Counting) as server:
+        link = CuttableLink(server.port)
+        engine = through(link)
+        engine.seed(view())
+        threading.Timer(0.3, link.reset).start()
+        assert engine.observe(view(time=7.0)) == 'sensor'
+        assert written == [7.0] and engine.link().reconnects == 1
+        engine.close()
+        link.close()
+
+
+def engine_is_idle(server) -> bool:
+    return all(session['requests'] == 0 for session in server.sessions.report())
+
+
+def test_a_client_that_is_gone_ends_its_request():
+    """Within a denoising step, and its memories with the lease."""
+    program = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+from servers import RemoteEngine, request, view
+engine = RemoteEngine('grpc://127.0.0.1:' + sys.argv[1], lease=2.0)
+engine.seed(view())
+for chunk in engine.imagine(request(100)):
+    print(chunk.index, flush=True)
+"""
+    with serving(lambda: ServedEngine(step_seconds=0.05)) as server:
+        client = subprocess.Popen(
+            [sys.executable, '-c', program, str(server.port)], stdout=subprocess.PIPE, text=True
+        )
+        assert client.stdout.readline().strip() == '0'
+        client.kill()
+        client.wait()
+        client.stdout.close()
+        until(lambda: engine_is_idle(server), PATIENT)
+        until(lambda: not server.sessions.report(), PATIENT)
+        engine = connect(server)
+        engine.seed(view())
+        assert indices(engine) == [0, 1]
+        engine.close()
+
+
+def test_a_cancelled_request_ends_within_a_step():
+    with serving(lambda: ServedEngine(step_seconds=0.05)) as server:
+        engine = connect(server)
+        engine.seed(view())
+        stop = []
+        with pytest.raises(Cancelled):
+            for _ in engine.imagine(request(50), cancelled=lambda: bool(stop)):
+                stop.append(time.monotonic())
+        until(lambda: engine_is_idle(server), PATIENT)
+        chunks = engine.imagine(request(50))
+        next(chunks)
+        chunks.close()  # a reader that goes away
+        until(lambda: engine_is_idle(server), PATIENT)
+        assert indices(engine) == [0, 1]
+        engine.close()
+
+
+def test_a_slow_reader_holds_up_nobody_else():
+    with serving(ServedEngine) as server:
+        slow, quick = connect(server), connect(server)
+        slow.seed(view())
+        quick.seed(view())
+        waiting = slow.imagine(request(30))
+        assert next(waiting).index == 0
+        for _ in range(3):
+            assert indices(quick, 8) == list(range(8))
+        (session,) = [s for s in server.sessions.all() if s.requests and s.engine.memories][:1]
+        made = [r.stream._count for s in server.sessions.all() for r in s.requests.values()]
+        assert max(made) >= 8 and min(made) <= 3
+        assert [chunk.index for chunk in waiting] == list(range(1, 30))
+        slow.close()
+        quick.close()
+
+
+def test_half_a_message_and_noise_leave_the_server_well(server):
+    for noise in (b'\0' * 100, os.urandom(300), b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + b'\0\xff'):
+        with socket.create_connection(('127.0.0.1', server.port)) as half:
+            half.sendall(noise)
+    engine = connect(server)
+    engine.seed(view())
+    assert indices(engine) == [0, 1]
+    engine.close()
+
+
+def test_a_full_disk_is_the_error_of_the_call(tmp_path):
+    with serving(ServedEngine, folder=tmp_path) as server:
+        engine = connect(server)
+        engine.seed(view())
+        with pytest.raises(OSError, match='No space left on device') as error:
+            engine.save(Path('full'))
+        assert error.value.errno == errno.ENOSPC
+        engine.save(Path('good'))
+        assert indices(engine) == [0, 1]
+        engine.close()
+
+
+def test_a_closing_server_answers_what_runs(server):
+    engine = connect(server, timeout=TIMEOUT)
+    engine.seed(view())
+    chunks = engine.imagine(request(50))
+    next(chunks)
+    server.signal(signal.SIGTERM)
+    with pytest.raises(EngineUnavailable, match='shutting down|engine grpc'):
+        list(chunks)
+    assert server.process.wait(timeout=60) == 0
+    engine.close()
+
+
+def test_status_shows_sessions(server):
+    engine = connect(server)
+    engine.seed(view())
+    with grpc.insecure_channel(f'127.0.0.1:{server.port}') as channel:
+        text = EngineStub(channel).Status(Empty(), timeout=PATIENT).text
+    assert '"memories": 1' in text and '"model": "instant"' in text
+    engine.close()
