@@ -19,16 +19,14 @@ from mirage_ros.convert import stamp
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tests' / 'serving'))
-from servers import ServerProcess  # noqa: E402
+from servers import WITHOUT_ENGINE, ServerProcess  # noqa: E402
 
 NODE = [sys.executable, '-c']
-WITHOUT_TORCH = """
-import sys
-for name in ('torch', 'diffusers', 'transformers', 'numba', 'safetensors'):
-    sys.modules[name] = None
+ROBOT = f"""{WITHOUT_ENGINE}
 from mirage_ros.node import main
 sys.exit(main())
 """
+"""A node where the packages of the engine are not installed."""
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def server() -> Iterator[ServerProcess]:
 def test_node_with_a_remote_engine_survives_its_server(client, start_node, server):
     """The node runs without torch; a killed server gets the driven memory again."""
     node = start_node(
-        program=[*NODE, WITHOUT_TORCH],
+        program=[*NODE, ROBOT],
         engine__address=f'grpc://127.0.0.1:{server.port}',
         engine__timeout=1.0,
         engine__images='png',

@@ -26,6 +26,28 @@ from mirage_model.serving.config import ServerConfig  # noqa: E402
 from mirage_model.serving.remote import RemoteEngine  # noqa: E402
 from mirage_model.serving.server import EngineServer  # noqa: E402
 
+ENGINE_PACKAGES = (
+    'torch',
+    'diffusers',
+    'transformers',
+    'peft',
+    'accelerate',
+    'safetensors',
+    'numba',
+    'tqdm',
+)
+WITHOUT_ENGINE = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in {ENGINE_PACKAGES}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.path[:0] = {[str(Path(__file__).parent), *map(str, Path(__file__).parents[1:3])]}
+"""
+"""Begin of a program for which the packages of the engine are not installed."""
 LOOPBACK = 'grpc://127.0.0.1:0'
 
 

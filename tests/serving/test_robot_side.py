@@ -7,29 +7,13 @@ import subprocess
 import sys
 import tomllib
 
-from servers import ServedEngine, serving
+from servers import ENGINE_PACKAGES, WITHOUT_ENGINE, ServedEngine, serving
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE_PACKAGES = (
-    'torch',
-    'diffusers',
-    'transformers',
-    'peft',
-    'accelerate',
-    'safetensors',
-    'numba',
-    'tqdm',
-)
-WITHOUT = f"""
-import sys
-for name in {ENGINE_PACKAGES}:
-    sys.modules[name] = None
-sys.path[:0] = {[str(ROOT / 'tests' / 'serving'), str(ROOT / 'tests'), str(ROOT)]}
-"""
 
 
 def test_a_client_needs_no_torch():
-    program = f"""{WITHOUT}
+    program = f"""{WITHOUT_ENGINE}
 from servers import request, view
 from mirage_model.serving.remote import RemoteEngine
 engine = RemoteEngine('grpc://127.0.0.1:' + sys.argv[1])
