@@ -138,6 +138,7 @@ def labels(clip: Clip, at: slice, *, dynamic_filter: bool = True) -> Estimate:
         confidence=(~depth.isnan()).float(),
         sky=clip.sky[at],
         moving=moving,
+        moving_probability=moving.float(),
         scaled=torch.ones(len(depth), dtype=torch.bool),
     )
 

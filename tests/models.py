@@ -103,7 +103,9 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
         text=torch.randn(1, 8),
     )
     # an untrained network must not classify all pixels as sky or dynamic objects
-    config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
+    config = NetworkConfig(
+        widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0, max_error_ratio=1e9
+    )
     save_network(folder / 'perception', Network(config))
     return folder
 
@@ -129,7 +131,9 @@ def save_first_guess_model(folder: Path, seed: int = 0) -> Path:
         text=None,
         resampler=Resampler(ResamplerConfig(channels=CHANNELS, width=8)),
     )
-    config = NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0)
+    config = NetworkConfig(
+        widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0, max_error_ratio=1e9
+    )
     save_network(folder / 'perception', Network(config))
     return folder
 

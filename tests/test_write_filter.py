@@ -38,6 +38,7 @@ def wall() -> Estimate:
         confidence=torch.ones_like(depth),
         sky=nothing,
         moving=nothing,
+        moving_probability=nothing.float(),
         scaled=torch.ones(1, dtype=torch.bool),
     )
 

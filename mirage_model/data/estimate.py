@@ -19,7 +19,7 @@ from torch import Tensor
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
 from mirage_model.memory import Readout
-from mirage_model.perception import Estimate, Perception
+from mirage_model.perception import Estimate, Perception, with_sensor_depth
 from mirage_model.perception.alignment import DEFAULT_ALIGNMENT, align
 from mirage_model.write_filter import WriteFilterConfig
 
@@ -45,14 +45,22 @@ def complete(clip: Clip, perception: Perception) -> Clip:
     if clip.labelled and clip.metric:
         return clip
     estimate = perceive(clip, perception)
-    labelled = replace(clip, sky=estimate.sky, moving=estimate.moving, labelled=True)
     if not clip.depth.isnan().all():
         assert clip.metric, f'{clip.name}: depth without metres'
-        return labelled
+        estimate = with_sensor_depth(estimate, clip.depth)
+        return replace(clip, sky=estimate.sky, moving=estimate.moving, labelled=True)
     estimate, cameras = to_scale(clip, estimate, triangulate(clip))
     uncertain = estimate.confidence < WriteFilterConfig().min_confidence
     depth = estimate.depth.masked_fill(uncertain, torch.nan)
-    return replace(labelled, depth=depth, cameras=cameras, metric=True)
+    return replace(
+        clip,
+        depth=depth,
+        cameras=cameras,
+        sky=estimate.sky,
+        moving=estimate.moving,
+        labelled=True,
+        metric=True,
+    )
 
 
 def perceive(clip: Clip, perception: Perception) -> Estimate:
@@ -64,7 +72,7 @@ def perceive(clip: Clip, perception: Perception) -> Estimate:
     ]
     joined = {
         name: torch.cat([getattr(part, name).cpu() for part in parts])
-        for name in ('depth', 'confidence', 'sky', 'moving', 'scaled')
+        for name in ('depth', 'confidence', 'sky', 'moving', 'moving_probability', 'scaled')
     }
     return Estimate(cameras=clip.cameras, **joined)
 

@@ -53,7 +53,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.registry import create_memory
 from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.model.rollout import on_latent_grid, rollouts
-from mirage_model.perception import Estimate
+from mirage_model.perception import with_sensor_depth
 from mirage_model.write_filter import write_frames
 
 
@@ -407,21 +407,19 @@ class Engine:
         scaled = bool(estimate.scaled.all())
         source: DepthSource = 'perception' if scaled else 'perception_unscaled'
         if fitted.depth is not None:
-            source, depth = 'sensor', fitted.depth.to(model.device)
-            estimate = Estimate(
-                depth=depth,
-                cameras=camera,
-                confidence=(depth > 0).float(),
-                sky=estimate.sky,
-                moving=estimate.moving,
-                scaled=torch.ones_like(estimate.scaled),
-            )
+            source = 'sensor'
+            estimate = with_sensor_depth(estimate, fitted.depth.to(model.device))
         if before == 'perception_unscaled':
             source = before
         if source == 'perception_unscaled' and not self._allow_unscaled_depth:
             raise InvalidRequest(
                 'observation: it has no depth and estimated depth is unscaled, '
                 'send depth or allow unscaled depth'
+            )
+        if not bool((estimate.confidence > 0).any()):
+            raise InvalidRequest(
+                'observation: it has no depth and the model cannot tell it from this image, '
+                'send depth or another image'
             )
         write_frames(memory, frame, estimate, codec=model.codec, observed=True)
         return Session(memory=memory, frame=frame, camera=estimate.cameras, depth_source=source)

@@ -36,7 +36,7 @@ from mirage_model.metrics import psnr
 from mirage_model.model.checkpoint import EMBEDDED, Model, ModelConfig, load_model
 from mirage_model.model.rollout import rollout
 from mirage_model.process_pool import in_workers
-from mirage_model.write_filter import write_frames
+from mirage_model.write_filter import WriteFilterConfig, write_frames
 
 KINDS = ('turn', 'forward', 'out_and_back')
 BINS = 10
@@ -285,6 +285,7 @@ def perception_figures(model: Model, clip: Clip) -> dict:
     seen = model.perception.estimate(frames, clip.cameras[at])
     truth = clip.depth[at]
     known = ~truth.isnan() & ~seen.depth.isnan()
+    known &= seen.confidence >= WriteFilterConfig().min_confidence
 
     def iou(a: Tensor, b: Tensor) -> float:
         union = (a | b).sum()

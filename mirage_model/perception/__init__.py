@@ -1,12 +1,12 @@
 """Estimate depth, confidence, sky and dynamic objects of frames.
 
 `embedded` holds the network of mirage-tiny, `adapters` runs published depth models, `alignment`
-scales depth to the memory, and `refine` estimates cameras from matched features.
+scales depth to the memory, and `pose_refinement` estimates cameras from matched features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
@@ -15,6 +15,12 @@ from torch import Tensor
 
 from mirage_model.camera import Cameras
 from mirage_model.memory import Readout
+
+_MIN_SENSOR_MOVING = 0.999
+"""Probability from which on a pixel with sensor depth is on a dynamic object.
+
+A missed object costs points until it is seen through; a false one costs measured surfaces.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,9 @@ class Estimate:
     moving: Bool[Tensor, 'n h w']
     """True on dynamic objects."""
 
+    moving_probability: Float[Tensor, 'n h w']
+    """Probability of a dynamic object, in 0..1."""
+
     scaled: Bool[Tensor, 'n']
     """True if the metres come from a sensor, a metric model or the memory.
 
@@ -46,6 +55,9 @@ class Estimate:
 @runtime_checkable
 class Perception(Protocol):
     """A model that estimates depth, cameras, confidence, sky and dynamic objects."""
+
+    segments_dynamic: bool
+    """Whether `Estimate.moving` is estimated; otherwise it is False everywhere."""
 
     def to(self, device: torch.device | str) -> None:
         """Move the network to a device."""
@@ -65,3 +77,23 @@ class Perception(Protocol):
             ValueError: The model does not accept the size of the frames.
         """
         ...
+
+
+def with_sensor_depth(estimate: Estimate, depth: Float[Tensor, 'n h w']) -> Estimate:
+    """Return the estimate with a sensor's depth in place of its own.
+
+    Where the sensor gave depth there is no sky, and dynamic objects need a high probability.
+
+    Args:
+        depth: Depth registered to the frames [m]; not finite or <= 0 where it is unknown.
+    """
+    known = depth.isfinite() & (depth > 0)
+    certain = estimate.moving & (estimate.moving_probability >= _MIN_SENSOR_MOVING)
+    return replace(
+        estimate,
+        depth=depth,
+        confidence=known.float(),
+        sky=estimate.sky & ~known,
+        moving=torch.where(known, certain, estimate.moving),
+        scaled=torch.ones_like(estimate.scaled),
+    )

@@ -81,6 +81,7 @@ class DepthAnything:
             confidence=torch.ones_like(depth),
             sky=sky,
             moving=torch.zeros_like(sky),
+            moving_probability=torch.zeros_like(depth),
             scaled=torch.ones(len(frames), dtype=torch.bool, device=frames.device),
         )
         return align(estimate, readout, self.alignment)
@@ -142,6 +143,7 @@ class DepthAnything3:
             confidence=confidence,
             sky=sky > 0.5,
             moving=torch.zeros_like(depth, dtype=torch.bool),
+            moving_probability=torch.zeros_like(depth),
             scaled=torch.full((len(frames),), metric, device=frames.device),
         )
         bounded = self.alignment if metric else replace(self.alignment, max_scale=math.inf)

@@ -5,7 +5,7 @@ Its input is a frame, the rays of its camera and the memory's depth.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 import math
 from pathlib import Path
 
@@ -43,6 +43,12 @@ class NetworkConfig:
 
     moving_threshold: float = 0.5
     """Probability above which a pixel is on a dynamic object."""
+
+    max_error_ratio: float = 1.0
+    """Largest ratio of the expected error of a frame's log depth to the spread of its log depth.
+
+    Above it a constant would do as well, and the frame's confidence is 0.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +185,11 @@ def _convolution(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.
 class EmbeddedPerception:
     """`Perception` by the embedded network, with depth scaled to the memory.
 
-    The network sees one frame at a time; only the scale is shared by the frames of a call.
+    The network sees one frame at a time; only the scale is shared by the frames of a call. Without
+    a memory it sees the mirrored frame too, and what the two disagree about lowers the confidence.
     """
+
+    segments_dynamic = True
 
     def __init__(self, network: Network, alignment: AlignmentConfig = DEFAULT_ALIGNMENT) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -206,15 +215,46 @@ class EmbeddedPerception:
         prediction = self.network(frames, cameras, memory_depth)
         config = self.network.config
         sky = prediction.sky_logit.sigmoid() > config.sky_threshold
+        moving_probability = prediction.moving_logit.sigmoid()
+        confidence = 1 - (-_LOG_TOLERANCE / prediction.log_spread.exp()).exp()
+        if readout is None:
+            mirrored = self.network(frames.flip(3), _mirrored(cameras))
+            worse = _expected_error_ratio(prediction, mirrored, ~sky) > config.max_error_ratio
+            confidence = confidence.masked_fill(worse[:, None, None], 0.0)
         estimate = Estimate(
             depth=prediction.log_depth.exp().masked_fill(sky, torch.nan),
             cameras=cameras,
-            confidence=1 - (-_LOG_TOLERANCE / prediction.log_spread.exp()).exp(),
+            confidence=confidence,
             sky=sky,
-            moving=(prediction.moving_logit.sigmoid() > config.moving_threshold) & ~sky,
+            moving=(moving_probability > config.moving_threshold) & ~sky,
+            moving_probability=moving_probability,
             scaled=torch.zeros(len(frames), dtype=torch.bool, device=frames.device),
         )
         return align(estimate, readout, self.alignment)
+
+
+def _mirrored(cameras: Cameras) -> Cameras:
+    """Return the cameras of frames that are flipped from left to right."""
+    K = cameras.K.clone()
+    K[:, 0, 2] = cameras.width - 1 - K[:, 0, 2]
+    return replace(cameras, K=K)
+
+
+def _expected_error_ratio(
+    prediction: Prediction, mirrored: Prediction, valid: Bool[Tensor, 'n h w']
+) -> Float[Tensor, 'n']:
+    """Return the expected error of each frame's log depth relative to the spread of its log depth.
+
+    The error is the predicted one plus the mean difference from the mirrored prediction. The
+    spread is the mean distance from the median, the error of a constant if the prediction is
+    right.
+    """
+    unknown = ~valid
+    log_depth = prediction.log_depth.masked_fill(unknown, torch.nan).flatten(1)
+    difference = (mirrored.log_depth.flip(2) - prediction.log_depth).abs()
+    error = (prediction.log_spread.exp() + difference).masked_fill(unknown, torch.nan)
+    spread = (log_depth - log_depth.nanmedian(dim=1, keepdim=True).values).abs()
+    return error.flatten(1).nanmean(dim=1) / spread.nanmean(dim=1)
 
 
 def save_network(folder: Path, network: Network, *, dtype: torch.dtype = torch.float16) -> None:

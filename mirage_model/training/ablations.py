@@ -86,6 +86,8 @@ COLUMNS = {
 class LabelPerception:
     """Perception that returns the labels of a clip."""
 
+    segments_dynamic = True
+
     def __init__(self, estimate: Estimate):
         self._estimate = estimate
 
@@ -101,7 +103,7 @@ class LabelPerception:
         )
         parts = {
             name: getattr(labelled, name)[at].to(device)
-            for name in ('depth', 'confidence', 'sky', 'moving', 'scaled')
+            for name in ('depth', 'confidence', 'sky', 'moving', 'moving_probability', 'scaled')
         }
         return Estimate(cameras=cameras, **parts)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import math
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def scaled_estimate(clip: Clip, factors: torch.Tensor) -> Estimate:
         confidence=torch.ones_like(clip.depth),
         sky=clip.sky,
         moving=clip.moving,
+        moving_probability=clip.moving.float(),
         scaled=torch.zeros(len(clip.depth), dtype=torch.bool),
     )
 
@@ -94,7 +96,11 @@ def test_cameras_without_a_unit_are_scaled_to_the_estimate(clip):
 @pytest.fixture(scope='module')
 def perception() -> EmbeddedPerception:
     torch.manual_seed(0)
-    network = Network(NetworkConfig(widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=0.5))
+    network = Network(
+        NetworkConfig(
+            widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=0.5, max_error_ratio=math.inf
+        )
+    )
     with torch.no_grad():
         network.head.weight.zero_()
         spread, moving = slice(4, 8), slice(12, 16)

@@ -22,6 +22,8 @@ FRAMES = 16
 class Wall:
     """`Perception` of a world that is three metres away everywhere."""
 
+    segments_dynamic = True
+
     def to(self, device) -> None:
         pass
 
@@ -34,6 +36,7 @@ class Wall:
             confidence=torch.ones(size),
             sky=nowhere,
             moving=nowhere,
+            moving_probability=nowhere.float(),
             scaled=torch.ones(len(frames), dtype=torch.bool),
         )
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, directions, invert, resized
 from mirage_model.memory import Readout
-from mirage_model.perception import Estimate
+from mirage_model.perception import Estimate, with_sensor_depth
 from mirage_model.perception.adapters import DepthAnything, DepthAnything3
 from mirage_model.perception.alignment import AlignmentConfig, align
 from mirage_model.perception.embedded import (
@@ -25,6 +25,7 @@ from mirage_model.perception.embedded import (
     MemoryDepth,
     Network,
     NetworkConfig,
+    Prediction,
     load_network,
     save_network,
 )
@@ -120,6 +121,63 @@ class TestNetwork:
             EmbeddedPerception(Network(TINY)).estimate(torch.rand(1, 3, 90, 160), cameras)
 
 
+class BrightnessNetwork(Network):
+    """Predicts brightness as log depth, plus a ramp over the columns that no picture justifies."""
+
+    def __init__(self, log_spread: float, ramp: float = 0.0):
+        super().__init__(TINY)
+        self.log_spread, self.ramp = log_spread, ramp
+
+    def forward(self, frames, cameras, memory_depth=None) -> Prediction:
+        grey = frames.mean(dim=1)
+        return Prediction(
+            log_depth=grey + self.ramp * torch.linspace(-1, 1, WIDTH),
+            log_spread=torch.full_like(grey, self.log_spread),
+            sky_logit=torch.full_like(grey, -9.0),
+            moving_logit=torch.full_like(grey, -9.0),
+        )
+
+
+class TestConfidence:
+    frames = torch.linspace(0, 2, HEIGHT)[:, None].expand(1, 3, HEIGHT, WIDTH) / 2
+
+    def estimate(self, network: Network, readout: Readout | None = None) -> Estimate:
+        return EmbeddedPerception(network).estimate(self.frames, standing(1), readout)
+
+    def test_is_zero_where_a_constant_would_do_as_well(self):
+        # brightness has a mean distance of 0.25 from its median
+        assert (self.estimate(BrightnessNetwork(math.log(0.24))).confidence > 0.5).all()
+        assert (self.estimate(BrightnessNetwork(math.log(0.26))).confidence == 0).all()
+
+    def test_is_zero_where_the_mirrored_frame_disagrees(self):
+        assert (self.estimate(BrightnessNetwork(-3.0, ramp=0.1)).confidence > 0.9).all()
+        assert (self.estimate(BrightnessNetwork(-3.0, ramp=0.6)).confidence == 0).all()
+
+    def test_with_a_memory_is_the_networks(self):
+        no = torch.zeros(1, 12, 20, dtype=torch.bool)
+        readout = readout_of(torch.ones(1, 12, 20), no, no)
+        assert (self.estimate(BrightnessNetwork(-3.0, ramp=0.6), readout).confidence > 0.9).all()
+
+
+class TestSensorDepth:
+    def test_overrules_sky_and_all_but_certain_dynamic_objects(self):
+        network = estimate_of(torch.full((1, 2, 3), 9.0))
+        probability = torch.tensor([[[0.4, 0.9, 0.9995], [0.4, 0.9, 0.9995]]])
+        network = replace(
+            network,
+            sky=torch.tensor([[[True, False, False], [True, False, False]]]),
+            moving=probability > 0.5,
+            moving_probability=probability,
+        )
+        depth = torch.tensor([[[3.0, 3.0, 3.0], [torch.nan, 0.0, -1.0]]])
+        estimate = with_sensor_depth(network, depth)
+        assert estimate.sky.tolist() == [[[False, False, False], [True, False, False]]]
+        assert estimate.moving.tolist() == [[[False, False, True], [False, True, True]]]
+        assert estimate.confidence.tolist() == [[[1, 1, 1], [0, 0, 0]]]
+        assert estimate.scaled.all()
+        torch.testing.assert_close(estimate.depth, depth, equal_nan=True)
+
+
 class TestSaving:
     def test_read_back_as_written(self, tmp_path: Path):
         network = Network(TINY).eval()
@@ -184,6 +242,7 @@ def estimate_of(depth: torch.Tensor) -> Estimate:
         confidence=torch.ones_like(depth),
         sky=nothing,
         moving=nothing,
+        moving_probability=nothing.float(),
         scaled=torch.zeros(len(depth), dtype=torch.bool),
     )
 
