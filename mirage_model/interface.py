@@ -343,6 +343,9 @@ class ModelInfo:
     steps: int
     """Default number of denoising steps."""
 
+    segments_dynamic: bool = True
+    """Whether dynamic objects are kept out of the memory; otherwise each passer-by enters it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinkStatus:

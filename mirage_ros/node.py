@@ -23,7 +23,7 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from mirage_model.engine.worker import SHUTTING_DOWN, Worker
-from mirage_model.interface import EngineProtocol
+from mirage_model.interface import EngineProtocol, ModelInfo
 from mirage_model.io import sentence
 from mirage_ros.action_server import Goals
 from mirage_ros.candidates_server import CandidatesServer
@@ -89,6 +89,7 @@ def load_engine(parameters: NodeParameters) -> EngineProtocol:
         ),
         allow_unscaled_depth=parameters.model.allow_unscaled_depth,
         refine_cameras=parameters.model.refine_cameras,
+        labeller=FilePath(parameters.model.labeller) if parameters.model.labeller else None,
     )
 
 
@@ -144,6 +145,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             loaded = time.monotonic()
             self.get_logger().info(f'loaded in {loaded - began:.1f} s, runs once')
             self._loaded.warm()
+            self._check_labels(self._loaded.describe())
         except (ValueError, ImportError, OSError, RuntimeError) as error:
             # for a model, a device or a parameter that is not valid
             self._loaded = None
@@ -153,6 +155,19 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         self._warm = True
         self._model_info = self._loaded.describe()
         return SUCCESS
+
+    def _check_labels(self, about: ModelInfo) -> None:
+        """Warn of dynamic objects that would enter the memory, or raise ValueError."""
+        action = self.parameters.model.without_labels
+        if about.segments_dynamic or action == 'accept':
+            return
+        text = (
+            f'model: {about.model} does not segment dynamic objects, each passer-by enters the '
+            'memory; set model.labeller, or model.without_labels to accept'
+        )
+        if action == 'reject':
+            raise ValueError(text)
+        self.get_logger().warning(text)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self._loaded is not None and self._model_info is not None

@@ -41,6 +41,17 @@ class ModelParameters:
         '', 'Folder with the weights of the model; empty for the mirage-tiny of the package.'
     )
     device: str = parameter('cpu', 'Torch device of the model, such as cpu, cuda or cuda:1.')
+    labeller: str = parameter(
+        '',
+        'Folder of a labeller of dynamic objects and sky; empty for that of the model, if it has '
+        'one.',
+    )
+    without_labels: str = parameter(
+        'warn',
+        'Action at configuration where nothing segments dynamic objects, so that each passer-by '
+        'enters the memory.',
+        among=('warn', 'reject', 'accept'),
+    )
     allow_unscaled_depth: bool = parameter(
         False,
         'Accept images without metric depth, for which lengths along a path have no meaning.',

@@ -9,13 +9,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import torch
 from transformers import (
     AutoModelForDepthEstimation,
+    BertTokenizer,
     DepthAnythingConfig,
     Dinov2Config,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     PreTrainedTokenizerFast,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    SwinConfig,
     UMT5Config,
     UMT5EncoderModel,
 )
 
+from mirage_model.io import write_json
 from mirage_model.model.backbone import Backbone
 from mirage_model.model.checkpoint import ModelConfig, save_model
 from mirage_model.model.codec import BlockAutoencoder
@@ -173,4 +180,110 @@ def save_text_encoder(folder: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token='<pad>', eos_token='</s>', unk_token='<unk>'
     ).save_pretrained(folder / 'tokenizer')
+    return folder
+
+
+DETECTOR_WORDS = {
+    'person': 5,
+    'animal': 6,
+    'sky': 7,
+    '[UNK]': 100,
+    '[CLS]': 101,
+    '[SEP]': 102,
+    '.': 1012,
+}
+
+
+def save_small_labeller(folder: Path, words: tuple[str, ...] = ('person', 'animal')) -> Path:
+    """Write a labeller of the real classes whose detector finds one of its boxes everywhere."""
+    torch.manual_seed(0)
+    detector = GroundingDinoForObjectDetection(
+        GroundingDinoConfig(
+            backbone_config=SwinConfig(
+                image_size=64,
+                window_size=4,
+                embed_dim=16,
+                depths=[1, 1, 1, 1],
+                num_heads=[1, 1, 2, 2],
+                out_features=['stage2', 'stage3', 'stage4'],
+            ),
+            text_config={
+                'model_type': 'bert',
+                'hidden_size': 16,
+                'num_hidden_layers': 1,
+                'num_attention_heads': 2,
+                'intermediate_size': 16,
+                'vocab_size': 1100,
+                'max_position_embeddings': 64,
+            },
+            d_model=32,
+            encoder_layers=1,
+            encoder_ffn_dim=16,
+            encoder_attention_heads=2,
+            decoder_layers=2,
+            decoder_ffn_dim=16,
+            decoder_attention_heads=2,
+            num_queries=4,
+            num_feature_levels=3,
+            encoder_n_points=2,
+            decoder_n_points=2,
+            max_text_len=32,
+        )
+    )
+    detector.save_pretrained(folder / 'detector')
+    by_id = {number: word for word, number in DETECTOR_WORDS.items()}
+    vocabulary = [by_id.get(number, f'[unused{number}]') for number in range(1100)]
+    (folder / 'detector' / 'vocab.txt').write_text('\n'.join(vocabulary))
+    BertTokenizer(str(folder / 'detector' / 'vocab.txt')).save_pretrained(folder / 'detector')
+    tracker = Sam2VideoModel(
+        Sam2VideoConfig(
+            vision_config={
+                'model_type': 'sam2_vision_model',
+                'backbone_config': {
+                    'model_type': 'sam2_hiera_det_model',
+                    'hidden_size': 8,
+                    'num_attention_heads': 1,
+                    'blocks_per_stage': [1, 1, 2, 1],
+                    'embed_dim_per_stage': [8, 16, 24, 32],
+                    'num_attention_heads_per_stage': [1, 1, 1, 1],
+                    'window_size_per_stage': [8, 4, 2, 2],
+                    'window_positional_embedding_background_size': [4, 4],
+                    'image_size': [64, 64],
+                    'global_attention_blocks': [3],
+                },
+                'backbone_channel_list': [32, 24, 16, 8],
+                'backbone_feature_sizes': [[16, 16], [8, 8], [4, 4]],
+                'fpn_hidden_size': 128,
+            },
+            prompt_encoder_config={
+                'hidden_size': 128,
+                'image_size': 64,
+                'patch_size': 16,
+                'mask_input_channels': 4,
+            },
+            mask_decoder_config={
+                'hidden_size': 128,
+                'mlp_dim': 16,
+                'num_attention_heads': 2,
+                'iou_head_hidden_dim': 16,
+                'num_hidden_layers': 1,
+            },
+            image_size=64,
+            memory_attention_hidden_size=128,
+            memory_attention_num_layers=1,
+            memory_attention_num_attention_heads=1,
+            memory_attention_feed_forward_hidden_size=16,
+            memory_attention_rope_feat_sizes=[4, 4],
+            memory_encoder_hidden_size=128,
+            mask_downsampler_embed_dim=128,
+            memory_fuser_embed_dim=128,
+            memory_fuser_intermediate_dim=16,
+            memory_fuser_num_layers=1,
+        )
+    )
+    tracker.save_pretrained(folder / 'tracker')
+    write_json(
+        folder / 'labeller.json',
+        {'dynamic': words, 'detect_every': 3, 'detector_side': 64, 'min_score': 0.3},
+    )
     return folder

@@ -105,6 +105,8 @@ class PrepareCommand:
 
     Its sizes are the defaults below.
     """
+    labeller: Path | None = None
+    """Folder of a labeller of dynamic objects and sky; None for that of the model, if any."""
     codec: Path | None = None
     """VAE folder that replaces the codec of the model."""
     height: int | None = None

@@ -57,6 +57,8 @@ class PrepareConfig:
     clips_out: Path | None = None
     """Folder in which completed clips are kept; None keeps the latents alone."""
     device: str = 'cpu'
+    labeller: Path | None = None
+    """Folder of a labeller, in place of the model's own."""
 
     def description(self) -> dict:
         """Return what must be the same for all clips of a folder."""
@@ -66,7 +68,11 @@ class PrepareConfig:
             'layout': asdict(self.layout),
             'chunk_frames': self.chunk_frames,
             'splits': hashlib.sha256(self.splits.read_bytes()).hexdigest(),
-        }
+        } | self._labeller()
+
+    def _labeller(self) -> dict:
+        folder = self.labeller or self.model / 'labeller'
+        return {'labeller': fingerprint(folder)} if folder.is_dir() else {}
 
 
 def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -> dict:
@@ -80,7 +86,8 @@ def prepare(config: PrepareConfig, sources: list[Source], *, workers: int = 1) -
     description = config.description()
     begin_run(config.out / PREPARED, description)
     if config.clips_out is not None:
-        kept = {name: description[name] for name in ('perception', 'layout', 'splits')}
+        names = ('perception', 'labeller', 'layout', 'splits')
+        kept = {name: description[name] for name in names if name in description}
         begin_run(config.clips_out / PREPARED, kept)
     listings = [source.listing() for source in sources]
     named = Counter(part.name for listing in listings for part in listing.parts)
@@ -126,7 +133,7 @@ def prepare_clip(
     try:
         clip = source.load(part)
         if not (clip.labelled and clip.metric):
-            clip = complete(clip, _perception(config.model, config.device))
+            clip = complete(clip, _perception(config.model, config.device, config.labeller))
         reason = reason_to_reject(clip)
         if reason is not None:
             raise ValueError(reason)
@@ -154,8 +161,8 @@ def _codec(folder: Path, device: str) -> Codec:
 
 
 @cache
-def _perception(folder: Path, device: str) -> Perception:
-    return load_perception(folder, device=device)[1]
+def _perception(folder: Path, device: str, labeller: Path | None) -> Perception:
+    return load_perception(folder, device=device, labeller=labeller)[1]
 
 
 def _report(
@@ -262,6 +269,7 @@ def main(command: PrepareCommand) -> int:
         splits=command.splits or SPLITS,
         clips_out=command.save_clips,
         device=command.device,
+        labeller=command.labeller,
     )
     sources = _sources(command, layout)
     print(summary(prepare(config, sources, workers=command.workers)))

@@ -104,14 +104,20 @@ class Engine:
         limits: MemoryLimits = MemoryLimits(),
         allow_unscaled_depth: bool = False,
         refine_cameras: bool = False,
+        labeller: Path | None = None,
     ) -> Engine:
         """Load a model folder; None loads mirage-tiny.
+
+        Args:
+            labeller: Folder of a labeller, in place of the model's own; see `Labeller`.
 
         Raises:
             ValueError: The folder or the limits are not valid.
         """
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
-        model = load_model(EMBEDDED if folder is None else folder, device=device, dtype=dtype)
+        model = load_model(
+            EMBEDDED if folder is None else folder, device=device, dtype=dtype, labeller=labeller
+        )
         return cls(
             model,
             limits=limits,

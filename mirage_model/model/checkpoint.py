@@ -4,8 +4,8 @@ A model folder holds ``model.json``; ``transformer/``, ``vae/`` and ``scheduler/
 layout; ``side_branch/``, with the LoRA adapter if there is one; ``text/embedding.safetensors``,
 the model's own text; and ``perception/`` in the layout of its library. ``text_encoder/`` and
 ``tokenizer/`` embed the prompts of requests, and ``text/prompts/`` keeps their embeddings.
-``resampler/`` is optional; a model of prediction 'first_guess' may leave out the transformer and
-what belongs to it. Weights are safetensors only.
+``labeller/`` and ``resampler/`` are optional; a model of prediction 'first_guess' may leave out
+the transformer and what belongs to it. Weights are safetensors only.
 """
 
 from __future__ import annotations
@@ -35,15 +35,20 @@ from mirage_model.model.sampler import SCHEDULERS, Scheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.model.text import PromptEncoder
 from mirage_model.perception import Perception
-from mirage_model.perception.adapters import DepthAnything, DepthAnything3
+from mirage_model.perception.adapters import DepthAnything, DepthAnything3, MapAnything, UniDepth
 from mirage_model.perception.embedded import EmbeddedPerception, load_network
+from mirage_model.perception.labeller import LabelledPerception, Labeller
 
 EMBEDDED = Path(__file__).parents[1] / 'weights' / 'mirage-tiny'
 PERCEPTIONS: dict[str, Callable[[Path], Perception]] = {
     'embedded': lambda folder: EmbeddedPerception(load_network(folder)),
     'depth-anything': DepthAnything,
     'depth-anything-3': DepthAnything3,
+    'map-anything': MapAnything,
+    'unidepth': UniDepth,
 }
+_SEGMENT_DYNAMIC = ('embedded',)
+"""Perceptions that segment dynamic objects without a labeller."""
 PROMPTS = Path('text', 'prompts')
 """Folder of the embeddings of requests' prompts, below a model folder."""
 _PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
@@ -145,7 +150,7 @@ class Model:
 
     @property
     def info(self) -> ModelInfo:
-        return _model_info(self.config, self.sha256)
+        return _model_info(self.config, self.sha256, self.perception.segments_dynamic)
 
 
 def checked_device(name: str) -> str:
@@ -168,12 +173,17 @@ def checked_device(name: str) -> str:
 
 
 def load_model(
-    folder: Path = EMBEDDED, *, device: str = 'cpu', dtype: torch.dtype = torch.float32
+    folder: Path = EMBEDDED,
+    *,
+    device: str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+    labeller: Path | None = None,
 ) -> Model:
     """Load a model folder.
 
     Args:
         dtype: Type of the backbone and the text; the codec stays in float32.
+        labeller: Folder of a labeller, in place of the model's own.
 
     Raises:
         ValueError: A file is missing, may hold a pickle, is damaged or does not fit the others, or
@@ -197,7 +207,7 @@ def load_model(
         backbone=backbone,
         scheduler=scheduler,
         text=text.to(device, dtype),
-        perception=_load_perception(config.perception, folder / 'perception', device),
+        perception=_load_perception(config.perception, folder, device, labeller),
         sha256=_sha256(folder),
         resampler=resampler,
         prompts=prompts,
@@ -220,10 +230,12 @@ def load_model_info(folder: Path = EMBEDDED) -> ModelInfo:
     Raises:
         ValueError: model.json is missing or invalid.
     """
-    return _model_info(_read_config(folder / 'model.json'), _sha256(folder))
+    config = _read_config(folder / 'model.json')
+    segments_dynamic = config.perception in _SEGMENT_DYNAMIC or (folder / 'labeller').is_dir()
+    return _model_info(config, _sha256(folder), segments_dynamic)
 
 
-def _model_info(config: ModelConfig, sha256: str) -> ModelInfo:
+def _model_info(config: ModelConfig, sha256: str, segments_dynamic: bool) -> ModelInfo:
     return ModelInfo(
         model=config.name,
         sha256=sha256,
@@ -232,14 +244,17 @@ def _model_info(config: ModelConfig, sha256: str) -> ModelInfo:
         frame_rate=config.frame_rate,
         new_frames_per_chunk=config.chunk_frames - 1,
         steps=config.steps,
+        segments_dynamic=segments_dynamic,
     )
 
 
-def load_perception(folder: Path, *, device: str = 'cpu') -> tuple[ModelConfig, Perception]:
+def load_perception(
+    folder: Path, *, device: str = 'cpu', labeller: Path | None = None
+) -> tuple[ModelConfig, Perception]:
     """Load only configuration and perception of a model folder; raise ValueError as `load_model`
     does."""
     config, device = _read_config(folder / 'model.json'), checked_device(device)
-    return config, _load_perception(config.perception, folder / 'perception', device)
+    return config, _load_perception(config.perception, folder, device, labeller)
 
 
 def save_model(
@@ -310,10 +325,16 @@ def _read_config(path: Path) -> ModelConfig:
         raise ValueError(f'{path}: not a valid model configuration, {error}') from None
 
 
-def _load_perception(name: str, folder: Path, device: str) -> Perception:
-    if not folder.is_dir():
-        raise ValueError(f'{folder}: the folder is missing')
-    perception = PERCEPTIONS[name](folder)
+def _load_perception(
+    name: str, folder: Path, device: str, labeller: Path | None = None
+) -> Perception:
+    if not (folder / 'perception').is_dir():
+        raise ValueError(f'{folder / "perception"}: the folder is missing')
+    perception = PERCEPTIONS[name](folder / 'perception')
+    if labeller is None and (folder / 'labeller').is_dir():
+        labeller = folder / 'labeller'
+    if labeller is not None:
+        perception = LabelledPerception(perception, Labeller(labeller))
     perception.to(device)
     return perception
 

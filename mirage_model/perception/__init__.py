@@ -12,15 +12,19 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
 from mirage_model.memory import Readout
 
 _MIN_SENSOR_MOVING = 0.999
-"""Probability from which on a pixel with sensor depth is on a dynamic object.
+"""Probability from which on a pixel of a frame with sensor depth is on a dynamic object.
 
 A missed object costs points until it is seen through; a false one costs measured surfaces.
 """
+
+_SKY_MARGIN = 1 / 24
+"""Distance from sensor depth within which there is no sky, relative to the frame's height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,9 @@ class Perception(Protocol):
     segments_dynamic: bool
     """Whether `Estimate.moving` is estimated; otherwise it is False everywhere."""
 
+    estimates_cameras: bool
+    """Whether `Estimate.cameras` are found in the frames; otherwise they are the given ones."""
+
     def to(self, device: torch.device | str) -> None:
         """Move the network to a device."""
         ...
@@ -82,18 +89,19 @@ class Perception(Protocol):
 def with_sensor_depth(estimate: Estimate, depth: Float[Tensor, 'n h w']) -> Estimate:
     """Return the estimate with a sensor's depth in place of its own.
 
-    Where the sensor gave depth there is no sky, and dynamic objects need a high probability.
+    Near pixels with sensor depth there is no sky, and dynamic objects need a high probability.
 
     Args:
         depth: Depth registered to the frames [m]; not finite or <= 0 where it is unknown.
     """
     known = depth.isfinite() & (depth > 0)
-    certain = estimate.moving & (estimate.moving_probability >= _MIN_SENSOR_MOVING)
+    reach = max(1, round(depth.shape[1] * _SKY_MARGIN))
+    near = F.max_pool2d(known[:, None].float(), 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
     return replace(
         estimate,
         depth=depth,
         confidence=known.float(),
-        sky=estimate.sky & ~known,
-        moving=torch.where(known, certain, estimate.moving),
+        sky=estimate.sky & ~near,
+        moving=estimate.moving & (estimate.moving_probability >= _MIN_SENSOR_MOVING),
         scaled=torch.ones_like(estimate.scaled),
     )

@@ -190,6 +190,7 @@ class EmbeddedPerception:
     """
 
     segments_dynamic = True
+    estimates_cameras = False
 
     def __init__(self, network: Network, alignment: AlignmentConfig = DEFAULT_ALIGNMENT) -> None:
         self.network = network.eval().requires_grad_(False)

@@ -87,6 +87,7 @@ class LabelPerception:
     """Perception that returns the labels of a clip."""
 
     segments_dynamic = True
+    estimates_cameras = False
 
     def __init__(self, estimate: Estimate):
         self._estimate = estimate

@@ -23,6 +23,7 @@ class Wall:
     """`Perception` of a world that is three metres away everywhere."""
 
     segments_dynamic = True
+    estimates_cameras = False
 
     def to(self, device) -> None:
         pass

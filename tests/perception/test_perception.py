@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 import pickle
-import sys
 
 from models import save_depth_anything
 import pytest
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from mirage_model.camera import Cameras, directions, invert, resized
 from mirage_model.memory import Readout
 from mirage_model.perception import Estimate, with_sensor_depth
-from mirage_model.perception.adapters import DepthAnything, DepthAnything3
+from mirage_model.perception.adapters import DepthAnything
 from mirage_model.perception.alignment import AlignmentConfig, align
 from mirage_model.perception.embedded import (
     EmbeddedPerception,
@@ -161,19 +160,19 @@ class TestConfidence:
 
 class TestSensorDepth:
     def test_overrules_sky_and_all_but_certain_dynamic_objects(self):
-        network = estimate_of(torch.full((1, 2, 3), 9.0))
-        probability = torch.tensor([[[0.4, 0.9, 0.9995], [0.4, 0.9, 0.9995]]])
+        probability = torch.tensor([0.4, 0.9, 0.9995]).expand(1, 4, 3)
         network = replace(
-            network,
-            sky=torch.tensor([[[True, False, False], [True, False, False]]]),
+            estimate_of(torch.full((1, 4, 3), 9.0)),
+            sky=torch.ones(1, 4, 3, dtype=torch.bool),
             moving=probability > 0.5,
             moving_probability=probability,
         )
-        depth = torch.tensor([[[3.0, 3.0, 3.0], [torch.nan, 0.0, -1.0]]])
+        depth = torch.tensor([[torch.nan, 0.0, -1.0]] * 3 + [[3.0, 3.0, 3.0]])[None]
         estimate = with_sensor_depth(network, depth)
-        assert estimate.sky.tolist() == [[[False, False, False], [True, False, False]]]
-        assert estimate.moving.tolist() == [[[False, False, True], [False, True, True]]]
-        assert estimate.confidence.tolist() == [[[1, 1, 1], [0, 0, 0]]]
+        # there is no sky in the row beside the measured one
+        assert estimate.sky[0, :, 0].tolist() == [True, True, False, False]
+        assert estimate.moving[0, 0].tolist() == [False, False, True]
+        assert estimate.confidence[0, :, 0].tolist() == [0, 0, 0, 1]
         assert estimate.scaled.all()
         torch.testing.assert_close(estimate.depth, depth, equal_nan=True)
 
@@ -455,8 +454,3 @@ class TestAdapters:
         save_depth_anything(tmp_path, 'relative')
         with pytest.raises(ValueError, match='metric model is needed'):
             DepthAnything(tmp_path)
-
-    def test_a_missing_package_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setitem(sys.modules, 'depth_anything_3', None)
-        with pytest.raises(ImportError, match='pip install depth-anything-3'):
-            DepthAnything3(tmp_path)
