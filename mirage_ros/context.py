@@ -15,10 +15,11 @@ from mirage_model.engine.worker import Worker
 from mirage_model.interface import ModelInfo
 from mirage_model.messages.poses import seconds
 from mirage_ros.convert import stamp
+from mirage_ros.declaration import declare, unknown_parameters
 from mirage_ros.diagnostics import NodeMetrics
 from mirage_ros.input_monitor import InputMonitor
 from mirage_ros.memory_names import MemoryNames
-from mirage_ros.parameters import declare, unknown_parameters
+from mirage_ros.parameters import NodeParameters
 from mirage_ros.sensor_sync import CameraImages, MissingInput, SensorSync
 from mirage_ros.throttled_log import ThrottledLog
 from mirage_ros.trajectory import CameraFrames
@@ -34,8 +35,8 @@ class NodeContext(Node):
         super().__init__('mirage')
         self._model_info: ModelInfo | None = None
         self._worker: Worker | None = None
-        self.parameters = parameters = declare(self)
-        for text in unknown_parameters(self):
+        self.parameters = parameters = declare(self, NodeParameters)
+        for text in unknown_parameters(self, NodeParameters):
             self.get_logger().warning(text)
         self.memories = MemoryNames(max_memories=parameters.limits.max_memories)
         self.metrics = NodeMetrics()

@@ -1,38 +1,17 @@
-"""ROS parameters of the node, declared from frozen dataclasses; config/mirage.yaml is generated
-from them.
-
-A group of parameters is a nested dataclass, and its fields have names such as ``keyframe.angle``
-in ROS.
-"""
+"""ROS parameters of the node; config/mirage.yaml is generated from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
-import textwrap
-from typing import Any
+from dataclasses import dataclass, field
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 
 from mirage_model.engine.keyframes import KeyframeConfig
+from mirage_ros.declaration import as_yaml, parameter
 
 KEYFRAMES = KeyframeConfig()
 INT_MAX = 2**31 - 1
 IMAGES = ('jpeg', 'png', 'none')
-
-
-def parameter(
-    default: Any, description: str, *, low=None, high=None, among: tuple[str, ...] = ()
-) -> Any:
-    """Declare a field with the description and the inclusive range that ROS tools show."""
-    if among:
-        description += ' One of: ' + ', '.join(among) + '.'
-    metadata = {'description': description, 'low': low, 'high': high, 'among': among}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,76 +477,6 @@ class NodeParameters:
         return min(self.compression.raw_bytes, self.limits.max_message_bytes)
 
 
-def leaves(kind: type, prefix: str = '') -> Iterator[tuple[str, Field]]:
-    """Yield the ROS name and the dataclass field of each parameter."""
-    for item in fields(kind):
-        if item.default_factory is MISSING:
-            yield prefix + item.name, item
-        else:
-            assert isinstance(item.default_factory, type)
-            yield from leaves(item.default_factory, f'{prefix}{item.name}.')
-
-
-def from_values(values: Mapping[str, Any]) -> NodeParameters:
-    """Return parameters by their ROS names; the others have their defaults. Raises ValueError."""
-    known = dict(leaves(NodeParameters))
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f'{name}: not a parameter')
-        among = known[name].metadata['among']
-        if among and value not in among:
-            raise ValueError(f'{name}: {value!r} is not one of {among}')
-    return _build(NodeParameters, values, '')
-
-
-def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
-    assert is_dataclass(kind)
-    chosen = {}
-    for item in fields(kind):
-        name = prefix + item.name
-        if item.default_factory is not MISSING:
-            assert isinstance(item.default_factory, type)
-            chosen[item.name] = _build(item.default_factory, values, f'{name}.')
-        elif name in values:
-            chosen[item.name] = values[name]
-    return kind(**chosen)
-
-
-def declare(node: Node) -> NodeParameters:
-    """Declare all parameters on a node and return their values."""
-    values = {}
-    for name, item in leaves(NodeParameters):
-        low, high = item.metadata['low'], item.metadata['high']
-        descriptor = ParameterDescriptor(
-            description=item.metadata['description'],
-            additional_constraints=', '.join(item.metadata['among']),
-            read_only=True,
-        )
-        if isinstance(item.default, float) and low is not None:
-            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
-        elif low is not None:
-            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
-        if isinstance(item.default, tuple):
-            # an empty list has no type in YAML
-            declared = node.declare_parameter(name, Parameter.Type.DOUBLE_ARRAY, descriptor)
-            values[name] = tuple(declared.value or ())
-        else:
-            values[name] = node.declare_parameter(name, item.default, descriptor).value
-    return from_values(values)
-
-
-def unknown_parameters(node: Node) -> list[str]:
-    """Return a sentence for each parameter that was given to a node and that it does not have."""
-    known = [*dict(leaves(NodeParameters)), 'use_sim_time']
-    sentences = []
-    for name in sorted(set(node._parameter_overrides) - set(known)):
-        if not node.has_parameter(name):  # rclpy declares its own, such as qos_overrides
-            similar = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f', did you mean {similar[0]}?' if similar else ''
-            sentences.append(f'parameter {name}: unknown and ignored{hint}')
-    return sentences
-
-
 def reliability(name: str) -> ReliabilityPolicy:
     return {
         'best_effort': ReliabilityPolicy.BEST_EFFORT,
@@ -575,41 +484,5 @@ def reliability(name: str) -> ReliabilityPolicy:
     }[name]
 
 
-def as_yaml() -> str:
-    """Return config/mirage.yaml: each parameter with its description, range and default."""
-    lines = [
-        '# Parameters of the node with their defaults.',
-        '# Generated by `python -m mirage_ros.parameters > config/mirage.yaml`.',
-        '/**:',
-        '  ros__parameters:',
-    ]
-    open_groups: list[str] = []
-    for name, item in leaves(NodeParameters):
-        *groups, last = name.split('.')
-        lines.append('')
-        for depth, group in enumerate(groups):
-            if open_groups[: depth + 1] != groups[: depth + 1]:
-                lines.append('  ' * (depth + 2) + f'{group}:')
-        open_groups = groups
-        indent = '  ' * (len(groups) + 2)
-        text = item.metadata['description']
-        if item.metadata['low'] is not None:
-            text += f' Range {item.metadata["low"]} to {item.metadata["high"]}.'
-        comment = f'{indent}# '
-        lines += textwrap.wrap(text, 110, initial_indent=comment, subsequent_indent=comment)
-        value = item.default
-        if isinstance(value, bool):
-            value = str(value).lower()
-        elif isinstance(value, str):
-            value = f"'{value}'"
-        # ROS rejects an empty list without a type
-        lines.append(
-            f'{indent}{last}: {value}'
-            if value != ()
-            else f'{indent}# {last}: [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
-        )
-    return '\n'.join(lines) + '\n'
-
-
 if __name__ == '__main__':
-    print(as_yaml(), end='')
+    print(as_yaml(NodeParameters), end='')

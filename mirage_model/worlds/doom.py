@@ -24,7 +24,7 @@ import vizdoom
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
-from mirage_model.worlds.drive import FloorPlan, crossings, plan, world_from_optical
+from mirage_model.worlds.trajectory import FloorPlan, crossings, plan, world_from_optical
 
 UNITS_PER_METRE = 32.0
 FRAME_RATE = 8.0

@@ -12,7 +12,6 @@ import itertools
 
 import numpy as np
 
-from mirage_model.worlds.drive import clearance, crossings
 from mirage_model.worlds.furniture import (
     AGAINST_WALLS,
     DYNAMIC_OBJECTS,
@@ -23,6 +22,7 @@ from mirage_model.worlds.furniture import (
     Solid,
     footprint,
 )
+from mirage_model.worlds.trajectory import clearance, crossings
 
 _WALL_THICKNESS = 0.08
 _YAW = {'N': 0.0, 'W': np.pi / 2, 'S': np.pi, 'E': -np.pi / 2}

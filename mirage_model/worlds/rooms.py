@@ -18,10 +18,10 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip
-from mirage_model.worlds.drive import FloorPlan, plan
 from mirage_model.worlds.house import House, Solid, build_house
 from mirage_model.worlds.photographs import cut_texture
 from mirage_model.worlds.textures import SIZE, paint
+from mirage_model.worlds.trajectory import FloorPlan, plan
 
 NAME = re.compile(r'room-(\d{4})')
 

@@ -1,6 +1,6 @@
 """The demo: a node and a robot in a simulated world as two processes, with DDS between them.
 
-Writes film.mp4, contact_sheet.png and summary.json.
+Writes video.mp4, contact_sheet.png and summary.json.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def demo(command: DemoCommand) -> int:
         )
     for name, value in summary.items():
         print(f'  {name}: {value}')
-    print(f'{command.out}/: film.mp4, contact_sheet.png, summary.json')
+    print(f'{command.out}/: video.mp4, contact_sheet.png, summary.json')
     return 0
 
 

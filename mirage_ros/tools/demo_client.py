@@ -186,7 +186,7 @@ def run_demo(
     video.write_png(
         out / 'contact_sheet.png', video.contact_sheet(rows, times=clip.cameras.times.numpy()[1:])
     )
-    (out / 'film.mp4').write_bytes(mp4(video.video_frames(rows), frame_rate=frame_rate))
+    (out / 'video.mp4').write_bytes(mp4(video.video_frames(rows), frame_rate=frame_rate))
 
     codec = reconstructed(truth, model_folder)
     visible = np.concatenate([chunk.visible for chunk in chunks])

@@ -90,7 +90,7 @@ def clip(chunks: int) -> Clip:
 def row(**changes) -> Row:
     fields = {'memory': 'latent', 'run': 0, 'chunk': 1, 'frames': 8}
     fields |= {'read': 0.1, 'masks': 0.2, 'write': 0.3, 'rest': 0.4}
-    return Row(**{**fields, 'nbytes': 2**20, 'index_nbytes': 8, 'cells': 4, **changes})
+    return Row(**{**fields, 'nbytes': 2**20, 'index_nbytes': 8, 'points': 4, **changes})
 
 
 def test_a_rollout_gives_a_row_for_every_chunk(model):
@@ -100,7 +100,7 @@ def test_a_rollout_gives_a_row_for_every_chunk(model):
         for one in rows:
             assert one.frames == CHUNK_FRAMES - 1 and one.rest > 0
             assert min(one.read, one.masks, one.write) > 0
-            assert (one.nbytes > 0) == (one.cells > 0) == (name != 'none')
+            assert (one.nbytes > 0) == (one.points > 0) == (name != 'none')
 
 
 def test_the_parts_of_a_chunk_add_up_to_the_whole(model):
@@ -158,7 +158,7 @@ def test_a_composed_rollout_is_the_sum_of_its_parts():
             'whole': 9.0,
             'nbytes': 5,
             'index_nbytes': 6,
-            'cells': 7,
+            'points': 7,
             'encoded_to_read': read,
         }
 

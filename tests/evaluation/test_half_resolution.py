@@ -30,7 +30,7 @@ def test_trajectory_is_imagined_at_both_sizes(tmp_path):
         )
         == 0
     )
-    figures = json.loads(out.read_text())['figures']
+    figures = json.loads(out.read_text())['metrics']
     assert len(figures) == 6
     assert all(10 < figure['value'] < 40 for figure in figures[:5])
     full, half = figures[5]['seconds']

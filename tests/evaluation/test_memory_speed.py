@@ -27,9 +27,9 @@ def test_benchmark_prints_and_writes_its_metrics(tmp_path, capsys):
     code = main(['bench', 'memory', '--scale', '0.001', '--repeats', '1', '--out', str(path)])
     content, printed = json.loads(path.read_text()), capsys.readouterr().out
     assert code == (0 if content['holds'] else 1)
-    assert content['holds'] == all(figure['holds'] for figure in content['figures'])
-    assert content['scale'] == 0.001 and len(content['figures']) == 18
-    for figure in content['figures']:
+    assert content['holds'] == all(figure['holds'] for figure in content['metrics'])
+    assert content['scale'] == 0.001 and len(content['metrics']) == 18
+    for figure in content['metrics']:
         if figure['goal'] is not None:
             held = figure['value'] >= figure['goal']
             assert figure['holds'] == (held if figure['bound'] == 'at least' else not held)
@@ -66,5 +66,5 @@ def test_missed_goals_are_reported(tmp_path, capsys):
     assert report(figures, out, {'about': 'them'}) == 1
     content = json.loads(out.read_text())
     assert content['about'] == 'them' and not content['holds']
-    assert [figure['holds'] for figure in content['figures']] == [True, True, False]
+    assert [figure['holds'] for figure in content['metrics']] == [True, True, False]
     assert 'MISSED  short  (100.00 ms against 200.00 ms)' in capsys.readouterr().out

@@ -20,7 +20,7 @@ def test_a_table_of_two_folders(tmp_path, capsys):
         {'average': 70.36, 'static': 73.6, 'aspects': aspects},
     )
     figures = {'psnr_all': {'mean': 18.384}, 'ssim_all': {'mean': None}}
-    write(tmp_path / 'full', 'realestate10k.json', {'figures': figures})
+    write(tmp_path / 'full', 'realestate10k.json', {'metrics': figures})
     write(tmp_path / 'rgb', 'worldscore.json', {'average': 67.71, 'static': None})
     out = tmp_path / 'table.md'
     words = [f'latents={tmp_path / "full"}', f'RGB points={tmp_path / "rgb"}']

@@ -92,16 +92,16 @@ def test_every_clip_has_metrics_or_a_reason(done):
     assert summary['failed'].keys() == {'still', 'absent'}
     assert 'the camera moves too little' in summary['failed']['still']
     assert summary['failed']['absent'] == 'no frames that can be used'
-    assert 'lpips' in summary['missing'] and 'lpips' not in summary['figures']
+    assert 'lpips' in summary['missing'] and 'lpips' not in summary['metrics']
     with (done / 'clips.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [row['clip'] for row in rows] == ['one-00000', 'three-00000']
-    for name, figure in summary['figures'].items():
+    for name, figure in summary['metrics'].items():
         values = [float(row[name]) for row in rows if row[name]]
         assert figure['count'] == len(values)
         assert figure['mean'] == (pytest.approx(np.mean(values)) if values else None)
     regions = [f'{end}psnr_{region}' for end in ('', 'closed_loop_') for region in REGIONS]
-    assert summary['figures'].keys() > set(regions)
+    assert summary['metrics'].keys() > set(regions)
     assert {row['frames'] for row in rows} == {str(FRAMES - 1)}
 
 
@@ -111,7 +111,7 @@ def test_finished_clips_are_read_back(root, done):
     )
     assert command(root, done, root / 'manifest.txt') == 0
     summary = json.loads((done / 'realestate10k.json').read_text())
-    assert summary['figures']['psnr_all']['high'] > 40
+    assert summary['metrics']['psnr_all']['high'] > 40
 
 
 def test_clips_of_another_model_or_layout_are_rejected(root, done, capsys):

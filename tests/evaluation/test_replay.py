@@ -23,7 +23,7 @@ from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.config import ReplayCommand
 from mirage_model.evaluation.replay.command import load_engine, open_bag, run
 from mirage_model.evaluation.replay.replay import ObservedMemory, load, request_for, views
-from mirage_model.evaluation.replay.results_bag import METRICS, lane_numbers
+from mirage_model.evaluation.replay.results_bag import METRICS, track_numbers
 from mirage_model.evaluation.replay.segments import segments_of
 from mirage_model.image_fit import fit_image
 from mirage_model.interface import NOTHING
@@ -152,7 +152,7 @@ def test_results_bag_opens_in_both_readers(done):
         topics = {c.topic: c for c in reader.connections}
         assert set(topics) >= {'/recorded/image', '/imagined/image', '/imagined/visibility'}
         assert set(topics) >= {f'/imagined/figures/{name}' for name in ('psnr_all', 'visible')}
-        assert not [topic for topic in topics if 'lane' in topic]
+        assert not [topic for topic in topics if 'track' in topic]
         for topic in ('/recorded/image', '/imagined/image', '/imagined/camera_info'):
             found = []
             for connection, logged, data in reader.messages([topics[topic]]):
@@ -174,7 +174,7 @@ def test_results_bag_opens_in_both_readers(done):
 
 
 def test_lanes_keep_overlapping_segments_apart():
-    assert lane_numbers([(0, 9), (5, 14), (10, 19), (10, 19)]) == [0, 1, 0, 2]
+    assert track_numbers([(0, 9), (5, 14), (10, 19), (10, 19)]) == [0, 1, 0, 2]
 
 
 def test_split_bag_gives_equal_results(recorded, done, tmp_path):

@@ -145,8 +145,8 @@ def test_benchmark_reports_time_and_error(tmp_path, capsys):
         ]
     )
     content = json.loads(out.read_text())
-    assert content['cells'] >= 20000 and len(content['figures']) == 6
-    assert [figure['goal'] for figure in content['figures']] == [
+    assert content['points'] >= 20000 and len(content['metrics']) == 6
+    assert [figure['goal'] for figure in content['metrics']] == [
         100.0,
         100.0,
         None,

@@ -99,7 +99,7 @@ def test_demo_writes_its_results_and_ends(before, demo, tmp_path):
     assert summary['processes']['client'] == demo.pid != summary['processes']['node']
     assert not Path(f'/proc/{summary["processes"]["node"]}').exists()
     assert cv2.imread(str(tmp_path / 'contact_sheet.png')) is not None
-    video = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
+    video = cv2.VideoCapture(str(tmp_path / 'video.mp4'))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 24
     entities = run_rerun('rrd', 'print', tmp_path / 'demo.rrd')
     for name in ('/observed', '/visibility', '/world/path', '/world/imagined_camera/frame'):

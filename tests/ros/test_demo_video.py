@@ -30,8 +30,8 @@ def rows(n: int = 6, height: int = 48, width: int = 80) -> video.Rows:
 def test_video_decodes_to_its_frames(tmp_path):
     """In the codec that browsers play."""
     frames = video.video_frames(rows())
-    (tmp_path / 'film.mp4').write_bytes(mp4(frames, frame_rate=8.0))
-    played = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
+    (tmp_path / 'video.mp4').write_bytes(mp4(frames, frame_rate=8.0))
+    played = cv2.VideoCapture(str(tmp_path / 'video.mp4'))
     assert played.get(cv2.CAP_PROP_FPS) == 8.0
     assert int(played.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little') == b'VP90'
     decoded = []

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from mirage_model.interface import MemoryStats
+from mirage_ros.declaration import from_values
 from mirage_ros.diagnostics import NodeMetrics, diagnostics
-from mirage_ros.parameters import from_values
+from mirage_ros.parameters import NodeParameters
 
 
 def report(metrics: NodeMetrics, *, waiting: int = 0, points: int = 10, **parameters):
     (status,) = diagnostics(
         metrics,
-        from_values({f'diagnostics.{name}': value for name, value in parameters.items()}),
+        from_values(
+            NodeParameters, {f'diagnostics.{name}': value for name, value in parameters.items()}
+        ),
         name='/mirage',
         state='active',
         engine=None,

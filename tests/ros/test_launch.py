@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from mirage_ros.parameters import NodeParameters, leaves
+from mirage_ros.declaration import leaves
+from mirage_ros.parameters import NodeParameters
 
 LAUNCH = Path(__file__).resolve().parents[2] / 'launch'
 

@@ -313,7 +313,8 @@ def in_node(case: Case) -> Observation:
     """Read rclpy's messages with the calls of the node's callbacks."""
     serialization = pytest.importorskip('rclpy.serialization')
     from mirage_ros.convert import observation_from_messages
-    from mirage_ros.parameters import from_values
+    from mirage_ros.declaration import from_values
+    from mirage_ros.parameters import NodeParameters
     from mirage_ros.trajectory import CameraFrames
 
     def received(message: Any) -> Any:
@@ -324,7 +325,7 @@ def in_node(case: Case) -> Observation:
         return serialization.deserialize_message(data, rclpy_type)
 
     values = {'observe.pose_source': 'pose', 'frames.base': 'camera', 'tf.wait': 0.0}
-    parameters = from_values(values | case.node)
+    parameters = from_values(NodeParameters, values | case.node)
     tree = TransformTree(max_age=parameters.tf.history)
     for message in [] if case.static is None else received(case.static).transforms:
         tree.add(*read_transform(message), static=True)

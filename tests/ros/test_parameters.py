@@ -10,7 +10,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 import yaml
 
-from mirage_ros.parameters import NodeParameters, as_yaml, declare, from_values, leaves
+from mirage_ros.declaration import as_yaml, declare, from_values, leaves
+from mirage_ros.parameters import NodeParameters
 
 CONFIG = Path(__file__).resolve().parents[2] / 'config' / 'mirage.yaml'
 
@@ -19,7 +20,7 @@ def declared(**values) -> NodeParameters:
     overrides = [Parameter(name.replace('__', '.'), value=value) for name, value in values.items()]
     node = Node('parameters', parameter_overrides=overrides)
     try:
-        return declare(node)
+        return declare(node, NodeParameters)
     finally:
         node.destroy_node()
 
@@ -33,16 +34,16 @@ def flat(values: dict, prefix: str = '') -> dict:
 
 
 def test_config_file_is_generated():
-    assert CONFIG.read_text() == as_yaml()
-    values = flat(yaml.safe_load(as_yaml())['/**']['ros__parameters'])
-    assert from_values(values) == NodeParameters()
+    assert CONFIG.read_text() == as_yaml(NodeParameters)
+    values = flat(yaml.safe_load(as_yaml(NodeParameters))['/**']['ros__parameters'])
+    assert from_values(NodeParameters, values) == NodeParameters()
     names = {name for name, _ in leaves(NodeParameters)}
     assert set(values) | {'frames.base_from_camera'} == names
 
 
 def test_declared_with_defaults_ranges_and_descriptions(ros):
     node = Node('parameters')
-    assert declare(node) == NodeParameters()
+    assert declare(node, NodeParameters) == NodeParameters()
     for name, item in leaves(NodeParameters):
         descriptor = node.describe_parameter(name)
         assert descriptor.description.endswith('.') and descriptor.read_only
@@ -67,4 +68,4 @@ def test_values_and_their_limits(ros):
     with pytest.raises(ValueError, match='frames.world: must not be empty'):
         declared(frames__world='')
     with pytest.raises(ValueError, match='frames.wrold: not a parameter'):
-        from_values({'frames.wrold': 'map'})
+        from_values(NodeParameters, {'frames.wrold': 'map'})

@@ -11,7 +11,8 @@ import pytest
 from mirage_model.messages.poses import matrix_from_numbers, seconds
 from mirage_model.messages.transform_tree import TransformTree
 from mirage_ros.convert import stamp
-from mirage_ros.parameters import from_values
+from mirage_ros.declaration import from_values
+from mirage_ros.parameters import NodeParameters
 from mirage_ros.trajectory import CameraFrames, frames_along
 
 ENGINE = InstantEngine().describe()  # 8 Hz, 16 frames a chunk
@@ -70,7 +71,7 @@ def frames(
 ) -> CameraFrames:
     values = {'frames.base_from_camera': base_from_camera, 'observe.pose_source': pose_source}
     tree = tree or TransformTree(max_age=30.0)
-    return CameraFrames(from_values({'tf.wait': 0.0, **values}), tree)
+    return CameraFrames(from_values(NodeParameters, {'tf.wait': 0.0, **values}), tree)
 
 
 def test_camera_on_the_base():

@@ -18,7 +18,8 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_model.messages.poses import seconds
 from mirage_ros.convert import pose_from_matrix, stamp, transform_message
-from mirage_ros.parameters import from_values
+from mirage_ros.declaration import from_values
+from mirage_ros.parameters import NodeParameters
 from mirage_ros.transforms import TransformListener
 
 
@@ -39,7 +40,7 @@ class Listener:
         self.warnings: list[str] = []
         self.tree = TransformListener(
             self.node,
-            from_values(values),
+            from_values(NodeParameters, values),
             on_bad=lambda topic, error: self.rejected.append(f'{topic}: {error}'),
             warn=self.warnings.append,
         )

@@ -10,11 +10,11 @@ from mirage_model.camera import check_cameras, directions, unproject
 from mirage_model.clip import Clip
 from mirage_model.data.record import RecordConfig, reason_to_reject, record_trajectory
 from mirage_model.data.splits import maps_of
-from mirage_model.worlds.drive import KINDS
 from mirage_model.worlds.furniture import Solid
 from mirage_model.worlds.house import House, build_house
 from mirage_model.worlds.rooms import RoomWorld, intrinsics
 from mirage_model.worlds.textures import PAINTERS, paint
+from mirage_model.worlds.trajectory import KINDS
 
 SCENE = 'room-0004'
 

@@ -43,15 +43,15 @@ IMAGINED = 4
 """Number of chunks of which one is imagined."""
 
 
-def building(cells: int, rooms: int) -> LatentMemory:
-    """Return a memory with ``cells`` points, each room seen from random cameras."""
+def building(points: int, rooms: int) -> LatentMemory:
+    """Return a memory with ``points`` points, each room seen from random cameras."""
     memory = LatentMemory(CONFIG)
     latents = torch.zeros(CHUNK, CHANNELS, HEIGHT, WIDTH)
     for index, (cameras, depth) in enumerate(chunks(rooms)):
         valid, observed = torch.ones_like(depth, dtype=torch.bool), bool(index % IMAGINED)
         memory.write(latents, depth, cameras, valid=valid, observed=observed)
-        print(f'\rbuilding: {len(memory):,} cells', end='', file=sys.stderr, flush=True)
-        if len(memory) >= cells:
+        print(f'\rbuilding: {len(memory):,} points', end='', file=sys.stderr, flush=True)
+        if len(memory) >= points:
             break
     print(file=sys.stderr)
     return memory
@@ -111,8 +111,8 @@ def error(name: str, ours: Float[Tensor, 'n'], truth: Float[Tensor, 'n']) -> Met
     return Metric(name=f'{about}, {mean}', value=float(missed.mean()), goal=3.0)
 
 
-def measure(cells: int, rooms: int, repeats: int) -> tuple[list[Metric], dict[str, int]]:
-    memory = building(cells, rooms)
+def measure(points: int, rooms: int, repeats: int) -> tuple[list[Metric], dict[str, int]]:
+    memory = building(points, rooms)
     paths = candidates(CANDIDATES, rooms)
     every = concatenate(paths)
     start = perf_counter()
@@ -123,18 +123,18 @@ def measure(cells: int, rooms: int, repeats: int) -> tuple[list[Metric], dict[st
     start = perf_counter()
     truth = exact(memory, paths)
     slow = perf_counter() - start
-    about = f'{CANDIDATES} candidates of {POSES} poses against {len(memory):,} cells'
+    about = f'{CANDIDATES} candidates of {POSES} poses against {len(memory):,} points'
     metrics = [
         Metric(name=f'{about}, coarse, ms', value=1e3 * seconds, goal=100.0),
         Metric(name='the same as the node asks for it, ms', value=1e3 * asked, goal=100.0),
         Metric(
-            name='the first time, when all cells are grouped, ms', value=1e3 * first, goal=None
+            name='the first time, when all points are grouped, ms', value=1e3 * first, goal=None
         ),
         Metric(name='exact, ms', value=1e3 * slow, goal=None),
         error('visible', coarse.visible, truth.visible),
         error('observed', coarse.observed, truth.observed),
     ]
-    return metrics, {'cells': len(memory)}
+    return metrics, {'points': len(memory)}
 
 
 def main(config: ScoreConfig) -> int:

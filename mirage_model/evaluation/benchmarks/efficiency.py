@@ -74,7 +74,7 @@ class Row:
     """Everything else [s]."""
     nbytes: int
     index_nbytes: int
-    cells: int
+    points: int
     """Points in the memory."""
 
     @property
@@ -101,7 +101,7 @@ class TimedMemory:
         with self._count('write'):
             added = self.memory.write(*args, **kwargs)
         if self._began is not None:
-            sizes = {'nbytes': self.nbytes, 'index_nbytes': self.index_nbytes, 'cells': len(self)}
+            sizes = {'nbytes': self.nbytes, 'index_nbytes': self.index_nbytes, 'points': len(self)}
             self.laps.append(self._seconds | {'whole': perf_counter() - self._began} | sizes)
             self._begin()
         return added
@@ -312,7 +312,7 @@ def composed_rows(size: ComposedSize, timed: dict[str, Any], runs: int) -> list[
         for name in MEMORIES:
             for chunk, lap in enumerate(timed[f'{name}-{run}']):
                 parts = {
-                    key: lap[key] for key in ('masks', 'write', 'nbytes', 'index_nbytes', 'cells')
+                    key: lap[key] for key in ('masks', 'write', 'nbytes', 'index_nbytes', 'points')
                 }
                 read = lap['read'] + lap['encoded_to_read'] * encode
                 rows.append(

@@ -54,7 +54,7 @@ def report(metrics: list[Metric], out: Path, about: Mapping[str, object]) -> int
             'load': os.getloadavg()[0],
         },
         **about,
-        'figures': [asdict(metric) | {'holds': metric.holds} for metric in metrics],
+        'metrics': [asdict(metric) | {'holds': metric.holds} for metric in metrics],
         'holds': holds,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

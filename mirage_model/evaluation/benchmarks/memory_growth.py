@@ -1,7 +1,7 @@
 """Measure how much the memory grows: ``mirage bench growth``.
 
 The metrics are the bytes of a point, the growth along a forward trajectory at full size after the
-seed, and the growth on the way back through a map of Freedoom. Writes out/bench/growth.json and
+seed, and the growth on the path back through a map of Freedoom. Writes out/bench/growth.json and
 exits with 1 where a goal is missed.
 """
 
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk:
+class Recording:
     """Cameras on the latent grid, their depth, and the cells that may be written."""
 
     cameras: Cameras
@@ -36,28 +36,30 @@ class Walk:
     def __len__(self) -> int:
         return len(self.cameras)
 
-    def __getitem__(self, index: slice) -> Walk:
-        return Walk(cameras=self.cameras[index], depth=self.depth[index], valid=self.valid[index])
+    def __getitem__(self, index: slice) -> Recording:
+        return Recording(
+            cameras=self.cameras[index], depth=self.depth[index], valid=self.valid[index]
+        )
 
 
-def recorded(
+def record(
     world: DoomWorld, poses: Float[np.ndarray, 'n 4 4'], *, stride: int, first: int = 0
-) -> Walk:
+) -> Recording:
     """Record what is seen along poses, from frame ``first`` on, on cells of ``stride`` pixels."""
     grid = (HEIGHT // stride, WIDTH // stride)
-    clip = world.record(poses, (first + np.arange(len(poses))) / FRAME_RATE, name='walk')
+    clip = world.record(poses, (first + np.arange(len(poses))) / FRAME_RATE, name='growth')
     depth = clip.depth.masked_fill(clip.sky | clip.moving, torch.nan)
     depth, has_depth, edge = depth_to_grid(depth, *grid)
-    return Walk(cameras=resized(clip.cameras, *grid), depth=depth, valid=has_depth & ~edge)
+    return Recording(cameras=resized(clip.cameras, *grid), depth=depth, valid=has_depth & ~edge)
 
 
-def written(memory: LatentMemory, walk: Walk) -> int:
-    """Write a walk as observed, camera after camera; return the number of points added."""
-    before, (height, width) = len(memory), walk.depth.shape[1:]
-    for k in range(len(walk)):
-        one = walk[k : k + 1]
+def write_recording(memory: LatentMemory, recording: Recording) -> int:
+    """Write a recording as observed, camera after camera; return the number of points added."""
+    before, (height, width) = len(memory), recording.depth.shape[1:]
+    for k in range(len(recording)):
+        view = recording[k : k + 1]
         latents = torch.full((1, memory.config.channels, height, width), float(k))
-        memory.write(latents, one.depth, one.cameras, valid=one.valid, observed=True)
+        memory.write(latents, view.depth, view.cameras, valid=view.valid, observed=True)
     return len(memory) - before
 
 
@@ -66,15 +68,15 @@ class CorridorGrowth:
     """Points and bytes of the seed and at the end, and the mean coverage of views before they are
     written."""
 
-    seed_cells: int
+    seed_points: int
     seed_nbytes: int
-    cells: int
+    points: int
     nbytes: int
     index_nbytes: int
     covered: float
 
 
-def corridor_drive(chunks: int = 5) -> CorridorGrowth:
+def corridor(chunks: int = 5) -> CorridorGrowth:
     """Write chunks of eight imagined latent frames of 704x1280 after an observed seed.
 
     The camera moves 5 cm a frame down a corridor of 4 x 3 m.
@@ -94,58 +96,60 @@ def corridor_drive(chunks: int = 5) -> CorridorGrowth:
     memory, covered = LatentMemory(MemoryConfig(channels=CHANNELS)), []
     latents, valid = torch.zeros(1, CHANNELS, height, width), torch.ones(1, height, width).bool()
     for k in range(n):
-        one = cameras[k : k + 1]
-        depth = torch.minimum(sides, 20.0 - one.world_from_camera[0, 2, 3])[None]
+        view = cameras[k : k + 1]
+        depth = torch.minimum(sides, 20.0 - view.world_from_camera[0, 2, 3])[None]
         if k > 0:
-            covered.append(float(memory.readout(one, latents=False).visible.float().mean()))
-        memory.write(latents, depth, one, valid=valid, observed=k == 0)
+            covered.append(float(memory.readout(view, latents=False).visible.float().mean()))
+        memory.write(latents, depth, view, valid=valid, observed=k == 0)
         if k == 0:
             seed = (len(memory), memory.nbytes)
     return CorridorGrowth(
-        seed_cells=seed[0],
+        seed_points=seed[0],
         seed_nbytes=seed[1],
-        cells=len(memory),
+        points=len(memory),
         nbytes=memory.nbytes,
         index_nbytes=memory.index_nbytes,
         covered=sum(covered) / len(covered),
     )
 
 
-def ways(map_name: str, frames: int, *, stride: int, seed: int) -> tuple[Walk, Walk, Walk]:
-    """Return a random way out, the same way back, and a way back up to 10 cm beside it."""
+def out_and_back(
+    map_name: str, frames: int, *, stride: int, seed: int
+) -> tuple[Recording, Recording, Recording]:
+    """Record a random path out, the same path back, and a path back up to 10 cm beside it."""
     rng = np.random.default_rng(seed)
     with DoomWorld(map_name, seed=seed) as world:
         poses = world.plan('wander', frames, rng)
         beside = poses[::-1].copy()
         beside[:, :2, 3] += rng.uniform(-0.1, 0.1, (frames, 2))
-        walk = recorded(world, np.concatenate([poses, poses[::-1], beside]), stride=stride)
-    return walk[:frames], walk[frames : 2 * frames], walk[2 * frames :]
+        recording = record(world, np.concatenate([poses, poses[::-1], beside]), stride=stride)
+    return recording[:frames], recording[frames : 2 * frames], recording[2 * frames :]
 
 
-def coming_back(config: MemoryConfig, out: Walk, back: Walk) -> dict[str, float]:
-    """Write the way out and the way back.
+def coming_back(config: MemoryConfig, out: Recording, back: Recording) -> dict[str, float]:
+    """Write the paths out and back.
 
     Returns:
-        Points added on the way out, points added on the way back as a share of them, and the share
-        of valid cells covered afterwards, with splats of one and of three cells.
+        Points added on the path out, those added on the path back as a share of them, and the
+        share of valid cells covered afterwards, with splats of one and of three cells.
     """
     memory = LatentMemory(config)
-    added = written(memory, out)
-    grew = written(memory, back)
-    result = {'cells_out': float(added), 'added_back': grew / added}
+    added = write_recording(memory, out)
+    grew = write_recording(memory, back)
+    result = {'points_out': float(added), 'added_back': grew / added}
     for splat_size in (1, 3):
         memory.config = replace(config, splat_size=splat_size)
-        shown = [
-            memory.readout(way.cameras, latents=False).visible[way.valid] for way in (out, back)
+        visible = [
+            memory.readout(path.cameras, latents=False).visible[path.valid] for path in (out, back)
         ]
-        result[f'covered_{splat_size}'] = float(torch.cat(shown).float().mean())
+        result[f'covered_{splat_size}'] = float(torch.cat(visible).float().mean())
     return result
 
 
 def main(settings: MemoryGrowthConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
-    drive = corridor_drive()
-    out, back, beside = ways(
+    growth = corridor()
+    out, back, beside = out_and_back(
         settings.map_name, settings.frames, stride=settings.stride, seed=settings.seed
     )
     table, metrics = [], []
@@ -157,27 +161,27 @@ def main(settings: MemoryGrowthConfig) -> int:
         if voxel == MemoryConfig(channels=2).voxel:
             metrics.append(
                 Metric(
-                    name='coming back along the same path: cells added / added on the way out',
+                    name='coming back along the same path: points added / added on the path out',
                     value=same['added_back'],
                     goal=0.05,
                 )
             )
-    print(f'drive: {drive.cells:,} cells, {drive.seed_cells:,} of them the seed')
+    print(f'corridor: {growth.points:,} points, {growth.seed_points:,} of them the seed')
     metrics += [
         Metric(
-            name='bytes of a cell of 48 channels', value=drive.nbytes / drive.cells, goal=128.0
+            name='bytes of a point of 48 channels', value=growth.nbytes / growth.points, goal=128.0
         ),
         Metric(
-            name=f'forward drive, {drive.covered:.0%} of each view covered before: '
-            f'MiB of {drive.cells - drive.seed_cells:,} cells over the seed',
-            value=(drive.nbytes - drive.seed_nbytes) / MIB,
+            name=f'forward trajectory, {growth.covered:.0%} of each view covered before: '
+            f'MiB of {growth.points - growth.seed_points:,} points over the seed',
+            value=(growth.nbytes - growth.seed_nbytes) / MIB,
             goal=2.6,
         ),
         Metric(
-            name='bytes of the directory for each of its cells',
-            value=drive.index_nbytes / drive.cells,
+            name='bytes of the index for each of its points',
+            value=growth.index_nbytes / growth.points,
             goal=None,
         ),
     ]
     about = {name: value for name, value in asdict(settings).items() if name != 'out'}
-    return report(metrics, settings.out, {**about, 'drive': vars(drive), 'ways': table})
+    return report(metrics, settings.out, {**about, 'corridor': vars(growth), 'paths': table})

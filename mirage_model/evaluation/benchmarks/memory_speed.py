@@ -31,7 +31,7 @@ from mirage_model.memory.latent import LatentMemory, MemoryConfig
 HEIGHT, WIDTH, CHANNELS, CHUNK = 44, 80, 48, 9
 ROOM = np.array([6.0, 3.0, 6.0])  # metres: x, y (down), z
 FAR = 9.0
-ROOMS = 77  # with ten million cells in them 200,000 are in view
+ROOMS = 77  # with ten million points in them 200,000 are in view
 CONFIG = MemoryConfig(channels=CHANNELS, voxel=0.0, far=FAR)
 MERGED = MemoryConfig(channels=CHANNELS, far=FAR)  # as memories are by default
 
@@ -56,7 +56,7 @@ def room_depth(cameras: Cameras) -> Float[Tensor, 'n h w']:
     one_metre = unproject(torch.ones(len(cameras), HEIGHT, WIDTH), cameras) - origin
     room = torch.tensor(ROOM, dtype=torch.float32)
     wall = (torch.floor(origin / room) + (one_metre > 0)) * room
-    # along a wall there is no way to it: 0 / 0, or its distance / -0
+    # along a wall no distance to it exists: 0 / 0, or its distance / -0
     away = (wall - origin) / one_metre
     return torch.where(one_metre == 0, torch.inf, away).amin(dim=-1)
 
@@ -93,7 +93,7 @@ def chunks(rooms: int) -> Iterator[tuple[Cameras, Float[Tensor, 'n h w']]]:
 
 
 @dataclass(kw_only=True)
-class Filled:
+class FilledMemory:
     """A memory, the positions in it, and the time of each write [s]."""
 
     memory: LatentMemory
@@ -104,28 +104,27 @@ class Filled:
 def fill(
     name: str,
     views: Iterable[tuple[Cameras, Float[Tensor, 'n h w']]],
-    cells: int,
-    keep_of: Callable[[Cameras, Float[Tensor, 'n h w']], Bool[Tensor, 'n h w']],
+    points: int,
+    valid_mask: Callable[[Cameras, Float[Tensor, 'n h w']], Bool[Tensor, 'n h w']],
     config: MemoryConfig = CONFIG,
-) -> Filled:
-    """Write views until the memory has ``cells`` points or the views end; ``keep_of`` gives the
-    valid mask."""
+) -> FilledMemory:
+    """Write views until the memory has ``points`` points, or the views end."""
     latents = torch.randn(CHUNK, CHANNELS, HEIGHT, WIDTH)
     memory, positions, seconds = LatentMemory(config), [], []
     for cameras, depth in views:
-        valid = keep_of(cameras, depth)
+        valid = valid_mask(cameras, depth)
         start = perf_counter()
         memory.write(latents[: len(cameras)], depth, cameras, valid=valid, observed=True)
         seconds.append(perf_counter() - start)
         positions.append(unproject(depth, cameras)[valid])
-        print(f'\r{name}: {len(memory):,} cells', end='', file=sys.stderr, flush=True)
-        if len(memory) >= cells:
+        print(f'\r{name}: {len(memory):,} points', end='', file=sys.stderr, flush=True)
+        if len(memory) >= points:
             break
     print(file=sys.stderr)
-    return Filled(memory=memory, positions=torch.cat(positions), seconds=seconds)
+    return FilledMemory(memory=memory, positions=torch.cat(positions), seconds=seconds)
 
 
-def everything(cameras: Cameras, depth: Float[Tensor, 'n h w']) -> Bool[Tensor, 'n h w']:
+def all_valid(cameras: Cameras, depth: Float[Tensor, 'n h w']) -> Bool[Tensor, 'n h w']:
     return torch.ones_like(depth, dtype=torch.bool)
 
 
@@ -191,9 +190,13 @@ def reads(
     passes: float | None = None,
     near: LatentMemory | None = None,
 ) -> list[Metric]:
-    """One camera and the nine of a chunk against sort-and-assign over ``plain_positions`` (goal:
-    ``faster`` times as fast), a pass over the ``positions`` in view (goal: at most ``passes`` for
-    each camera), and a memory of what is ``near`` (goal: at most 1.5 times as long)."""
+    """Compare the time to read one camera, and the nine of a chunk, with that of plain code.
+
+    Args:
+        plain_positions: Points of sort-and-assign; the goal is ``faster`` times its speed.
+        positions: Points in view; the goal is ``passes`` passes over them for each camera.
+        near: Memory of the points in view alone; the goal is 1.5 times the time to read it.
+    """
     metrics, chunk = [], chunk_ahead()
     latents = torch.randn(len(plain_positions), CHANNELS)
     one_pass = median(positions.sum, repeats)
@@ -202,7 +205,7 @@ def reads(
         read = median(partial(memory.readout, cameras), repeats)
         if near is not None:
             other = median(partial(near.readout, cameras), repeats)
-            of = f'{about}: read / read of {len(near):,} cells'
+            of = f'{about}: read / read of {len(near):,} points'
             metrics.append(ratio(of, read, other, goal=1.5))
         plain = median(partial(sort_and_assign, plain_positions, latents, cameras), repeats)
         metrics.append(ratio(f'{about}: sort-and-assign / read', plain, read, 'at least', faster))
@@ -213,22 +216,22 @@ def reads(
     return metrics
 
 
-def writes(how: str, whole: Filled, small: LatentMemory, repeats: int) -> list[Metric]:
-    """One chunk into a large memory and into a small one, each into a fork that is then dropped,
-    and the slowest of the writes that filled the large one."""
+def writes(how: str, whole: FilledMemory, small: LatentMemory, repeats: int) -> list[Metric]:
+    """Compare writes of one chunk into a large and a small memory, each into a fork that is then
+    dropped, and the slowest of the writes that filled the large one."""
     chunk = chunk_ahead()
-    depth, seen = room_depth(chunk), torch.randn(CHUNK, CHANNELS, HEIGHT, WIDTH)
-    valid = everything(chunk, depth)
+    depth, latents = room_depth(chunk), torch.randn(CHUNK, CHANNELS, HEIGHT, WIDTH)
+    valid = all_valid(chunk, depth)
 
     def write(memory: LatentMemory, *, observed: bool) -> None:
-        memory.fork().write(seen, depth, chunk, valid=valid, observed=observed)
+        memory.fork().write(latents, depth, chunk, valid=valid, observed=observed)
 
     metrics = []
     for observed in (True, False):
         into_whole = median(partial(write, whole.memory, observed=observed), repeats)
         into_small = median(partial(write, small, observed=observed), repeats)
         name = f'write of {"an observed" if observed else "an imagined"} chunk, {how}: '
-        name += f'into {len(whole.memory):,} cells / into {len(small):,}'
+        name += f'into {len(whole.memory):,} points / into {len(small):,}'
         metrics.append(ratio(name, into_whole, into_small, goal=3.0))
     usual, slowest = statistics.median(whole.seconds), max(whole.seconds)
     stalls = f'slowest / median of the writes that filled the building, {how}'
@@ -244,21 +247,21 @@ def measure(scale: float, repeats: int) -> tuple[list[Metric], dict[str, int]]:
     dense = fill(
         'in view', chunks(1), million, lambda *view: in_view(view[0], chunk, view[1]).all(dim=0)
     )
-    name = f'{len(dense.memory):,} cells in view'
+    name = f'{len(dense.memory):,} points in view'
     metrics = reads(
         name, dense.memory, dense.positions, dense.positions, repeats, faster=8.0, passes=12.0
     )
     counts = {'in_view_of_all': len(dense.memory)}
     del dense
 
-    whole = fill('building', chunks(rooms), building, everything)
+    whole = fill('building', chunks(rooms), building, all_valid)
     part = fill(
         'the same building, what is in view',
         itertools.islice(chunks(rooms), len(whole.seconds)),
         building,
         lambda *view: in_view(view[0], chunk, view[1]).any(dim=0),
     )
-    name = f'{len(whole.memory):,} cells, {len(part.memory):,} in view'
+    name = f'{len(whole.memory):,} points, {len(part.memory):,} in view'
     metrics += reads(
         name,
         whole.memory,
@@ -270,12 +273,12 @@ def measure(scale: float, repeats: int) -> tuple[list[Metric], dict[str, int]]:
     )
     counts |= {'building': len(whole.memory), 'building_in_view': len(part.memory)}
     del part
-    small = fill('one room', chunks(1), few, everything)
+    small = fill('one room', chunks(1), few, all_valid)
     metrics += writes('nothing merged', whole, small.memory, repeats)
     counts['one_room'] = len(small.memory)
     del whole, small
-    whole = fill('building, merged', chunks(rooms), building, everything, MERGED)
-    small = fill('one room, merged', chunks(1), few, everything, MERGED)
+    whole = fill('building, merged', chunks(rooms), building, all_valid, MERGED)
+    small = fill('one room, merged', chunks(1), few, all_valid, MERGED)
     metrics += writes('merged', whole, small.memory, repeats)
     counts |= {'building_merged': len(whole.memory), 'one_room_merged': len(small.memory)}
     return metrics, counts
@@ -290,6 +293,6 @@ def main(config: MemorySpeedConfig) -> int:
         'channels': CHANNELS,
         'scale': config.scale,
         'repeats': config.repeats,
-        'cells': counts,
+        'points': counts,
     }
     return report(metrics, config.out, about)

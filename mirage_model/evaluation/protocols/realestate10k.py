@@ -135,7 +135,7 @@ def evaluate(
         'failed_clips': len(failed),
         'failed': failed,
         'missing': MISSING,
-        'figures': {
+        'metrics': {
             name: mean_with_interval([np.nan if r[name] is None else r[name] for r in rows])
             for name in names_of
         },

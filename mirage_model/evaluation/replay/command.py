@@ -27,7 +27,7 @@ from mirage_model.evaluation.image_quality import QUALITY
 from mirage_model.evaluation.replay.bag_recovery import readable_copy
 from mirage_model.evaluation.replay.replay import ReplayEngine, load, replay, run_description
 from mirage_model.evaluation.replay.report import write_report
-from mirage_model.evaluation.replay.results_bag import lane_numbers, write_bag
+from mirage_model.evaluation.replay.results_bag import track_numbers, write_bag
 from mirage_model.evaluation.replay.segments import Segment, segments_of
 from mirage_model.evaluation.replay.tables import (
     frame_rows,
@@ -182,7 +182,7 @@ def write_results(
         raise ValueError('nothing could be evaluated: ' + '; '.join([*failures, *left_out]))
     horizons = horizon_rows(frames)
     write_tables(out, {'frames': frames, 'segments': rows, 'horizons': horizons})
-    results = zip(lane_numbers(spans), map(load, paths.values()))
+    results = zip(track_numbers(spans), map(load, paths.values()))
     write_bag(out / 'results', results, world_frame=world_frame)
     write_report(
         out / 'report.html',
@@ -193,7 +193,7 @@ def write_results(
         left_out=left_out,
         failures=failures,
     )
-    names = (*QUALITY, 'visible', 'held_psnr_all')
+    names = (*QUALITY, 'visible', 'last_frame_psnr_all')
     summary = {
         'segments': len(rows),
         **{name: _mean([row[name] for row in rows]) for name in names},

@@ -207,7 +207,7 @@ def replay_segment(
     recorded = np.stack(true)
     measured = quality(frames, recorded, visibility != NOTHING)
     last_frame = np.broadcast_to(start, recorded.shape).copy()
-    held = quality(last_frame, recorded, visibility != NOTHING)
+    last_quality = quality(last_frame, recorded, visibility != NOTHING)
     placed = _geometry(frames, recorded, seen[1:], about)
     stamps = bag.stamps[list(segment.future)]
     rows = tuple(
@@ -221,8 +221,8 @@ def replay_segment(
             'observed': float(observed[number]),
             **measured[number],
             **placed[number],
-            'held_psnr_all': held[number]['psnr_all'],
-            'held_ssim_all': held[number]['ssim_all'],
+            'last_frame_psnr_all': last_quality[number]['psnr_all'],
+            'last_frame_ssim_all': last_quality[number]['ssim_all'],
         }
         for number, row in enumerate(segment.future)
     )

@@ -42,8 +42,8 @@ _REGIONS = {
     'uncovered': ('other pixels', '#d08a10'),
 }
 _HORIZON = ('horizon_s', 'segments', *QUALITY, 'psnr_all_low', 'psnr_all_high', 'visible')
-_HORIZON += ('held_psnr_all',)
-_SEGMENT = ('segment', 'seed', 'frames', *QUALITY, 'visible', 'observed', 'held_psnr_all')
+_HORIZON += ('last_frame_psnr_all',)
+_SEGMENT = ('segment', 'seed', 'frames', *QUALITY, 'visible', 'observed', 'last_frame_psnr_all')
 _SEGMENT += ('observing_s', 'imagining_s', 'first_chunk_s')
 
 
@@ -122,7 +122,7 @@ def _summary(segments: Sequence[Row]) -> str:
         'psnr_all': 'PSNR, all pixels',
         'psnr_covered': 'PSNR, covered pixels',
         'psnr_uncovered': 'PSNR, other pixels',
-        'held_psnr_all': 'PSNR of the last observed frame',
+        'last_frame_psnr_all': 'PSNR of the last observed frame',
         'ssim_all': 'SSIM, all pixels',
         'ssim_covered': 'SSIM, covered pixels',
         'ssim_uncovered': 'SSIM, other pixels',
@@ -153,8 +153,8 @@ def _curves(horizons: Sequence[Row], metric: str, label: str) -> str:
             [_plain(row[f'psnr_all_{end}']) for row in horizons] for end in ('low', 'high')
         )
         axes.fill_between(seconds, low, high, color='#222222', alpha=0.12, linewidth=0)
-    held = [_plain(row[f'held_{metric}_all']) for row in horizons]
-    axes.plot(seconds, held, ':', color='#4070c0', label='last observed frame')
+    last_frame = [_plain(row[f'last_frame_{metric}_all']) for row in horizons]
+    axes.plot(seconds, last_frame, ':', color='#4070c0', label='last observed frame')
     axes.set_xlabel('seconds ahead')
     axes.set_ylabel(label)
     axes.legend(fontsize=8)

@@ -15,7 +15,7 @@ from mirage_model.evaluation.replay.geometry import METRICS
 from mirage_model.evaluation.replay.replay import SegmentResult
 
 Row = dict[str, Any]
-MEANS = (*QUALITY, 'visible', 'observed', 'held_psnr_all', 'held_ssim_all', *METRICS)
+MEANS = (*QUALITY, 'visible', 'observed', 'last_frame_psnr_all', 'last_frame_ssim_all', *METRICS)
 """Metrics of a frame that are averaged over the frames that have them."""
 
 

@@ -34,13 +34,13 @@ def side_by_side(
     height = rows[0].shape[1]
     between = np.full((len(rows[0]), height, gap, 3), _PAPER, np.uint8)
     parts = [part for row in rows for part in (between, row)][1:]
-    film = np.concatenate(parts, axis=2)
-    film = np.pad(
-        film,
-        ((0, 0), (0, height % 2), (0, film.shape[2] % 2), (0, 0)),
+    video = np.concatenate(parts, axis=2)
+    video = np.pad(
+        video,
+        ((0, 0), (0, height % 2), (0, video.shape[2] % 2), (0, 0)),
         constant_values=_PAPER,
     )
-    return film
+    return video
 
 
 def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int = 1) -> bytes:
@@ -52,7 +52,7 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int =
     height, width = frames.shape[1:3]
     assert height % 2 == 0 and width % 2 == 0, 'the codec needs even sizes'
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'film.mp4'
+        path = Path(folder) / 'video.mp4'
         video = cv2.VideoWriter(
             str(path), cv2.VideoWriter.fourcc(*'vp09'), frame_rate, (width, height)
         )
