@@ -7,7 +7,8 @@ work=()
 while [ "$1" != -- ]; do work+=("$1"); shift; done
 shift
 mkdir -p "$(dirname "$log")"
-nice -n 19 setsid "${work[@]}" > "$log" 2>&1 &
+# Linux shares the cores between sessions first: within a session of its own, nice alone would yield nothing.
+setsid bash -c 'echo 19 2> /dev/null > /proc/self/autogroup; exec nice -n 19 "$@"' beside "${work[@]}" > "$log" 2>&1 &
 beside=$!
 trap 'kill -INT -- -$beside 2>/dev/null; wait; exit 130' INT TERM
 "$@"; code=$?

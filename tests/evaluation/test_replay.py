@@ -151,7 +151,7 @@ def test_results_bag_opens_in_both_readers(done):
     with AnyReader([done / 'results'], default_typestore=STORE) as reader:
         topics = {c.topic: c for c in reader.connections}
         assert set(topics) >= {'/recorded/image', '/imagined/image', '/imagined/visibility'}
-        assert set(topics) >= {f'/imagined/figures/{name}' for name in ('psnr_all', 'visible')}
+        assert set(topics) >= {f'/imagined/metrics/{name}' for name in ('psnr_all', 'visible')}
         assert not [topic for topic in topics if 'track' in topic]
         for topic in ('/recorded/image', '/imagined/image', '/imagined/camera_info'):
             found = []
