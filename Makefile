@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node soak lint format clean
+.PHONY: help setup demo test test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node soak lint check format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -16,12 +16,14 @@ setup:  ## environment in .venv and ROS interfaces; nothing to do when they are 
 demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes out/demo/
 	@.venv/bin/mirage_demo --out out/demo
 
-# shapes are checked in the first run; the second runs the code as users run it
-test:  ## the whole suite, then its ROS-free part on numpy 1.26
+# shapes are checked in the first run; numpy 1.26 runs the code as users run it, where the ROS tests wait
+test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types
 	@scripts/setup.sh tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
-	scripts/beside.sh out/test-numpy1.log env OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile \
-		-- .venv/bin/python -m pytest tests/ros
+	scripts/beside.sh out/test-beside.log make --no-print-directory check test-numpy1 -- .venv/bin/python -m pytest tests/ros
+
+test-numpy1:
+	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
 
 eval-tiny: setup  ## mirage-tiny and baselines on held-out maps and houses, and on RGB-D frames in OFFICE; writes out/eval/
 	$(MIRAGE) evaluate tiny $(if $(OFFICE),--office $(OFFICE))
@@ -59,7 +61,9 @@ bench-efficiency: setup  ## what the memories cost, side by side, on a quiet mac
 test-fast: setup  ## what a change breaks first, in three minutes: everything but the tests marked slow
 	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv/bin/python -m pytest -m 'not slow' --ignore=tests/ros -n auto --dist loadfile
 
-lint: setup  ## style, formatting and types
+lint: setup check  ## style, formatting and types
+
+check:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy

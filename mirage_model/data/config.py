@@ -48,6 +48,9 @@ class RecordConfig:
     """Width of the frames [px]."""
     rate: float = 8.0
     """Frames per second."""
+    photographs: Path | None = None
+    """Folder of pictures that cover most surfaces of houses; None has procedural textures alone.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

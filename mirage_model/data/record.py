@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from mirage_model.clip import Clip, reason_to_reject, save_clip
 from mirage_model.data.config import RecordCommand, RecordConfig
-from mirage_model.data.splits import maps_of
+from mirage_model.data.splits import maps_of, read_splits, split_of
 from mirage_model.io import begin_run, write_json
 from mirage_model.worlds import doom
 from mirage_model.worlds.doom import DoomWorld
+from mirage_model.worlds.photographs import find_photographs
 from mirage_model.worlds.rooms import NAME, RoomWorld
 
 KINDS = ('wander', 'forward', 'turn', 'wander', 'out_and_back')
@@ -31,12 +32,20 @@ def open_world(
     """Return the world of a map or scene.
 
     Raises:
-        ValueError: The name is unknown, or the world does not have the size or rate.
+        ValueError: The name is unknown, or the world does not have the size, rate or photographs.
     """
     if NAME.fullmatch(scene):
+        folder = config.photographs
         return RoomWorld(
-            scene, seed=seed, height=config.height, width=config.width, rate=config.rate
+            scene,
+            seed=seed,
+            height=config.height,
+            width=config.width,
+            rate=config.rate,
+            photographs=find_photographs(folder, split_of(scene, read_splits())) if folder else (),
         )
+    if config.photographs:
+        raise ValueError(f'{scene}: photographs cover houses alone, leave them out for Doom')
     wanted = (config.height, config.width, config.rate)
     if wanted != (doom.HEIGHT, doom.WIDTH, doom.FRAME_RATE):
         raise ValueError(

@@ -21,12 +21,9 @@ from mirage_model.evaluation.benchmarks import efficiency
 from mirage_model.evaluation.benchmarks.efficiency import (
     CEILING,
     END,
-    SAMPLES,
     WALL,
     ComposedSize,
     CountingEncoder,
-    Results,
-    Row,
     TimedMemory,
     composed_rows,
     corridor_cameras,
@@ -36,9 +33,14 @@ from mirage_model.evaluation.benchmarks.efficiency import (
     measure_composed,
     memory_laps,
     once,
-    ratio_table,
     rollout_rows,
     run_whole,
+)
+from mirage_model.evaluation.benchmarks.efficiency_page import (
+    SAMPLES,
+    Results,
+    Row,
+    ratio_table,
     spread,
     write_page,
 )
