@@ -92,6 +92,11 @@ COMMANDS = {
         'mirage_model.serving.command:main',
         'a model for robots on other machines',
     ),
+    'import': Command(
+        'mirage_model.conversion.config:ImportCommand',
+        'mirage_model.conversion.command:main',
+        'a model folder of weights that others published',
+    ),
     'replay': Command(
         f'{_CONFIG}:ReplayCommand',
         f'{_EVALUATION}.replay.command:main',

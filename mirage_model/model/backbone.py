@@ -8,6 +8,7 @@ from diffusers import WanTransformer3DModel
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig, unpatchify
@@ -76,16 +77,21 @@ class Backbone(nn.Module):
         latents: Float[Tensor, 'b c k h w'],
         timesteps: Float[Tensor, 'b k'],
         text: Float[Tensor, 'b words dim'],
-        side: Float[Tensor, 'b s k h w'] | None = None,
-    ) -> Float[Tensor, 'b c k h w']:
+        side: Float[Tensor, 'b s video h w'] | None = None,
+        *,
+        references: int = 0,
+    ) -> Float[Tensor, 'b c video h w']:
         """Return the velocity, in the dtype of ``latents``; computation runs in the dtype of the
         weights.
 
         Args:
-            latents: Noisy latents.
+            latents: Noisy latents; the first ``references`` frames are reference frames, the
+                others are the video.
             timesteps: From 0 (clean) to 1000 (noise).
             text: Embedding of the prompt.
-            side: Channels of `side_input`; None leaves the side branch out.
+            side: Channels of `conditioning.side_input`; None leaves the side branch out.
+            references: Number of reference frames. They lie at negative times, below the video,
+                as in the training code of the paper; the side branch does not see them.
         """
         wan = self.wan
         b, _, k, h, w = latents.shape
@@ -96,7 +102,7 @@ class Backbone(nn.Module):
         assert p_t == 1, 'a timestep for every latent frame needs patches of one latent frame'
         tokens_per_frame = (h // p_h) * (w // p_w)
 
-        rotary = wan.rope(latents)
+        rotary = self._rotary(latents, references)
         hidden = wan.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         token_timesteps = timesteps.repeat_interleave(tokens_per_frame, dim=1)
         temb, time, text, _ = wan.condition_embedder(
@@ -104,15 +110,24 @@ class Backbone(nn.Module):
         )
         time = time.unflatten(2, (6, -1))
 
-        residuals = {} if side is None else self.side_branch(side, hidden, text, time, rotary)
+        skip = references * tokens_per_frame
+        residuals = {}
+        if side is not None:
+            video_rotary = (rotary[0][:, skip:], rotary[1][:, skip:])
+            residuals = self.side_branch(
+                side, hidden[:, skip:], text, time[:, skip:], video_rotary
+            )
         for layer, block in enumerate(wan.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, text, time, rotary, use_reentrant=False)
             else:
                 hidden = block(hidden, text, time, rotary)
             if layer in residuals:
-                hidden = hidden + residuals[layer]
+                residual = F.pad(residuals[layer], (0, 0, skip, 0)) if skip else residuals[layer]
+                hidden = hidden + residual
 
+        hidden, temb, k = hidden[:, skip:], temb[:, skip:], k - references
+        latents, timesteps = latents[:, :, references:], timesteps[:, references:]
         shift, scale = (wan.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         normed = wan.norm_out(hidden.float()) * (1 + scale.squeeze(2)) + shift.squeeze(2)
         normed = normed.type_as(hidden)
@@ -126,3 +141,30 @@ class Backbone(nn.Module):
             clean = side[:, : latents.shape[1]] + output
             output = (latents - clean) / noise_level
         return output.to(output_dtype)
+
+    def _rotary(
+        self, latents: Float[Tensor, 'b c k h w'], references: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the rotary embedding, (1, tokens, 1, head).
+
+        Frame i of r references has the time i - r and rows that follow those of the video.
+        """
+        rope = self.wan.rope
+        cos, sin = rope(latents[:, :, references:])
+        if not references:
+            return cos, sin
+        rows, columns = (s // p for s, p in zip(latents.shape[-2:], rope.patch_size[1:]))
+        shape = (references, rows, columns, -1)
+        parts = []
+        for table, video, sign in ((rope.freqs_cos, cos, 1), (rope.freqs_sin, sin, -1)):
+            time, row, column = table.split([rope.t_dim, rope.h_dim, rope.w_dim], dim=1)
+            # tables begin at time 0: cosines are even in time, sines are odd
+            time = sign * time[1 : references + 1].flip(0)
+            grid = (
+                time[:, None, None].expand(shape),
+                row[None, rows : 2 * rows, None].expand(shape),
+                column[None, None, :columns].expand(shape),
+            )
+            reference = torch.cat(grid, dim=-1).flatten(0, 2)[None, :, None]
+            parts.append(torch.cat([reference, video], dim=1))
+        return parts[0], parts[1]

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import hashlib
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float
@@ -28,11 +28,12 @@ from mirage_model.interface import ModelInfo
 from mirage_model.io import read_json
 from mirage_model.memory.registry import MEMORIES
 from mirage_model.model.backbone import Backbone, Prediction
-from mirage_model.model.codec import Autoencoder, Codec, load_pretrained
+from mirage_model.model.codec import Autoencoder, Codec, load_autoencoder, load_pretrained
 from mirage_model.model.lora import load_adapter
 from mirage_model.model.resampler import Resampler, load_resampler, save_resampler
 from mirage_model.model.sampler import SCHEDULERS, Scheduler
-from mirage_model.model.side_branch import SideBranch, SideBranchConfig
+from mirage_model.model.side_branch import SideBranch, SideBranchConfig, SideInput
+from mirage_model.model.taehv import load_decoder
 from mirage_model.model.text import PromptEncoder
 from mirage_model.perception import Perception
 from mirage_model.perception.adapters import DepthAnything, DepthAnything3, MapAnything, UniDepth
@@ -51,6 +52,7 @@ _SEGMENT_DYNAMIC = ('embedded',)
 """Perceptions that segment dynamic objects without a labeller."""
 PROMPTS = Path('text', 'prompts')
 """Folder of the embeddings of requests' prompts, below a model folder."""
+Decoder: TypeAlias = Literal['vae', 'taehv']
 _PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
@@ -88,14 +90,34 @@ class ModelConfig:
     prediction: Prediction = 'velocity'
     """Output of the network: the flow's velocity, or a correction of the first guess."""
 
+    references: int = 0
+    """Largest number of earlier latent frames of the same place that a chunk attends to."""
+
+    preceding: int = 0
+    """Largest number of latent frames before the context that a chunk attends to."""
+
+    decoder: Decoder = 'vae'
+    """Decoder of the frames: the VAE's, or the small one in ``decoder/``."""
+
+    tiling: bool = False
+    """Encode and decode in tiles, which saves memory."""
+
     def __post_init__(self) -> None:
-        for name in ('height', 'width', 'chunk_frames', 'steps', 'splat_size'):
+        counts = ('height', 'width', 'chunk_frames', 'steps', 'splat_size')
+        for name in (*counts, 'references', 'preceding'):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f'{name}: {value!r} is not allowed, an integer is needed')
         for name in ('height', 'width', 'frame_rate', 'steps', 'splat_size'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'{name}: {getattr(self, name)} is not positive')
+        for name in ('references', 'preceding'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name}: {getattr(self, name)} is negative, use 0 or more')
+        if self.decoder not in get_args(Decoder):
+            raise ValueError(
+                f'decoder: {self.decoder!r} is unknown, allowed are {get_args(Decoder)}'
+            )
         if self.chunk_frames < 2:
             raise ValueError(
                 f'chunk_frames: {self.chunk_frames} is too few, at least 2 are needed'
@@ -136,6 +158,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         return self.codec.device
+
+    @property
+    def side_input(self) -> SideInput:
+        """Kind of the side branch's input; a model of first guesses has that of mirage-tiny."""
+        return 'mirage' if self.backbone is None else self.backbone.side_branch.config.input
 
     @property
     def new_frames(self) -> int:
@@ -191,7 +218,11 @@ def load_model(
     """
     folder, device = Path(folder), checked_device(device)
     config = _read_folder(folder)
-    codec = Codec.from_folder(folder / 'vae', device=device)
+    decoder = load_decoder(folder / 'decoder') if config.decoder == 'taehv' else None
+    codec = Codec(
+        load_autoencoder(folder / 'vae', torch.float32), decoder=decoder, tiling=config.tiling
+    )
+    codec.to(device)
     backbone, scheduler, text, prompts = None, None, torch.empty(0, 0), None
     if config.prediction == 'velocity' or (folder / 'transformer').is_dir():
         backbone, text = _load_backbone(folder, dtype, config.prediction)
@@ -357,6 +388,11 @@ def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
 
 def _check_sizes(model: Model) -> None:
     model.codec.latent_frames(model.config.chunk_frames)
+    if model.side_input == 'spatia' and model.config.memory != 'rgb_cloud':
+        raise ValueError(
+            f'model.json: memory {model.config.memory!r} does not fit the side branch, whose '
+            "input 'spatia' needs 'rgb_cloud'"
+        )
     for name, step in zip(('height', 'width'), model.size_step, strict=True):
         if getattr(model.config, name) % step:
             raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_model.io import read_json
+from mirage_model.model.taehv import TinyDecoder
 
 WAN22_VAE = {
     'base_dim': 160,
@@ -37,6 +38,25 @@ WAN22_VAE = {
 }
 """Arguments of `AutoencoderKLWan` for Wan2.2-TI2V-5B, without the latent statistics of its
 weights."""
+# fmt: off
+WAN22_STATISTICS = {
+    'latents_mean': [
+        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542,
+        0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109,
+        0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899,
+        -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748,
+        0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    ],
+    'latents_std': [
+        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344,
+        0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804,
+        0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999,
+        0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887,
+        0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+    ],
+}
+# fmt: on
+"""Statistics of the published weights, from Wan's own code."""
 
 
 class BlockAutoencoder(ModelMixin, ConfigMixin):
@@ -158,7 +178,17 @@ def load_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
 class Codec:
     """A frozen VAE with normalised latents: zero mean and unit deviation per channel."""
 
-    def __init__(self, vae: Autoencoder) -> None:
+    def __init__(
+        self, vae: Autoencoder, *, decoder: TinyDecoder | None = None, tiling: bool = False
+    ) -> None:
+        """Take a VAE, and a decoder in place of its own.
+
+        Args:
+            tiling: Encode and decode large frames in overlapping tiles, which saves memory.
+
+        Raises:
+            ValueError: The decoder does not fit the VAE, or the VAE knows no tiles.
+        """
         self.vae = use_single_frame_convolutions(vae).eval().requires_grad_(False)
         self.channels: int = vae.config.z_dim
         self.spatial_stride: int = vae.config.scale_factor_spatial
@@ -166,6 +196,18 @@ class Codec:
         shape = (1, self.channels, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
         self._std = torch.tensor(vae.config.latents_std).view(shape)
+        strides = (self.temporal_stride, self.spatial_stride)
+        if decoder and (decoder.config.channels, decoder.strides) != (self.channels, strides):
+            raise ValueError(
+                f'decoder: {decoder.config.channels} channels and strides {decoder.strides} do '
+                f'not fit the VAE, {self.channels} and {strides} are needed'
+            )
+        self._decoder = decoder
+        self._white: dict[tuple[int, int, int], Tensor] = {}
+        if tiling and not isinstance(vae, AutoencoderKLWan):
+            raise ValueError(f'tiling: {type(vae).__name__} knows no tiles, leave it out')
+        if tiling:
+            vae.enable_tiling()
 
     @classmethod
     def from_folder(
@@ -180,6 +222,9 @@ class Codec:
 
     def to(self, device: torch.device | str) -> None:
         self.vae.to(device)
+        if self._decoder is not None:
+            self._decoder.to(device)
+        self._white.clear()
 
     @classmethod
     def untrained(cls, arguments: dict, *, device: str = 'cpu') -> Codec:
@@ -223,9 +268,21 @@ class Codec:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, 'b c k h w']) -> Float[Tensor, 'b n 3 H W']:
         """Decode clips; values may leave 0..1."""
+        if self._decoder is not None:
+            dtype = next(self._decoder.parameters()).dtype
+            return self._decoder(latents.to(dtype)).float()
         z = latents.float() * self._std.to(latents.device) + self._mean.to(latents.device)
         frames = self.vae.decode(z.to(self.vae.dtype)).sample.float()
         return (frames.movedim(1, 2) + 1) / 2
+
+    def encode_white(self, latent_frames: int, h: int, w: int) -> Float[Tensor, '1 c k h w']:
+        """Return the latents of a white clip, which are encoded once for each shape."""
+        shape = (latent_frames, h, w)
+        if shape not in self._white:
+            n, stride = (latent_frames - 1) * self.temporal_stride + 1, self.spatial_stride
+            white = torch.ones(1, n, 3, h * stride, w * stride, device=self.device)
+            self._white[shape] = self.encode(white)
+        return self._white[shape]
 
     def encode_images(self, frames: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
         """Encode each frame on its own, so that its latents belong to one camera."""

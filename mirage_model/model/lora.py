@@ -1,9 +1,11 @@
-"""LoRA adapters on the backbone's self-attention, and their files."""
+"""LoRA adapters on the backbone, and their files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from diffusers import WanTransformer3DModel
 from peft import (
@@ -18,12 +20,27 @@ from safetensors.torch import load_file, save_file
 
 from mirage_model.io import read_json
 
-SELF_ATTENTION = r'blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)'
+LoraTargets: TypeAlias = Literal['self_attention', 'all']
+TARGETS: dict[LoraTargets, str] = {
+    'self_attention': r'blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)',
+    'all': r'blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))',
+}
+"""Patterns of the adapted layers: as in the paper, and as in its training code."""
 
 
-def add_adapter(wan: WanTransformer3DModel, *, rank: int = 64) -> None:
-    """Add trainable low-rank adapters in place; untrained adapters leave the output unchanged."""
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=SELF_ATTENTION, lora_dropout=0.0)
+def add_adapter(
+    wan: WanTransformer3DModel,
+    *,
+    rank: int = 64,
+    targets: LoraTargets | Sequence[str] = 'self_attention',
+) -> None:
+    """Add trainable low-rank adapters in place; untrained adapters leave the output unchanged.
+
+    Args:
+        targets: Key of `TARGETS`, or the names of the layers.
+    """
+    modules = TARGETS[targets] if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=modules, lora_dropout=0.0)
     inject_adapter_in_model(config, wan)
 
 
@@ -54,6 +71,8 @@ def save_adapter(folder: Path, wan: WanTransformer3DModel, *, rank: int) -> None
 def load_adapter(folder: Path, wan: WanTransformer3DModel) -> None:
     """Add the adapter in a folder, as `save_adapter` writes it, to the backbone in place.
 
+    The names of its tensors tell which layers it adapts.
+
     Raises:
         ValueError: A file is missing or damaged, or the adapter does not fit the backbone.
     """
@@ -67,7 +86,12 @@ def load_adapter(folder: Path, wan: WanTransformer3DModel) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f'{path}: cannot be read, {error}') from None
-    add_adapter(wan, rank=rank)
+    layers = {name.rpartition('.lora_')[0] for name in state}
+    known = dict(wan.named_modules())
+    if not layers or not all(layer in known for layer in layers):
+        names = sorted(layers - known.keys())[:3]
+        raise ValueError(f'{path}: does not fit the backbone, no layers are {names}')
+    add_adapter(wan, rank=rank, targets=sorted(layers))
     expected = get_peft_model_state_dict(wan)
     if state.keys() != expected.keys():
         names = sorted(state.keys() ^ expected.keys())[:3]

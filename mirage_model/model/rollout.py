@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 import logging
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirage_model.camera import Cameras, concatenate, rays, resized
+from mirage_model.camera import Cameras, concatenate, resized
 from mirage_model.interface import Cancelled
 from mirage_model.memory import Memory, Readout
 from mirage_model.model.checkpoint import Model
-from mirage_model.model.resampler import read_first_guess
+from mirage_model.model.conditioning import read_scene, side_input
+from mirage_model.model.history import History, LatentFrames
 from mirage_model.model.sampler import sample_chunk
-from mirage_model.model.side_branch import side_input
 from mirage_model.model.text import TextCondition
 from mirage_model.perception.pose_refinement import refine
 from mirage_model.write_filter import write_frames
@@ -129,42 +130,32 @@ def rollouts(
             )
     text = text or TextCondition(text=model.text)
     contexts = [_encode_context(model, path.frame, path.camera) for path in paths]
+    histories = [History() for _ in paths]
     for start in range(0, max(len(path.cameras) for path in paths), model.new_frames):
         stop = start + model.new_frames
         active = [index for index, path in enumerate(paths) if start < len(path.cameras)]
         clock = _Clock(model.device)
         conditions = [
-            _read_memory(model, paths[i].memory, contexts[i], paths[i].cameras[start:stop])
+            _read_memory(
+                model, paths[i].memory, contexts[i], paths[i].cameras[start:stop], histories[i]
+            )
             for i in active
         ]
         read_seconds = clock.lap() / len(active)
-        context = torch.cat([contexts[i].latents for i in active])[:, :, None]
-        side = torch.cat([condition.side for condition in conditions])
-        if model.backbone is None or model.scheduler is None:
-            if cancelled():
-                raise Cancelled
-            latents = torch.cat([context, side[:, : context.shape[1], 1:]], dim=2)
-        else:
-            latents = sample_chunk(
-                model.backbone,
-                model.scheduler,
-                context=context,
-                latent_frames=side.shape[2],
-                side=side,
-                text=text.text.expand(len(active), -1, -1),
-                negative=None
-                if text.negative is None
-                else text.negative.expand(len(active), -1, -1),
-                guidance=text.guidance,
-                steps=steps,
-                generator=[paths[i].generator for i in active],
-                cancelled=cancelled,
-            )
+        latents = _denoise(
+            model,
+            [contexts[i] for i in active],
+            conditions,
+            [paths[i].generator for i in active],
+            text=text,
+            steps=steps,
+            cancelled=cancelled,
+        )
         denoise_seconds = clock.lap() / len(active)
         for row, index in enumerate(active):
             path, condition = paths[index], conditions[row]
             clock.lap()
-            frames = model.codec.decode(latents[row : row + 1])[0, 1:].clamp(0, 1)
+            frames = model.codec.decode(latents[row][None])[0, 1:].clamp(0, 1)
             decode_seconds = clock.lap()
             readout = path.memory.readout(on_latent_grid(condition.cameras, model), latents=False)
             stages = {
@@ -180,7 +171,9 @@ def rollouts(
                 ),
             )
             if stop < len(path.cameras) or write_last:
-                new_latents = latents[row, :, 1:].movedim(1, 0)
+                new_latents = latents[row][:, 1:].movedim(1, 0)
+                if model.config.references or model.config.preceding:
+                    histories[index].append(condition.frames(latents[row]))
                 contexts[index] = _write_chunk(
                     model,
                     path.memory,
@@ -212,8 +205,20 @@ class _Condition:
     readout: Readout
     """The memory at the latent frames, the context frame first; its latents are the first guess.
     """
-    side: Float[Tensor, '1 s k h w']
-    """Input of the side branch."""
+    scene: Float[Tensor, 'k s h w']
+    """Channels of `conditioning.read_scene`."""
+    latent_cameras: Cameras
+    """Cameras of the latent frames, on the latent grid."""
+    side: Float[Tensor, '1 inputs video h w']
+    """Input of the side branch, for the chunk and the preceding frames."""
+    references: Float[Tensor, 'c r h w']
+    preceding: Float[Tensor, 'c p h w']
+
+    def frames(self, latents: Float[Tensor, 'c k h w']) -> LatentFrames:
+        """Return the chunk's latent frames with the memory that they were generated from."""
+        return LatentFrames(
+            latents=latents.movedim(1, 0), scene=self.scene, cameras=self.latent_cameras
+        )
 
 
 def _encode_context(
@@ -224,12 +229,84 @@ def _encode_context(
     return _Context(latents=latents, frame=frame, camera=camera, seconds=clock.lap())
 
 
-def _read_memory(model: Model, memory: Memory, context: _Context, cameras: Cameras) -> _Condition:
-    chunk = concatenate([context.camera, cameras])
-    latent_cameras = on_latent_grid(chunk[:: model.codec.temporal_stride], model)
-    readout = read_first_guess(model.resampler, memory, latent_cameras, context.latents)
-    side = side_input(readout[None], rays(latent_cameras, latent_cameras[0])[None])
-    return _Condition(cameras=cameras, readout=readout, side=side)
+def _read_memory(
+    model: Model, memory: Memory, context: _Context, cameras: Cameras, history: History
+) -> _Condition:
+    frame_cameras = on_latent_grid(concatenate([context.camera, cameras]), model)
+    latent_cameras = frame_cameras[:: model.codec.temporal_stride]
+    kind, codec = model.side_input, model.codec
+    readout, scene = read_scene(
+        kind,
+        memory,
+        latent_cameras,
+        context.latents,
+        codec=codec,
+        resampler=model.resampler,
+        frame_cameras=frame_cameras,
+    )
+    references = history.references(model.config.references, memory, readout, latent_cameras)
+    preceding = history.preceding(model.config.preceding)
+    video, video_cameras = scene, latent_cameras
+    if preceding is not None:
+        video = torch.cat([scene, preceding.scene])
+        video_cameras = concatenate([latent_cameras, preceding.cameras])
+    none = context.latents[:0]
+    return _Condition(
+        cameras=cameras,
+        readout=readout,
+        scene=scene,
+        latent_cameras=latent_cameras,
+        side=side_input(kind, video, video_cameras, codec=codec),
+        references=(none if references is None else references).movedim(1, 0),
+        preceding=(none if preceding is None else preceding.latents).movedim(1, 0),
+    )
+
+
+def _denoise(
+    model: Model,
+    contexts: Sequence[_Context],
+    conditions: Sequence[_Condition],
+    generators: Sequence[torch.Generator],
+    *,
+    text: TextCondition,
+    steps: int,
+    cancelled: Callable[[], bool],
+) -> list[Float[Tensor, 'c k h w']]:
+    """Return the latents of a chunk of each path, its context frame first.
+
+    Paths with equally many references and preceding frames are denoised in one batch.
+    """
+    if model.backbone is None or model.scheduler is None:
+        if cancelled():
+            raise Cancelled
+        return [
+            torch.cat(
+                [context.latents[0][:, None], condition.readout.latents[1:].movedim(1, 0)], 1
+            )
+            for context, condition in zip(contexts, conditions, strict=True)
+        ]
+    batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, condition in enumerate(conditions):
+        batches[condition.references.shape[1], condition.preceding.shape[1]].append(row)
+    latents: dict[int, Tensor] = {}
+    for rows in batches.values():
+        batch = sample_chunk(
+            model.backbone,
+            model.scheduler,
+            context=torch.cat([contexts[row].latents for row in rows])[:, :, None],
+            latent_frames=len(conditions[rows[0]].latent_cameras),
+            side=torch.cat([conditions[row].side for row in rows]),
+            references=torch.stack([conditions[row].references for row in rows]),
+            preceding=torch.stack([conditions[row].preceding for row in rows]),
+            text=text.text.expand(len(rows), -1, -1),
+            negative=None if text.negative is None else text.negative.expand(len(rows), -1, -1),
+            guidance=text.guidance,
+            steps=steps,
+            generator=[generators[row] for row in rows],
+            cancelled=cancelled,
+        )
+        latents.update(zip(rows, batch, strict=True))
+    return [latents[row] for row in range(len(conditions))]
 
 
 def _write_chunk(

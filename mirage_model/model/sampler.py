@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from jaxtyping import Float
+import numpy as np
 import torch
 from torch import Tensor
 
 from mirage_model.interface import Cancelled
 
+
+class WanUniPCScheduler(UniPCMultistepScheduler):
+    """UniPC at the noise levels of Wan's own sampler.
+
+    They go in even steps from 0.999 to 0, then through ``flow_shift``; those of diffusers begin
+    at 1.
+    """
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: torch.device | str | None = None
+    ) -> None:
+        first = float(np.float32(0.999))
+        sigmas = np.linspace(first, 0, num_inference_steps + 1)[:-1]
+        super().set_timesteps(device=device, sigmas=sigmas)
+
+
 Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
 SCHEDULERS = {
+    'WanUniPCScheduler': WanUniPCScheduler,
     'FlowMatchEulerDiscreteScheduler': FlowMatchEulerDiscreteScheduler,
     'UniPCMultistepScheduler': UniPCMultistepScheduler,
 }
@@ -33,7 +52,9 @@ def sample_chunk(
     *,
     context: Float[Tensor, 'b c context h w'],
     latent_frames: int,
-    side: Float[Tensor, 'b s k h w'] | None,
+    side: Float[Tensor, 'b s video h w'] | None,
+    references: Float[Tensor, 'b c r h w'] | None = None,
+    preceding: Float[Tensor, 'b c p h w'] | None = None,
     text: Float[Tensor, 'b words dim'],
     negative: Float[Tensor, 'b words dim'] | None = None,
     guidance: float = 1.0,
@@ -50,7 +71,10 @@ def sample_chunk(
         backbone: Predicts the flow's velocity; called as `Backbone.forward`.
         context: Clean latents.
         latent_frames: Latent frames of the chunk, context included.
-        side: Input of the side branch; None leaves the side branch out.
+        side: Input of the side branch, for the chunk and the preceding frames; None leaves the
+            side branch out.
+        references: Clean latents of frames that show the same place.
+        preceding: Clean latents of the frames before the context.
         negative: Embedding that classifier-free guidance leads away from; None computes none.
         guidance: Weight of the velocity of ``text`` over that of ``negative``.
         generator: One generator for the batch, or one for each item. An item's noise depends on
@@ -75,6 +99,10 @@ def sample_chunk(
     else:
         noise = torch.stack([torch.randn(shape, generator=item) for item in generator])
     target = noise.to(context)
+    references = context[:, :, :0] if references is None else references
+    preceding = context[:, :, :0] if preceding is None else preceding
+    before = torch.cat([references, context], dim=2)
+    first, last = before.shape[2], before.shape[2] + shape[1]
     # a scheduler is stateful: each chunk takes a copy
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=context.device)
@@ -84,13 +112,14 @@ def sample_chunk(
     for timestep in scheduler.timesteps:
         if cancelled():
             raise Cancelled
-        timesteps = timestep.float().expand(b, latent_frames).clone()
-        timesteps[:, :context_frames] = 0
-        noisy = torch.cat([context, target], dim=2)
-        velocity = backbone(noisy, timesteps, text, side)
+        noisy = torch.cat([before, target, preceding], dim=2)
+        timesteps = noisy.new_zeros(b, noisy.shape[2], dtype=torch.float32)
+        timesteps[:, first:last] = timestep
+        predict = partial(backbone, noisy, timesteps, side=side, references=references.shape[2])
+        velocity = predict(text=text)
         if negative is not None:
-            velocity = torch.lerp(backbone(noisy, timesteps, negative, side), velocity, guidance)
+            velocity = torch.lerp(predict(text=negative), velocity, guidance)
         target = scheduler.step(
-            velocity[:, :, context_frames:], timestep, target, return_dict=False
+            velocity[:, :, context_frames:latent_frames], timestep, target, return_dict=False
         )[0]
     return torch.cat([context, target], dim=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import math
+from typing import Literal, TypeAlias, get_args
 
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import FrozenDict
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mirage_model.memory import Readout
+SideInput: TypeAlias = Literal['mirage', 'official', 'spatia']
 
 HEAD_BLOCKS = 3
 STATE_CHANNELS = 32
 EXTRA_CHANNELS = 11
-"""Channels after the latents: visible, observed, offset (2), depth ratio, ray direction (3),
-origin (3)."""
+"""Channels after the latents of input 'mirage': visible, observed, offset (2), depth ratio, ray
+direction (3), origin (3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +39,19 @@ class SideBranchConfig:
     head: int = 0
     """Width of a `GridHead`, for backbones with narrow tokens; 0 adds none."""
 
+    input: SideInput = 'mirage'
+    """Channels that the branch takes; `conditioning` makes them."""
 
-def side_input(readout: Readout, rays: Float[Tensor, 'b k 6 h w']) -> Float[Tensor, 'b c k h w']:
-    """Return the input channels of the branch; ``readout`` has the batch shape (b, k)."""
-    channels = [
-        readout.latents,
-        readout.visible[:, :, None].float(),
-        readout.observed[:, :, None].float(),
-        readout.offset,
-        readout.depth_ratio[:, :, None],
-        rays,
-    ]
-    return torch.cat(channels, dim=2).movedim(2, 1)
+    def __post_init__(self) -> None:
+        if self.input not in get_args(SideInput):
+            raise ValueError(
+                f'input: {self.input!r} is unknown, allowed are {get_args(SideInput)}'
+            )
+
+
+def side_channels(kind: SideInput, latent_channels: int) -> int:
+    """Return the number of channels of a branch's input."""
+    return latent_channels + (EXTRA_CHANNELS if kind == 'mirage' else latent_channels)
 
 
 class SideBranch(nn.Module):
@@ -72,9 +74,8 @@ class SideBranch(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         dim = c.num_attention_heads * c.attention_head_dim
-        self.embedding = nn.Conv3d(
-            c.in_channels + EXTRA_CHANNELS, dim, kernel_size=c.patch_size, stride=c.patch_size
-        )
+        channels = side_channels(config.input, c.in_channels)
+        self.embedding = nn.Conv3d(channels, dim, kernel_size=c.patch_size, stride=c.patch_size)
         self.proj_in = nn.Linear(dim, dim)
         self.blocks = nn.ModuleList(
             WanTransformerBlock(
@@ -85,7 +86,7 @@ class SideBranch(nn.Module):
         self.proj_out = nn.ModuleList(nn.Linear(dim, dim) for _ in config.layers)
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
-        self.head = GridHead(c, config.head) if config.head else None
+        self.head = GridHead(c, config) if config.head else None
 
     def forward(
         self,
@@ -116,13 +117,14 @@ class GridHead(nn.Module):
     the backbone's last hidden state. The output starts at zero.
     """
 
-    def __init__(self, c: FrozenDict, width: int) -> None:
-        """Build a head of ``width`` channels for a backbone of configuration ``c``."""
+    def __init__(self, c: FrozenDict, config: SideBranchConfig) -> None:
+        """Build a head of ``config.head`` channels for a backbone of configuration ``c``."""
         super().__init__()
+        width = config.head
         dim = c.num_attention_heads * c.attention_head_dim
         self.patch = tuple(c.patch_size)
         self.state = nn.Linear(dim, STATE_CHANNELS * math.prod(self.patch))
-        channels = 2 * c.in_channels + EXTRA_CHANNELS
+        channels = c.in_channels + side_channels(config.input, c.in_channels)
         self.proj_in = nn.Conv2d(2 * channels + STATE_CHANNELS, width, 3, padding=1)
         self.blocks = nn.ModuleList(_HeadBlock(width, dim) for _ in range(HEAD_BLOCKS))
         self.norm = nn.GroupNorm(8, width)

@@ -151,6 +151,8 @@ def measure(
             steps=config.sampler_steps,
             splat_size=config.splat_size,
             memory=config.memory,
+            references=config.references,
+            preceding=config.preceding,
         ),
         codec=codec,
         backbone=trained.backbone,

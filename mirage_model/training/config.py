@@ -17,6 +17,8 @@ MemoryName = Literal[
 ]
 Precision = Literal['no', 'bf16']
 Prediction = Literal['velocity', 'first_guess']
+SideInput = Literal['mirage', 'official']
+LoraTargets = Literal['self_attention', 'all']
 Variant = Literal[
     'full', 'rgb_cloud', 'lifted', 'no_filter', 'one_stage', 'no_memory', 'depth_5', 'depth_15'
 ]
@@ -139,6 +141,16 @@ class WorldModelConfig:
     """Keep dynamic objects out of the memory."""
     lora_rank: int = 64
     """Rank of the adapter."""
+    lora_targets: LoraTargets = 'self_attention'
+    """Layers with adapters: as in the paper, or all that its training code adapts."""
+    side_input: SideInput = 'mirage'
+    """Channels of the side branch: readout and rays, or those of the paper's training code."""
+    references: int = 0
+    """Largest number of earlier latent frames of the same place that a chunk attends to."""
+    preceding: int = 0
+    """Largest number of latent frames before the context that a chunk attends to."""
+    recall: float = 0.5
+    """Share of the batches with references and preceding frames, if they are not 0."""
     gradient_checkpointing: bool = False
     """Compute each block again in the backward pass, which saves GPU memory."""
     validation_clips: int = 8
@@ -155,6 +167,8 @@ class WorldModelConfig:
             ('stage', Stage),
             ('memory', MemoryName),
             ('prediction', Prediction),
+            ('side_input', SideInput),
+            ('lora_targets', LoraTargets),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(
@@ -167,6 +181,9 @@ class WorldModelConfig:
             )
         for name in ('batch', 'splat_size', 'lora_rank', 'validation_clips', 'sampler_steps'):
             _check_count(name, getattr(self, name))
+        for name in ('references', 'preceding'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name}: {getattr(self, name)}, must be 0 or more')
 
 
 @dataclass(frozen=True, kw_only=True)

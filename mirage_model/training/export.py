@@ -84,6 +84,8 @@ def export(
         splat_size=trained.splat_size,
         memory=trained.memory,
         prediction=trained.prediction,
+        references=trained.references,
+        preceding=trained.preceding,
         **(settings or {}),
     )
     if config.prediction == 'first_guess' and resampler is None:
@@ -98,7 +100,7 @@ def export(
         ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
         model = build(trained, text=text)
         if ranks:
-            add_adapter(model.backbone.wan, rank=ranks[0])
+            add_adapter(model.backbone.wan, rank=ranks[0], targets=trained.lora_targets)
         load_parameters(model, world_model)
         if ranks:
             save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])

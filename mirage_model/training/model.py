@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers import WanTransformer3DModel
@@ -41,9 +42,11 @@ class WorldModel(nn.Module):
         else:
             self.register_buffer('text', text)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, side: Tensor | None) -> Tensor:
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, side: Tensor | None, *, references: int = 0
+    ) -> Tensor:
         text = self.text.expand(len(latents), *self.text.shape)
-        return self.backbone(latents, timesteps, text, side)
+        return self.backbone(latents, timesteps, text, side, references=references)
 
 
 def build(
@@ -66,7 +69,8 @@ def build(
         wan = WanTransformer3DModel(**SIZES[config.size])
     else:
         wan = load_pretrained(WanTransformer3DModel, backbone, torch.float32)
-    side_branch = SideBranch(wan, SIDE_BRANCHES[config.size])
+    branch = replace(SIDE_BRANCHES[config.size], input=config.side_input)
+    side_branch = SideBranch(wan, branch)
     model = Backbone(wan, side_branch, prediction=config.prediction)
     if config.prediction == 'first_guess':
         nn.init.zeros_(wan.proj_out.weight)
@@ -108,6 +112,6 @@ def begin_stage(model: WorldModel, config: WorldModelConfig) -> None:
     stage.
     """
     if config.stage == 'adapter':
-        add_adapter(model.backbone.wan, rank=config.lora_rank)
+        add_adapter(model.backbone.wan, rank=config.lora_rank, targets=config.lora_targets)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(word in name for word in TRAINED[config.stage]))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 import yaml
 
-from mirage_model.camera import Cameras, rays
+from mirage_model.camera import Cameras, concatenate
 from mirage_model.clip import labels, load_clip
 from mirage_model.data.latents import describe_latents, load_latents, read_index
 from mirage_model.memory import Memory, Pixels
@@ -21,9 +23,10 @@ from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
 from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec
-from mirage_model.model.resampler import Resampler, load_resampler, read_first_guess
+from mirage_model.model.conditioning import read_scene, side_input
+from mirage_model.model.history import choose_references, visible_voxels
+from mirage_model.model.resampler import Resampler, load_resampler
 from mirage_model.model.sampler import sample_chunk, tiny_scheduler
-from mirage_model.model.side_branch import side_input
 from mirage_model.training.config import WorldModelConfig, WorldModelTraining
 from mirage_model.training.model import (
     WorldModel,
@@ -35,8 +38,20 @@ from mirage_model.training.simulated_memory import SingleFrameLatents, count_ima
 from mirage_model.training.trainer import Objective, StepResult, checkpoints, fit, processes
 from mirage_model.write_filter import filtered_pixels, write_mask
 
-Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Signature of `WorldModel.forward`."""
+Velocity = Callable[..., Tensor]
+"""Called as `WorldModel.forward`."""
+
+
+@dataclass(kw_only=True)
+class _Past:
+    """Earlier latent frames that a chunk attends to."""
+
+    references: Tensor
+    """Latents (r, c, h, w), from the largest overlap on."""
+    preceding: Tensor
+    """Latents (p, c, h, w) of the frames before the context."""
+    cameras: Cameras
+    """Cameras of the preceding frames."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +67,7 @@ class _Scene:
     """Kind of context in the memory, one of `KINDS`."""
     context: Tensor
     """Latents (c, h, w) of the chunk's first frame."""
+    past: _Past | None = None
 
     def cameras(self, chunk: int) -> Cameras:
         new = self.video.shape[2] - 1
@@ -104,10 +120,13 @@ class WorldModelObjective(Objective):
             self.chunks.chunk(int(i)) for i in rng.integers(len(self.chunks), size=config.batch)
         ]
         imagined = count_imagined(config.context, step, config.batch)
+        recalls = bool(config.references or config.preceding) and rng.random() < config.recall
         scenes = [
-            self._scene(path, chunk, rng, continued=i < imagined)
+            self._scene(path, chunk, rng, continued=i < imagined, later=recalls)
             for i, (path, chunk) in enumerate(chosen)
         ]
+        if recalls:
+            self._recall(scenes)
         if imagined:
             self._imagine(module, scenes[:imagined], rng)
         x = self._stack([scene.video[scene.chunk] for scene in scenes])
@@ -119,9 +138,24 @@ class WorldModelObjective(Objective):
         times = (1000 * sigma)[:, None].repeat(1, x.shape[2])
         times[:, 0] = 0
         side = self._sides(
-            [(scene.memory, scene.cameras(scene.chunk), scene.context) for scene in scenes]
+            [
+                (scene.memory, scene.cameras(scene.chunk), scene.context, scene.past)
+                for scene in scenes
+            ]
         )
-        velocity = module(noisy, times, side)
+        if recalls:
+            past = [scene.past for scene in scenes if scene.past is not None]
+            references = self._stack([frames.references.movedim(1, 0) for frames in past])
+            preceding = self._stack([frames.preceding.movedim(1, 0) for frames in past])
+            count, k = references.shape[2], x.shape[2]
+            velocity = module(
+                torch.cat([references, noisy, preceding], dim=2),
+                F.pad(times, (count, preceding.shape[2])),
+                side,
+                references=count,
+            )[:, :, :k]
+        else:
+            velocity = module(noisy, times, side)
         error = (velocity - (noise - x))[:, :, 1:].square()
         if config.prediction == 'first_guess':
             # the error of the clean latents that the velocity leads to
@@ -161,7 +195,9 @@ class WorldModelObjective(Objective):
                 latents = self._sample(
                     self.module,
                     video[:1, :, :1],
-                    self._sides([(memory, singles.cameras[: first.shape[1]], video[0, :, 0])]),
+                    self._sides(
+                        [(memory, singles.cameras[: first.shape[1]], video[0, :, 0], None)]
+                    ),
                     latent_frames=first.shape[1],
                     steps=self.config.sampler_steps,
                     seed=0,
@@ -201,24 +237,32 @@ class WorldModelObjective(Objective):
         return tensors['video'].float(), singles
 
     def _scene(
-        self, path: Path, chunk: int, rng: np.random.Generator, *, continued: bool
+        self,
+        path: Path,
+        chunk: int,
+        rng: np.random.Generator,
+        *,
+        continued: bool,
+        later: bool = False,
     ) -> _Scene:
         """Return a chunk of a clip with its memory.
 
         Args:
             continued: Return the memory of the chunk before instead, which the model then
-                generates. A clip's first chunk is replaced by a random later one.
+                generates.
+            later: Replace a clip's first chunk by a random later one, as ``continued`` does.
 
         Raises:
-            ValueError: The clip has one chunk, and ``continued`` is set.
+            ValueError: The clip has one chunk, and a later one is needed.
         """
         video, singles = self._read(path)
-        if continued and len(video) < 2:
+        if (continued or later) and len(video) < 2:
             raise ValueError(
-                f'{path}: has one chunk, training on generated chunks needs two or more: '
-                'encode longer clips, or set context.imagined to 0'
+                f'{path}: has one chunk, training on generated chunks, references or preceding '
+                'frames needs two or more: encode longer clips, or set context.imagined, '
+                'references and preceding to 0'
             )
-        if continued and chunk == 0:
+        if (continued or later) and chunk == 0:
             chunk = int(rng.integers(1, len(video)))
         scene = _Scene(
             video=video,
@@ -233,6 +277,32 @@ class WorldModelObjective(Objective):
             scene.kind = fill(scene.memory, singles, now=now, rng=rng, config=self.config.context)
         return scene
 
+    def _recall(self, scenes: list[_Scene]) -> None:
+        """Give each scene its references and preceding frames, equally many for all."""
+        config = self.config
+        chosen = []
+        for scene in scenes:
+            frames, now = scene.frames, scene.chunk * (scene.video.shape[2] - 1)
+            target = scene.cameras(scene.chunk)
+            shown = slice(now, now + len(target))
+            wanted = visible_voxels(frames.depth[shown], frames.valid[shown], target)
+            voxels = [
+                visible_voxels(
+                    frames.depth[i : i + 1], frames.valid[i : i + 1], frames.cameras[i : i + 1]
+                )
+                for i in range(now)
+            ]
+            chosen.append(choose_references(wanted, voxels, config.references))
+        references = min(len(indices) for indices in chosen)
+        for scene, indices in zip(scenes, chosen, strict=True):
+            before, now = scene.video[scene.chunk - 1], scene.chunk * (scene.video.shape[2] - 1)
+            count = min(config.preceding, before.shape[1] - 1)
+            scene.past = _Past(
+                references=scene.frames.latents[indices[:references]],
+                preceding=before[:, before.shape[1] - 1 - count : -1].movedim(1, 0),
+                cameras=scene.frames.cameras[now - count : now],
+            )
+
     @torch.no_grad()
     def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
         """Generate the chunk before each scene's, write it to the memory, and set the context.
@@ -244,7 +314,7 @@ class WorldModelObjective(Objective):
         """
         before = [scene.video[scene.chunk - 1] for scene in scenes]
         sides = [
-            (scene.memory, scene.cameras(scene.chunk - 1), true[:, 0])
+            (scene.memory, scene.cameras(scene.chunk - 1), true[:, 0], None)
             for scene, true in zip(scenes, before, strict=True)
         ]
         imagined = self._sample(
@@ -283,7 +353,7 @@ class WorldModelObjective(Objective):
         scheduler = tiny_scheduler()
         context = context.to(self.module.text.device)
         return sample_chunk(
-            lambda latents, times, text, side: module(latents, times, side),
+            lambda latents, times, text, side, references: module(latents, times, side),
             type(scheduler).from_config(scheduler.config, flow_shift=self.config.shift),
             context=context,
             latent_frames=latent_frames,
@@ -298,18 +368,23 @@ class WorldModelObjective(Objective):
         return create_memory(name, config, self.codec)
 
     @torch.no_grad()
-    def _sides(self, views: list[tuple[Memory, Cameras, Tensor]]) -> Tensor | None:
+    def _sides(self, views: list[tuple[Memory, Cameras, Tensor, _Past | None]]) -> Tensor | None:
         """Return the inputs of the side branch; None in stage backbone.
 
         Args:
-            views: Memory, cameras and latents of the context frame of each chunk.
+            views: Memory, cameras and latents of the context frame of each chunk, and its past.
         """
         if self.config.stage == 'backbone':
             return None
         sides = []
-        for memory, cameras, context in views:
-            readout = read_first_guess(self.resampler, memory, cameras, context[None])
-            sides.append(side_input(readout[None], rays(cameras, cameras[0])[None])[0])
+        for memory, cameras, context, past in views:
+            kind, codec = self.config.side_input, self.codec
+            read = partial(read_scene, kind, memory, codec=codec, resampler=self.resampler)
+            scene = read(cameras, context[None])[1]
+            if past is not None and len(past.cameras):
+                scene = torch.cat([scene, read(past.cameras, past.preceding[:1])[1]])
+                cameras = concatenate([cameras, past.cameras])
+            sides.append(side_input(kind, scene, cameras, codec=codec)[0])
         return self._stack(sides)
 
     def _stack(self, parts: list[Tensor]) -> Tensor:

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models import save_first_guess_model, save_small_model, small_backbone
+from models import save_first_guess_model, save_small_model, small_backbone, small_blocks
 import pytest
 import torch
 
-from mirage_model.camera import Cameras, rays
+from mirage_model.camera import Cameras
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.model.backbone import Backbone
 from mirage_model.model.checkpoint import load_model
+from mirage_model.model.codec import Codec
+from mirage_model.model.conditioning import readout_channels, side_input
 from mirage_model.model.resampler import (
     Resampler,
     ResamplerConfig,
@@ -21,7 +23,6 @@ from mirage_model.model.resampler import (
 )
 from mirage_model.model.rollout import rollout
 from mirage_model.model.sampler import sample_chunk, tiny_scheduler
-from mirage_model.model.side_branch import side_input
 
 CHANNELS, HEIGHT, WIDTH = 4, 6, 10
 
@@ -138,6 +139,8 @@ def test_untrained_backbone_samples_the_first_guess(context, steps):
     memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
     cameras = cameras_along(3, 0.1)
     guess = read_first_guess(identity_resampler(), memory, cameras, context)
+    codec = Codec(small_blocks())
+    side = side_input('mirage', readout_channels(guess), cameras, codec=codec)
     with torch.no_grad():
         for projection in backbone.side_branch.proj_out:
             projection.weight.normal_()
@@ -146,7 +149,7 @@ def test_untrained_backbone_samples_the_first_guess(context, steps):
             tiny_scheduler(),
             context=context[:, :, None],
             latent_frames=3,
-            side=side_input(guess[None], rays(cameras, cameras[0])[None]),
+            side=side,
             text=torch.randn(1, 1, 8),
             steps=steps,
             generator=torch.Generator().manual_seed(1),

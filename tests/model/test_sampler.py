@@ -38,7 +38,7 @@ def test_exact_velocity_leads_to_the_clean_latents():
     clean = torch.randn(1, CHANNELS, 3, 4, 6, generator=torch.Generator().manual_seed(5))
 
     class Straight(torch.nn.Module):
-        def forward(self, latents, times, text, side):
+        def forward(self, latents, times, text, side, references):
             sigma = (times / 1000).view(1, 1, -1, 1, 1).clamp(min=1e-6)
             return (latents - clean) / sigma
 
@@ -81,7 +81,7 @@ def test_guidance_equals_its_formula_in_each_step(guidance):
     prompt, negative = torch.randn(2, 1, 5, 8, generator=generator)
     backbone = small_backbone().eval()
 
-    def guided(latents, times, text, side):
+    def guided(latents, times, text, side, references):
         unguided = backbone(latents, times, negative, side)
         return unguided + guidance * (backbone(latents, times, text, side) - unguided)
 

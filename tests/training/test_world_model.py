@@ -199,7 +199,7 @@ def test_generated_contexts_need_clips_of_two_chunks(tmp_path):
     root = save_data(tmp_path, {'train': clips, 'validation': clips})
     trained = objective(root, 'joint', context=OWN)
     step(trained, at=2)
-    with pytest.raises(ValueError, match=r'one\.safetensors: has one chunk.*imagined to 0'):
+    with pytest.raises(ValueError, match=r'one\.safetensors: has one chunk.*context\.imagined'):
         step(trained, at=3)
 
 

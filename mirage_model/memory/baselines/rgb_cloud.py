@@ -142,6 +142,16 @@ class RgbCloud:
             depth_ratio=ratio.log().to(device),
         )
 
+    def rendered(self, cameras: Cameras) -> tuple[Float[Tensor, 'n 3 H W'], Bool[Tensor, 'n H W']]:
+        """Return frames in 0..1, black where there are no points, and which pixels have one.
+
+        The cameras are on the latent grid.
+        """
+        pixel, _ = self.render(at_pixels(cameras.to('cpu'), self._encoder.spatial_stride))
+        covered = (pixel >= 0).to(cameras.K.device)
+        frames = self.colours(pixel).to(cameras.K.device).float() / 255
+        return frames * covered[:, None], covered
+
     def render(self, cameras: Cameras) -> tuple[Int[Tensor, 'n H W'], Float[Tensor, 'n H W']]:
         """Return the point that each pixel sees, or -1, and its depth, or NaN.
 

@@ -1,0 +1,1 @@
+"""Import of weights that others published, as a model folder."""
