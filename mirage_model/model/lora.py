@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from mirage_model.io import read_json
 
 LoraTargets: TypeAlias = Literal['self_attention', 'all']
-TARGETS: dict[LoraTargets, str] = {
+TARGETS: dict[str, str] = {
     'self_attention': r'blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)',
     'all': r'blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))',
 }

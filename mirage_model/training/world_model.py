@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -368,7 +368,9 @@ class WorldModelObjective(Objective):
         return create_memory(name, config, self.codec)
 
     @torch.no_grad()
-    def _sides(self, views: list[tuple[Memory, Cameras, Tensor, _Past | None]]) -> Tensor | None:
+    def _sides(
+        self, views: Sequence[tuple[Memory, Cameras, Tensor, _Past | None]]
+    ) -> Tensor | None:
         """Return the inputs of the side branch; None in stage backbone.
 
         Args:
