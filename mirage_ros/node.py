@@ -27,7 +27,6 @@ from mirage_model.interface import EngineProtocol, ModelInfo
 from mirage_model.io import sentence
 from mirage_ros.action_server import Goals
 from mirage_ros.candidates_server import CandidatesServer
-from mirage_ros.command_line import check_call
 from mirage_ros.context import NodeContext
 from mirage_ros.diagnostics import diagnostics
 from mirage_ros.imagine_server import ImagineServer
@@ -44,10 +43,6 @@ LINK_PATIENCE = 2.0
 EXECUTOR_THREADS = 10
 """Camera, requests, actions, transforms, timers, transitions, and services that wait for the
 worker."""
-USAGE = """usage: mirage_node [--ros-args --params-file FILE -p NAME:=VALUE -r TOPIC:=TOPIC ...]
-
-config/mirage.yaml lists the parameters; the topics are image, camera_info, depth and the others of
-docs/reference/ros.md."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -300,9 +295,8 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
     """Run until SIGINT or SIGTERM, then end all requests.
 
     Return the exit status, 1 for a parameter or a model that cannot be used, and if the executor
-    ended by itself. Ends the program with 2 for a wrong call.
+    ended by itself.
     """
-    check_call('mirage_node', USAGE)
     stop = threading.Event()
     stop_requested = loading = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -118,6 +119,29 @@ def test_sentences_are_short_and_name_the_file():
     assert len(sentence(ValueError('x' * 700_000))) < 1100
     assert sentence(ValueError('two\nlines')) == 'two lines'
     assert sentence(PermissionError(13, 'Permission denied', '/a')) == '/a: Permission denied'
+
+
+INTERRUPTED = """
+import sys, time
+from mirage_model import cli
+
+def work(config):
+    print('begun', flush=True)
+    time.sleep(1000)
+
+cli.work = work
+config = cli.COMMANDS['bench memory'].config
+sys.exit(cli.run(cli.Command(config, 'mirage_model.cli:work', ''), [], prog='mirage bench'))
+"""
+
+
+def test_interrupt_ends_with_130():
+    command = [sys.executable, '-c', INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'begun\n'
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == b'mirage bench: interrupted\n'
 
 
 @pytest.mark.parametrize('name', ['cuda:99', 'gpu', 'cpu:x'])

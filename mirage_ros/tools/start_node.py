@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 ROOT = Path(__file__).resolve().parents[2]
-NODE = (sys.executable, '-m', 'mirage_ros.node')
+NODE = (sys.executable, '-m', 'mirage_ros')
 
 
 def shared_file(name: str) -> Path:
