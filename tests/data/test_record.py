@@ -22,6 +22,7 @@ def test_a_folder_holds_clips_of_one_length(tmp_path, capsys):
     assert 'began with another frames' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_photographs_of_the_own_split_cover_houses(tmp_path):
     for index in range(20):
         picture = np.full((150, 200, 3), (200, 0, 200), np.uint8)

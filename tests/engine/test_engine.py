@@ -271,6 +271,7 @@ def _serve(connection, folder: Path) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_engine_in_another_process_gives_equal_chunks(engine, folder):
     context = multiprocessing.get_context('spawn')
     ours, theirs = context.Pipe()

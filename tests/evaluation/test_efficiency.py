@@ -95,6 +95,7 @@ def row(**changes) -> Row:
     return Row(**{**fields, 'nbytes': 2**20, 'index_nbytes': 8, 'points': 4, **changes})
 
 
+@pytest.mark.slow
 def test_a_rollout_gives_a_row_for_every_chunk(model):
     for rows in run_whole(model, clip(2), run=1):
         name = rows[0].memory
@@ -203,6 +204,7 @@ def test_the_command_continues_where_it_was_stopped(tmp_path, capsys):
         measure_composed(tmp_path, SMALL, 2, 1)
 
 
+@pytest.mark.slow
 def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
     """The drive alone is another: the simulated world has frames of one size."""
     drives = []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from mirage_model.cli import main
@@ -13,6 +14,7 @@ def test_halves_are_means_of_four():
     assert half_resolution.halved(frames)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
 
 
+@pytest.mark.slow
 def test_trajectory_is_imagined_at_both_sizes(tmp_path):
     out = tmp_path / 'half.json'
     assert (

@@ -11,6 +11,7 @@ from mirage_model.cli import main
 from mirage_model.evaluation.benchmarks.memory_soak import Step, judge
 
 
+@pytest.mark.slow
 def test_short_soak_stays_under_the_capacity(tmp_path, capsys):
     out = tmp_path / 'bench' / 'soak.json'
     code = main(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from mirage_model.camera import concatenate
@@ -22,6 +23,7 @@ from mirage_model.evaluation.benchmarks.memory_speed import (
 )
 
 
+@pytest.mark.slow
 def test_benchmark_prints_and_writes_its_metrics(tmp_path, capsys):
     path = tmp_path / 'bench' / 'memory.json'
     code = main(['bench', 'memory', '--scale', '0.001', '--repeats', '1', '--out', str(path)])

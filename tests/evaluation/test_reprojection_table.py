@@ -55,6 +55,7 @@ def test_pixels_at_the_same_camera_are_unchanged():
     torch.testing.assert_close(x[:, :4], codec.encode_images(pair.source), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_method_and_gap(tmp_path):
     for name in ('wall', 'corner', 'floor'):
         save_clip(tmp_path / f'{name}.safetensors', still_clip(name, step=0.02))

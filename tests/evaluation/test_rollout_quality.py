@@ -49,6 +49,7 @@ def test_swapped_channels_change_the_mean_colour():
     assert red < 0.6 and green == 1 and blue > 1.6
 
 
+@pytest.mark.slow
 def test_evaluation_writes_images_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, out = save_small_model(tmp_path / 'model'), tmp_path / 'out'
     given = f'evaluate tiny --out {out} --frames {CHUNK_FRAMES} --workers 1 --houses 0'

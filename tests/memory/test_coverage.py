@@ -102,6 +102,7 @@ def test_empty_memory_covers_nothing():
     assert LatentMemory(MemoryConfig(channels=1)).coverage(camera).visible == 0
 
 
+@pytest.mark.slow
 def test_counts_are_updated_incrementally(building):
     memory, cameras = building.fork(), paths(2)
     memory.coverage(cameras)

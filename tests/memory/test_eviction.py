@@ -53,6 +53,7 @@ def test_paged_blocks_read_like_resident_blocks(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_files_hold_at_most_twice_the_points_in_use(tmp_path):
     """Revisits load blocks from files, change them and page them out again."""
     memory = LatentMemory(MemoryConfig(channels=CHANNELS, resident=1000, folder=str(tmp_path)))

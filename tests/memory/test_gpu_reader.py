@@ -154,6 +154,7 @@ for kernel, signature, constants in (
 """
 
 
+@pytest.mark.slow
 def test_compiled_kernels_round_each_operation(tmp_path):
     """The kernels are compiled for a GPU without one."""
     environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}

@@ -62,6 +62,7 @@ def test_forward_trajectory_at_full_size_stays_small():
     assert growth.nbytes - growth.seed_nbytes <= 2.6 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['latent', 'rgb_cloud'])
 def test_imagined_trajectory_adds_only_new_or_finer_points(name):
     """Points imagined from afar are too coarse from close by.
@@ -75,6 +76,7 @@ def test_imagined_trajectory_adds_only_new_or_finer_points(name):
     assert (points[-1] - points[-4]) / 3 < 0.2 * seen
 
 
+@pytest.mark.slow
 def test_command_reports_results(tmp_path, capsys):
     path = tmp_path / 'growth.json'
     assert main(['bench', 'growth', '--frames', '9', '--out', str(path)]) == 0

@@ -120,6 +120,7 @@ def data(tmp_path, small_sizes) -> Data:
     )
 
 
+@pytest.mark.slow
 def test_ablations_are_trained_measured_and_resumed(data, tmp_path):
     out, names = tmp_path / 'out', ['full', 'one_stage']
     summary = run_all(names, CONFIG, data, out)

@@ -117,6 +117,7 @@ def test_reprojection_has_a_gradient_to_the_encoder(clips):
     assert again.loss == losses[1] and again.names == results[1].names
 
 
+@pytest.mark.slow
 def test_training_with_pairs_makes_latents_move_better(clips):
     trained = objective(clips, pairs=4, noise=0.0)
     optimizer = make_optimizer(trained.module, 5e-3, 0.0)

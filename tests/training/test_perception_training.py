@@ -193,6 +193,7 @@ def test_perfect_depth_has_no_depth_loss(clips: list[Path]):
     assert terms['depth'] == 0 and terms['gradient'] == 0
 
 
+@pytest.mark.slow
 def test_training_learns(clips: list[Path], tmp_path: Path):
     train(clips, tmp_path / 'run', replace(TRAINER, steps=60, warmup_steps=5, learning_rate=1e-2))
     losses = [value for _, value in curve(tmp_path / 'run', 'train/loss')]
