@@ -32,7 +32,7 @@ OWNERS = {
     'vizdoom': {'worlds/doom.py'},
     'omgifol': {'worlds/doom.py'},
     'mujoco': {'worlds/rooms.py'},
-    'rosbags': {'data/bag.py', 'evaluation/replay/bag_writer.py'},
+    'rosbags': {'data/bag_storage.py', 'evaluation/replay/bag_writer.py'},
     'triton': {'memory/gpu_reader.py'},
     'depth_anything_3': {'perception/adapters.py'},
 }

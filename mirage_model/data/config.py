@@ -20,20 +20,28 @@ class BagConfig:
     pose: str
     """Topic of PoseStamped, PoseWithCovarianceStamped, Odometry or transforms (/tf)."""
     depth: str = ''
-    """Topic of depth registered to the images; empty for a bag without depth."""
+    """Topic of depth, registered to the images or with its camera_info; empty for a bag without
+    depth."""
+    depth_camera_info: str = ''
+    """Topic of the depth's camera_info, to register depth of another camera; empty for depth that
+    is registered."""
     world_frame: str = 'map'
     """Fixed frame of the poses, where they come from transforms."""
+    transforms: str = '/tf'
+    """Topic of transforms, read where the bag has it."""
     transforms_static: str = '/tf_static'
     """Topic of static transforms, read where the bag has it."""
     base_frame: str = 'base_link'
-    """Frame that base_from_camera is mounted on, where poses come from transforms."""
+    """Frame that base_from_camera is mounted on, and of poses that name no child frame."""
     base_from_camera: tuple[float, ...] = ()
-    """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the transforms or
-    camera poses."""
+    """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the
+    transforms."""
     tolerance: float = 0.02
     """Largest difference between the stamps of an image and its depth [s]."""
     pose_gap: float = 0.5
     """Longest time from an image to the stamps of each transform before and after it [s]."""
+    accept: tuple[str, ...] = ()
+    """Doubtful inputs that are meant as they are, by the names that warnings give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +108,11 @@ class PrepareCommand:
     """Topic of poses, odometry or transforms."""
     depth: str = ''
     """Topic of depth registered to the images; empty for a bag without depth."""
+    base_frame: str = 'base_link'
+    """Frame that base_from_camera is mounted on, and of poses that name no child frame."""
     base_from_camera: tuple[float, ...] = ()
-    """Camera on the frame of the poses: x y z [m] and quaternion x y z w; empty for camera poses.
-    """
+    """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the
+    transforms."""
     model: Path | None = None
     """Model folder with perception and codec; None for mirage-tiny.
 

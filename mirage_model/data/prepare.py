@@ -239,6 +239,7 @@ def _sources(command: PrepareCommand, layout: Layout) -> list[Source]:
             camera_info=command.camera_info,
             pose=command.pose,
             depth=command.depth,
+            base_frame=command.base_frame,
             base_from_camera=command.base_from_camera,
         )
         sources.append(Bag(path, config, layout))

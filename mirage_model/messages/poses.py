@@ -9,8 +9,12 @@ from jaxtyping import Float, Float64
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from mirage_model.messages.doubts import Doubts
+
 MAX_DISTANCE = 10_000.0
 """Metres from the origin of a frame up to which float32 keeps a millimetre."""
+UPWARDS, LEVEL_WAY = 0.94, 0.3
+"""Height of the optical axis, of 1, that counts as straight up, and the way that it takes [m]."""
 QUATERNION_TOLERANCE = 0.01
 """Deviation from length 1 up to which a quaternion is normalised and beyond which it is rejected.
 """
@@ -106,6 +110,27 @@ def read_pose(
         )
     pose = getattr(message.pose, 'pose', message.pose)
     return parent, child, seconds(message.header.stamp), matrix_from_pose(pose, name=name)
+
+
+def check_optical(
+    world_from_camera: Float[np.ndarray, 'n 4 4'], camera_frame: str, doubts: Doubts
+) -> None:
+    """Warn where all cameras of a level trajectory look straight up.
+
+    So does a body frame (x forward, z up) that is used as an optical one (z forward, y down), as
+    REP 103 defines both.
+    """
+    steps = np.diff(world_from_camera[:, :3, 3], axis=0)
+    way = np.linalg.norm(steps, axis=1)
+    axes = world_from_camera[:, :3, 2]
+    along = np.abs((steps * axes[:-1]).sum(axis=1)).sum()
+    if way.sum() > LEVEL_WAY and (axes[:, 2] > UPWARDS).all() and along < 0.3 * way.sum():
+        doubts.warn(
+            'body_frame',
+            f"camera '{camera_frame}' looks straight up along {way.sum():.2f} m: its frame is "
+            'taken as optical (REP 103: x right, y down, z forward) but seems to be a body frame '
+            '(x forward); use the optical frame, or a base_from_camera with its rotation',
+        )
 
 
 def interpolate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+import math
 import threading
 import time as clock
 
@@ -14,6 +15,8 @@ from mirage_model.messages.poses import frame_name, interpolate
 
 MAX_FRAMES = 4096
 """Frames of a tree; a transform of one more is rejected."""
+FIXED = 1e-9
+"""Largest difference of equal transforms."""
 SET_BACK = 1.0
 """Seconds by which stamps of a bag may lie out of order before its clock must have been set back.
 """
@@ -24,7 +27,8 @@ class _Link:
     """Pose of a frame in its parent, with increasing times, or one for all times where static.
 
     ``parents`` has several names where the transforms of a bag contradict each other; ``rejected``
-    are the reasons why transforms of this frame were left out.
+    are the reasons why transforms of this frame were left out; ``fixed`` is whether all transforms
+    are equal, as those of a joint that is sent again and again.
     """
 
     parents: list[str]
@@ -33,12 +37,15 @@ class _Link:
     parent_from_child: list[np.ndarray] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     set_back: bool = False
+    fixed: bool = True
 
     def insert(self, time: float, matrix: np.ndarray) -> None:
         """Insert a transform in the order of time; of two with one stamp the first stays."""
         if self.static:
             self.times, self.parent_from_child = [time], [matrix]
             return
+        if self.fixed and self.times:
+            self.fixed = bool((np.abs(matrix - self.parent_from_child[0]) < FIXED).all())
         place = bisect_left(self.times, time)
         if place == len(self.times) or self.times[place] != time:
             self.times.insert(place, time)
@@ -50,8 +57,8 @@ class _Link:
         """Return parent_from_child at ``times`` and the seconds to the further of the two stamps
         around each.
 
-        The gap is 0 at a stamp and for static transforms, and infinite before the first and after
-        the last stamp.
+        The gap is 0 at a stamp, for static transforms and between equal ones, and infinite before
+        the first and after the last stamp.
         """
         if self.static:
             return np.tile(self.parent_from_child[0], (len(times), 1, 1)), np.zeros(len(times))
@@ -62,7 +69,8 @@ class _Link:
         ]
         begin, end = (np.array([self.times[i] for i in part]) for part in (before, after))
         outside = (times < begin) | (times > end)
-        gap = np.where(outside, np.inf, np.maximum(times - begin, end - times))
+        gap = np.zeros(len(times)) if self.fixed else np.maximum(times - begin, end - times)
+        gap = np.where(outside, np.inf, gap)
         fraction = np.clip((times - begin) / np.where(end > begin, end - begin, 1.0), 0.0, 1.0)
         first, second = (
             np.stack([self.parent_from_child[i] for i in part]) for part in (before, after)
@@ -108,6 +116,7 @@ class TransformTree:
                 if self._max_age is not None and back > self._max_age:
                     link.times.clear()
                     link.parent_from_child.clear()
+                    link.fixed = True
                 elif self._max_age is None:
                     link.set_back |= back > SET_BACK
             if link.set_back:
@@ -133,7 +142,13 @@ class TransformTree:
             self._links = {child: link for child, link in self._links.items() if link.static}
 
     def lookup(
-        self, target: str, source: str, time: float | None, *, wait: float = 0.0
+        self,
+        target: str,
+        source: str,
+        time: float | None,
+        *,
+        wait: float = 0.0,
+        max_gap: float = math.inf,
     ) -> Float64[np.ndarray, '4 4']:
         """Return target_from_source at a time.
 
@@ -141,6 +156,8 @@ class TransformTree:
             time: Seconds; None is the newest time at which every transform between the two is
             known.
             wait: Seconds to wait for transforms that are not there yet.
+            max_gap: Largest time from the stamp of each transform before to ``time``, and from
+                there to the one after it [s].
 
         Raises:
             ValueError: No transforms join the frames, or one of them is not known at that time.
@@ -151,7 +168,7 @@ class TransformTree:
         with self._changed:
             while True:
                 try:
-                    return self._lookup(target, source, time)
+                    return self._lookup(target, source, time, max_gap)
                 except ValueError:
                     left = deadline - clock.monotonic()
                     if left <= 0:
@@ -168,13 +185,13 @@ class TransformTree:
         stamp at most ``max_gap`` seconds before it and another as long after it.
 
         Raises:
-            ValueError: No transforms join the frames, only static ones do, they contradict each
-                other, or there is no time at which all are known.
+            ValueError: No transforms join the frames, they contradict each other, or there is no
+                time at which all are known.
         """
         target, source = frame_name(target), frame_name(source)
         up, down = self._path(target, source)
         links = {frame: self._links[frame] for frame in up + down}
-        _check_known_together(target, source, links)
+        _check_known_together(links)
         target_from_source, gaps = self._compose(up, down, times)
         rejected = [
             f"{len(link.rejected)} transforms of '{frame}' are left out, the first: "
@@ -182,17 +199,18 @@ class TransformTree:
             for frame, link in links.items()
             if link.rejected
         ]
-        valid = np.max(list(gaps.values()), axis=0) <= max_gap
+        valid = np.max([np.zeros(len(times)), *gaps.values()], axis=0) <= max_gap
         return target_from_source, valid, rejected
 
     def span(self, target: str, source: str) -> tuple[float, float]:
         """Return the first and the last time at which every moving transform between two frames is
-        known."""
+        known; all times where none moves."""
         up, down = self._path(frame_name(target), frame_name(source))
         moving = [self._links[f] for f in up + down if not self._links[f].static]
-        return max(link.times[0] for link in moving), min(link.times[-1] for link in moving)
+        first = max((link.times[0] for link in moving), default=-math.inf)
+        return first, min((link.times[-1] for link in moving), default=math.inf)
 
-    def _lookup(self, target: str, source: str, time: float | None) -> np.ndarray:
+    def _lookup(self, target: str, source: str, time: float | None, max_gap: float) -> np.ndarray:
         up, down = self._path(target, source)
         moving = [self._links[f] for f in up + down if not self._links[f].static]
         if time is None:
@@ -205,6 +223,14 @@ class TransformTree:
                     f"no transform between '{target}' and '{source}' at {time:.3f}: '{frame}' in "
                     f"'{link.parents[-1]}' is known from {link.times[0]:.3f} to "
                     f'{link.times[-1]:.3f}'
+                )
+            if gap[0] > max_gap:
+                link = self._links[frame]
+                after = bisect_left(link.times, time)
+                raise ValueError(
+                    f"no transform between '{target}' and '{source}' at {time:.3f}: '{frame}' in "
+                    f"'{link.parents[-1]}' was sent at {link.times[after - 1]:.3f} and then at "
+                    f'{link.times[after]:.3f}, a gap over {max_gap:g} s'
                 )
         return target_from_source[0]
 
@@ -264,16 +290,14 @@ class TransformTree:
         return chain
 
 
-def _check_known_together(target: str, source: str, links: dict[str, _Link]) -> None:
-    """Raise ValueError where no time has all links of a path, or where none of them moves."""
+def _check_known_together(links: dict[str, _Link]) -> None:
+    """Raise ValueError where no time has all links of a path."""
     for frame, link in links.items():
         if not link.times:
             raise ValueError(f"'{frame}' has no transform that can be used: {link.rejected[0]}")
     moving = {frame: link for frame, link in links.items() if not link.static}
-    if not moving:
-        raise ValueError(f"only static transforms join '{source}' to '{target}'")
-    first = max(link.times[0] for link in moving.values())
-    if first > min(link.times[-1] for link in moving.values()):
+    first = max((link.times[0] for link in moving.values()), default=-math.inf)
+    if first > min((link.times[-1] for link in moving.values()), default=math.inf):
         spans = (
             f"'{frame}' from {link.times[0]:.6f} to {link.times[-1]:.6f}"
             for frame, link in moving.items()

@@ -21,10 +21,19 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin
 import torch
 
-from mirage_model.data.bag import Bag, BagConfig, _nearest
+from mirage_model.data.bag import Bag
+from mirage_model.data.bag_index import nearest_rows
+from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout
 
-CONFIG = BagConfig(image='/image', camera_info='/info', pose='/odometry', depth='/depth')
+CONFIG = BagConfig(
+    image='/image',
+    camera_info='/info',
+    pose='/odometry',
+    depth='/depth',
+    base_frame='camera',
+    accept=('body_frame',),
+)
 LAYOUT = Layout(height=6, width=8, rate=10.0, least=5, frames=20)
 
 
@@ -51,9 +60,8 @@ def messages(count: int = 20) -> dict[str, list]:
 @pytest.mark.parametrize('plugin', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_a_clip_equals_hand_computed_values(tmp_path, plugin):
     """The camera sits a metre ahead of the base and looks along its x."""
-    config = BagConfig(
-        **{**vars(CONFIG), 'base_from_camera': (1.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5)}
-    )
+    mount = (1.0, 0.0, 0.0, -0.5, 0.5, -0.5, 0.5)
+    config = replace(CONFIG, base_frame='base_link', base_from_camera=mount)
     bag = Bag(write(tmp_path / 'recording', messages(), plugin), config, LAYOUT)
     listing = bag.listing()
     assert not listing.left_out
@@ -110,7 +118,7 @@ def test_camera_poses_without_depth(tmp_path):
     topics = messages(8)
     del topics['/depth'], topics['/odometry']
     topics['/pose'] = [pose_message(100 + i / 10, float(i)) for i in range(8)]
-    config = BagConfig(image='/image', camera_info='/info', pose='/pose')
+    config = replace(CONFIG, pose='/pose', depth='')
     bag = Bag(write(tmp_path / 'b', topics), config, LAYOUT)
     clip = bag.load(bag.listing().parts[0])
     assert clip.depth.isnan().all()
@@ -121,7 +129,7 @@ def test_poses_from_transforms(tmp_path):
     """The base moves at 1 m/s, the camera is mounted 0.5 m ahead of it."""
     topics = messages(8)
     del topics['/depth'], topics['/odometry']
-    config = BagConfig(image='/image', camera_info='/info', pose='/tf', pose_gap=1.0)
+    config = replace(CONFIG, pose='/tf', depth='', pose_gap=1.0)
     path = write(
         tmp_path / 'c',
         topics,
@@ -153,7 +161,7 @@ def test_images_before_the_first_transform_are_left_out(tmp_path):
     ]
     static = [(101.9, transforms(101.9, ('base', 'camera', 0.5)))]
     path = write(tmp_path / 'c', topics, more={'/tf': moves, '/tf_static': static})
-    config = BagConfig(image='/image', camera_info='/info', pose='/tf')
+    config = replace(CONFIG, pose='/tf', depth='')
     bag = Bag(path, config, LAYOUT)
     listing = bag.listing()
     assert [len(part.rows) for part in listing.parts] == [16] and not bag.broken
@@ -180,8 +188,8 @@ def test_messages_after_a_clock_reset_are_left_out(tmp_path):
     listing = bag.listing()
     assert [part.rows for part in listing.parts] == [tuple(range(8))]
     np.testing.assert_allclose(bag.world_from_camera[:, 0, 3], np.arange(8) / 10, atol=1e-9)
-    assert len(bag.broken) == 2 and '4 messages on /odometry' in bag.broken[0]
-    assert bag.broken[1].startswith(
+    assert len(bag.broken) == 2 and '4 messages on /odometry' in bag.broken[1]
+    assert bag.broken[0].startswith(
         '4 messages on /image are left out since time goes backwards, the first: 90.000000 comes '
         'after 100.7'
     )
@@ -268,7 +276,10 @@ def change(topic: str, sent: list) -> dict[str, list]:
     ('topics', 'message'),
     [
         (change('/image', messages(8)['/info']), '/image is of type sensor_msgs/msg/CameraInfo'),
-        (change('/info', [camera_info(100.0), camera_info(101.0, f=21.0)]), '/info changes'),
+        (
+            change('/info', [camera_info(100.0), camera_info(101.0, frame='left')]),
+            "/info changes within the bag, from 'camera' 12x16 to 'left' 12x16 at 101.0",
+        ),
         (change('/info', [camera_info(100.0, p=0.0, d=0.1)]), 'rectified images are needed'),
         (change('/info', [camera_info(100.0, f=0.0)]), 'calibrated'),
         (
@@ -327,10 +338,11 @@ def test_poses_of_the_base_need_base_from_camera(tmp_path):
     topics['/odometry'] = [odometry(99.9 + k / 4, k / 4 - 0.1, 'base_link') for k in range(9)]
     path = write(tmp_path / 'recording', topics)
     with pytest.raises(
-        ValueError, match="poses of 'base_link', the camera is 'camera': set base_from_"
+        ValueError, match="join 'camera' to 'map'.*poses are of 'base_link': set base_from_camera"
     ):
         Bag(path, CONFIG, LAYOUT).listing()
-    config = BagConfig(**{**vars(CONFIG), 'base_from_camera': (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)})
+    mount = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    config = replace(CONFIG, base_frame='base_link', base_from_camera=mount)
     assert Bag(path, config, LAYOUT).listing().parts
 
 
@@ -352,10 +364,10 @@ def test_nearest_equals_brute_force_in_linear_memory():
     times, at = np.sort(generator.uniform(0, 9, 40)), np.sort(generator.uniform(-1, 10, 60))
     at[:2] = times[3], (times[4] + times[5]) / 2
     expected = np.abs(times[None] - at[:, None]).argmin(axis=1)
-    np.testing.assert_array_equal(_nearest(times, at), expected)
-    np.testing.assert_array_equal(_nearest(times[:1], at), 0)
+    np.testing.assert_array_equal(nearest_rows(times, at), expected)
+    np.testing.assert_array_equal(nearest_rows(times[:1], at), 0)
     hours = np.arange(200_000) / 5
-    np.testing.assert_array_equal(_nearest(hours, hours + 0.01), np.arange(200_000))
+    np.testing.assert_array_equal(nearest_rows(hours, hours + 0.01), np.arange(200_000))
 
 
 def test_undecodable_images_are_rejected_with_their_time(tmp_path):

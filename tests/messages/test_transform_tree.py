@@ -184,12 +184,24 @@ def test_loop_and_flood_of_frames():
 AT = np.array([1.0, 1.5])
 
 
-def test_path_without_moving_transforms_is_rejected():
+def test_static_transforms_are_valid_at_all_times():
     tree = tree_of(('base', 'camera', np.eye(4), None))
     with pytest.raises(ValueError, match="join 'camera' to 'map'; .* known: base, camera"):
         tree.lookup_all('map', 'camera', AT, max_gap=1.0)
-    with pytest.raises(ValueError, match="only static transforms join 'camera' to 'base'"):
-        tree.lookup_all('base', 'camera', AT, max_gap=1.0)
+    poses, valid, _ = tree.lookup_all('base', 'camera', AT, max_gap=1.0)
+    assert valid.all() and poses.shape == (2, 4, 4)
+    assert tree.span('base', 'camera') == (-np.inf, np.inf)
+
+
+def test_a_hole_of_one_link_is_rejected_unless_it_never_moved():
+    moved = tree_of(('map', 'base', shift(0), 1.0), ('map', 'base', shift(1), 6.0))
+    with pytest.raises(ValueError, match='sent at 1.000 and then at 6.000, a gap over 2 s'):
+        moved.lookup('map', 'base', 3.0, max_gap=2.0)
+    np.testing.assert_allclose(moved.lookup('map', 'base', 3.0, max_gap=3.0), shift(0.4))
+    fixed = tree_of(('map', 'base', shift(1), 1.0), ('map', 'base', shift(1), 6.0))
+    np.testing.assert_allclose(fixed.lookup('map', 'base', 3.0, max_gap=2.0), shift(1))
+    _, valid, _ = fixed.lookup_all('map', 'base', AT, max_gap=0.1)
+    assert valid.all()
 
 
 def test_two_parents_in_a_bag_matter_only_on_the_path():

@@ -143,7 +143,7 @@ def views(bag: Bag, rows: Sequence[int]) -> list[Observation]:
     return [
         Observation(
             image=frame,
-            K=bag.K,
+            K=bag.K_of_images[row],
             world_from_camera=bag.world_from_camera[row],
             time=whole_microseconds(float(bag.stamps[row])),
             depth=metres,
