@@ -10,9 +10,12 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 from rclpy.time_source import CLOCK_TOPIC
+from sensor_msgs.msg import CameraInfo
 
 from mirage_model.engine.worker import Worker
 from mirage_model.interface import ModelInfo
+from mirage_model.messages.camera_info import read_camera
+from mirage_model.messages.doubts import Doubts
 from mirage_model.messages.poses import seconds
 from mirage_ros.convert import stamp
 from mirage_ros.declaration import declare, unknown_parameters
@@ -41,6 +44,9 @@ class NodeContext(Node):
         self.memories = MemoryNames(max_memories=parameters.limits.max_memories)
         self.metrics = NodeMetrics()
         self.throttled_log = ThrottledLog(self.metrics)
+        self.doubts = Doubts(
+            parameters.sensors.accept, parameter='sensors.accept', tell=self.get_logger().warning
+        )
         transforms = TransformListener(
             self, parameters, on_bad=self._log_rejected, warn=self.log_warning
         )
@@ -92,6 +98,15 @@ class NodeContext(Node):
             return self.sensors.newest()
         except MissingInput as error:
             raise ValueError(f'{error}; {self.inputs.describe(error.input)}') from None
+
+    def add_camera_info(self, message: CameraInfo) -> None:
+        """Raises ValueError for a camera that is not a rectified pinhole camera."""
+        self.frames.set_camera(read_camera(message, self.doubts))
+        self.sensors.add_camera_info(message)
+
+    def add_depth_camera_info(self, message: CameraInfo) -> None:
+        """Raises ValueError for a camera that is not a rectified pinhole camera."""
+        self.frames.set_depth_camera(read_camera(message, self.doubts))
 
     @property
     def worker(self) -> Worker:

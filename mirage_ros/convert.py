@@ -22,7 +22,14 @@ from std_msgs.msg import Header
 from transforms3d.quaternions import mat2quat
 
 from mirage_model.interface import Chunk, Observation
-from mirage_model.messages.camera_info import K_from_camera_info, read_depth, read_image
+from mirage_model.messages.camera_info import (
+    K_from_camera_info,
+    read_camera,
+    read_depth,
+    read_image,
+)
+from mirage_model.messages.depth_registration import DepthCamera
+from mirage_model.messages.doubts import Doubts
 from mirage_model.messages.images import rgb_from_image
 from mirage_model.messages.poses import (
     frame_name,
@@ -107,23 +114,35 @@ def observation_from_messages(
     *,
     world_from_camera: Float64[np.ndarray, '4 4'],
     max_pixels: int,
+    doubts: Doubts,
+    depth_camera: DepthCamera | None = None,
 ) -> Observation:
     """Return an observation for the engine.
+
+    Args:
+        depth_camera: Camera of depth that is not registered to the image; None where it is.
 
     Raises:
         ValueError: A message cannot be read, they do not belong together, or an image has more
         than ``max_pixels``.
     """
-    K = K_from_camera_info(camera_info)
-    size = camera_info.height, camera_info.width
+    camera = read_camera(camera_info, doubts)
     return Observation(
         image=read_image(
-            image, camera_frame=camera_info.header.frame_id, size=size, max_pixels=max_pixels
+            image, camera_frame=camera.frame, size=camera.size, max_pixels=max_pixels
         ),
-        K=K,
+        K=camera.K,
         world_from_camera=world_from_camera,
         time=seconds(image.header.stamp),
-        depth=None if depth is None else read_depth(depth, size=size, max_pixels=max_pixels),
+        depth=None
+        if depth is None
+        else read_depth(
+            depth,
+            camera=camera,
+            doubts=doubts,
+            depth_camera=depth_camera,
+            max_pixels=max_pixels,
+        ),
     )
 
 

@@ -20,12 +20,22 @@ T = TypeVar('T')
 
 
 def parameter(
-    default: Any, description: str, *, low=None, high=None, among: tuple[str, ...] = ()
+    default: Any,
+    description: str,
+    *,
+    low=None,
+    high=None,
+    among: tuple[str, ...] = (),
+    example: tuple[Any, ...] = (),
 ) -> Any:
-    """Declare a field with the description and the inclusive range that ROS tools show."""
+    """Declare a field with the description and the inclusive range that ROS tools show.
+
+    A list that is empty by default has an ``example``, which gives its type too.
+    """
     if among:
         description += ' One of: ' + ', '.join(among) + '.'
     metadata = {'description': description, 'low': low, 'high': high, 'among': among}
+    metadata['example'] = example
     return field(default=default, metadata=metadata)
 
 
@@ -80,7 +90,10 @@ def declare(node: Node, kind: type[T]) -> T:
             descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
         if isinstance(item.default, tuple):
             # an empty list has no type in YAML
-            declared = node.declare_parameter(name, Parameter.Type.DOUBLE_ARRAY, descriptor)
+            numbers = isinstance(item.metadata['example'][0], float)
+            kinds = Parameter.Type
+            list_kind = kinds.DOUBLE_ARRAY if numbers else kinds.STRING_ARRAY
+            declared = node.declare_parameter(name, list_kind, descriptor)
             values[name] = tuple(declared.value or ())
         else:
             values[name] = node.declare_parameter(name, item.default, descriptor).value
@@ -130,6 +143,6 @@ def as_yaml(kind: type) -> str:
         lines.append(
             f'{indent}{last}: {value}'
             if value != ()
-            else f'{indent}# {last}: [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]'
+            else f'{indent}# {last}: {list(item.metadata["example"])}'
         )
     return '\n'.join(lines) + '\n'

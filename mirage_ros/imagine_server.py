@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import cast
 
 from mirage.action import Imagine as ImagineAction
 from mirage.msg import PlannedTrajectory
@@ -13,6 +14,7 @@ from rclpy.qos import QoSProfile
 
 from mirage_model.engine.worker import Job, Outcome
 from mirage_model.interface import Chunk, ImagineRequest
+from mirage_model.messages.path_orientation import Orientation
 from mirage_ros import convert
 from mirage_ros.action_server import Finish, Goals, message_of
 from mirage_ros.context import NodeContext
@@ -63,6 +65,8 @@ class ImagineServer:
                     turn_rate=parameters.path.turn_rate,
                     max_poses=parameters.limits.max_poses,
                     warn=self._node.log_warning,
+                    orientation=cast(Orientation, parameters.path.orientation),
+                    doubts=self._node.doubts,
                 )
             )
 

@@ -12,7 +12,8 @@ from jaxtyping import Float64
 import numpy as np
 
 from mirage_model.interface import Observation, Trajectory
-from mirage_model.messages.poses import seconds
+from mirage_model.messages.camera_info import read_camera
+from mirage_model.messages.poses import check_optical, seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
 from mirage_ros.convert import AnyImage
@@ -104,6 +105,8 @@ def initial_state(
             if planned.camera_info is not None:
                 convert.check_same_camera(planned.camera_info, images.camera_info)
     image, camera_info = images.image, images.camera_info
+    camera = read_camera(camera_info, node.doubts)
+    node.frames.set_camera(camera)
     camera_frame = camera_info.header.frame_id
     cameras = [camera_path(node, planned, camera_frame) for planned in paths]
     world_from_image = _world_from_image(node, paths[0], image, camera_frame)
@@ -113,6 +116,8 @@ def initial_state(
         images.depth,
         world_from_camera=cameras[0][0] if world_from_image is None else world_from_image,
         max_pixels=node.parameters.limits.max_pixels,
+        doubts=node.doubts,
+        depth_camera=node.frames.depth_camera(images.depth, camera),
     )
     return _with_frames(
         node,
@@ -169,7 +174,9 @@ def camera_path(
     moving_from_camera = node.frames.moving_from_camera(
         planned.moving_frame, camera_frame, planned.frame_time
     )
-    return world_from_frame @ planned.frame_from_moving @ moving_from_camera
+    world_from_camera = world_from_frame @ planned.frame_from_moving @ moving_from_camera
+    check_optical(world_from_camera, camera_frame, node.doubts)
+    return world_from_camera
 
 
 def _world_from_image(

@@ -18,6 +18,7 @@ from std_srvs.srv import Trigger
 
 from mirage_model.engine.keyframes import KeyframeConfig, KeyframeSelector, motion
 from mirage_model.interface import CandidatesRequest, EngineProtocol, ImagineRequest, Trajectory
+from mirage_model.messages.camera_info import read_camera
 from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
@@ -64,11 +65,14 @@ class Observer:
         kind = Image if raw else CompressedImage
         inputs: dict[str, tuple[type, str, Callable]] = {
             'image': (kind, transport_topic(node, 'image', raw=raw), self._on_image),
-            'camera_info': (CameraInfo, 'camera_info', node.sensors.add_camera_info),
+            'camera_info': (CameraInfo, 'camera_info', node.add_camera_info),
         }
         if parameters.sensors.use_depth:
             depth = transport_topic(node, 'depth', raw=raw)
             inputs['depth'] = (kind, depth, node.sensors.add_depth)
+            node.create_subscription(
+                CameraInfo, 'depth_camera_info', node.add_depth_camera_info, qos
+            )
         for name, (message, topic, callback) in inputs.items():
             node.inputs.add(name, node.create_subscription(message, topic, callback, qos))
         group = MutuallyExclusiveCallbackGroup()
@@ -134,6 +138,8 @@ class Observer:
             node.metrics.count('images dropped: no pose')
             node.log_warning(f'image not observed: {error}')
             return
+        camera = read_camera(images.camera_info, node.doubts)
+        depth_camera = node.frames.depth_camera(images.depth, camera)
         self._follow_jump(time, world_from_camera)
 
         def task(engine: EngineProtocol) -> None:
@@ -160,6 +166,8 @@ class Observer:
                     images.depth,
                     world_from_camera=world_from_camera,
                     max_pixels=node.parameters.limits.max_pixels,
+                    doubts=node.doubts,
+                    depth_camera=depth_camera,
                 )
                 (engine.observe if record else engine.seed)(observation, memory=DRIVEN)
             self._remember(MemoryRecord(camera_frame=camera_frame, newest=images.arrival))

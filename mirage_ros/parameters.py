@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rclpy.qos import ReliabilityPolicy
 
 from mirage_model.engine.keyframes import KeyframeConfig
+from mirage_model.messages.doubts import DOUBTS, Doubts
 from mirage_ros.declaration import as_yaml, parameter
 
 KEYFRAMES = KeyframeConfig()
@@ -99,6 +100,7 @@ class FrameParameters:
         (),
         "Pose of the camera's optical frame in frames.base: x y z [m], quaternion x y z w. Empty "
         'to look it up in TF.',
+        example=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
     )
     imagined_prefix: str = parameter(
         'imagined/', "Prefix of the camera's frame id on everything that was imagined."
@@ -114,6 +116,13 @@ class TfParameters:
     wait: float = parameter(
         2.5, 'Time that a lookup waits for a transform that is late [s].', low=0.0, high=10.0
     )
+    max_gap: float = parameter(
+        0.5,
+        'Longest time from an image to the transforms before and after it, link by link [s]; '
+        'fixed links may be sent at any rate.',
+        low=0.001,
+        high=3600.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +132,13 @@ class PathParameters:
     )
     turn_rate: float = parameter(
         0.8, 'Turn rate along a nav_msgs/Path without stamps [rad/s].', low=0.01, high=20.0
+    )
+    orientation: str = parameter(
+        'auto',
+        'Orientations of a nav_msgs/Path: those that were sent, or the direction of travel. auto '
+        'takes the direction where the orientations are zero, or where they never turn and the '
+        'path leaves their direction.',
+        among=('auto', 'as_sent', 'along_path'),
     )
 
 
@@ -142,6 +158,12 @@ class SensorParameters:
         low=0.0,
         high=1.0,
     )
+    accept: tuple[str, ...] = parameter(
+        (),
+        'Doubtful inputs that are meant as they are, by the names that warnings give: '
+        f'{", ".join(DOUBTS)}.',
+        example=('pixel_aspect',),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +172,10 @@ class ObserveParameters:
         'none',
         'Source of the pose of the camera or of frames.base: TF, the topic odometry '
         '(nav_msgs/Odometry) or the topic pose '
-        '(geometry_msgs/PoseStamped). With none no images are written to the memory, and an '
-        'imagined path begins '
-        'where its image was taken.',
-        among=('none', 'tf', 'odometry', 'pose'),
+        '(geometry_msgs/PoseStamped, or PoseWithCovarianceStamped with pose_with_covariance). '
+        'With none no images are written to the memory, and an imagined path begins where its '
+        'image was taken.',
+        among=('none', 'tf', 'odometry', 'pose', 'pose_with_covariance'),
     )
     rate: float = parameter(
         2.0,
@@ -460,6 +482,7 @@ class NodeParameters:
         for name in ('world', 'base', 'odom', 'imagined_prefix'):
             if not getattr(frames, name):
                 raise ValueError(f'frames.{name}: must not be empty')
+        Doubts(self.sensors.accept, parameter='sensors.accept')
         if len(frames.base_from_camera) not in (0, 7):
             raise ValueError(
                 f'frames.base_from_camera: has {len(frames.base_from_camera)} numbers, needs 7: '

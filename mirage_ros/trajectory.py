@@ -14,6 +14,10 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from mirage_model.interface import Trajectory
+from mirage_model.messages.camera_info import RectifiedCamera
+from mirage_model.messages.depth_registration import DepthCamera
+from mirage_model.messages.doubts import Doubts
+from mirage_model.messages.path_orientation import Orientation, read_path
 from mirage_model.messages.poses import (
     frame_name,
     matrices_from_poses,
@@ -22,8 +26,8 @@ from mirage_model.messages.poses import (
     resample_trajectory,
     seconds,
 )
-from mirage_model.messages.transform_tree import TransformTree
-from mirage_ros.convert import fits_stamp
+from mirage_model.messages.transform_tree import MAX_FRAMES, TransformTree
+from mirage_ros.convert import AnyImage, fits_stamp
 from mirage_ros.parameters import NodeParameters
 
 STAMP_ERROR = 2e-6
@@ -87,6 +91,8 @@ def planned_from_path(
     turn_rate: float,
     max_poses: int,
     warn: Callable[[str], None],
+    orientation: Orientation,
+    doubts: Doubts,
 ) -> PlannedPath:
     """Return the path of a nav_msgs/Path, with times where its poses have none.
 
@@ -106,7 +112,9 @@ def planned_from_path(
                 f"poses[{i}]: in frame '{pose.header.frame_id}', the path in "
                 f"'{message.header.frame_id}'"
             )
-    frame_from_moving = matrices_from_poses([pose.pose for pose in message.poses])
+    frame_from_moving = read_path(
+        [pose.pose for pose in message.poses], orientation=orientation, doubts=doubts
+    )
     times = np.array([seconds(pose.header.stamp) for pose in message.poses])
     steps = _step_seconds(frame_from_moving, speed, turn_rate)
     if len(times) > 1 and not _are_times(times, steps, warn):
@@ -184,44 +192,93 @@ class CameraFrames:
     """
 
     def __init__(self, parameters: NodeParameters, transforms: TransformTree):
-        self._frames = parameters.frames
+        frames = parameters.frames
+        self._world, self._base = frame_name(frames.world), frame_name(frames.base)
+        self._odom = frame_name(frames.odom)
         self._wait = parameters.tf.wait
         self._pose_source = parameters.observe.pose_source
+        self._max_gap = parameters.tf.max_gap
         self._transforms = transforms
+        self._cameras: dict[str, RectifiedCamera] = {}
+        self._depth_cameras: dict[str, RectifiedCamera] = {}
         self._base_from_camera = (
-            matrix_from_numbers(self._frames.base_from_camera, name='frames.base_from_camera')
-            if self._frames.base_from_camera
+            matrix_from_numbers(frames.base_from_camera, name='frames.base_from_camera')
+            if frames.base_from_camera
             else None
         )
+
+    def set_camera(self, camera: RectifiedCamera) -> None:
+        """Take a camera_info, for where the camera is in its frame."""
+        _set(self._cameras, camera)
+
+    def set_depth_camera(self, camera: RectifiedCamera) -> None:
+        """Take a camera_info of depth, which registers depth that is not."""
+        _set(self._depth_cameras, camera)
+
+    def depth_camera(self, depth: AnyImage | None, camera: RectifiedCamera) -> DepthCamera | None:
+        """Return the camera of a depth image in the camera of the image; None where no camera_info
+        of the depth came.
+
+        Raises ValueError where no transform joins the two.
+        """
+        own = None if depth is None else self._depth_cameras.get(frame_name(depth.header.frame_id))
+        if own is None:
+            return None
+        image_from_depth = np.eye(4)
+        if own.frame != camera.frame:
+            time = seconds(depth.header.stamp)
+            image_from_depth = self._lookup(camera.frame, own.frame, time)
+        camera_from_frame = np.linalg.inv(camera.frame_from_camera)
+        return DepthCamera(
+            K=own.K,
+            size=own.size,
+            image_from_depth=camera_from_frame @ image_from_depth @ own.frame_from_camera,
+        )
+
+    def _lookup(self, target: str, source: str, time: float | None) -> Float64[np.ndarray, '4 4']:
+        return self._transforms.lookup(
+            target, source, time, wait=self._wait, max_gap=self._max_gap
+        )
+
+    def _frame_from_camera(self, frame: str) -> Float64[np.ndarray, '4 4']:
+        """Return the pose of a camera in its frame: a baseline for the second of a stereo pair."""
+        camera = self._cameras.get(frame)
+        return np.eye(4) if camera is None else camera.frame_from_camera
 
     def world_from(self, frame: str, time: float | None) -> Float64[np.ndarray, '4 4']:
         """Return the pose of a frame in the world at a time, or the newest for None.
 
         Raises ValueError.
         """
-        world = self._frames.world
+        world = self._world
         if frame == world:
             return np.eye(4)
         if not frame:
             raise ValueError(f"header.frame_id: is '', name a frame that TF connects to '{world}'")
-        return self._transforms.lookup(world, frame, time, wait=self._wait)
+        return self._lookup(world, frame, time)
 
     def moving_from_camera(
         self, moving: str, camera: str, time: float | None
     ) -> Float64[np.ndarray, '4 4']:
         """Return the pose of the camera in the moving frame. Raises ValueError."""
+        camera = frame_name(camera)
+        return self._moving_from_frame(moving, camera, time) @ self._frame_from_camera(camera)
+
+    def _moving_from_frame(
+        self, moving: str, camera: str, time: float | None
+    ) -> Float64[np.ndarray, '4 4']:
         if moving in ('', camera):
             return np.eye(4)
-        if moving == self._frames.base and self._base_from_camera is not None:
+        if moving == self._base and self._base_from_camera is not None:
             return self._base_from_camera
         if not camera:
             raise ValueError('the frame of the camera is unknown: no camera_info was received')
         try:
-            return self._transforms.lookup(moving, camera, time, wait=self._wait)
+            return self._lookup(moving, camera, time)
         except ValueError as error:
             raise ValueError(
                 f"the pose of the camera '{camera}' in moving_frame '{moving}' is unknown "
-                f'(frames.base_from_camera gives it in {self._frames.base}): {error}'
+                f'(frames.base_from_camera gives it in {self._base}): {error}'
             ) from None
 
     def world_from_camera(self, camera: str, time: float) -> Float64[np.ndarray, '4 4']:
@@ -231,19 +288,25 @@ class CameraFrames:
         """
         if self._pose_source == 'none':
             raise ValueError('observe.pose_source is none: the pose of the camera is unknown')
-        world = self._frames.world
+        world, camera = self._world, frame_name(camera)
         if self._base_from_camera is None:
-            return self._transforms.lookup(world, camera, time, wait=self._wait)
-        world_from_base = self._transforms.lookup(world, self._frames.base, time, wait=self._wait)
-        return world_from_base @ self._base_from_camera
+            world_from_frame = self._lookup(world, camera, time)
+        else:
+            world_from_frame = self._lookup(world, self._base, time) @ self._base_from_camera
+        return world_from_frame @ self._frame_from_camera(camera)
 
     def world_from_odom(self, time: float) -> Float64[np.ndarray, '4 4'] | None:
         """Return the pose of the odometry frame in the world, or None if it is unknown at that
         time."""
         try:
-            return self._transforms.lookup(self._frames.world, self._frames.odom, time)
+            return self._transforms.lookup(self._world, self._odom, time)
         except ValueError:
             return None
+
+
+def _set(cameras: dict[str, RectifiedCamera], camera: RectifiedCamera) -> None:
+    if camera.frame in cameras or len(cameras) < MAX_FRAMES:
+        cameras[camera.frame] = camera
 
 
 def frames_along(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from jaxtyping import Float64
 from nav_msgs.msg import Odometry
 import numpy as np
@@ -84,6 +84,8 @@ class TransformListener(TransformTree):
             subscribe(Odometry, 'odometry', self._on_odometry, pose_qos)
         if source == 'pose':
             subscribe(PoseStamped, 'pose', self._on_pose, pose_qos)
+        if source == 'pose_with_covariance':
+            subscribe(PoseWithCovarianceStamped, 'pose', self._on_pose, pose_qos)
 
     def _on_tf(self, message: TFMessage) -> None:
         self._add_transforms('tf', message, static=False)
@@ -94,7 +96,7 @@ class TransformListener(TransformTree):
     def _on_odometry(self, message: Odometry) -> None:
         self._add_pose('odometry', message)
 
-    def _on_pose(self, message: PoseStamped) -> None:
+    def _on_pose(self, message: PoseStamped | PoseWithCovarianceStamped) -> None:
         self._add_pose('pose', message)
 
     def _add_transforms(self, topic: str, message: TFMessage, *, static: bool) -> None:
@@ -106,7 +108,9 @@ class TransformListener(TransformTree):
             except ValueError as error:
                 self._on_bad(topic, error)
 
-    def _add_pose(self, topic: str, message: Odometry | PoseStamped) -> None:
+    def _add_pose(
+        self, topic: str, message: Odometry | PoseStamped | PoseWithCovarianceStamped
+    ) -> None:
         try:
             transform = read_pose(message, base_frame=self._base_frame, name=topic)
             self._posed.add(transform[1])

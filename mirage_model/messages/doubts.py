@@ -47,11 +47,12 @@ class Doubts:
         self.told: dict[str, str] = {}
         """The messages so far, by name."""
 
-    def warn(self, name: str, text: str) -> None:
-        """Tell of an input that is used as it is."""
+    def warn(self, name: str, text: str, *, remedy: str = '') -> None:
+        """Tell of an input that is used as the text says; ``remedy`` names another setting that
+        settles it."""
         assert name in DOUBTS
         if name not in self._accepted and name not in self.told:
-            self.told[name] = self._sentence(name, text)
+            self.told[name] = f'{text}; {remedy}' if remedy else self._sentence(name, text)
             if self._tell is not None:
                 self._tell(self.told[name])
 

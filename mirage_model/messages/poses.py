@@ -59,6 +59,20 @@ def matrices_from_poses(
     return _matrices(numbers, [f'{name}[{i}]' for i in range(len(poses))])
 
 
+def matrices_from_positions(
+    poses: Sequence[Any], *, name: str = 'poses'
+) -> Float64[np.ndarray, 'n 4 4']:
+    """Return the matrices of the positions of a list of geometry_msgs/Pose, without rotation.
+
+    Raises:
+        ValueError: As `matrices_from_poses`, but for orientations.
+    """
+    if not poses:
+        raise ValueError(f'{name}: empty')
+    numbers = [(p.position.x, p.position.y, p.position.z, 0.0, 0.0, 0.0, 1.0) for p in poses]
+    return _matrices(numbers, [f'{name}[{i}]' for i in range(len(poses))])
+
+
 def matrix_from_numbers(numbers: Sequence[float], *, name: str) -> Float64[np.ndarray, '4 4']:
     """Return the matrix of a mount in a configuration: x y z in metres, then a quaternion x y z w.
 

@@ -34,6 +34,7 @@ OPTIONS = {
     'camera_info': '/camera/camera_info',
     'depth': '/camera/depth',
     'pose': '/tf',
+    'accept': 'body_frame',  # the wall is filmed in a world whose z is the optical axis
     'horizon': 1.0,
     'stride': 1.0,
     'observe_every': 0.5,
@@ -141,7 +142,8 @@ def split_bag(source: Path, target: Path, at: int) -> Path:
 
 
 def options(recorded: Path, **changed) -> tuple[BagConfig, ReplayConfig]:
-    values = {**OPTIONS, 'model_folder': str(recorded / 'model'), **changed}
+    values = {**OPTIONS, 'accept': (OPTIONS['accept'],), 'model_folder': str(recorded / 'model')}
+    values |= changed
     return tuple(
         cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         for cls in (BagConfig, ReplayConfig)

@@ -284,7 +284,7 @@ def test_options_come_from_a_file_and_are_overridden(tmp_path, capsys):
     config = given.replay
     assert (config.horizon, config.seeds, config.observe) == (2.0, (1, 2), math.inf)
     for text, message in (
-        ('imag: /a', 'config.yaml: imag: not among allow_unscaled_depth'),
+        ('imag: /a', 'config.yaml: imag: not among accept, allow_unscaled_depth'),
         ('- a', 'config.yaml: is list, must be names with values'),
     ):
         path.write_text(text)

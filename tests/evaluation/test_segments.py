@@ -81,6 +81,7 @@ def test_observation_times_are_whole_microseconds(tmp_path):
 
     path = copy_bag(wall_bag(tmp_path / 'drive', 5), tmp_path / 'later', later)
     topics = {name: OPTIONS[name] for name in ('image', 'camera_info', 'pose')}
+    topics['accept'] = (OPTIONS['accept'],)
     bag = Bag(path, BagConfig(**topics), Layout(least=1))
     assert bag.nanoseconds[2] == 1000_250_000_300 and bag.stamps[2] > 1000.25
     assert [view.time for view in views(bag, [2, 3])] == [1000.25, 1000.375]

@@ -16,9 +16,12 @@ from scipy.spatial.transform import Rotation
 from std_msgs.msg import Header
 
 from mirage_model.interface import Chunk
+from mirage_model.messages.doubts import Doubts
 from mirage_model.messages.poses import matrices_from_poses, seconds
 from mirage_ros import convert
 from mirage_ros.trajectory import PlannedPath, planned_from_path, planned_from_trajectory
+
+DOUBTS = Doubts(parameter='sensors.accept')
 
 
 def over_the_wire(message):
@@ -86,17 +89,17 @@ def test_time_without_a_stamp(time):
 def test_messages_of_an_observation_must_belong_together():
     image, info, depth = seed_messages()
     view = convert.observation_from_messages(
-        image, info, depth, world_from_camera=np.eye(4), max_pixels=10**6
+        image, info, depth, world_from_camera=np.eye(4), max_pixels=10**6, doubts=DOUBTS
     )
     assert view.image.shape == (96, 160, 3) and view.depth.shape == (96, 160) and view.time == 1.0
     with pytest.raises(ValueError, match='max_pixels'):
         convert.observation_from_messages(
-            image, info, depth, world_from_camera=np.eye(4), max_pixels=100
+            image, info, depth, world_from_camera=np.eye(4), max_pixels=100, doubts=DOUBTS
         )
     image.header = Header(frame_id='elsewhere')
     with pytest.raises(ValueError, match="'elsewhere'"):
         convert.observation_from_messages(
-            image, info, depth, world_from_camera=np.eye(4), max_pixels=10**6
+            image, info, depth, world_from_camera=np.eye(4), max_pixels=10**6, doubts=DOUBTS
         )
 
 
@@ -143,6 +146,8 @@ def planned(message: Path, warnings: list[str] | None = None) -> PlannedPath:
         turn_rate=1.0,
         max_poses=100,
         warn=(lambda text: None) if warnings is None else warnings.append,
+        orientation='auto',
+        doubts=DOUBTS,
     )
 
 

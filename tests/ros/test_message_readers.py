@@ -24,7 +24,8 @@ from bag_messages import (
 import numpy as np
 import pytest
 
-from mirage_model.data.bag import Bag, BagConfig
+from mirage_model.data.bag import Bag
+from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout
 from mirage_model.interface import Observation
 from mirage_model.messages.poses import read_pose, read_transform, seconds
@@ -345,6 +346,7 @@ def in_node(case: Case) -> Observation:
         depth,
         world_from_camera=CameraFrames(parameters, tree).world_from_camera(camera, at),
         max_pixels=10**6,
+        doubts=doubts,
     )
 
 

@@ -38,7 +38,7 @@ def test_config_file_is_generated():
     values = flat(yaml.safe_load(as_yaml(NodeParameters))['/**']['ros__parameters'])
     assert from_values(NodeParameters, values) == NodeParameters()
     names = {name for name, _ in leaves(NodeParameters)}
-    assert set(values) | {'frames.base_from_camera'} == names
+    assert set(values) | {'frames.base_from_camera', 'sensors.accept'} == names
 
 
 def test_declared_with_defaults_ranges_and_descriptions(ros):
