@@ -221,7 +221,9 @@ class CameraFrames:
 
         Raises ValueError where no transform joins the two.
         """
-        own = None if depth is None else self._depth_cameras.get(frame_name(depth.header.frame_id))
+        if depth is None:
+            return None
+        own = self._depth_cameras.get(frame_name(depth.header.frame_id))
         if own is None:
             return None
         image_from_depth = np.eye(4)

@@ -173,7 +173,8 @@ class _SqliteFile:
         self.topics = list(dict.fromkeys(self._topics.values()))
         query = 'SELECT min(timestamp), max(timestamp) FROM messages'
         first, last = self._database.execute(query).fetchone()
-        self.start, self.stop = (_END, 0) if first is None else (first, last + 1)
+        self.start: int = _END if first is None else first
+        self.stop: int = 0 if first is None else last + 1
         columns = [row[2] for row in self._database.execute('PRAGMA index_info(timestamp_idx)')]
         self._ordered: list[tuple[int, int]] | None = None
         if columns[:1] != ['timestamp']:
@@ -223,7 +224,11 @@ class _Ros1File:
             yield Stored(self._topics[connection.id], logged, data)
 
 
-_FILES = {'.mcap': _McapFile, '.db3': _SqliteFile, '.bag': _Ros1File}
+_FILES: dict[str, Callable[[Path, ExitStack], _File]] = {
+    '.mcap': _McapFile,
+    '.db3': _SqliteFile,
+    '.bag': _Ros1File,
+}
 
 
 class BagStorage:
