@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node soak lint check format clean
+.PHONY: help setup demo test test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node bench-network soak soak-network lint check format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -13,8 +13,11 @@ help:  ## what can be made
 setup:  ## environment in .venv and ROS interfaces; nothing to do when they are up to date
 	@scripts/setup.sh
 
-demo: setup  ## imagine along a path in a simulated world, over ROS 2; writes out/demo/
-	@.venv/bin/mirage_demo --out out/demo
+# ENGINE=remote generates on a server that is started too, with mutual TLS
+PLACE = $(if $(filter remote,$(ENGINE)),--engine server)
+
+demo: setup  ## imagine along a path in a simulated world, over ROS 2; ENGINE=remote by a server; writes out/demo/
+	@.venv/bin/mirage_demo --out out/demo $(PLACE)
 
 # shapes are checked in the first run; numpy 1.26 runs the code as users run it, where the ROS tests wait
 test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types
@@ -33,7 +36,7 @@ REPLAY = out/replay/sample --config config/replay_sample.yaml
 replay-sample: setup  ## a sample bag, replayed from the file and through the node: equal figures; writes out/replay/
 	$(MIRAGE) report sample-bag --out out/replay/sample
 	$(MIRAGE) replay $(REPLAY) --out out/replay/file
-	.venv/bin/python -m mirage_ros.tools.replay $(REPLAY) --out out/replay/node
+	.venv/bin/python -m mirage_ros.tools.replay $(REPLAY) --out out/replay/node $(PLACE)
 	$(MIRAGE) report compare out/replay/file out/replay/node
 
 bench-memory: setup  ## how fast the memory is, against its goals; writes out/bench/memory.json
@@ -54,6 +57,12 @@ soak: setup  ## 2,000 writes and reads under a cap, then three clients and a rob
 
 bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score, its first request and its tenth; writes out/bench/node.json
 	$(MIRAGE) bench node
+
+soak-network: setup  ## three robots and one server for ten minutes, SLOW=1 with latency and loss (root); writes out/bench/network_soak.json
+	$(MIRAGE) bench network-soak $(if $(SLOW),--delay-ms 20 --loss 0.01)
+
+bench-network: setup  ## what an engine on a server costs over loopback, beside the same in process; writes out/bench/network.json
+	$(MIRAGE) bench network
 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/measurements/efficiency.md
 	$(MIRAGE) bench efficiency

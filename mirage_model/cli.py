@@ -162,6 +162,16 @@ COMMANDS = {
         f'{_EVALUATION}.benchmarks.efficiency:main',
         'time and size of all memories along a rollout',
     ),
+    'bench network': Command(
+        f'{_CONFIG}:NetworkBenchConfig',
+        f'{_EVALUATION}.benchmarks.network:main',
+        'cost of an engine on a server; needs the source tree',
+    ),
+    'bench network-soak': Command(
+        f'{_CONFIG}:NetworkSoakConfig',
+        f'{_EVALUATION}.benchmarks.network_soak:main',
+        'robots and one server for minutes',
+    ),
     'bench node': Command(
         'mirage_ros.tools.config:NodeBenchConfig',
         'mirage_ros.tools.bench_node:main',

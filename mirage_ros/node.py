@@ -23,6 +23,7 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from mirage_model.engine.worker import SHUTTING_DOWN, Worker
+from mirage_model.extras import explain
 from mirage_model.interface import EngineProtocol, ModelInfo
 from mirage_model.io import sentence
 from mirage_ros.action_server import Goals
@@ -144,7 +145,9 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
         except (ValueError, ImportError, OSError, RuntimeError) as error:
             # for a model, a device or a parameter that is not valid
             self._loaded = None
-            self.get_logger().fatal(sentence(error))
+            self.get_logger().fatal(
+                explain(error) if isinstance(error, ImportError) else sentence(error)
+            )
             return FAILURE
         self.get_logger().info(f'ran once in {time.monotonic() - loaded:.1f} s')
         self._warm = True

@@ -38,6 +38,7 @@ CLIENTS = 16
 """Number of clients that can fill their queues at the same time."""
 MAX_CALLS = 256
 """Number of calls that may wait."""
+DEADLINE_PASSED = 'the deadline passed while it waited'
 INCOMPLETE = 'candidates are incomplete at the deadline'
 SHUTTING_DOWN = 'the node is shutting down'
 
@@ -313,7 +314,7 @@ class Worker:
         for entry in overdue:
             if entry.answers is not None:
                 entry.answers.close()
-            self._end(entry, 'cancelled', 'the deadline passed while it waited')
+            self._end(entry, 'cancelled', DEADLINE_PASSED)
 
     def _until_next_deadline(self) -> float | None:
         """Return the time to the deadline of a job that has started and waits [s]."""
@@ -328,8 +329,8 @@ class Worker:
             for _ in entry.answers:
                 if not entry.goes_on:
                     return None
-        except Cancelled:
-            return 'cancelled', entry.cancel_reason or 'cancelled'
+        except Cancelled as error:
+            return 'cancelled', entry.cancel_reason or str(error) or 'cancelled'
         except InvalidRequest as error:
             return 'rejected', str(error)
         except Exception as error:

@@ -297,3 +297,31 @@ class EfficiencyConfig:
     """Folder of finished timings; an interrupted benchmark continues from them."""
     docs: Path = Path('docs/measurements')
     """Folder of the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkBenchConfig:
+    """Measure what an engine on a server costs over loopback, beside the same in process."""
+
+    out: Path = Path('out/bench/network.json')
+    """File of the results."""
+    repeats: int = 10
+    """Requests of each kind; medians are reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSoakConfig:
+    """Send right and wrong requests of several robots to one server for minutes."""
+
+    out: Path = Path('out/bench/network_soak.json')
+    """File of the results."""
+    minutes: float = 10.0
+    """Time of sending requests [min]."""
+    robots: int = 3
+    """Number of robots."""
+    delay_ms: float = 0.0
+    """Delay of each packet, in a network of its own; needs root [ms]."""
+    loss: float = 0.0
+    """Share of packets that are lost, in 0..1; needs root."""
+    seed: int = 0
+    """Random seed of the requests."""

@@ -125,20 +125,18 @@ class Progress(_message.Message):
     def __init__(self, steps: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("index", "value", "sizes", "queue_seconds", "encode_seconds", "engine_seconds")
+    __slots__ = ("index", "value", "sizes", "queue_seconds", "encode_seconds")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ENCODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    ENGINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     index: int
     value: Value
     sizes: _containers.RepeatedScalarFieldContainer[int]
     queue_seconds: float
     encode_seconds: float
-    engine_seconds: float
-    def __init__(self, index: _Optional[int] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., queue_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., engine_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., queue_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ("error",)

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from mirage_model.engine.worker import DEADLINE_PASSED
 from mirage_model.image_fit import fit_depth, fit_image, fit_K
 from mirage_model.interface import (
     Cancelled,
@@ -394,7 +395,7 @@ class RemoteEngine:
     def _end_error(self, message: Error) -> Exception:
         """Return the error of a request that the server ended."""
         error = error_from(message)
-        if not isinstance(error, Cancelled):
+        if not isinstance(error, Cancelled) or str(error) == DEADLINE_PASSED:
             return error
         return EngineUnavailable(
             f'engine {self._link.address}: it cancelled the request: {error}; send it again'
@@ -430,7 +431,6 @@ class _Reader:
         self._limits = limits
         self._events: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._attached, self._closed = threading.Event(), threading.Event()
-        self._sent = time.monotonic()
         self._call = connection.stub.Stream(request)
         self._thread = threading.Thread(target=self._read, name='mirage-stream', daemon=True)
         self._thread.start()
@@ -461,7 +461,7 @@ class _Reader:
 
     def _read(self) -> None:
         answer: Answer | None = None
-        content, filled = bytearray(), 0
+        content, filled, began = bytearray(), 0, 0.0
         try:
             for reply in self._call:
                 self._attached.set()
@@ -470,7 +470,7 @@ class _Reader:
                     self._put(reply)
                     return
                 if event == 'answer':
-                    answer, filled = reply.answer, 0
+                    answer, filled, began = reply.answer, 0, time.monotonic()
                     total = sum(answer.sizes)
                     if total > self._limits.nbytes:
                         raise WireError(f'an answer of {total} bytes is too large')
@@ -482,7 +482,7 @@ class _Reader:
                     content[filled : filled + len(piece)] = piece
                     filled += len(piece)
                 if answer is not None and filled == len(content):
-                    self._put(self._decoded(answer, content))
+                    self._put(self._decoded(answer, content, began))
                     answer, content = None, bytearray()
         except grpc.RpcError as error:
             self._put(error)
@@ -491,8 +491,9 @@ class _Reader:
         finally:
             self._attached.set()
 
-    def _decoded(self, answer: Answer, content: bytearray) -> Any:
-        """Return an answer, with the times of its way among its stages."""
+    def _decoded(self, answer: Answer, content: bytearray, began: float) -> Any:
+        """Return an answer that came since ``began``, with the times of its way among its
+        stages."""
         received = time.monotonic()
         view, buffers, start = memoryview(content), [], 0
         for size in answer.sizes:
@@ -500,14 +501,12 @@ class _Reader:
             start += size
         value = decode(answer.value, buffers, self._kind, limits=self._limits)
         now = time.monotonic()
-        on_server = answer.queue_seconds + answer.engine_seconds + answer.encode_seconds
         legs = {
             'queue': answer.queue_seconds,
             'encode': answer.encode_seconds,
-            'network': max(0.0, received - self._sent - on_server),
+            'network': received - began,
             'unpack': now - received,
         }
-        self._sent = now
         if isinstance(value, Chunk):
             return replace(value, stages={**value.stages, **legs})
         first, *others = value.chunks or (None,)

@@ -22,7 +22,6 @@ PROGRESS_PERIOD = 0.25
 class _Kept:
     answer: EngineAnswer
     queue_seconds: float
-    engine_seconds: float
 
 
 class AnswerStream:
@@ -41,7 +40,7 @@ class AnswerStream:
         self._received = 0
         self._steps = 0
         self._reader: object = None
-        self._accepted = self._since = time.monotonic()
+        self._accepted = time.monotonic()
         self._queue_seconds = 0.0
         self._end: End | None = None
 
@@ -60,20 +59,16 @@ class AnswerStream:
         """Count a denoising step."""
         with self._changed:
             if not self._steps:
-                self._since = time.monotonic()
-                self._queue_seconds = self._since - self._accepted
+                self._queue_seconds = time.monotonic() - self._accepted
             self._steps += 1
             self._changed.notify_all()
 
     def put(self, answer: EngineAnswer) -> None:
-        now = time.monotonic()
         with self._changed:
             self._answers[self._count] = _Kept(
                 answer=answer,
                 queue_seconds=self._queue_seconds if not self._count else 0.0,
-                engine_seconds=now - self._since,
             )
-            self._since = now
             self._count += 1
             self._changed.notify_all()
 
@@ -151,7 +146,6 @@ def _pieces(kept: _Kept, index: int, images: Images) -> Iterator[StreamReply]:
             value=value,
             sizes=[len(buffer) for buffer in buffers],
             queue_seconds=kept.queue_seconds,
-            engine_seconds=kept.engine_seconds,
             encode_seconds=time.monotonic() - began,
         )
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
 from mirage_model.evaluation.config import ReplayCommand
+
+EnginePlace = Literal['node', 'server']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class DemoCommand:
     """Folder of weights; empty for mirage-tiny."""
     device: str = 'cpu'
     """cpu, cuda or cuda:N."""
+    engine: EnginePlace = 'node'
+    """Where frames are generated: in the node, or by a server that is started too, with TLS."""
     recording: Path | None = None
     """File for Rerun, .rrd; needs the extra viewer."""
     world: OmitArgPrefixes[DemoConfig] = DemoConfig()
@@ -47,6 +52,8 @@ class ReplayNodeCommand(ReplayCommand):
 
     out: Path = Path('out/replay/node')
     """Folder of the results; an interrupted replay continues from them."""
+    engine: EnginePlace = 'node'
+    """Where frames are generated: in the node, or by a server that is started too, with TLS."""
     free_running: bool = False
     """Play the bag at its pace, without waiting for answers."""
     pace: float = 1.0

@@ -14,6 +14,7 @@ from mirage_model.cli import Command, run
 from mirage_ros.command_line import without_ros_arguments
 from mirage_ros.tools.config import DemoCommand
 from mirage_ros.tools.start_node import node_command, quiet_network, running_node
+from mirage_ros.tools.start_server import node_engine
 
 
 def main() -> int:
@@ -31,12 +32,12 @@ def demo(command: DemoCommand) -> int:
         if find_spec(name) is None:
             raise ModuleNotFoundError(f'No module named {name!r}', name=name)
     command.out.mkdir(parents=True, exist_ok=True)
-    parameters = {
-        'model.folder': command.model_folder,
-        'model.device': command.device,
-        'request.memory_frames': True,
-    }
-    with running_node(node_command(parameters)) as node:
+    with (
+        node_engine(
+            command.engine, model_folder=command.model_folder, device=command.device
+        ) as engine,
+        running_node(node_command({**engine, 'request.memory_frames': True})) as node,
+    ):
         from mirage_ros.tools.demo_client import run_demo
 
         summary = run_demo(

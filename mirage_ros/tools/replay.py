@@ -19,6 +19,7 @@ from mirage_model.io import as_json, write_json
 from mirage_ros.command_line import without_ros_arguments
 from mirage_ros.tools.config import ReplayNodeCommand
 from mirage_ros.tools.start_node import node_command, quiet_network, running_node
+from mirage_ros.tools.start_server import node_engine
 
 OBSERVING = {
     'observe.pose_source': 'tf',
@@ -41,13 +42,9 @@ EVERY_IMAGE = {
 
 
 def node_parameters(config: ReplayConfig, *, depth: bool, lockstep: bool) -> dict[str, object]:
-    """Return the parameters of a node that replays a bag."""
+    """Return the parameters of a node that replays a bag, but for those of its engine."""
     return {
-        'model.folder': config.model_folder,
-        'model.device': config.devices[0],
         'request.steps': config.steps,
-        'model.allow_unscaled_depth': config.allow_unscaled_depth,
-        'model.refine_cameras': config.refine_cameras,
         'sensors.use_depth': depth,
         **OBSERVING,
         **(EVERY_IMAGE if lockstep else {}),
@@ -87,7 +84,16 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
     about = load_model_info(Path(config.model_folder) if config.model_folder else EMBEDDED)
     depth = bool(command.topics.depth)
     parameters = node_parameters(config, depth=depth, lockstep=not command.free_running)
-    with running_node(node_command(parameters)) as node:
+    with (
+        node_engine(
+            command.engine,
+            model_folder=config.model_folder,
+            device=config.devices[0],
+            allow_unscaled_depth=config.allow_unscaled_depth,
+            refine_cameras=config.refine_cameras,
+        ) as served,
+        running_node(node_command({**served, **parameters})) as node,
+    ):
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         try:
             if command.free_running:

@@ -101,6 +101,12 @@ def test_node_with_a_remote_engine_survives_its_server(client, start_node, serve
     assert client.chunks[-1].frames == before
 
 
+def test_node_without_engine_names_the_extra():
+    run = subprocess.run([*NODE, ROBOT], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "pip install 'mirage[engine]'" in run.stdout + run.stderr
+
+
 def test_node_says_why_it_cannot_connect():
     program = [sys.executable, '-m', 'mirage_ros.node', '--ros-args']
     for address, reason in (

@@ -144,9 +144,14 @@ if __name__ == '__main__':
     from mirage_model.serving.command import serve
 
     step_seconds, lease, port = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    height, width, new_frames = map(int, sys.argv[4:] or ('96', '160', '16'))
     config = ServerConfig(
         address=f'grpc://127.0.0.1:{port}', lease=lease, folder=Path('/nonexistent')
     )
     sys.exit(
-        serve(ServedEngine(), lambda: ServedEngine(step_seconds=step_seconds, steps=4), config)
+        serve(
+            ServedEngine(height, width, new_frames),
+            lambda: ServedEngine(height, width, new_frames, step_seconds=step_seconds, steps=4),
+            config,
+        )
     )

@@ -27,7 +27,7 @@ from servers import (
     view,
 )
 
-from mirage_model.interface import Cancelled, EngineUnavailable
+from mirage_model.interface import Cancelled, CandidatesRequest, EngineUnavailable, Trajectory
 from mirage_model.serving.engine_pb2 import Empty
 from mirage_model.serving.engine_pb2_grpc import EngineStub
 from mirage_model.serving.remote import RemoteEngine
@@ -261,6 +261,26 @@ def test_a_slow_reader_holds_up_nobody_else():
         assert [chunk.index for chunk in waiting] == list(range(1, 30))
         slow.close()
         quick.close()
+
+
+def test_a_deadline_that_passes_while_it_waits_is_a_cancel():
+    with serving(lambda: ServedEngine(step_seconds=0.05)) as server:
+        first, second = connect(server), connect(server)
+        first.seed(view())
+        second.seed(view())
+        chunks = first.imagine(request(3))
+        threading.Thread(target=lambda: list(chunks)).start()
+        until(lambda: any(session['requests'] for session in server.sessions.report()))
+        path = request(1)
+        trajectory = Trajectory(world_from_camera=path.world_from_camera, times=path.times)
+        late = CandidatesRequest(
+            request_id='late', trajectories=(trajectory,), seeds=(0,), deadline=0.01
+        )
+        with pytest.raises(Cancelled, match='the deadline passed while it waited'):
+            list(second.imagine_candidates(late))
+        until(lambda: engine_is_idle(server), PATIENT)
+        first.close()
+        second.close()
 
 
 def test_half_a_message_and_noise_leave_the_server_well(server):
