@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 import re
 import signal
@@ -166,8 +167,7 @@ def _reconnect() -> float:
 def main(config: NetworkBenchConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
     sys.path.insert(0, str(ROOT / 'tests'))
-    from instant_engine import InstantEngine
-
+    instant = import_module('instant_engine').InstantEngine(*LARGE)
     from mirage_model.engine.engine import Engine
 
     with running_server(*TINY) as (_, port):
@@ -176,7 +176,7 @@ def main(config: NetworkBenchConfig) -> int:
         tiny = _costs(engine, port, config.repeats)
     size = [str(number) for number in LARGE]
     with running_server(*INSTANT, '0', '30', '0', *size) as (_, port):
-        large = _costs(InstantEngine(*LARGE), port, config.repeats)
+        large = _costs(instant, port, config.repeats)
     with running_server(*INSTANT, str(STEP), '30', '0') as (_, port):
         cancels = _cancels(port, config.repeats)
     result: dict[str, Any] = {
