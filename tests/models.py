@@ -28,7 +28,7 @@ from mirage_model.model.checkpoint import ModelConfig, save_model
 from mirage_model.model.codec import BlockAutoencoder
 from mirage_model.model.resampler import Resampler, ResamplerConfig
 from mirage_model.model.sampler import tiny_scheduler
-from mirage_model.model.side_branch import SideBranch, SideBranchConfig
+from mirage_model.model.side_branch import SideBranch, SideBranchConfig, SideInput
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 
 HEIGHT, WIDTH, CHANNELS, CHUNK_FRAMES = 32, 48, 4, 9
@@ -69,7 +69,7 @@ def small_blocks(seed: int = 0) -> BlockAutoencoder:
     return vae
 
 
-def small_backbone(seed: int = 0) -> Backbone:
+def small_backbone(seed: int = 0, *, side_input: SideInput = 'mirage') -> Backbone:
     torch.manual_seed(seed)
     wan = WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -82,7 +82,8 @@ def small_backbone(seed: int = 0) -> Backbone:
         ffn_dim=32,
         num_layers=3,
     )
-    return Backbone(wan, SideBranch(wan, SideBranchConfig(layers=(0, 2), head=16)))
+    config = SideBranchConfig(layers=(0, 2), head=16, input=side_input)
+    return Backbone(wan, SideBranch(wan, config))
 
 
 def save_small_model(folder: Path, seed: int = 0) -> Path:

@@ -55,7 +55,7 @@ def save_data(root: Path, clips: dict[str, list[Clip]]) -> Path:
 
 def small_objective(root: Path, config: WorldModelConfig) -> WorldModelObjective:
     torch.manual_seed(0)
-    model = WorldModel(small_backbone(), torch.randn(1, 8))
+    model = WorldModel(small_backbone(side_input=config.side_input), torch.randn(1, 8))
     model.backbone.gradient_checkpointing = config.gradient_checkpointing
     model.backbone.side_branch.gradient_checkpointing = config.gradient_checkpointing
     return WorldModelObjective(model, config, root / 'latents', root / 'clips', Codec(small_vae()))

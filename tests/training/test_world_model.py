@@ -233,3 +233,45 @@ def test_the_dynamic_filter_masks_dynamic_objects(tmp_path):
     assert not kept[True][:, 1:3, :3].any() and kept[True][:, :, 3:].all()
     assert kept[False].all()
     torch.testing.assert_close(stills.depth, torch.full_like(stills.depth, 3.0))
+
+
+def test_recalled_frames_lie_around_the_chunk(folders):
+    trained = objective(
+        folders, 'joint', references=2, preceding=2, recall=1.0, context={'imagined': 0.0}
+    )
+    calls = []
+
+    def velocity(latents, times, side, *, references=0):
+        calls.append((latents, times, side, references))
+        return torch.zeros_like(latents[:, :, references:])
+
+    trained.step(velocity, np.random.default_rng(0), torch.Generator().manual_seed(0), 0)
+    ((latents, times, side, references),) = calls
+    assert references == 2 and latents.shape[2] == 2 + 5 + 2 and side.shape[2] == 5 + 2
+    assert (times[:, [0, 1, 2, 7, 8]] == 0).all() and (times[:, 3:7] > 0).all()
+    clips = [trained._read(path) for path in paths(trained)]
+    for sample in latents:
+        context = [(video[1, :, 0] - sample[:, 2]).abs().amax() for video, _ in clips]
+        video, singles = clips[int(np.argmin(context))]
+        assert torch.equal(sample[:, 7:], video[0, :, 2:4])
+        earlier = singles.latents[:4]
+        for reference in sample[:, :2].movedim(1, 0):
+            assert (earlier == reference).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize('stage', ['joint', 'adapter'])
+def test_official_input_trains_with_recalled_frames(folders, stage):
+    trained = objective(
+        folders,
+        stage,
+        side_input='official',
+        lora_targets='all',
+        references=2,
+        preceding=2,
+        recall=1.0,
+    )
+    step(trained).loss.backward()
+    embedding = trained.module.backbone.side_branch.embedding
+    assert embedding.in_channels == 8
+    adapters = [name for name, _ in trained.module.named_parameters() if 'lora_A' in name]
+    assert len(adapters) == (30 if stage == 'adapter' else 0)
