@@ -12,12 +12,12 @@ import pytest
 from mirage_model.cli import main
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.protocols.worldscore import (
+    BLENDER_FROM_OPTICAL,
     DYNAMIC,
     STATIC,
     WorldScoreConfig,
     aggregate,
     along,
-    from_blender,
     generate,
     keyframes,
     to_blender,
@@ -25,6 +25,12 @@ from mirage_model.evaluation.protocols.worldscore import (
 from mirage_model.interface import InvalidRequest
 
 CONFIG = WorldScoreConfig(frames=9, resolution=(96, 64), focal_length=50.0)
+
+
+def from_blender(world_from_blender: np.ndarray) -> np.ndarray:
+    """Return first_from_camera, in optical frames, from the matrices of camera_data.json."""
+    world_from_camera = world_from_blender @ BLENDER_FROM_OPTICAL
+    return np.linalg.inv(world_from_camera[0]) @ world_from_camera
 
 
 def centre_and_forward(cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def test_make_targets_exist(target):
     subprocess.run(['make', '-n', target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_layout_names_what_exists():
+def test_layout_names_all_that_exists():
     (tree,) = blocks(CONTRIBUTING, '')
     package = ''
     for line in tree.splitlines():
@@ -88,6 +88,8 @@ def test_layout_names_what_exists():
         if not indent:
             package = name if name.startswith('mirage_') else ''
         assert (ROOT / (package if indent else '') / name).exists(), line
+    for path in (ROOT / 'mirage_model').glob('[a-z]*'):
+        assert path.name in tree, path
 
 
 @pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', *PAGES])

@@ -117,12 +117,6 @@ def to_blender(first_from_camera: Float64[np.ndarray, 'n 4 4']) -> Float64[np.nd
     return _TOOLKIT_FROM_FIRST @ first_from_camera @ np.linalg.inv(BLENDER_FROM_OPTICAL)
 
 
-def from_blender(world_from_blender: Float64[np.ndarray, 'n 4 4']) -> Float64[np.ndarray, 'n 4 4']:
-    """Return first_from_camera, in optical frames, from the matrices of ``camera_data.json``."""
-    world_from_camera = world_from_blender @ BLENDER_FROM_OPTICAL
-    return np.linalg.inv(world_from_camera[0]) @ world_from_camera
-
-
 # the toolkit's layout
 
 
