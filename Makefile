@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-node bench-network soak soak-network lint check format clean
+.PHONY: help setup demo test test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-node bench-network soak soak-network lint check format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -54,6 +54,9 @@ bench-growth: setup  ## how much the memory grows, against its goals; writes out
 soak: setup  ## 2,000 writes and reads under a cap, then three clients and a robot against a node for ten minutes; writes out/bench/soak.json, out/soak/summary.json
 	$(MIRAGE) bench soak
 	$(MIRAGE) bench node-soak
+
+bench-gpu: setup  ## a chunk of Wan2.2-TI2V-5B's size on one GPU, random weights, options on and off; writes out/bench/gpu.json
+	$(MIRAGE) bench gpu
 
 bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score, its first request and its tenth; writes out/bench/node.json
 	$(MIRAGE) bench node

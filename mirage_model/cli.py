@@ -54,8 +54,13 @@ COMMANDS = {
     ),
     'train world-model': Command(
         f'{_TRAINING}.config:WorldModelTraining',
-        f'{_TRAINING}.world_model:main',
+        f'{_TRAINING}.world_model_command:main',
         'a stage of the world model',
+    ),
+    'train kit': Command(
+        f'{_TRAINING}.kit_config:KitCommand',
+        f'{_TRAINING}.kit:main',
+        'a world model in some minutes of a GPU, from data to model folder',
     ),
     'train perception': Command(
         f'{_TRAINING}.config:PerceptionTraining',
@@ -171,6 +176,11 @@ COMMANDS = {
         f'{_CONFIG}:NetworkSoakConfig',
         f'{_EVALUATION}.benchmarks.network_soak:main',
         'robots and one server for minutes',
+    ),
+    'bench gpu': Command(
+        f'{_CONFIG}:GpuBenchConfig',
+        f'{_EVALUATION}.benchmarks.gpu:main',
+        'time and memory of a chunk on one GPU, options on and off',
     ),
     'bench node': Command(
         'mirage_ros.tools.config:NodeBenchConfig',

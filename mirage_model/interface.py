@@ -346,6 +346,9 @@ class ModelInfo:
     segments_dynamic: bool = True
     """Whether dynamic objects are kept out of the memory; otherwise each passer-by enters it."""
 
+    prompts: bool = False
+    """Whether the model has a text encoder, so that requests may bring any prompt."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinkStatus:

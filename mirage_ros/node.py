@@ -72,6 +72,7 @@ def load_engine(parameters: NodeParameters) -> EngineProtocol:
         return connect_engine(parameters.engine)
     from mirage_model.engine.engine import Engine
     from mirage_model.memory.eviction import EvictionPolicy, MemoryLimits
+    from mirage_model.model.acceleration import Acceleration
 
     folder = FilePath(parameters.model.folder) if parameters.model.folder else None
     return Engine.from_folder(
@@ -86,6 +87,11 @@ def load_engine(parameters: NodeParameters) -> EngineProtocol:
         allow_unscaled_depth=parameters.model.allow_unscaled_depth,
         refine_cameras=parameters.model.refine_cameras,
         labeller=FilePath(parameters.model.labeller) if parameters.model.labeller else None,
+        acceleration=Acceleration(
+            compile=parameters.model.compile,
+            offload=parameters.model.offload,
+            float8=parameters.model.float8,
+        ),
     )
 
 

@@ -41,6 +41,19 @@ class ModelParameters:
         'Estimate the cameras of generated frames by matched features before the frames are '
         'written to the memory.',
     )
+    compile: bool = parameter(
+        False,
+        'Compile the blocks of the transformer: minutes when the node is configured, then faster '
+        'steps.',
+    )
+    offload: bool = parameter(
+        False,
+        "Keep the transformer's weights in RAM and copy those of each layer to the device while "
+        'it computes.',
+    )
+    float8: bool = parameter(
+        False, "Store the transformer's weights in 8 bits, which takes half the device memory."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +303,21 @@ class RequestParameters:
         'Denoising steps of requests that come by topic; 0 for the default of the model.',
         low=0,
         high=1000,
+    )
+    prompt: str = parameter(
+        '',
+        "Text that describes the frames of requests that come by topic; empty for the model's own "
+        'text.',
+    )
+    negative_prompt: str = parameter(
+        '', 'Text that describes what the guidance of requests that come by topic leads away from.'
+    )
+    guidance: float = parameter(
+        1.0,
+        'Weight of classifier-free guidance of requests that come by topic; 1 is none, more '
+        'doubles the time of a step.',
+        low=1.0,
+        high=100.0,
     )
     memory_frames: bool = parameter(
         False, 'Add decoded readouts of the memory to chunks of requests that come by topic.'

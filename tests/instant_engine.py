@@ -79,6 +79,7 @@ class InstantEngine:
     ) -> Iterator[Chunk]:
         about = self._description
         view = self._memory(request.memory)
+        K = view.K if request.K is None else request.K
         n = about.new_frames_per_chunk
         if len(request.times) % n:
             raise InvalidRequest(f'{len(request.times)} frames are no multiple of {n}')
@@ -106,13 +107,14 @@ class InstantEngine:
                 visibility=mask,
                 visible=np.full(n, 0.75, np.float32),
                 observed=np.full(n, 0.5, np.float32),
-                K=np.broadcast_to(np.float32(view.K), (n, 3, 3)),
+                K=np.broadcast_to(np.float32(K), (n, 3, 3)),
                 world_from_camera=request.world_from_camera[part].astype(np.float32),
                 times=request.times[part],
                 memory_frames=frames if request.memory_frames else None,
                 depth_source='perception_unscaled' if view.depth is None else 'sensor',
                 model=about.model,
                 seed=request.seed,
+                prompt=request.prompt,
                 seconds=time.monotonic() - started,
             )
         if request.keep_in is not None:
@@ -136,6 +138,8 @@ class InstantEngine:
                 memory=request.memory,
                 seed=request.seeds[index],
                 steps=request.steps,
+                prompt=request.prompt,
+                K=request.K,
             )
             try:
                 for chunk in self.imagine(one, cancelled=stop):

@@ -51,6 +51,7 @@ from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.eviction import MemoryLimits
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
 from mirage_model.memory.registry import create_memory
+from mirage_model.model.acceleration import Acceleration
 from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
 from mirage_model.model.rollout import on_latent_grid, rollouts
 from mirage_model.perception import with_sensor_depth
@@ -105,6 +106,7 @@ class Engine:
         allow_unscaled_depth: bool = False,
         refine_cameras: bool = False,
         labeller: Path | None = None,
+        acceleration: Acceleration = Acceleration(),
     ) -> Engine:
         """Load a model folder; None loads mirage-tiny.
 
@@ -116,7 +118,11 @@ class Engine:
         """
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         model = load_model(
-            EMBEDDED if folder is None else folder, device=device, dtype=dtype, labeller=labeller
+            EMBEDDED if folder is None else folder,
+            device=device,
+            dtype=dtype,
+            labeller=labeller,
+            acceleration=acceleration,
         )
         return cls(
             model,
@@ -385,9 +391,10 @@ class Engine:
     def _move_model(self, device: torch.device) -> None:
         model = self.model
         model.codec.to(device)
-        for part in (model.backbone, model.resampler):
-            if part is not None:
-                part.to(device)
+        if model.backbone is not None and not model.acceleration.offload:
+            model.backbone.to(device)
+        if model.resampler is not None:
+            model.resampler.to(device)
         model.perception.to(device)
         if model.prompts is not None:
             model.prompts.to(device)

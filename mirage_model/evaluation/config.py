@@ -7,9 +7,20 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from mirage_model.data.config import BagConfig
+
+GpuVariant = Literal[
+    'plain',
+    'few_steps',
+    'compile',
+    'float8',
+    'tiling',
+    'guidance',
+    'offload',
+    'compile_float8_few_steps',
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,12 @@ class ReplayConfig:
     """Random seeds; each segment is imagined once with each."""
     steps: int = 0
     """Denoising steps; 0 takes the model's default."""
+    prompt: str = ''
+    """Text that describes the frames; empty takes the model's own text."""
+    negative_prompt: str = ''
+    """Text that describes what guidance leads away from."""
+    guidance: float = 1.0
+    """Weight of classifier-free guidance; 1 is none."""
     model_folder: str = ''
     """Folder of weights; empty for mirage-tiny."""
     devices: tuple[str, ...] = ('cpu',)
@@ -279,6 +296,27 @@ class MemorySoakConfig:
     """Points that are evicted first."""
     seed: int = 0
     """Random seed of the trajectory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuBenchConfig:
+    """Measure a chunk on one GPU with random weights: time by stage, memory, options on and off.
+
+    The result lists the variants that the time limit leaves no room for.
+    """
+
+    size: Literal['wan22_5b', 'tiny'] = 'wan22_5b'
+    """Size of the model and its frames; tiny is for trying the command."""
+    device: str = 'cuda'
+    """Device of the model."""
+    chunks: int = 2
+    """Chunks that are timed after the first."""
+    seconds: float = 240.0
+    """Time after which no variant is begun [s]."""
+    only: UseAppendAction[tuple[GpuVariant, ...]] = ()
+    """Variants to measure; none measures all."""
+    out: Path = Path('out/bench/gpu.json')
+    """File of the results."""
 
 
 @dataclass(frozen=True, kw_only=True)

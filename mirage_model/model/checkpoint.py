@@ -27,6 +27,7 @@ from torch import Tensor
 from mirage_model.interface import ModelInfo
 from mirage_model.io import read_json
 from mirage_model.memory.registry import MEMORIES
+from mirage_model.model.acceleration import Acceleration, accelerate
 from mirage_model.model.backbone import Backbone, Prediction
 from mirage_model.model.codec import Autoencoder, Codec, load_autoencoder, load_pretrained
 from mirage_model.model.lora import load_adapter
@@ -154,6 +155,8 @@ class Model:
     """None: the memory's latents are used as they are."""
     prompts: PromptEncoder | None = None
     """None: the model takes no text."""
+    acceleration: Acceleration = Acceleration()
+    """How the backbone was loaded."""
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +180,10 @@ class Model:
 
     @property
     def info(self) -> ModelInfo:
-        return _model_info(self.config, self.sha256, self.perception.segments_dynamic)
+        prompts = self.prompts is not None and self.prompts.has_encoder
+        return _model_info(
+            self.config, self.sha256, self.perception.segments_dynamic, prompts=prompts
+        )
 
 
 def checked_device(name: str) -> str:
@@ -205,6 +211,7 @@ def load_model(
     device: str = 'cpu',
     dtype: torch.dtype = torch.float32,
     labeller: Path | None = None,
+    acceleration: Acceleration = Acceleration(),
 ) -> Model:
     """Load a model folder.
 
@@ -226,7 +233,8 @@ def load_model(
     backbone, scheduler, text, prompts = None, None, torch.empty(0, 0), None
     if config.prediction == 'velocity' or (folder / 'transformer').is_dir():
         backbone, text = _load_backbone(folder, dtype, config.prediction)
-        backbone = backbone.to(device).eval().requires_grad_(False)
+        backbone.eval().requires_grad_(False)
+        accelerate(backbone, acceleration, device=device, dtype=dtype)
         scheduler = _load_scheduler(folder / 'scheduler' / 'scheduler_config.json')
         prompts = PromptEncoder(folder, folder / PROMPTS, device=device, dtype=dtype)
     resampler = None
@@ -242,6 +250,7 @@ def load_model(
         sha256=_sha256(folder),
         resampler=resampler,
         prompts=prompts,
+        acceleration=acceleration,
     )
     _check_sizes(model)
     return model
@@ -263,10 +272,13 @@ def load_model_info(folder: Path = EMBEDDED) -> ModelInfo:
     """
     config = _read_config(folder / 'model.json')
     segments_dynamic = config.perception in _SEGMENT_DYNAMIC or (folder / 'labeller').is_dir()
-    return _model_info(config, _sha256(folder), segments_dynamic)
+    prompts = PromptEncoder(folder, folder / PROMPTS).has_encoder
+    return _model_info(config, _sha256(folder), segments_dynamic, prompts=prompts)
 
 
-def _model_info(config: ModelConfig, sha256: str, segments_dynamic: bool) -> ModelInfo:
+def _model_info(
+    config: ModelConfig, sha256: str, segments_dynamic: bool, *, prompts: bool
+) -> ModelInfo:
     return ModelInfo(
         model=config.name,
         sha256=sha256,
@@ -276,6 +288,7 @@ def _model_info(config: ModelConfig, sha256: str, segments_dynamic: bool) -> Mod
         new_frames_per_chunk=config.chunk_frames - 1,
         steps=config.steps,
         segments_dynamic=segments_dynamic,
+        prompts=prompts,
     )
 
 

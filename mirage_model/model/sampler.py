@@ -45,6 +45,20 @@ def tiny_scheduler() -> Scheduler:
     )
 
 
+def few_step_scheduler(shift: float) -> Scheduler:
+    """Return a scheduler of straight steps: Euler's method on the flow, as distilled models need.
+
+    UniPC of first order without its corrector is Euler's method, at UniPC's noise levels.
+    """
+    return UniPCMultistepScheduler(
+        prediction_type='flow_prediction',
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        solver_order=1,
+        disable_corrector=list(range(64)),
+    )
+
+
 @torch.no_grad()
 def sample_chunk(
     backbone: Callable[..., Tensor],

@@ -25,8 +25,9 @@ TOKENS = 512
 """Length of an embedding of Wan [tokens]."""
 MAX_KEPT = 32
 """Embeddings that stay in memory."""
+_PARTS = ('text_encoder', 'tokenizer')
 MAX_STORED = 4096
-"""Embeddings that a folder takes."""
+"""Embeddings of requests that a model folder takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class PromptEncoder:
         store: Path,
         *,
         tokens: int = TOKENS,
+        max_stored: int | None = MAX_STORED,
         device: torch.device | str = 'cpu',
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -69,12 +71,19 @@ class PromptEncoder:
         Args:
             store: Folder of the embeddings; a folder that cannot be written is only read.
             tokens: Length of an embedding.
+            max_stored: Embeddings that the folder takes; None for any number.
             dtype: Type of the encoder's weights and of new embeddings.
         """
         self._folder, self._store, self._tokens = encoder, store, tokens
         self._device, self._dtype = torch.device(device), dtype
+        self._max_stored = max_stored
         self._kept: dict[str, Tensor] = {}
         self._loaded: tuple[Any, torch.nn.Module] | None = None
+
+    @property
+    def has_encoder(self) -> bool:
+        """Return whether the folder has the encoder."""
+        return all((self._folder / name).is_dir() for name in _PARTS)
 
     def to(self, device: torch.device | str) -> None:
         """Move the encoder and the embeddings in memory."""
@@ -121,7 +130,7 @@ class PromptEncoder:
 
     def _load(self, prompt: str) -> tuple[Any, torch.nn.Module]:
         if self._loaded is None:
-            for name in ('text_encoder', 'tokenizer'):
+            for name in _PARTS:
                 if not (self._folder / name).is_dir():
                     raise ValueError(
                         f'prompt: {prompt[:60]!r} has no embedding in {self._store} and '
@@ -145,7 +154,8 @@ class PromptEncoder:
     def _save(self, path: Path, embedding: Tensor, prompt: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if sum(1 for _ in path.parent.iterdir()) < MAX_STORED:
+            stored = sum(1 for _ in path.parent.iterdir())
+            if self._max_stored is None or stored < self._max_stored:
                 with written_whole(path) as part:
                     save_file({'embedding': embedding.contiguous()}, part, {'prompt': prompt})
         except OSError:

@@ -24,7 +24,8 @@ Variant = Literal[
 ]
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError for a count below 1."""
     if value < 1:
         raise ValueError(f'{name}: {value}, must be at least 1')
 
@@ -60,7 +61,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ('steps', 'accumulate', 'log_every', 'validate_every', 'checkpoint_every'):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ('learning_rate', 'clip_norm'):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f'{name}: {getattr(self, name)}, must be positive')
@@ -117,7 +118,24 @@ class ContextConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f'{name}: {getattr(self, name)}, must be 0 or more')
         for name in ('max_visits', 'imagined_steps'):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation of a trained model to few denoising steps; see `training.distill`."""
+
+    steps: int = 0
+    """Denoising steps that the model learns to need; 0 trains by flow matching instead."""
+    substeps: int = 8
+    """Steps of the teacher in each of them."""
+    guidance: float = 1.0
+    """Guidance of the teacher, from the model's own text to the captions; 1 is none."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f'steps: {self.steps}, must be 0 or more')
+        check_count('substeps', self.substeps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +177,10 @@ class WorldModelConfig:
     """Denoising steps in validation."""
     prediction: Prediction = 'velocity'
     """Output of the network: velocity, or a correction of the resampler's first guess."""
+    caption_dropout: float = 0.1
+    """Share of the samples with captions that train with the model's own text instead."""
     context: ContextConfig = ContextConfig()
+    distill: DistillConfig = DistillConfig()
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -179,8 +200,10 @@ class WorldModelConfig:
             raise ValueError(
                 'stage: backbone has no memory and so no first guess, must be another stage'
             )
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f'caption_dropout: {self.caption_dropout}, must be a share in 0..1')
         for name in ('batch', 'splat_size', 'lora_rank', 'validation_clips', 'sampler_steps'):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ('references', 'preceding'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name}: {getattr(self, name)}, must be 0 or more')
@@ -201,7 +224,10 @@ class WorldModelTraining:
     backbone: Path | None = None
     """Diffusers folder of a trained transformer to start from."""
     text: Path | None = None
-    """embedding.safetensors of a prompt; None learns an embedding."""
+    """embedding.safetensors of a prompt, the model's own text; None learns an embedding."""
+    encoder: Path | None = None
+    """Folder of text_encoder/ and tokenizer/, for clips that train with their captions; the own
+    text is then the empty prompt by default."""
     resampler: Path | None = None
     """Folder of the resampler, which the prediction first_guess needs."""
     start: Annotated[Path | None, arg(name='from')] = None

@@ -21,11 +21,17 @@ from mirage_model.model.checkpoint import ModelConfig, save_model
 from mirage_model.model.codec import BlockAutoencoder, load_autoencoder
 from mirage_model.model.lora import add_adapter, remove_adapter, save_adapter
 from mirage_model.model.resampler import load_resampler
-from mirage_model.model.sampler import tiny_scheduler
+from mirage_model.model.sampler import few_step_scheduler, tiny_scheduler
 from mirage_model.perception.embedded import load_network, save_network
-from mirage_model.training.config import ContextConfig, ExportConfig, WorldModelConfig
+from mirage_model.training.config import (
+    ContextConfig,
+    DistillConfig,
+    ExportConfig,
+    WorldModelConfig,
+)
 from mirage_model.training.model import build
 from mirage_model.training.trainer import load_parameters
+from mirage_model.training.world_model_command import OWN_TEXT
 
 SETTINGS = {
     'tiny': ModelConfig(
@@ -68,7 +74,7 @@ def export(
         vae: VAE folder.
         perception: Perception folder.
         resampler: Resampler folder; needed for the prediction 'first_guess'.
-        text: Embedding of the prompt of the training; None if the run learned its own.
+        text: Embedding of the prompt of the training; None takes that of the run.
         settings: Fields of `ModelConfig` that differ from `SETTINGS` and from the run.
 
     Raises:
@@ -79,6 +85,11 @@ def export(
         settings = {'steps': 1, **(settings or {})}
     else:
         trained = trained_config(world_model.parent)
+        if trained.distill.steps:
+            settings = {'steps': trained.distill.steps, **(settings or {})}
+        own_text = world_model.parent / OWN_TEXT
+        if text is None and own_text.is_file():
+            text = load_file(own_text)['embedding'].float()
     config = replace(
         SETTINGS[trained.size],
         splat_size=trained.splat_size,
@@ -105,8 +116,11 @@ def export(
         if ranks:
             save_adapter(out / 'side_branch', model.backbone.wan, rank=ranks[0])
             remove_adapter(model.backbone.wan)
-        scheduler = tiny_scheduler()
-        scheduler = type(scheduler).from_config(scheduler.config, flow_shift=trained.shift)
+        if trained.distill.steps:
+            scheduler = few_step_scheduler(trained.shift)
+        else:
+            scheduler = tiny_scheduler()
+            scheduler = type(scheduler).from_config(scheduler.config, flow_shift=trained.shift)
         backbone, text = model.backbone.to(dtype), model.text.detach().to(dtype)
     codec = load_autoencoder(vae, torch.float32)
     codec.register_to_config(_name_or_path=config.name)  # not the folder it came from
@@ -155,6 +169,7 @@ def trained_config(run: Path) -> WorldModelConfig:
     try:
         fields = json.loads(path.read_text())['world_model']
         context = ContextConfig(**fields.pop('context', {}))
-        return WorldModelConfig(**fields, context=context)
+        distill = DistillConfig(**fields.pop('distill', {}))
+        return WorldModelConfig(**fields, context=context, distill=distill)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: not the description of a world model: {error!r}') from None

@@ -43,9 +43,17 @@ class WorldModel(nn.Module):
             self.register_buffer('text', text)
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, side: Tensor | None, *, references: int = 0
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        side: Tensor | None,
+        text: Float[Tensor, 'b words dim'] | None = None,
+        *,
+        references: int = 0,
     ) -> Tensor:
-        text = self.text.expand(len(latents), *self.text.shape)
+        """Return the velocity; without ``text`` for the model's own text."""
+        if text is None:
+            text = self.text.expand(len(latents), *self.text.shape)
         return self.backbone(latents, timesteps, text, side, references=references)
 
 

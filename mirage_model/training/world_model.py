@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from jaxtyping import Float
 import numpy as np
-from safetensors.torch import load_file
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
-import yaml
 
 from mirage_model.camera import Cameras, concatenate
 from mirage_model.clip import labels, load_clip
-from mirage_model.data.latents import describe_latents, load_latents, read_index
+from mirage_model.data.latents import load_latents, read_index
 from mirage_model.memory import Memory, Pixels
 from mirage_model.memory.latent import MemoryConfig
 from mirage_model.memory.registry import create_memory
@@ -25,21 +24,74 @@ from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec
 from mirage_model.model.conditioning import read_scene, side_input
 from mirage_model.model.history import choose_references, visible_voxels
-from mirage_model.model.resampler import Resampler, load_resampler
-from mirage_model.model.sampler import sample_chunk, tiny_scheduler
-from mirage_model.training.config import WorldModelConfig, WorldModelTraining
+from mirage_model.model.resampler import Resampler
+from mirage_model.model.sampler import Scheduler, sample_chunk, tiny_scheduler
+from mirage_model.model.text import PromptEncoder
+from mirage_model.training.config import WorldModelConfig
 from mirage_model.training.model import (
     WorldModel,
     begin_stage,
-    build,
-    start_from,
 )
 from mirage_model.training.simulated_memory import SingleFrameLatents, count_imagined, fill, write
-from mirage_model.training.trainer import Objective, StepResult, checkpoints, fit, processes
+from mirage_model.training.trainer import Objective, StepResult
 from mirage_model.write_filter import filtered_pixels, write_mask
 
 Velocity = Callable[..., Tensor]
 """Called as `WorldModel.forward`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Chunks to predict, and what the model is given."""
+
+    target: Float[Tensor, 'b c k h w']
+    """Clean latents, the context frame first."""
+    context: Float[Tensor, 'b c h w']
+    """Latents of the context frame, which may be imagined ones."""
+    references: Float[Tensor, 'b c r h w']
+    """Clean latents of other frames of the place."""
+    preceding: Float[Tensor, 'b c p h w']
+    """Clean latents of the frames before the context."""
+    side: Tensor | None
+    """Input of the side branch."""
+    texts: list[Tensor]
+    """Embeddings of the captions as a list of one, empty for the model's own text."""
+    names: list[str]
+    """Names of the clips."""
+
+    def with_context(self, latents: Tensor) -> Tensor:
+        return torch.cat([self.context[:, :, None], latents[:, :, 1:]], dim=2)
+
+    def noisy(self, noise: Tensor, sigma: Float[Tensor, ' b']) -> Tensor:
+        """Return the target at a noise level, with the clean context."""
+        return self.with_context(torch.lerp(self.target, noise, per_sample(sigma)))
+
+    def velocity(
+        self,
+        model: Velocity,
+        noisy: Tensor,
+        sigma: Float[Tensor, ' b'],
+        *,
+        own_text: bool = False,
+    ) -> Tensor:
+        """Return the velocity of the chunk, by the captions or by the model's own text."""
+        times = (1000 * sigma)[:, None].repeat(1, noisy.shape[2])
+        times[:, 0] = 0
+        given = (self.side,) if own_text else (self.side, *self.texts)
+        before, after = self.references.shape[2], self.preceding.shape[2]
+        if not before + after:
+            return model(noisy, times, *given)
+        velocity = model(
+            torch.cat([self.references, noisy, self.preceding], dim=2),
+            F.pad(times, (before, after)),
+            *given,
+            references=before,
+        )
+        return velocity[:, :, : noisy.shape[2]]
+
+
+def per_sample(values: Float[Tensor, ' b']) -> Float[Tensor, 'b 1 1 1 1']:
+    return values.view(-1, 1, 1, 1, 1)
 
 
 @dataclass(kw_only=True)
@@ -87,10 +139,16 @@ class WorldModelObjective(Objective):
         clips: Path,
         codec: Codec,
         resampler: Resampler | None = None,
+        captions: PromptEncoder | None = None,
     ):
         """Read the index of the latents; ``latents`` and ``clips`` each hold train/ and
-        validation/."""
+        validation/.
+
+        Args:
+            captions: Embeds the texts of the clips; None trains with the model's own text alone.
+        """
         self.module = model
+        self.captions = captions
         self.config = config
         self.codec = codec
         self.resampler = resampler
@@ -103,6 +161,11 @@ class WorldModelObjective(Objective):
                 raise ValueError(f'{index.folder}: no encoded clips, prepare some first')
         chosen = validation.shards[: config.validation_clips]
         self.validation = [validation.path(shard) for shard in chosen]
+        self._texts = {
+            index.path(shard): shard.text
+            for index in (self.chunks, validation)
+            for shard in index.shards
+        }
         self.clips = clips
         for path in self.validation:
             if not (clips / 'validation' / path.name).is_file():
@@ -115,6 +178,28 @@ class WorldModelObjective(Objective):
     def step(
         self, module: Velocity, rng: np.random.Generator, generator: torch.Generator, step: int
     ) -> StepResult:
+        batch = self._batch(module, rng, step)
+        loss = self.loss(module, batch, generator)
+        return StepResult(loss=loss, logs={}, names=batch.names)
+
+    def loss(self, module: Velocity, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the mean squared error of the velocity."""
+        x, shift = batch.target, self.config.shift
+        u = torch.rand(len(x), generator=generator, device=x.device)
+        sigma = shift * u / (1 + (shift - 1) * u)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        velocity = batch.velocity(module, batch.noisy(noise, sigma), sigma)
+        return self.mean_error(velocity, noise - x, sigma)
+
+    def mean_error(self, velocity: Tensor, true: Tensor, sigma: Float[Tensor, ' b']) -> Tensor:
+        """Return the mean squared error on all latent frames but the context."""
+        error = (velocity - true)[:, :, 1:].square()
+        if self.config.prediction == 'first_guess':
+            # the error of the clean latents that the velocity leads to
+            error = error * per_sample(sigma).square()
+        return error.mean()
+
+    def _batch(self, module: Velocity, rng: np.random.Generator, step: int) -> Batch:
         config = self.config
         chosen = [
             self.chunks.chunk(int(i)) for i in rng.integers(len(self.chunks), size=config.batch)
@@ -125,42 +210,46 @@ class WorldModelObjective(Objective):
             self._scene(path, chunk, rng, continued=i < imagined, later=recalls)
             for i, (path, chunk) in enumerate(chosen)
         ]
+        texts = self._embedded([path for path, _ in chosen], rng, config.caption_dropout)
         if recalls:
             self._recall(scenes)
         if imagined:
-            self._imagine(module, scenes[:imagined], rng)
-        x = self._stack([scene.video[scene.chunk] for scene in scenes])
-        u = torch.rand(len(x), generator=generator, device=x.device)
-        sigma = config.shift * u / (1 + (config.shift - 1) * u)
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        noisy = torch.lerp(x, noise, sigma.view(-1, 1, 1, 1, 1))
-        noisy[:, :, 0] = self._stack([scene.context for scene in scenes])
-        times = (1000 * sigma)[:, None].repeat(1, x.shape[2])
-        times[:, 0] = 0
-        side = self._sides(
-            [
-                (scene.memory, scene.cameras(scene.chunk), scene.context, scene.past)
-                for scene in scenes
-            ]
+            own = [text[:imagined] for text in texts]
+            self._imagine(module, scenes[:imagined], own, rng)
+        target = self._stack([scene.video[scene.chunk] for scene in scenes])
+        past = [scene.past for scene in scenes if scene.past is not None]
+        none = target[:, :, :0]
+        return Batch(
+            target=target,
+            context=self._stack([scene.context for scene in scenes]),
+            references=self._stack([f.references.movedim(1, 0) for f in past]) if past else none,
+            preceding=self._stack([f.preceding.movedim(1, 0) for f in past]) if past else none,
+            side=self._sides(
+                [
+                    (scene.memory, scene.cameras(scene.chunk), scene.context, scene.past)
+                    for scene in scenes
+                ]
+            ),
+            texts=texts,
+            names=[path.stem for path, _ in chosen],
         )
-        if recalls:
-            past = [scene.past for scene in scenes if scene.past is not None]
-            references = self._stack([frames.references.movedim(1, 0) for frames in past])
-            preceding = self._stack([frames.preceding.movedim(1, 0) for frames in past])
-            count, k = references.shape[2], x.shape[2]
-            velocity = module(
-                torch.cat([references, noisy, preceding], dim=2),
-                F.pad(times, (count, preceding.shape[2])),
-                side,
-                references=count,
-            )[:, :, :k]
-        else:
-            velocity = module(noisy, times, side)
-        error = (velocity - (noise - x))[:, :, 1:].square()
-        if config.prediction == 'first_guess':
-            # the error of the clean latents that the velocity leads to
-            error = error * sigma.view(-1, 1, 1, 1, 1).square()
-        return StepResult(loss=error.mean(), logs={}, names=[path.stem for path, _ in chosen])
+
+    def _embedded(
+        self, paths: list[Path], rng: np.random.Generator, dropout: float
+    ) -> list[Tensor]:
+        """Return the embeddings (b, words, dim) of the clips' captions as a list of one, empty
+        without captions.
+
+        Dropped captions, and clips without one, take the model's own text.
+        """
+        if self.captions is None:
+            return []
+        rows = []
+        for path in paths:
+            text = '' if rng.random() < dropout else self._texts[path]
+            rows.append(self.captions.embed(text) if text else self.module.text)
+        device = self.module.text.device
+        return [torch.stack([row.to(device).float() for row in rows])]
 
     @torch.no_grad()
     def validate(self, writer: SummaryWriter | None, step: int) -> dict[str, float]:
@@ -198,6 +287,7 @@ class WorldModelObjective(Objective):
                     self._sides(
                         [(memory, singles.cameras[: first.shape[1]], video[0, :, 0], None)]
                     ),
+                    self._embedded([path], np.random.default_rng(0), 0.0),
                     latent_frames=first.shape[1],
                     steps=self.config.sampler_steps,
                     seed=0,
@@ -304,7 +394,13 @@ class WorldModelObjective(Objective):
             )
 
     @torch.no_grad()
-    def _imagine(self, module: Velocity, scenes: list[_Scene], rng: np.random.Generator) -> None:
+    def _imagine(
+        self,
+        module: Velocity,
+        scenes: list[_Scene],
+        texts: list[Tensor],
+        rng: np.random.Generator,
+    ) -> None:
         """Generate the chunk before each scene's, write it to the memory, and set the context.
 
         A rollout writes its latents as they are, and decodes and encodes its last frame again.
@@ -321,6 +417,7 @@ class WorldModelObjective(Objective):
             module,
             torch.stack(before)[:, :, :1],
             self._sides(sides),
+            texts,
             latent_frames=before[0].shape[1],
             steps=self.config.context.imagined_steps,
             seed=int(rng.integers(2**62)),
@@ -344,17 +441,17 @@ class WorldModelObjective(Objective):
         module: Velocity,
         context: Tensor,
         side: Tensor | None,
+        texts: list[Tensor],
         *,
         latent_frames: int,
         steps: int,
         seed: int,
     ) -> Tensor:
         """Return generated chunks (b, c, k, h, w); the module adds its text itself."""
-        scheduler = tiny_scheduler()
         context = context.to(self.module.text.device)
         return sample_chunk(
-            lambda latents, times, text, side, references: module(latents, times, side),
-            type(scheduler).from_config(scheduler.config, flow_shift=self.config.shift),
+            lambda latents, times, text, side, references: module(latents, times, side, *texts),
+            self.scheduler(),
             context=context,
             latent_frames=latent_frames,
             side=side,
@@ -362,6 +459,11 @@ class WorldModelObjective(Objective):
             steps=steps,
             generator=torch.Generator().manual_seed(seed),
         )
+
+    def scheduler(self) -> Scheduler:
+        """Return the scheduler that generates chunks."""
+        scheduler = tiny_scheduler()
+        return type(scheduler).from_config(scheduler.config, flow_shift=self.config.shift)
 
     def _memory(self, name: str) -> Memory:
         config = MemoryConfig(channels=self.codec.channels, splat_size=self.config.splat_size)
@@ -391,46 +493,3 @@ class WorldModelObjective(Objective):
 
     def _stack(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).to(self.module.text.device)
-
-
-def main(config: WorldModelTraining) -> int:
-    """Train a stage from the newest checkpoint of the run folder."""
-    size = config.world_model.size
-    if size != 'tiny' and config.backbone is None and config.start is None:
-        raise ValueError(
-            f'size: {size} is not trained from random weights, give --backbone or --from'
-        )
-    text = None if config.text is None else load_file(config.text)['embedding'].float()
-    model = build(
-        config.world_model, seed=config.trainer.seed, backbone=config.backbone, text=text
-    )
-    if config.start is not None:
-        start_from(model, config.start)
-    if config.compile:
-        side_branch = model.backbone.side_branch
-        for part in (*model.backbone.wan.blocks, *side_branch.blocks, side_branch.head):
-            if part is not None:
-                part.compile(dynamic=False)
-    codec = Codec.from_folder(config.codec, device=str(processes().device))
-    data = describe_latents(config.latents, config.codec)
-    resampler = None if config.resampler is None else load_resampler(config.resampler)
-    objective = WorldModelObjective(
-        model, config.world_model, config.latents, config.clips, codec, resampler
-    )
-    if processes().is_main_process and not checkpoints(config.run):
-        config.run.mkdir(parents=True, exist_ok=True)
-        options = asdict(config.world_model) | asdict(config.trainer)
-        (config.run / 'options.yaml').write_text(yaml.safe_dump(options, sort_keys=False))
-    fit(
-        objective,
-        config.trainer,
-        config.run,
-        full_config={
-            'world_model': asdict(config.world_model),
-            'backbone': dict(model.backbone.wan.config),
-            'data': data,
-        },
-    )
-    if processes().is_main_process:
-        print(f'last checkpoint: {checkpoints(config.run)[-1]}')
-    return 0

@@ -21,6 +21,7 @@ from mirage_model.interface import (
     Observation,
     Trajectory,
 )
+from mirage_model.model.acceleration import Acceleration
 
 K = np.array([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
 
@@ -331,3 +332,15 @@ def test_intrinsics_that_are_no_pinhole_are_rejected(engine, wrong):
     engine.seed(view())
     with pytest.raises(InvalidRequest, match='K'):
         next(engine.imagine(request(K=wrong)))
+
+
+def test_offloaded_engine_gives_equal_frames_after_a_release(folder):
+    plain = Engine.from_folder(folder)
+    engine = Engine.from_folder(folder, acceleration=Acceleration(offload=True))
+    for each in (plain, engine):
+        each.seed(view())
+    engine.release()
+    engine._move_model(engine._device)
+    engine._released = False
+    (chunk,), (expected,) = engine.imagine(request()), plain.imagine(request())
+    assert (chunk.frames == expected.frames).all()

@@ -2,8 +2,8 @@
 
 ``mirage evaluate worldscore`` imagines the instances of its data set; ``mirage evaluate
 worldscore-scores`` averages what its toolkit left in each instance's ``evaluation.json``.
-Constants and formulas are those of the toolkit's `aspect_info` and evaluator. Its prompts are
-passed on to the toolkit; an engine takes none.
+Constants and formulas are those of the toolkit's `aspect_info` and evaluator. Its prompts go
+to models with a text encoder.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def generate(
     width, height = config.resolution
     picture = fit_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width)
     cameras = along(keyframes(image_data['camera_path']), config.frames)
-    frames = _imagined(engine, picture, cameras, config, str(folder_of(image_data)))
+    frames = _imagined(engine, picture, cameras, config, image_data)
     (folder / 'frames').mkdir(parents=True, exist_ok=True)
     (folder / 'videos').mkdir(exist_ok=True)
     _write(folder / 'input_image.png', picture)
@@ -189,7 +189,7 @@ def _imagined(
     picture: UInt8[np.ndarray, 'h w 3'],
     cameras: Float64[np.ndarray, 'n 4 4'],
     config: WorldScoreConfig,
-    name: str,
+    image_data: dict,
 ) -> UInt8[np.ndarray, 'n H W 3']:
     """Return the picture at the model's size, then a frame for each other camera."""
     about = engine.describe()
@@ -203,15 +203,22 @@ def _imagined(
     times = np.arange(1, len(cameras)) / about.frame_rate
     path = Trajectory(world_from_camera=world_from_camera[1:], times=times).padded(about)
     request = ImagineRequest(
-        request_id=name,
+        request_id=str(folder_of(image_data)),
         world_from_camera=path.world_from_camera,
         times=path.times,
         memory=_MEMORY,
         seed=config.seed,
+        prompt=prompt_of(image_data) if about.prompts else '',
     )
     chunks = [chunk.frames for chunk in engine.imagine(request)]
     first = fit_image(picture, about.height, about.width)
     return np.concatenate([first[None], *chunks])[: len(cameras)]
+
+
+def prompt_of(image_data: dict) -> str:
+    """Return the text of an instance: its prompt, or those of the scenes along its path."""
+    scenes = image_data.get('prompt_list', [image_data.get('prompt', '')])
+    return ', then '.join(scenes)
 
 
 def _write(path: Path, picture: UInt8[np.ndarray, 'h w 3']) -> None:

@@ -174,6 +174,9 @@ def request_for(
         memory=MEMORY,
         seed=seed,
         steps=config.steps or None,
+        prompt=config.prompt,
+        negative_prompt=config.negative_prompt,
+        guidance=config.guidance,
     )
 
 

@@ -1,0 +1,48 @@
+"""The benchmark of the GPU, at the size of mirage-tiny on the CPU."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+
+from mirage_model.cli import main
+from mirage_model.evaluation.benchmarks.gpu import SIZES, STAGES, VARIANTS
+from mirage_model.evaluation.config import GpuVariant
+
+WORDS = ['bench', 'gpu', '--size', 'tiny', '--device', 'cpu', '--chunks', '1', '--seconds', '1e9']
+
+
+def bench(folder, *words: str) -> dict:
+    out = folder / 'gpu.json'
+    assert main([*WORDS, '--out', str(out), *words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_variants_are_timed_by_stage(tmp_path):
+    names = ('plain', 'few_steps', 'float8', 'tiling', 'guidance', 'offload')
+    result = bench(tmp_path, *(word for name in names for word in ('--only', name)))
+    assert list(result['variants']) == list(names) and result['weights'] == 'random'
+    for row in result['variants'].values():
+        assert set(row['stages_s']) == set(STAGES) and min(row['stages_s'].values()) > 0
+        assert row['chunk_s'] == pytest.approx(sum(row['stages_s'].values()))
+        assert row['step_s'] * row['steps'] == pytest.approx(row['stages_s']['denoise'])
+        assert row['peak_bytes'] is None, 'the CPU counts no memory'
+    assert result['variants']['few_steps']['steps'] == 2
+
+
+def test_variants_without_time_are_listed(tmp_path):
+    words = ('--only', 'plain', '--only', 'float8')
+    result = bench(tmp_path, *words, '--seconds', '0.001')
+    assert 'chunk_s' in result['variants']['plain']
+    assert 's were left' in result['variants']['float8']['not_run']
+
+
+def test_names_and_sizes_are_those_of_the_models():
+    assert set(get_args(GpuVariant)) == set(VARIANTS)
+    transformer, vae, config = SIZES['wan22_5b']
+    assert transformer['in_channels'] == vae['z_dim'] == 48
+    latent_frames = (config.chunk_frames - 1) // vae['scale_factor_temporal'] + 1
+    stride = vae['scale_factor_spatial']
+    assert (latent_frames, config.height // stride, config.width // stride) == (9, 44, 80)
