@@ -64,7 +64,13 @@ class CandidatesServer:
         ]
         images = attached_images(goal.seed_image, goal.seed_depth, paths[0])
         start = initial_state(
-            node, paths, request_id=request_id, images=images, memory=goal.memory
+            node,
+            paths,
+            request_id=request_id,
+            images=images,
+            more_images=goal.more_images,
+            target_camera=goal.target_camera,
+            memory=goal.memory,
         )
         compression = self._compression(goal, start)
         request = CandidatesRequest(
@@ -73,6 +79,10 @@ class CandidatesServer:
             seeds=_seeds(goal.seeds, count),
             memory=start.memory,
             steps=goal.steps or None,
+            prompt=goal.prompt,
+            negative_prompt=goal.negative_prompt,
+            guidance=goal.guidance or 1.0,
+            K=start.K,
             batch=min(goal.batch or parameters.request.batch, count, self._max_batch(goal, start)),
             resolution=RESOLUTIONS[goal.resolution],
             goal=self._goal_image(goal),
@@ -125,7 +135,7 @@ class CandidatesServer:
         )
         return Job(
             request=request,
-            observation=start.observation,
+            observations=start.observations,
             wanted=start.wanted,
             on_answer=on_candidate,
             on_end=lambda outcome: finish(outcome, self._result(outcome, results, predicted)),

@@ -263,6 +263,7 @@ def message_from_chunk(
         model_sha256=sha256,
         depth_source=chunk.depth_source,
         seed=chunk.seed,
+        prompt=chunk.prompt,
         seconds=float(chunk.seconds),
     )
     for name, arrays, encoding in (
@@ -322,6 +323,7 @@ def chunk_from_message(message: ImaginedChunk) -> Chunk:
         depth_source=message.depth_source,
         model=message.model,
         seed=message.seed,
+        prompt=message.prompt,
         seconds=message.seconds,
     )
 

@@ -81,11 +81,14 @@ class ImagineServer:
             seed=parameters.request.seed,
             steps=parameters.request.steps,
             memory_frames=parameters.request.memory_frames,
+            prompt=parameters.request.prompt,
+            negative_prompt=parameters.request.negative_prompt,
+            guidance=parameters.request.guidance,
         )
         worker.submit(
             Job(
                 request=request,
-                observation=start.observation,
+                observations=start.observations,
                 wanted=start.wanted,
                 on_answer=lambda chunk: self._publishers.publish(chunk, start.camera_frame),
                 on_end=self._publishers.log,
@@ -101,7 +104,13 @@ class ImagineServer:
         )
         images = attached_images(goal.seed_image, goal.seed_depth, planned)
         start = initial_state(
-            node, [planned], request_id=request_id, images=images, memory=goal.memory
+            node,
+            [planned],
+            request_id=request_id,
+            images=images,
+            more_images=goal.more_images,
+            target_camera=goal.target_camera,
+            memory=goal.memory,
         )
         keep_in = check_name(goal.keep_in, 'keep_in') if goal.keep_in else None
         if keep_in == DRIVEN != start.memory:
@@ -142,9 +151,12 @@ class ImagineServer:
                 seed=goal.seed,
                 steps=goal.steps,
                 memory_frames=goal.memory_frames,
+                prompt=goal.prompt,
+                negative_prompt=goal.negative_prompt,
+                guidance=goal.guidance or 1.0,
                 keep_in=keep_in,
             ),
-            observation=start.observation,
+            observations=start.observations,
             wanted=start.wanted,
             on_answer=on_chunk,
             on_end=on_end,
@@ -176,6 +188,9 @@ def _request(
     seed: int,
     steps: int,
     memory_frames: bool,
+    prompt: str,
+    negative_prompt: str,
+    guidance: float,
     keep_in: str | None = None,
 ) -> ImagineRequest:
     (trajectory,) = start.trajectories
@@ -186,6 +201,10 @@ def _request(
         memory=start.memory,
         seed=seed,
         steps=steps or None,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        guidance=guidance,
+        K=start.K,
         memory_frames=memory_frames,
         keep_in=keep_in,
     )

@@ -7,13 +7,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 import time as clock
+from typing import Any
 
 from jaxtyping import Float64
 import numpy as np
+from sensor_msgs.msg import CameraInfo
 
+from mirage_model.image_fit import fit_K
 from mirage_model.interface import Observation, Trajectory
 from mirage_model.messages.camera_info import read_camera
-from mirage_model.messages.poses import check_optical, seconds
+from mirage_model.messages.poses import check_optical, matrix_from_pose, seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
 from mirage_ros.convert import AnyImage
@@ -30,10 +33,12 @@ class InitialState:
     """The memory that a request starts from, and its paths as the engine takes them."""
 
     memory: str
-    observation: Observation | None
-    """Seeds the memory, which is dropped with the request; None if the memory exists."""
+    observations: tuple[Observation, ...]
+    """Seed the memory, which is dropped with the request; empty if the memory exists."""
     camera_frame: str
-    """Frame id of the camera."""
+    """Frame id of the camera of the frames."""
+    K: Float64[np.ndarray, '3 3'] | None
+    """Intrinsics of the frames at the model's size; None for those of the start."""
     trajectories: tuple[Trajectory, ...]
     """Cameras in the world along each path, padded to whole chunks."""
     wanted: tuple[int, ...]
@@ -67,12 +72,19 @@ def initial_state(
     *,
     request_id: str,
     images: CameraImages | None = None,
+    more_images: Sequence[Any] = (),
+    target_camera: Sequence[CameraInfo] = (),
     memory: str = '',
 ) -> InitialState:
     """Return the start of a request and the frames along its paths.
 
     A request starts from its own images, else from the memory that it names, else from the driven
     memory, else from the newest images of the sensors.
+
+    Args:
+        images: The request's own image to start from.
+        more_images: Images that are written to the memory before ``images``.
+        target_camera: Camera of the frames, if it is not that of the start.
 
     Raises:
         ValueError: The request names images and a memory, or a memory, an image or a transform is
@@ -81,6 +93,8 @@ def initial_state(
     """
     if images is not None and memory:
         raise ValueError(f"memory: '{memory}' is given with seed_image, use one of them")
+    if more_images and images is None:
+        raise ValueError(f'more_images: {len(more_images)} are given, they need seed_image')
     driven = node.parameters.memory.start_from_driven and node.memories.find(DRIVEN)
     if images is None and (memory or driven):
         record = node.memories.get(memory or DRIVEN)
@@ -88,14 +102,13 @@ def initial_state(
             _check_age(node, paths[0], "memory 'driven': its newest image", record.newest)
         memory = memory or DRIVEN
         camera_frame = record.camera_frame or node.sensors.camera_frame
-        cameras = [camera_path(node, planned, camera_frame) for planned in paths]
         return _with_frames(
             node,
             paths,
-            cameras,
+            target_camera,
             request_id=request_id,
             memory=memory,
-            observation=None,
+            observations=(),
             camera_frame=camera_frame,
         )
     if images is None:
@@ -108,13 +121,16 @@ def initial_state(
     camera = read_camera(camera_info, node.doubts)
     node.frames.set_camera(camera)
     camera_frame = camera_info.header.frame_id
-    cameras = [camera_path(node, planned, camera_frame) for planned in paths]
     world_from_image = _world_from_image(node, paths[0], image, camera_frame)
+    if world_from_image is None:
+        world_from_start = camera_path(node, paths[0], camera_frame)[0]
+    else:
+        world_from_start = world_from_image
     observation = convert.observation_from_messages(
         image,
         camera_info,
         images.depth,
-        world_from_camera=cameras[0][0] if world_from_image is None else world_from_image,
+        world_from_camera=world_from_start,
         max_pixels=node.parameters.limits.max_pixels,
         doubts=node.doubts,
         depth_camera=node.frames.depth_camera(images.depth, camera),
@@ -122,10 +138,10 @@ def initial_state(
     return _with_frames(
         node,
         paths,
-        cameras,
+        target_camera,
         request_id=request_id,
         memory=f'request {request_id}',
-        observation=observation,
+        observations=(*_observations(node, paths[0], more_images), observation),
         camera_frame=camera_frame,
         skip_first=world_from_image is None,
     )
@@ -166,6 +182,31 @@ def _check_age(node: NodeContext, planned: PlannedPath, what: str, newest: Arriv
         )
 
 
+def _observations(
+    node: NodeContext, planned: PlannedPath, images: Sequence[Any]
+) -> list[Observation]:
+    """Return the observations of PosedImage messages. Raises ValueError that names the index."""
+    if not images:
+        return []
+    world_from_frame = node.frames.world_from(planned.frame, planned.frame_time)
+    observations = []
+    for index, posed in enumerate(images):
+        try:
+            observations.append(
+                convert.observation_from_messages(
+                    posed.image,
+                    posed.camera_info,
+                    posed.depth[0] if posed.depth else None,
+                    world_from_camera=world_from_frame @ matrix_from_pose(posed.pose, name='pose'),
+                    max_pixels=node.parameters.limits.max_pixels,
+                    doubts=node.doubts,
+                )
+            )
+        except ValueError as error:
+            raise ValueError(f'more_images[{index}]: {error}') from None
+    return observations
+
+
 def camera_path(
     node: NodeContext, planned: PlannedPath, camera_frame: str
 ) -> Float64[np.ndarray, 'n 4 4']:
@@ -198,14 +239,21 @@ def _world_from_image(
 def _with_frames(
     node: NodeContext,
     paths: Sequence[PlannedPath],
-    cameras: Sequence[Float64[np.ndarray, 'n 4 4']],
+    target_camera: Sequence[CameraInfo],
     *,
     request_id: str,
     memory: str,
-    observation: Observation | None,
+    observations: tuple[Observation, ...],
     camera_frame: str,
     skip_first: bool = False,
 ) -> InitialState:
+    K = None
+    if target_camera:
+        camera, about = read_camera(target_camera[0], node.doubts), node.engine
+        node.frames.set_camera(camera)
+        camera_frame = camera.frame
+        K = fit_K(camera.K, camera.size, about.height, about.width)
+    cameras = [camera_path(node, planned, camera_frame) for planned in paths]
     frames = [
         frames_along(
             world_from_camera,
@@ -218,16 +266,17 @@ def _with_frames(
     ]
     start = InitialState(
         memory=memory,
-        observation=observation,
+        observations=observations,
         camera_frame=camera_frame,
+        K=K,
         trajectories=tuple(trajectory.padded(node.engine) for trajectory in frames),
         wanted=tuple(len(trajectory.times) for trajectory in frames),
     )
     length = node.engine.new_frames_per_chunk
     chunks = sum(len(trajectory.times) // length for trajectory in start.trajectories)
     source = f"memory '{memory}'"
-    if observation is not None:
-        source = f'the image of {observation.time:.3f}'
+    if observations:
+        source = f'the image of {observations[-1].time:.3f}'
     along = f' along {len(paths)} paths' if len(paths) > 1 else ''
     node.get_logger().info(
         f"request '{request_id}' from {source}: {sum(start.wanted)} frames{along}, which take "

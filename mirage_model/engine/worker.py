@@ -74,9 +74,9 @@ class Job:
     """A request and its callbacks."""
 
     request: ImagineRequest | CandidatesRequest
-    observation: Observation | None
-    """Seeds the memory of the request, which is then dropped when the job ends; None if the memory
-    exists."""
+    observations: tuple[Observation, ...]
+    """Written into the memory of the request, which the first creates and the end of the job
+    drops; paths start from the last. Empty if the memory exists."""
     wanted: tuple[int, ...]
     """Frames to return along each path; those after them are padding."""
     on_answer: Callable[[Any], None]
@@ -353,9 +353,10 @@ class Worker:
 
         if cancelled():
             raise Cancelled
-        if job.observation is not None:
-            entry.depth_source = engine.seed(job.observation, memory=request.memory)
         try:
+            for index, observation in enumerate(job.observations):
+                write = engine.observe if index else engine.seed
+                entry.depth_source = write(observation, memory=request.memory)
             for answer, chunks in self._answers(engine, job, cancelled):
                 if cancelled():
                     raise Cancelled
@@ -367,7 +368,7 @@ class Worker:
                 entry.incomplete += isinstance(answer, Candidate) and not answer.complete
                 yield
         finally:
-            if job.observation is not None:
+            if job.observations:
                 engine.drop(memory=request.memory)
 
     def _answers(

@@ -220,7 +220,7 @@ class Sessions:
         job = Job(
             request=unique,
             due=None if deadline is None else time.monotonic() + deadline,
-            observation=None,
+            observations=(),
             wanted=tuple(len(path.times) for path in paths),
             on_answer=lambda answer: stream.put(_with_id(answer, request.request_id)),
             on_end=on_end,

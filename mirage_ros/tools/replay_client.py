@@ -121,7 +121,12 @@ class NodeEngine:
         self._robot.chunks.clear()
         goal = self._robot.goal(
             ImagineAction.Goal(
-                trajectory=trajectory_of(request), seed=request.seed, steps=request.steps or 0
+                trajectory=trajectory_of(request),
+                seed=request.seed,
+                steps=request.steps or 0,
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt,
+                guidance=request.guidance,
             )
         )
         if not goal.handle.accepted:

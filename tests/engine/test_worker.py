@@ -55,7 +55,11 @@ class ImagineServer:
         how.setdefault('on_answer', chunks.append)
         how |= {'kind': 'topic' if replaceable else 'goal', 'replaces': replaceable}
         return Job(
-            request=request, observation=observation, wanted=(frames,), on_end=self._ended, **how
+            request=request,
+            observations=(observation,),
+            wanted=(frames,),
+            on_end=self._ended,
+            **how,
         )
 
     def submit(self, *arguments, **keywords) -> Job:
@@ -90,6 +94,29 @@ def requests(engine, queue_size) -> Iterator[ImagineServer]:
     requests = ImagineServer(engine, queue_size)
     yield requests
     requests.worker.close()
+
+
+def test_memory_of_a_job_observes_all_its_images(requests, engine):
+    """The first creates the memory, the others are written into it, and paths start from the
+    last."""
+    written = []
+    seed, observe = engine.seed, engine.observe
+
+    def logged_seed(observation, *, memory):
+        written.append(('seed', int(observation.image.max())))
+        return seed(observation, memory=memory)
+
+    def logged_observe(observation, *, memory):
+        written.append(('observe', int(observation.image.max())))
+        return observe(observation, memory=memory)
+
+    engine.seed, engine.observe = logged_seed, logged_observe
+    (first,) = requests.job('a', value=10).observations
+    (second,) = requests.job('a', value=20).observations
+    requests.worker.submit(replace(requests.job('a', value=30), observations=(first, second)))
+    assert requests.outcome('a').status == 'done'
+    assert written[0] == ('seed', 10) and written[-1][1] == 20
+    assert requests.chunks['a'][0].frames[0].max() == 21 and not engine.memories
 
 
 def test_padding_is_not_returned(requests, engine):

@@ -127,7 +127,7 @@ def test_few_steps_come_near_to_the_teachers_many(folders):
     before, after = (
         (generate(model, 1) - many).square().mean().sqrt() for model in (teacher, student)
     )
-    assert after < 0.6 * before
+    assert after < 0.75 * before
 
 
 def test_distilled_runs_are_validated_in_their_steps(folders):
