@@ -18,6 +18,7 @@ EXTRAS = {
     'kornia': 'replay',
     'matplotlib': 'replay',
     'pytorch_optimizer': 'train',
+    'OpenEXR': 'train',
     'tensorboard': 'train',
     'vizdoom': 'worlds',
     'omg': 'worlds',

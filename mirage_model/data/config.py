@@ -98,6 +98,19 @@ class PrepareCommand:
     """Folder of recorded clips; may be repeated."""
     realestate10k: tuple[Path, Path] | None = None
     """Folder of RealEstate10K text files, and folder with one folder of frames per sequence."""
+    vipe: UseAppendAction[tuple[tuple[Path, Path], ...]] = ()
+    """Video, and folder of its ViPE results; may be repeated."""
+    colmap: UseAppendAction[tuple[tuple[Path, Path], ...]] = ()
+    """Folder of frames, and folder of their COLMAP model; may be repeated."""
+    frame_rate: float = 30.0
+    """Frames per second of the frames of a COLMAP model."""
+    tum: UseAppendAction[tuple[tuple[Path, Path], ...]] = ()
+    """Folder of frames (rgb.txt, or images named by their stamp), and its trajectory; may be
+    repeated."""
+    intrinsics: tuple[float, float, float, float] | None = None
+    """fx fy cx cy of the frames of --tum [px]; the centre of the first pixel is (0, 0)."""
+    depth_scale: float = 5000.0
+    """Numbers to the metre in the depth images of --tum."""
     bag: UseAppendAction[tuple[Path, ...]] = ()
     """ROS bag, which needs the topics below; may be repeated."""
     image: str = ''

@@ -29,9 +29,11 @@ from mirage_model.data.latents import (
     read_index,
     save_latents,
 )
+from mirage_model.data.posed_frames import Colmap, Tum
 from mirage_model.data.realestate10k import RealEstate10K
 from mirage_model.data.sources import Layout, Part, RecordedClips, Source
 from mirage_model.data.splits import NAMES, SPLITS, read_splits, split_of
+from mirage_model.data.vipe import Vipe
 from mirage_model.io import begin_run, fingerprint, write_json
 from mirage_model.model.checkpoint import EMBEDDED, load_perception
 from mirage_model.model.codec import Codec
@@ -231,6 +233,25 @@ def _sources(command: PrepareCommand, layout: Layout) -> list[Source]:
     if command.realestate10k is not None:
         text, frames = command.realestate10k
         sources.append(RealEstate10K(text=text, frames=frames, layout=layout))
+    for video, folder in command.vipe:
+        sources.append(Vipe(video=video, folder=folder, layout=layout))
+    for frames, folder in command.colmap:
+        sources.append(Colmap(frames=frames, model=folder, rate=command.frame_rate, layout=layout))
+    for folder, trajectory in command.tum:
+        if command.intrinsics is None:
+            raise ValueError('tum: the camera is missing, give --intrinsics FX FY CX CY')
+        defaults = BagConfig(image='', camera_info='', pose='')
+        sources.append(
+            Tum(
+                folder=folder,
+                trajectory=trajectory,
+                intrinsics=command.intrinsics,
+                depth_scale=command.depth_scale,
+                tolerance=defaults.tolerance,
+                pose_gap=defaults.pose_gap,
+                layout=layout,
+            )
+        )
     for path in command.bag:
         if not (command.image and command.camera_info and command.pose):
             raise ValueError('bag: topics are missing, give --image, --camera-info and --pose')
@@ -244,7 +265,10 @@ def _sources(command: PrepareCommand, layout: Layout) -> list[Source]:
         )
         sources.append(Bag(path, config, layout))
     if not sources:
-        raise ValueError('clips: no source is given, use --clips, --realestate10k or --bag')
+        raise ValueError(
+            'clips: no source is given, use --clips, --realestate10k, --vipe, --colmap, --tum or '
+            '--bag'
+        )
     return sources
 
 

@@ -10,19 +10,17 @@ Frames lie in ``FRAMES/SEQUENCE/STAMP.png`` or ``.jpg``, as the usual downloader
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
-import cv2
 from jaxtyping import Float, Int
 import numpy as np
 import torch
 
 from mirage_model.camera import Cameras, check_cameras
 from mirage_model.clip import Clip
-from mirage_model.data.sources import Layout, Listing, Part, cut
-from mirage_model.image_fit import fit_image, fit_K
+from mirage_model.data.sources import Layout, Listing, Part, clip_of, cut, read_image
 
 _COLUMNS = 19
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -147,37 +145,15 @@ class RealEstate10K:
     def load(self, part: Part) -> Clip:
         sequence = read_sequence(self.text / f'{part.sequence}.txt')
         paths, rows = self._frames(part.sequence), list(part.rows)
-        layout_size = self.layout.height, self.layout.width
-        frames, sizes = [], set()
-        for row in rows:
-            path = paths[int(sequence.stamps[row])]
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if image is None:
-                raise ValueError(f'{path}: cannot be read as an image')
-            sizes.add(image.shape[:2])
-            frames.append(fit_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), *layout_size))
-        if len(sizes) > 1:
-            raise ValueError(
-                f'{self.frames / part.sequence}: sizes are {sorted(sizes)}, must be equal'
-            )
-        (size,) = sizes
-        cameras = sequence.cameras(rows, *size)
-        cameras = replace(
-            cameras,
-            K=torch.from_numpy(fit_K(cameras.K.numpy(), size, *layout_size)).float(),
-            height=self.layout.height,
-            width=self.layout.width,
-        )
-        shape = (len(rows), *layout_size)
-        return Clip(
-            name=part.name,
-            frames=torch.from_numpy(np.stack(frames)),
-            cameras=cameras,
-            depth=torch.full(shape, torch.nan),
-            sky=torch.zeros(shape, dtype=torch.bool),
-            moving=torch.zeros(shape, dtype=torch.bool),
-            scene=part.scene,
-            labelled=False,
+        frames = [read_image(paths[int(sequence.stamps[row])]) for row in rows]
+        cameras = sequence.cameras(rows, *frames[0].shape[:2])
+        return clip_of(
+            part,
+            self.layout,
+            images=frames,
+            K=cameras.K.numpy(),
+            world_from_camera=cameras.world_from_camera.numpy(),
+            times=cameras.times.numpy(),
             metric=False,
         )
 

@@ -1,20 +1,25 @@
 """Protocol of sources of clips, recorded clips as a source, and cutting of sequences into clips.
 
-The modules `realestate10k` and `bag` hold other sources.
+The modules `realestate10k`, `bag`, `vipe` and `posed_frames` hold other sources.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import re
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+import cv2
+from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 from safetensors import SafetensorError, safe_open
+import torch
 
+from mirage_model.camera import Cameras, check_cameras
 from mirage_model.clip import Clip, load_clip
+from mirage_model.image_fit import fit_depth, fit_image, fit_K
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,82 @@ class Source(Protocol):
             ValueError: If a file or topic cannot be used; the message names it.
         """
         ...
+
+
+def clip_of(
+    part: Part,
+    layout: Layout,
+    *,
+    images: Sequence[UInt8[np.ndarray, 'H W 3']],
+    K: Float[np.ndarray, 'n 3 3'],
+    world_from_camera: Float[np.ndarray, 'n 4 4'],
+    times: Float[np.ndarray, 'n'],
+    metric: bool,
+    depth: Sequence[Float32[np.ndarray, 'H W']] | None = None,
+    sky: Sequence[Bool[np.ndarray, 'H W']] | None = None,
+    moving: Sequence[Bool[np.ndarray, 'H W']] | None = None,
+) -> Clip:
+    """Return the clip of a part, cropped and scaled to the layout.
+
+    Args:
+        images: RGB.
+        K: Intrinsics at the size of the images [px].
+        world_from_camera: Poses, in metres if ``metric``.
+        times: Times of the frames [s].
+        depth: Depth [m], NaN where unknown; None if the source has none.
+        sky: Pixels of sky; None if the source has no labels.
+        moving: Pixels on dynamic objects; None if the source has no labels.
+
+    Raises:
+        ValueError: The images differ in size, or a camera is not valid.
+    """
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f'{part.sequence}: sizes are {sorted(sizes)}, must be equal')
+    (size,) = sizes
+    height, width = layout.height, layout.width
+    fitted = [
+        None
+        if maps is None
+        else torch.from_numpy(np.stack([fit_depth(one, height, width) for one in maps]))
+        for maps in (depth, _bytes(sky), _bytes(moving))
+    ]
+    unknown = torch.full((len(images), height, width), torch.nan)
+    return Clip(
+        name=part.name,
+        frames=torch.from_numpy(np.stack([fit_image(image, height, width) for image in images])),
+        cameras=check_cameras(
+            Cameras(
+                K=torch.from_numpy(fit_K(K, size, height, width)).float(),
+                world_from_camera=torch.from_numpy(world_from_camera).float(),
+                times=torch.from_numpy(times),
+                height=height,
+                width=width,
+            )
+        ),
+        depth=unknown if fitted[0] is None else fitted[0],
+        sky=unknown > 0 if fitted[1] is None else fitted[1] > 0,
+        moving=unknown > 0 if fitted[2] is None else fitted[2] > 0,
+        scene=part.scene,
+        labelled=moving is not None,
+        metric=metric,
+    )
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, 'h w 3']:
+    """Read an image file as RGB.
+
+    Raises:
+        ValueError: The file is missing or is not an image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f'{path}: cannot be read as an image')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _bytes(masks: Sequence[Bool[np.ndarray, 'h w']] | None) -> list[np.ndarray] | None:
+    return None if masks is None else [mask.astype(np.uint8) for mask in masks]
 
 
 _RECORDED = re.compile(r'\d{5}-(.+)-[a-z_]+')
