@@ -70,8 +70,11 @@ bench-network: setup  ## what an engine on a server costs over loopback, beside 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/measurements/efficiency.md
 	$(MIRAGE) bench efficiency
 
+QUICK_NODE_TESTS = $(addprefix tests/ros/test_,$(addsuffix .py,convert diagnostics parameters sensor_sync throttled_log trajectory transforms))
+
 test-fast: setup  ## what a change breaks first, in three minutes: everything but the tests marked slow
 	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv/bin/python -m pytest -m 'not slow' --ignore=tests/ros -n auto --dist loadfile
+	.venv/bin/python -m pytest $(QUICK_NODE_TESTS)
 
 lint: setup check  ## style, formatting and types
 
