@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float64
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
@@ -23,7 +23,6 @@ from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
 from mirage_ros.memory_names import DRIVEN, MemoryRecord
-from mirage_ros.parameters import reliability
 from mirage_ros.sensor_sync import AnyImage
 
 TRANSPORTS = {'image': 'compressed', 'depth': 'compressedDepth'}
@@ -59,7 +58,7 @@ class Observer:
         self._busy: Future | None = None
         qos = QoSProfile(
             depth=parameters.qos.sensor.depth,
-            reliability=reliability(parameters.qos.sensor.reliability),
+            reliability=ReliabilityPolicy[parameters.qos.sensor.reliability.upper()],
         )
         raw = parameters.sensors.transport == 'raw'
         kind = Image if raw else CompressedImage

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rclpy.qos import ReliabilityPolicy
-
 from mirage_model.engine.keyframes import KeyframeConfig
 from mirage_model.messages.doubts import DOUBTS, Doubts
 from mirage_ros.declaration import as_yaml, parameter
@@ -183,11 +181,9 @@ class SensorParameters:
 class ObserveParameters:
     pose_source: str = parameter(
         'none',
-        'Source of the pose of the camera or of frames.base: TF, the topic odometry '
-        '(nav_msgs/Odometry) or the topic pose '
-        '(geometry_msgs/PoseStamped, or PoseWithCovarianceStamped with pose_with_covariance). '
-        'With none no images are written to the memory, and an imagined path begins where its '
-        'image was taken.',
+        'Pose of the camera or of frames.base: TF, the topic odometry (nav_msgs/Odometry) or pose '
+        '(geometry_msgs/PoseStamped, PoseWithCovarianceStamped with pose_with_covariance). With '
+        'none no image is written to the memory, and a path begins where its image was taken.',
         among=('none', 'tf', 'odometry', 'pose', 'pose_with_covariance'),
     )
     rate: float = parameter(
@@ -526,13 +522,6 @@ class NodeParameters:
     def largest_raw(self) -> int:
         """Largest size of images that the compression auto sends raw [bytes]."""
         return min(self.compression.raw_bytes, self.limits.max_message_bytes)
-
-
-def reliability(name: str) -> ReliabilityPolicy:
-    return {
-        'best_effort': ReliabilityPolicy.BEST_EFFORT,
-        'reliable': ReliabilityPolicy.RELIABLE,
-    }[name]
 
 
 if __name__ == '__main__':

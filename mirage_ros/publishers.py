@@ -5,7 +5,7 @@ from __future__ import annotations
 from geometry_msgs.msg import PoseStamped
 from mirage.msg import ImaginedChunk
 from nav_msgs.msg import Path
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -14,7 +14,6 @@ from mirage_model.interface import Chunk
 from mirage_ros import convert
 from mirage_ros.context import NodeContext
 from mirage_ros.convert import Compression
-from mirage_ros.parameters import reliability
 
 
 class Publishers:
@@ -23,11 +22,10 @@ class Publishers:
     def __init__(self, node: NodeContext):
         self._node = node
         self._parameters = parameters = node.parameters
-        frames = QoSProfile(
-            depth=parameters.qos.imagined.depth,
-            reliability=reliability(parameters.qos.imagined.reliability),
-        )
-        chunks = QoSProfile(depth=10, reliability=reliability(parameters.qos.imagined.reliability))
+        qos = parameters.qos.imagined
+        reliability = ReliabilityPolicy[qos.reliability.upper()]
+        frames = QoSProfile(depth=qos.depth, reliability=reliability)
+        chunks = QoSProfile(depth=10, reliability=reliability)
         self._image = node.create_publisher(Image, 'imagined/image', frames)
         self._camera_info = node.create_publisher(CameraInfo, 'imagined/camera_info', frames)
         self._visibility = node.create_publisher(Image, 'imagined/visibility', frames)

@@ -13,13 +13,13 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from tf2_msgs.msg import TFMessage
 
 from mirage_model.messages.poses import frame_name, read_pose, read_transform
 from mirage_model.messages.transform_tree import SET_BACK, TransformTree
-from mirage_ros.parameters import NodeParameters, reliability
+from mirage_ros.parameters import NodeParameters
 
 BACK = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
 LIVE = QoSProfile(depth=100)
@@ -64,7 +64,7 @@ class TransformListener(TransformTree):
         source = parameters.observe.pose_source
         pose_qos = QoSProfile(
             depth=parameters.qos.pose.depth,
-            reliability=reliability(parameters.qos.pose.reliability),
+            reliability=ReliabilityPolicy[parameters.qos.pose.reliability.upper()],
         )
         group = MutuallyExclusiveCallbackGroup()  # callbacks of other groups wait for transforms
 
