@@ -28,8 +28,8 @@ test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types
 test-numpy1:
 	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
 
-eval-tiny: setup  ## mirage-tiny and baselines on held-out maps and houses, and on RGB-D frames in OFFICE; writes out/eval/
-	$(MIRAGE) evaluate tiny $(if $(OFFICE),--office $(OFFICE))
+eval-tiny: setup  ## mirage-tiny and baselines on held-out maps and houses, on RGB-D frames in OFFICE, beside weights in BEFORE; writes out/eval/
+	$(MIRAGE) evaluate tiny $(if $(OFFICE),--office $(OFFICE)) $(if $(BEFORE),--before $(BEFORE))
 
 REPLAY = out/replay/sample --config config/replay_sample.yaml
 

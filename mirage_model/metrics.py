@@ -27,3 +27,23 @@ def psnr(frames: Any, truth: Any, valid: Any = None) -> float:
         return math.nan
     error = float(square.mean())
     return min(-10 * math.log10(error), PEAK_DB) if error > 0 else PEAK_DB
+
+
+def gradient_energy(frames: Any, valid: Any = None) -> float:
+    """Return the mean squared difference of neighbouring pixels, across plus down.
+
+    Args:
+        frames: Float tensor (n, 3, H, W).
+        valid: Boolean tensor (n, H, W); pairs of valid pixels count. None compares all.
+
+    Returns:
+        The energy; NaN where there are no pairs.
+    """
+    energy = 0.0
+    for axis in (-1, -2):
+        square = frames.diff(dim=axis).square().mean(dim=1)
+        if valid is not None:
+            size = valid.shape[axis] - 1
+            square = square[valid.narrow(axis, 0, size) & valid.narrow(axis, 1, size)]
+        energy += float(square.mean())
+    return energy

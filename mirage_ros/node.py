@@ -22,6 +22,7 @@ from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallba
 from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
+from mirage_model.allocator import keep_freed_pages
 from mirage_model.engine.worker import SHUTTING_DOWN, Worker
 from mirage_model.extras import explain
 from mirage_model.interface import EngineProtocol, ModelInfo
@@ -306,6 +307,7 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
     Return the exit status, 1 for a parameter or a model that cannot be used, and if the executor
     ended by itself.
     """
+    keep_freed_pages()
     stop = threading.Event()
     stop_requested = loading = False
 

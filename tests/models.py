@@ -25,8 +25,8 @@ from transformers import (
 from mirage_model.io import write_json
 from mirage_model.model.backbone import Backbone
 from mirage_model.model.checkpoint import ModelConfig, save_model
-from mirage_model.model.codec import BlockAutoencoder
-from mirage_model.model.resampler import Resampler, ResamplerConfig
+from mirage_model.model.codec import BlockAutoencoder, Codec
+from mirage_model.model.resampler import Resampler
 from mirage_model.model.sampler import tiny_scheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig, SideInput
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
@@ -137,7 +137,7 @@ def save_first_guess_model(folder: Path, seed: int = 0) -> Path:
         backbone=None,
         scheduler=None,
         text=None,
-        resampler=Resampler(ResamplerConfig(channels=CHANNELS, width=8)),
+        resampler=Resampler.of_codec(Codec(small_blocks(seed)), (8,)),
     )
     config = NetworkConfig(
         widths=(8, 8, 8, 8), sky_threshold=1.0, moving_threshold=1.0, max_error_ratio=1e9

@@ -43,6 +43,7 @@ OWNERS = {
 LAYERS = (
     (
         'interface.py',
+        'allocator.py',
         'extras.py',
         'image_fit.py',
         'camera.py',
@@ -53,6 +54,7 @@ LAYERS = (
     ),
     ('model/taehv.py', 'model/codec.py', 'memory/'),
     ('perception/', 'write_filter.py', 'clip.py'),
+    ('model/patch_splatting.py',),
     (
         'model/resampler.py',
         'model/side_branch.py',

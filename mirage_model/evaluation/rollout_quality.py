@@ -32,8 +32,9 @@ from mirage_model.io import as_json, write_json
 from mirage_model.memory import Memory
 from mirage_model.memory.baselines.none import NoMemory
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.metrics import psnr
+from mirage_model.metrics import gradient_energy, psnr
 from mirage_model.model.checkpoint import EMBEDDED, Model, ModelConfig, load_model
+from mirage_model.model.resampler import Resampler
 from mirage_model.model.rollout import rollout
 from mirage_model.process_pool import in_workers
 from mirage_model.write_filter import WriteFilterConfig, write_frames
@@ -125,23 +126,6 @@ def chroma(frames: Tensor) -> Tensor:
     return frames[:, [0, 2]] - frames[:, [1]]
 
 
-def gradient_energy(
-    frames: Float[Tensor, 'n 3 H W'], valid: Bool[Tensor, 'n H W'] | None = None
-) -> float:
-    """Return the mean squared difference of neighbouring pixels, across plus down.
-
-    ``valid`` keeps pairs of valid pixels only; NaN if there are none.
-    """
-    energy = 0.0
-    for axis in (-1, -2):
-        square = frames.diff(dim=axis).square().mean(dim=1)
-        if valid is not None:
-            size = valid.shape[axis] - 1
-            square = square[valid.narrow(axis, 0, size) & valid.narrow(axis, 1, size)]
-        energy += float(square.mean())
-    return energy
-
-
 def first_chunk(
     name: str,
     frames: Float[Tensor, 'n 3 H W'],
@@ -196,10 +180,14 @@ def measure(
     }
     if model.resampler is None:
         del baselines['guess']
-    elif model.backbone is not None:
-        guess_model = replace(model, backbone=None, scheduler=None)
+    else:
+        plain = Resampler.of_codec(model.codec, ()).to(model.device)
+        guess_model = replace(model, backbone=None, scheduler=None, resampler=plain)
         baselines['guess'] = imagine(guess_model, start, _memory(model), seed=index).frames
-    speeds = {'frames_per_second': len(truth) / imagined.seconds}
+    speeds = {
+        'frames_per_second': len(truth) / imagined.seconds,
+        'frames_per_second_before': float('nan'),
+    }
     if before is not None:
         other = imagine(before, start, _memory(before), seed=index)
         baselines['before'] = other.frames
@@ -250,9 +238,10 @@ def measure(
         figures['second_chunk_bins_psnr_db'] = second
         figures['last_chunk_bins_psnr_db'] = last
         figures['last_over_second_chunk_db'] = float(fall.mean()) if len(fall) else float('nan')
-    if 'out_and_back' in clip.name:
-        figures['loop_psnr_db'] = psnr(imagined.frames[-1:], frames[:1])
-        figures['loop_empty_psnr_db'] = psnr(empty.frames[-1:], frames[:1])
+    returns = 'out_and_back' in clip.name
+    for name, shown in (('loop', imagined), ('loop_empty', empty)):
+        last = psnr(shown.frames[-1:], frames[:1]) if returns else float('nan')
+        figures[f'{name}_psnr_db'] = last
     figures |= perception_figures(model, clip)
     rows = [truth, imagined.frames, empty.frames, codec, warp]
     return figures, [row[[*range(3, len(truth), max(1, len(truth) // 6))]] for row in rows]

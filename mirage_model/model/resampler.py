@@ -1,8 +1,9 @@
 """Resample a memory's latents at the cameras of a chunk: the first guess of its clean latents.
 
 Three sources, in order: the memory where a latent point is visible, the context frame reprojected
-with the memory's depth, and a fill from the surroundings. The first guess is the whole prediction
-of a model without a transformer, and what a transformer of prediction 'first_guess' corrects.
+with the memory's depth, and a fill from the surroundings. Each is moved as patches of pixels. A
+U-Net corrects the result. The first guess is the whole prediction of a model without a
+transformer, and what a transformer of prediction 'first_guess' corrects.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from mirage_model.camera import Cameras
 from mirage_model.io import read_json
 from mirage_model.memory import Memory, Readout
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.model.codec import BlockAutoencoder, Codec
+from mirage_model.model.patch_splatting import splat_patches
 
-TERMS = 10
-"""Monomials up to degree two of offset x, offset y and depth ratio."""
-
-DILATIONS = (1, 2, 4, 1)
 FARTHEST = 1000.0
 """Depth of the context frame where the memory shows none at all [m]."""
+CONTEXT_WEIGHT = 0.03
+"""Weight of the context frame's pixels relative to those of the memory."""
+ENOUGH = 0.3
+"""Share of a cell's pixels that patches of cells around must cover to leave it unfilled."""
+OTHER_INPUTS = 8
+"""Input channels of the U-Net beside latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,113 +43,188 @@ class ResamplerConfig:
     channels: int
     """Latent channels."""
 
-    width: int = 64
-    """Channels of the convolutions that correct the first guess; 0 leaves them out."""
+    stride: int = 4
+    """Height and width of a cell [px]."""
+
+    widths: tuple[int, ...] = (48, 96, 144)
+    """Channels of the U-Net at the size of the grid, a half, a quarter; none leaves it out."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.width < 0:
+        if min(self.channels, self.stride, *self.widths, 1) < 1:
             raise ValueError(
-                f'channels, width: {self.channels} and {self.width} are not allowed, '
-                'at least 1 and 0 are needed'
+                f'channels, stride, widths: {self.channels}, {self.stride} and {self.widths} are '
+                'not allowed, at least 1 is needed'
             )
 
 
 class Resampler(nn.Module):
     """Estimate the latents that a camera would see from the latents that a memory shows it.
 
-    A linear map of the 3x3 cells around, with their visibility, whose coefficients are polynomials
-    of the point's offset in the cell and of its depth ratio. Convolutions then correct the filled
-    grid.
+    The latents are decoded to patches of pixels by a linear map, splatted, and encoded by another.
+    A U-Net, which starts at zero, adds a correction.
     """
 
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
         self.config = config
-        c, width = config.channels, config.width
-        self.linear = nn.Conv2d(c + 1, TERMS * c, 3, padding=1, bias=False)
-        self.correction = nn.Sequential()
-        if width:
-            self.correction = nn.Sequential(nn.Conv2d(2 * c + 5, width, 3, padding=1))
-            self.correction.extend(_Residual(width, dilation) for dilation in DILATIONS)
-            last = nn.Conv2d(width, c, 3, padding=1)
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
-            self.correction.append(last)
+        c, pixels = config.channels, 3 * config.stride**2
+        self.to_patch = nn.Conv2d(c, pixels, 1)
+        self.to_latents = nn.Conv2d(pixels, c, 1)
+        self.correction = None
+        if config.widths:
+            self.correction = UNet(3 * c + OTHER_INPUTS, config.widths, c)
 
-    def resample(self, readout: Readout) -> Float[Tensor, 'n c h w']:
-        """Return the latents at the cell centres; they mean something only where a point is
-        visible."""
-        mapped = self.linear(cells(readout)).unflatten(1, (TERMS, -1))
-        return (mapped * terms(readout)[:, :, None]).sum(dim=1)
+    @classmethod
+    def of_codec(cls, codec: Codec, widths: tuple[int, ...]) -> Resampler:
+        """Return a resampler with the linear maps of a block codec, and no correction yet."""
+        assert isinstance(codec.vae, BlockAutoencoder), 'only a block codec is linear'
+        c, stride = codec.channels, codec.spatial_stride
+        resampler = cls(ResamplerConfig(channels=c, stride=stride, widths=widths))
+        basis = torch.cat([torch.zeros(1, c, 1, 1), torch.eye(c)[:, :, None, None]])
+        patches = codec.decode_images(basis).flatten(1)
+        pixels = patches.shape[1]
+        frames = torch.cat([torch.zeros(1, pixels), torch.eye(pixels)])
+        latents = codec.encode_images(frames.view(-1, 3, stride, stride)).flatten(1)
+        for layer, outputs in ((resampler.to_patch, patches), (resampler.to_latents, latents)):
+            assert layer.bias is not None
+            with torch.no_grad():
+                layer.bias.copy_(outputs[0])
+                layer.weight.copy_((outputs[1:] - outputs[0]).T[:, :, None, None])
+        return resampler
 
     def forward(self, readout: Readout, context: Readout) -> Float[Tensor, 'n c h w']:
         """Return the first guess from the readouts of the memory and of the context frame
         alone.
         """
-        shown = _prefer(readout, context)
-        guess = push_pull(self.resample(shown), shown.visible)
-        if not self.config.width:
-            return guess
-        inputs = [
-            guess,
-            shown.latents,
-            readout.visible[:, None].float(),
-            shown.visible[:, None].float(),
-            shown.offset,
-            shown.depth_ratio[:, None],
-        ]
-        return guess + self.correction(torch.cat(inputs, dim=1))
+        guess, inputs = self.resample(readout, context)
+        return guess if self.correction is None else guess + self.correction(inputs)
+
+    def resample(
+        self, readout: Readout, context: Readout
+    ) -> tuple[Float[Tensor, 'n c h w'], Float[Tensor, 'n inputs h w']]:
+        """Return the first guess without correction, and the inputs of the correction."""
+        with torch.autocast(readout.latents.device.type, enabled=False):
+            return self._resample(readout, context)
+
+    def _resample(self, readout: Readout, context: Readout) -> tuple[Tensor, Tensor]:
+        totals, weights = zip(*(self._splat(shown) for shown in (readout, context)), strict=True)
+        total = totals[0] + CONTEXT_WEIGHT * totals[1]
+        weight = weights[0] + CONTEXT_WEIGHT * weights[1]
+        image = total / weight.clamp(min=1e-12)
+        cover = weights[0] + weights[1]
+        known = F.avg_pool2d(cover.clamp(max=1), self.config.stride)[:, 0] > ENOUGH
+        known |= readout.visible | context.visible
+        filled = self._to_image(fill(self._encode(image), known))
+        guess = self._encode(torch.lerp(filled, image, (2 * cover).clamp(max=1)))
+        inputs = [guess]
+        for shown, own_total, own_weight in zip((readout, context), totals, weights, strict=True):
+            seen = shown.visible[:, None]
+            inputs += [
+                torch.where(seen, self._encode(own_total / own_weight.clamp(min=1e-12)), 0.0),
+                seen.float(),
+                F.avg_pool2d(own_weight, self.config.stride).clamp(max=2),
+                torch.where(seen, 1 / (1 + shown.depth[:, None]), 0.0),
+            ]
+        rows, columns = (torch.linspace(-1, 1, size).to(guess) for size in guess.shape[-2:])
+        position = torch.stack(torch.meshgrid(rows, columns, indexing='ij'))
+        inputs.append(position.expand(len(guess), -1, -1, -1))
+        return guess, torch.cat(inputs, dim=1)
+
+    def _splat(self, readout: Readout) -> tuple[Tensor, Tensor]:
+        stride = self.config.stride
+        patches = self.to_patch(readout.latents).unflatten(1, (3, stride, stride))
+        return splat_patches(patches, readout)
+
+    def _to_image(self, latents: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n 3 H W']:
+        return F.pixel_shuffle(self.to_patch(latents), self.config.stride)
+
+    def _encode(self, image: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
+        return self.to_latents(F.pixel_unshuffle(image, self.config.stride))
 
 
-def cells(readout: Readout) -> Float[Tensor, 'n channels h w']:
-    """Return the channels that the linear map takes: latents and visibility."""
-    return torch.cat([readout.latents, readout.visible[:, None].float()], dim=1)
+class UNet(nn.Module):
+    """Residual blocks at several sizes of the grid; the output starts at zero."""
 
+    def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.before = nn.ModuleList(_Residual(width) for width in widths)
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.middle = nn.Sequential(_Residual(widths[-1]), _Residual(widths[-1]))
+        self.up = nn.ModuleList(
+            nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.after = nn.ModuleList(_Residual(width) for width in widths)
+        self.last = nn.Conv2d(widths[0], outputs, 3, padding=1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
-def terms(readout: Readout) -> Float[Tensor, 'n terms h w']:
-    """Return the monomials that the linear map's coefficients are polynomials of."""
-    x, y = readout.offset.unbind(dim=1)
-    z = readout.depth_ratio
-    one = torch.ones_like(z)
-    return torch.stack([one, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], dim=1)
+    def forward(self, x: Float[Tensor, 'n inputs h w']) -> Float[Tensor, 'n outputs h w']:
+        height, width = x.shape[-2:]
+        step = 2 ** len(self.down)
+        # an odd grid is continued to the next size that halves evenly
+        x = F.pad(x, (0, -width % step, 0, -height % step), mode='replicate')
+        x = self.first(x)
+        skips = []
+        for level, block in enumerate(self.before):
+            x = block(x)
+            skips.append(x)
+            if level < len(self.down):
+                x = self.down[level](x)
+        x = self.middle(x)
+        for level in reversed(range(len(skips))):
+            if level < len(self.up):
+                x = F.interpolate(self.up[level](x), scale_factor=2.0, mode='nearest')
+            x = self.after[level](x + skips[level])
+        return self.last(F.silu(x))[..., :height, :width]
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.spread = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
-        self.mix = nn.Conv2d(width, width, 1)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n c h w']:
-        return x + self.mix(F.silu(self.spread(F.silu(x))))
+        return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-def _prefer(first: Readout, second: Readout) -> Readout:
-    """Return ``first`` with ``second`` in the cells where ``first`` shows nothing."""
-    visible = first.visible
+def fill(
+    values: Float[Tensor, 'n c h w'], valid: Bool[Tensor, 'n h w']
+) -> Float[Tensor, 'n c h w']:
+    """Fill invalid cells from valid ones around and from those of the same row, in equal parts.
 
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        mask = visible if a.ndim == visible.ndim else visible[:, None]
-        return torch.where(mask, a, b)
-
-    second_values = vars(second)
-    return Readout(**{name: pick(a, second_values[name]) for name, a in vars(first).items()})
+    Rows keep floor, walls and ceiling apart where a camera turns out of what is known.
+    """
+    in_rows = push_pull(values, valid, step=(1, 2))
+    rows = valid.any(dim=-1, keepdim=True).expand_as(valid)
+    in_rows = push_pull(in_rows, rows)
+    filled = 0.5 * (push_pull(values, valid) + in_rows)
+    return torch.where(valid[:, None], values, filled)
 
 
 def push_pull(
-    values: Float[Tensor, 'n c h w'], valid: Bool[Tensor, 'n h w']
+    values: Float[Tensor, 'n c h w'],
+    valid: Bool[Tensor, 'n h w'],
+    *,
+    step: tuple[int, int] = (2, 2),
 ) -> Float[Tensor, 'n c h w']:
     """Fill invalid cells smoothly from valid ones around (push-pull); zero if there are none.
 
     Gortler et al., The Lumigraph, 1996, section 3.4.
+
+    Args:
+        step: Rows and columns that become one at each level; (1, 2) fills each row on its own.
     """
     weight = valid[:, None].to(values)
     total = values * weight
     levels = []
-    while max(total.shape[-2:]) > 1:
+    while any(size > 1 for size, by in zip(total.shape[-2:], step, strict=True) if by > 1):
         levels.append((total, weight))
-        total = F.avg_pool2d(total, 2, ceil_mode=True)
-        weight = F.avg_pool2d(weight, 2, ceil_mode=True)
+        total = F.avg_pool2d(total, step, ceil_mode=True)
+        weight = F.avg_pool2d(weight, step, ceil_mode=True)
     result = total / weight.clamp(min=1e-6)
     for total, weight in reversed(levels):
         coarse = F.interpolate(result, total.shape[-2:], mode='bilinear')
@@ -206,9 +286,11 @@ def load_resampler(folder: Path) -> Resampler:
     """
     path = folder / 'config.json'
     try:
-        resampler = Resampler(ResamplerConfig(**read_json(path)))
-    except (TypeError, ValueError) as error:
+        fields = read_json(path)
+        config = ResamplerConfig(**{**fields, 'widths': tuple(fields['widths'])})
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: not a valid resampler configuration, {error}') from None
+    resampler = Resampler(config)
     path = folder / 'model.safetensors'
     try:
         resampler.load_state_dict(load_file(path))

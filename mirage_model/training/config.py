@@ -244,30 +244,45 @@ class WorldModelTraining:
 class FirstGuessConfig:
     """Sizes of the fits and samples of the training."""
 
-    channels: int = 16
+    channels: int = 24
     """Latent channels."""
     stride: int = 4
     """Height and width of a block [px]."""
-    width: int = 64
-    """Channels of the resampler's convolutions; 0 leaves them out."""
+    widths: tuple[int, ...] = (48, 96, 144)
+    """Channels of the resampler's U-Net at the size of the grid, a half, a quarter; none leaves
+    it out."""
     frame_step: int = 13
     """Frames from one frame that the codec is fitted on to the next, within a clip."""
-    contexts: int = 3
-    """Context frames of a clip."""
+    scenes: int = 3
+    """Clips of a batch."""
     targets: int = 4
-    """Frames after a context frame that its memory is read at."""
+    """Target frames of a clip in a batch."""
     horizon: int = 16
-    """Farthest frame after a context frame."""
+    """Farthest target after the context frame, and length of a generated chunk [frames]."""
     splat_size: int = 3
     """Largest side of the square that a latent point covers in a readout [cells]; odd."""
-    ridge: float = 1e-5
-    """Regularisation of least squares, as a share of the mean square of the inputs."""
-    batch: int = 8
-    """Pairs of a step."""
-    empty: float = 0.125
-    """Share of the steps with an empty memory."""
+    empty: float = 0.1
+    """Share of samples with an empty memory."""
+    visits: float = 0.2
+    """Share of samples whose memory also holds frames of any time in the clip."""
+    max_visits: int = 3
+    """Largest number of such frames."""
+    imagined: float = 0.3
+    """Share of samples that start from a chunk that the resampler generated itself."""
+    imagined_from: int = 500
+    """First step with such samples."""
+    colour: float = 0.15
+    """Largest relative change of red, green and blue."""
+    noise: ContextConfig = ContextConfig(drop=0.1, latent=0.05)
+    """Errors of what the memory holds; its shares are not used."""
+    gradient: float = 0.6
+    """Weight of the difference of gradients in observed blocks."""
+    contrast: float = 0.1
+    """Weight of the difference of a frame's log contrast."""
     average: float = 0.995
     """Decay of the moving average of the weights, which is what is validated and saved."""
+    validation_clips: int = 24
+    """Clips per validation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from models import save_first_guess_model, save_small_model, small_backbone, small_blocks
 import pytest
@@ -15,6 +16,8 @@ from mirage_model.model.conditioning import readout_channels, side_input
 from mirage_model.model.resampler import (
     Resampler,
     ResamplerConfig,
+    UNet,
+    fill,
     load_resampler,
     push_pull,
     read_first_guess,
@@ -27,14 +30,10 @@ from mirage_model.model.sampler import sample_chunk, tiny_scheduler
 CHANNELS, HEIGHT, WIDTH = 4, 6, 10
 
 
-def identity_resampler(width: int = 0) -> Resampler:
-    """A linear map that returns the point's latents as they are."""
-    resampler = Resampler(ResamplerConfig(channels=CHANNELS, width=width))
-    with torch.no_grad():
-        resampler.linear.weight.zero_()
-        for channel in range(CHANNELS):
-            resampler.linear.weight[channel, channel, 1, 1] = 1
-    return resampler.requires_grad_(False)
+def plain_resampler(widths: tuple[int, ...] = ()) -> Resampler:
+    """Patches of the small block codec."""
+    codec = Codec(small_blocks())
+    return Resampler.of_codec(codec, widths).requires_grad_(False)
 
 
 def cameras_along(steps: int, shift: float) -> Cameras:
@@ -64,16 +63,17 @@ def memory_of(context: torch.Tensor, valid: torch.Tensor) -> LatentMemory:
 
 def test_guess_at_the_context_camera_is_the_context_frame(context):
     memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
-    readout = read_first_guess(identity_resampler(), memory, cameras_along(2, 0.0), context)
+    readout = read_first_guess(plain_resampler(), memory, cameras_along(2, 0.0), context)
+    # soft edges mix the border pixels of neighbouring patches
     for latents in readout.latents:
-        torch.testing.assert_close(latents, context[0])
+        assert (latents - context[0]).square().mean() < 0.02
 
 
 def test_mask_and_depth_of_the_readout_stay(context):
     memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
     cameras = cameras_along(3, 0.1)
     plain = read_first_guess(None, memory, cameras, context)
-    guess = read_first_guess(identity_resampler(), memory, cameras, context)
+    guess = read_first_guess(plain_resampler(), memory, cameras, context)
     for name in ('visible', 'observed', 'depth', 'offset', 'depth_ratio'):
         assert torch.equal(getattr(plain, name), getattr(guess, name)), name
     assert torch.equal(plain.latents, memory.readout(cameras).latents)
@@ -81,8 +81,8 @@ def test_mask_and_depth_of_the_readout_stay(context):
 
 def test_memory_wins_over_the_context_frame(context):
     memory = memory_of(context, torch.ones(HEIGHT, WIDTH, dtype=torch.bool))
-    guess = read_first_guess(identity_resampler(), memory, cameras_along(1, 0.0), context + 5)
-    torch.testing.assert_close(guess.latents, context)
+    guess = read_first_guess(plain_resampler(), memory, cameras_along(1, 0.0), context + 5)
+    assert (guess.latents - context).square().mean() < 0.05
 
 
 def test_empty_memory_puts_the_context_frame_far_away(context):
@@ -93,36 +93,60 @@ def test_empty_memory_puts_the_context_frame_far_away(context):
     torch.testing.assert_close(shown.latents[1], context[0])
 
 
-def test_push_pull_keeps_valid_cells_and_constants():
+@pytest.mark.parametrize('filler', [push_pull, fill, partial(push_pull, step=(1, 2))])
+def test_filling_keeps_valid_cells_and_constants(filler):
     values = torch.randn(2, 3, HEIGHT, WIDTH)
     valid = torch.rand(2, HEIGHT, WIDTH) < 0.3
-    valid[:, 0, 0] = True
-    filled = push_pull(values, valid)
+    valid[:, :, 0] = True
+    filled = filler(values, valid)
     kept = valid[:, None].expand_as(values)
     torch.testing.assert_close(filled[kept], values[kept])
-    constant = push_pull(torch.full_like(values, 3.0), valid)
+    constant = filler(torch.full_like(values, 3.0), valid)
     torch.testing.assert_close(constant, torch.full_like(values, 3.0), rtol=1e-4, atol=1e-4)
-    assert (push_pull(values, torch.zeros_like(valid)) == 0).all()
+    assert (filler(torch.zeros_like(values), torch.zeros_like(valid)) == 0).all()
+
+
+def test_rows_are_filled_on_their_own():
+    values = torch.arange(6.0).view(1, 1, 6, 1).expand(1, 1, 6, 10)
+    valid = torch.zeros(1, 6, 10, dtype=torch.bool)
+    valid[:, :, 7] = True
+    torch.testing.assert_close(push_pull(values, valid, step=(1, 2)), values.contiguous())
 
 
 def test_untrained_convolutions_change_nothing(context):
     memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
     cameras = cameras_along(3, 0.2)
-    plain = read_first_guess(identity_resampler(), memory, cameras, context)
-    convolved = read_first_guess(identity_resampler(width=8), memory, cameras, context)
+    plain = read_first_guess(plain_resampler(), memory, cameras, context)
+    convolved = read_first_guess(plain_resampler(widths=(8, 8)), memory, cameras, context)
     torch.testing.assert_close(convolved.latents, plain.latents)
 
 
+def test_linear_maps_equal_the_codec():
+    codec, resampler = Codec(small_blocks()), plain_resampler()
+    latents = torch.randn(2, CHANNELS, HEIGHT, WIDTH)
+    image = torch.nn.functional.pixel_shuffle(resampler.to_patch(latents), 4)
+    torch.testing.assert_close(image, codec.decode_images(latents))
+    patches = torch.nn.functional.pixel_unshuffle(image, 4)
+    torch.testing.assert_close(resampler.to_latents(patches), codec.encode_images(image))
+
+
+@pytest.mark.parametrize('size', [(6, 10), (5, 9), (1, 3)])
+def test_correction_takes_grids_of_any_size(size):
+    network = UNet(3, (4, 6, 8), 2)
+    torch.nn.init.ones_(network.last.bias)
+    assert torch.equal(network(torch.rand(2, 3, *size)), torch.ones(2, 2, *size))
+
+
 def test_resampler_round_trips(tmp_path):
-    resampler = Resampler(ResamplerConfig(channels=CHANNELS, width=8))
+    resampler = Resampler(ResamplerConfig(channels=CHANNELS, widths=(8, 16)))
     save_resampler(tmp_path, resampler)
     loaded = load_resampler(tmp_path)
     for (name, a), b in zip(resampler.state_dict().items(), loaded.state_dict().values()):
         assert torch.equal(a, b), name
-    (tmp_path / 'config.json').write_text('{"channels": 0}')
+    (tmp_path / 'config.json').write_text('{"channels": 0, "widths": []}')
     with pytest.raises(ValueError, match=r'config\.json: not a valid resampler'):
         load_resampler(tmp_path)
-    (tmp_path / 'config.json').write_text('{"channels": 5}')
+    (tmp_path / 'config.json').write_text('{"channels": 5, "widths": [8, 16]}')
     with pytest.raises(ValueError, match=r'model\.safetensors: does not fit'):
         load_resampler(tmp_path)
     (tmp_path / 'model.safetensors').unlink()
@@ -138,7 +162,7 @@ def test_untrained_backbone_samples_the_first_guess(context, steps):
     torch.nn.init.zeros_(backbone.wan.proj_out.bias)
     memory = memory_of(context, torch.rand(HEIGHT, WIDTH) < 0.5)
     cameras = cameras_along(3, 0.1)
-    guess = read_first_guess(identity_resampler(), memory, cameras, context)
+    guess = read_first_guess(plain_resampler(), memory, cameras, context)
     codec = Codec(small_blocks())
     side = side_input('mirage', readout_channels(guess), cameras, codec=codec)
     with torch.no_grad():

@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import json
 
-from models import CHANNELS, small_blocks, small_vae
+from models import small_blocks, small_vae
 import pytest
 from safetensors.torch import save_file
 import torch
 
 from mirage_model.model.checkpoint import load_model
+from mirage_model.model.codec import Codec
 from mirage_model.model.lora import add_adapter
 from mirage_model.model.resampler import (
     Resampler,
-    ResamplerConfig,
     load_resampler,
     save_resampler,
 )
@@ -55,7 +55,7 @@ def test_trained_parts_become_a_model_folder(tmp_path):
 
 def test_a_model_without_a_transformer_is_exported(tmp_path):
     small_blocks().save_pretrained(tmp_path / 'vae')
-    save_resampler(tmp_path / 'resampler', Resampler(ResamplerConfig(channels=CHANNELS, width=8)))
+    save_resampler(tmp_path / 'resampler', Resampler.of_codec(Codec(small_blocks()), (8,)))
     save_network(tmp_path / 'perception', Network(NetworkConfig(widths=(8, 8, 8, 8))))
     parts = {name: tmp_path / name for name in ('vae', 'resampler', 'perception')}
     export(tmp_path / 'model', world_model=None, **parts)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,22 @@ from torch.nn import functional as F
 
 from mirage_model.cli import main
 from mirage_model.clip import Clip, save_clip
+from mirage_model.metrics import psnr
 from mirage_model.model.codec import Codec
-from mirage_model.model.resampler import Resampler, ResamplerConfig, load_resampler
+from mirage_model.model.resampler import Resampler, load_resampler
 from mirage_model.training.config import FirstGuessConfig
 from mirage_model.training.first_guess import (
+    SMALLEST_ERROR,
     ResamplerObjective,
+    Targets,
     fit_codec,
-    fit_linear,
+    losses,
     principal_codec,
-    read_all_pairs,
-    read_pairs,
+    read_targets,
 )
+from mirage_model.training.simulated_memory import over_pixels
 
-SMALL = FirstGuessConfig(width=8, contexts=2, targets=2, batch=2, frame_step=4)
+SMALL = FirstGuessConfig(widths=(8,), scenes=1, targets=2, frame_step=4)
 
 
 def smooth_clip(name: str, seed: int) -> Clip:
@@ -53,25 +57,59 @@ def test_codec_is_exact_with_all_components():
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(48), atol=1e-2, rtol=0)
 
 
-def test_linear_map_reprojects_its_pairs(tmp_path):
-    clip = smooth_clip('a', 0)
-    save_clip(tmp_path / 'a.safetensors', clip)
-    config = replace(SMALL, contexts=8)
-    codec = Codec(principal_codec([tmp_path / 'a.safetensors'], config))
-    pairs = read_all_pairs([tmp_path / 'a.safetensors'], codec, config, seed=0)
-    resampler = Resampler(ResamplerConfig(channels=config.channels, width=0))
-    fit_linear(resampler, pairs, ridge=config.ridge)
-    pairs = read_pairs(clip, codec, SMALL, np.random.default_rng(5))[0]
-    visible = pairs.memory.visible
-    guess = resampler.resample(pairs.memory).movedim(1, -1)[visible]
-    target = pairs.targets.movedim(1, -1)[visible]
-    plain = pairs.memory.latents.movedim(1, -1)[visible]
-    assert visible.any()
-    assert (guess - target).square().mean() < 0.5 * (plain - target).square().mean()
+def targets_of(path: Path, *, continued: bool) -> tuple[Targets, Resampler, Codec]:
+    """Targets of a smooth clip without errors."""
+    save_clip(path, smooth_clip('a', 0))
+    names = ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'drop')
+    exact = replace(SMALL.noise, **dict.fromkeys(names, 0.0))
+    config = replace(SMALL, noise=exact, empty=0.0, visits=0.0, colour=0.0)
+    codec = Codec(principal_codec([path], config))
+    resampler = Resampler.of_codec(codec, ())
+    rng = np.random.default_rng(5)
+    part = read_targets(path, resampler, codec, config, rng, continued=continued)
+    assert len(part.frames) == config.targets
+    return part, resampler, codec
+
+
+def test_splat_is_closer_than_the_latents_of_the_memory(tmp_path):
+    part, resampler, codec = targets_of(tmp_path / 'a.safetensors', continued=False)
+    visible = over_pixels(part.memory.visible, part.frames[:, 0])
+    assert visible.any() and torch.equal(part.memory.visible, part.memory.observed)
+    guess = codec.decode_images(resampler(part.memory, part.context).detach())
+    plain = codec.decode_images(part.memory.latents)
+    assert psnr(guess, part.frames, visible) > psnr(plain, part.frames, visible) + 3
+
+
+def test_continued_targets_see_generated_points(tmp_path):
+    part, _, _ = targets_of(tmp_path / 'a.safetensors', continued=True)
+    assert (part.memory.visible & ~part.memory.observed).any()
+
+
+def test_equal_frames_have_the_smallest_loss():
+    frames = torch.rand(2, 3, 32, 48)
+    observed = torch.rand(2, 32, 48) < 0.5
+    best = losses(frames, frames, observed, SMALL)
+    assert best['gradient'] == 0 and best['contrast'] == 0
+    assert best['all'].item() == pytest.approx(math.log(SMALLEST_ERROR))
+    blurred = F.avg_pool2d(frames, 3, stride=1, padding=1)
+    for name, value in losses(blurred, frames, observed, SMALL).items():
+        assert value > best[name], name
+
+
+def test_observed_error_counts_observed_pixels_alone():
+    frames = torch.rand(1, 3, 32, 48)
+    observed = torch.zeros(1, 32, 48, dtype=torch.bool)
+    observed[:, :16] = True
+    wrong = frames.clone()
+    wrong[:, :, 16:] += 0.1
+    terms = losses(wrong, frames, observed, SMALL)
+    assert terms['observed'].item() == pytest.approx(0.5 * math.log(SMALLEST_ERROR))
+    assert terms['holes'].item() == pytest.approx(0.5 * math.log(0.01 + SMALLEST_ERROR), abs=1e-4)
 
 
 def first_guess_run(clips: Path, run: Path, *words: object) -> int:
-    options = ['--clips', clips, '--run', run, '--width', 8, '--batch', 2, '--contexts', 1, *words]
+    options = ['--clips', clips, '--run', run, '--widths', 8, '--scenes', 1, '--targets', 2]
+    options += ['--imagined-from', 0, '--imagined', 0.5, *words]
     return main(['train', 'first-guess', *map(str, options)])
 
 
@@ -87,10 +125,10 @@ def clips(tmp_path_factory) -> Path:
 def test_command_writes_codec_and_resampler(clips, tmp_path):
     run = tmp_path / 'run'
     assert first_guess_run(clips, run, '--steps', 2) == 0
-    assert Codec.from_folder(run / 'vae').channels == 16
-    assert load_resampler(run / 'resampler').config.width == 8
+    assert Codec.from_folder(run / 'vae').channels == 24
+    assert load_resampler(run / 'resampler').config.widths == (8,)
     (line,) = (run / 'validation.jsonl').read_text().splitlines()
-    assert json.loads(line)['error'] > 0
+    assert json.loads(line)['observed_psnr_db'] > 5
     assert first_guess_run(tmp_path, run) == 1
 
 
