@@ -239,6 +239,13 @@ class Chunk:
     stages: Mapping[str, float] = field(default_factory=dict)
     """Time of each stage [s]: read, denoise, decode, and write of the chunk before."""
 
+    refinement: tuple[str, ...] = ()
+    """For each latent frame of the chunk before: why it keeps its planned camera, or '' where its
+    camera was found.
+
+    Empty where cameras are not re-estimated.
+    """
+
     def select(self, frames: slice) -> Chunk:
         """Return the chunk with some of its frames."""
         per_frame = ('frames', 'visibility', 'visible', 'observed', 'world_from_camera', 'times')

@@ -62,6 +62,7 @@ def to_chunk(
         seconds=seconds,
         prompt=request.prompt,
         stages=generated.stages,
+        refinement=generated.refinement,
     )
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-import logging
 import time
 
 from jaxtyping import Float
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, concatenate, resized
 from mirage_model.interface import Cancelled
@@ -21,10 +19,8 @@ from mirage_model.model.conditioning import read_scene, side_input
 from mirage_model.model.history import History, LatentFrames
 from mirage_model.model.sampler import sample_chunk
 from mirage_model.model.text import TextCondition
-from mirage_model.perception.pose_refinement import refine
+from mirage_model.perception.pose_refinement import near_plan, refine_to_memory
 from mirage_model.write_filter import write_frames
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +47,9 @@ class GeneratedChunk:
     """In 0..1."""
     cameras: Cameras
     """The planned cameras of ``frames``."""
+    refinement: tuple[str, ...]
+    """For each latent frame of the chunk before: why it keeps its planned camera, or '' where its
+    camera was found. Empty without re-estimation."""
     readout: Readout
     """The memory at ``cameras`` before the chunk was generated; without latents."""
     stages: Mapping[str, float]
@@ -166,10 +165,15 @@ def rollouts(
                 'decode': decode_seconds,
                 'write': contexts[index].seconds,
             }
+            refinement = contexts[index].refinement
             yield (
                 index,
                 GeneratedChunk(
-                    frames=frames, cameras=condition.cameras, readout=readout, stages=stages
+                    frames=frames,
+                    cameras=condition.cameras,
+                    refinement=refinement,
+                    readout=readout,
+                    stages=stages,
                 ),
             )
             if stop < len(path.cameras) or write_last:
@@ -196,6 +200,8 @@ class _Context:
     camera: Cameras
     seconds: float
     """Time to encode the frame and to write the chunk before."""
+    refinement: tuple[str, ...] = ()
+    """Outcome of the re-estimation of cameras, as `GeneratedChunk.refinement`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,21 +329,29 @@ def _write_chunk(
 ) -> _Context:
     """Write a generated chunk into the memory and return the context of the next chunk.
 
-    The denoised latents are written as they are. The last frame is encoded again on its own, since
+    Re-estimated cameras are those that the frames are written at, and the next context's. The
+    denoised latents are written as they are. The last frame is encoded again on its own, since
     a causal codec encodes the first frame of a clip differently from the last.
     """
     clock, stride = _Clock(model.device), model.codec.temporal_stride
     last_of_latent = frames[stride - 1 :: stride]
-    estimate = model.perception.estimate(
-        last_of_latent, condition.cameras[stride - 1 :: stride], condition.readout[1:]
-    )
+    planned = condition.cameras[stride - 1 :: stride]
+    estimate = model.perception.estimate(last_of_latent, planned, condition.readout[1:])
+    cameras, refinement = planned, ()
     if refine_cameras:
-        refined = _refine(last_of_latent, estimate.cameras, context, condition.readout)
-        estimate = replace(estimate, cameras=refined)
+        if model.perception.estimates_cameras:
+            refined = near_plan(estimate.cameras, planned)
+        else:
+            refined = refine_to_memory(
+                last_of_latent, planned, context.frame, context.camera, condition.readout[:1]
+            )
+        cameras, refinement = refined.cameras, refined.reasons
+    estimate = replace(estimate, cameras=cameras)
     write_frames(
         memory, last_of_latent, estimate, codec=model.codec, observed=False, latents=latents
     )
-    return _encode_context(model, frames[-1:], condition.cameras[-1:], clock)
+    after = _encode_context(model, frames[-1:], cameras[-1:], clock)
+    return replace(after, refinement=refinement)
 
 
 class _Clock:
@@ -353,25 +367,6 @@ class _Clock:
             torch.cuda.synchronize(self._device)
         before, self._last = self._last, time.perf_counter()
         return self._last - before
-
-
-def _refine(
-    frames: Float[Tensor, 'n 3 H W'], cameras: Cameras, context: _Context, readout: Readout
-) -> Cameras:
-    """Return cameras from features matched with the context frame on the memory's depth."""
-    depth = readout.depth[:1].masked_fill(~readout.visible[:1], torch.nan)
-    depth = F.interpolate(depth[None], context.frame.shape[-2:], mode='nearest-exact')[0]
-    refined = refine(
-        frames,
-        cameras,
-        reference_frames=context.frame,
-        reference_depth=depth,
-        reference_cameras=context.camera,
-    )
-    for index, reason in enumerate(refined.reasons):
-        if reason:
-            _log.info('generated frame %d keeps its planned camera: %s', index, reason)
-    return refined.cameras
 
 
 def on_latent_grid(cameras: Cameras, model: Model) -> Cameras:

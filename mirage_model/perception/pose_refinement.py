@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, unproject
+from mirage_model.memory import Readout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,62 @@ def refine(
     )
 
 
+def refine_to_memory(
+    frames: Float[Tensor, 'n 3 h w'],
+    cameras: Cameras,
+    context_frame: Float[Tensor, '1 3 h w'],
+    context_camera: Cameras,
+    readout: Readout,
+    config: RefineConfig = RefineConfig(),
+) -> Refinement:
+    """Estimate cameras as `refine`, from the context frame on the memory's depth.
+
+    Args:
+        frames: RGB in 0..1.
+        cameras: Planned cameras of ``frames``.
+        context_frame: Frame before ``frames``, RGB in 0..1.
+        context_camera: Its camera.
+        readout: The memory at the context camera.
+    """
+    depth = readout.depth.masked_fill(~readout.visible, torch.nan)
+    size = context_frame.shape[-2:]
+    return refine(
+        frames,
+        cameras,
+        reference_frames=context_frame,
+        reference_depth=F.interpolate(depth[None], size, mode='nearest-exact')[0],
+        reference_cameras=context_camera,
+        config=config,
+    )
+
+
+def near_plan(
+    cameras: Cameras, planned: Cameras, config: RefineConfig = RefineConfig()
+) -> Refinement:
+    """Return cameras that a perception found; those too far from the plan are planned ones."""
+    matrices, reasons = [], []
+    for found, plan in zip(cameras.world_from_camera.double(), planned.world_from_camera.double()):
+        planned_from_camera = torch.linalg.inv(plan) @ found
+        reason = _too_far(planned_from_camera.cpu().numpy(), config)
+        matrices.append(plan if reason else found)
+        reasons.append(reason)
+    world_from_camera = torch.stack(matrices).to(planned.world_from_camera)
+    return Refinement(
+        cameras=replace(planned, world_from_camera=world_from_camera),
+        refined=torch.tensor([not reason for reason in reasons], device=planned.K.device),
+        reasons=tuple(reasons),
+    )
+
+
+def _too_far(planned_from_camera: Float[np.ndarray, '4 4'], config: RefineConfig) -> str:
+    """Return why a camera is too far from the plan, or ''."""
+    metres = float(np.linalg.norm(planned_from_camera[:3, 3]))
+    degrees = float(np.degrees(np.linalg.norm(cv2.Rodrigues(planned_from_camera[:3, :3])[0])))
+    if metres > config.max_metres or degrees > config.max_degrees:
+        return f'the solution is {metres:.2f} m and {degrees:.1f} degrees from the plan'
+    return ''
+
+
 def _landmarks(
     sift: cv2.SIFT,
     frames: Float[Tensor, 'm 3 h w'],
@@ -207,11 +264,5 @@ def _locate(
     camera_from_planned[:3, :3] = cv2.Rodrigues(rotation_vector)[0]
     camera_from_planned[:3, 3] = translation[:, 0]
     planned_from_camera = np.linalg.inv(camera_from_planned)
-    metres = float(np.linalg.norm(planned_from_camera[:3, 3]))
-    degrees = float(np.degrees(np.linalg.norm(rotation_vector)))
-    if metres > config.max_metres or degrees > config.max_degrees:
-        return (
-            world_from_planned,
-            f'the solution is {metres:.2f} m and {degrees:.1f} degrees from the plan',
-        )
-    return world_from_planned @ planned_from_camera, ''
+    reason = _too_far(planned_from_camera, config)
+    return (world_from_planned if reason else world_from_planned @ planned_from_camera), reason

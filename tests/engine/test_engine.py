@@ -64,12 +64,13 @@ def score_of(engine: Engine, path: ImagineRequest) -> CoverageScore:
     ]
 
 
-def test_engine_refines_cameras_if_configured(folder, caplog):
+def test_engine_refines_cameras_if_configured(folder):
     engine = Engine.from_folder(folder, refine_cameras=True)
     engine.seed(view())
-    with caplog.at_level('INFO'):
-        list(engine.imagine(request(16)))
-    assert 'keeps its planned camera' in caplog.text
+    first, second = engine.imagine(request(16))
+    assert first.refinement == ()
+    assert len(second.refinement) == 2  # latent frames of the first chunk
+    assert all('are needed' in reason for reason in second.refinement)
 
 
 def test_imagine_returns_frames_masks_and_cameras(engine):

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 import pickle
 
-from models import save_depth_anything
+from models import CHANNELS, save_depth_anything, small_blocks
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, directions, invert, resized
 from mirage_model.memory import Readout
+from mirage_model.memory.latent import LatentMemory, MemoryConfig
+from mirage_model.model.codec import Codec
 from mirage_model.perception import Estimate, with_sensor_depth
 from mirage_model.perception.adapters import DepthAnything
 from mirage_model.perception.alignment import AlignmentConfig, align
@@ -28,8 +30,14 @@ from mirage_model.perception.embedded import (
     load_network,
     save_network,
 )
-from mirage_model.perception.pose_refinement import RefineConfig, refine
+from mirage_model.perception.pose_refinement import (
+    RefineConfig,
+    near_plan,
+    refine,
+    refine_to_memory,
+)
 from mirage_model.training.simulated_memory import over_pixels
+from mirage_model.write_filter import write_frames
 
 HEIGHT, WIDTH = 96, 160
 TINY = NetworkConfig(widths=(4, 8, 8, 8))
@@ -438,6 +446,62 @@ class TestRefine:
             reference_cameras=self.reference,
         )
         assert not result.refined.any()
+
+    def test_cameras_of_a_perception_stay_near_the_plan(self):
+        far = moved((0, 0, -2), 0)
+        found = self.true.world_from_camera.clone()
+        found[0] = found[0] @ moved((0.1, 0, 0), 1)
+        found[1] = found[1] @ far
+        result = near_plan(replace(self.true, world_from_camera=found), self.true)
+        assert result.refined.tolist() == [True, False]
+        assert torch.equal(result.cameras.world_from_camera[0], found[0])
+        assert torch.equal(result.cameras.world_from_camera[1], self.true.world_from_camera[1])
+        assert '2.00 m' in result.reasons[1]
+
+
+class TestDrift:
+    """Eight chunks of a walk whose planned cameras drift from those that the frames show."""
+
+    chunks, frames = 8, 2
+    codec = Codec(small_blocks())
+
+    def walk(self) -> tuple[Cameras, Cameras]:
+        """Return true cameras and planned ones, which drift by 2 cm and half a degree a frame."""
+        count = self.chunks * self.frames + 1
+        true = cameras_at(
+            torch.stack([moved((0.08 * i, 0.01 * i, 0.12 * i), 0.5 * i) for i in range(count)])
+        )
+        drift = [moved((0.014 * i, 0.0, 0.014 * i), -0.5 * i) for i in range(count)]
+        planned = true.world_from_camera @ torch.stack(drift)
+        return true, replace(true, world_from_camera=planned)
+
+    def error_after(self, *, refined: bool) -> float:
+        """Return the distance of the last chunk's camera from the truth [m]."""
+        true, planned = self.walk()
+        frames, depth = render(true)
+        memory = LatentMemory(MemoryConfig(channels=CHANNELS, splat_size=3))
+
+        def write(at: slice, cameras: Cameras) -> None:
+            estimate = replace(estimate_of(depth[at]), cameras=cameras)
+            write_frames(memory, frames[at], estimate, codec=self.codec, observed=False)
+
+        write(slice(0, 1), true[:1])
+        context, camera = 0, true[:1]
+        for chunk in range(self.chunks):
+            at = slice(1 + chunk * self.frames, 1 + (chunk + 1) * self.frames)
+            cameras = planned[at]
+            if refined:
+                readout = memory.readout(resized(camera, 24, 40), latents=False)
+                frame = frames[context : context + 1]
+                cameras = refine_to_memory(frames[at], cameras, frame, camera, readout).cameras
+            write(at, cameras)
+            context, camera = at.stop - 1, cameras[-1:]
+        error = invert(true.world_from_camera[context]) @ camera.world_from_camera[0]
+        return float(error[:3, 3].norm())
+
+    def test_refined_cameras_drift_less_than_planned_ones(self):
+        planned, refined = self.error_after(refined=False), self.error_after(refined=True)
+        assert planned > 0.3 and refined < planned / 2
 
 
 class TestAdapters:
