@@ -6,6 +6,7 @@ stopped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 import math
 import multiprocessing
 from pathlib import Path
+import re
 import shutil
 import sys
 
@@ -167,6 +169,7 @@ def write_results(
     """
     paths = {}
     frames, rows, spans = [], [], []
+    refinement: Counter[str] = Counter()
     reasons, errors = dict.fromkeys(left_out), dict.fromkeys(failures)
     for path in sorted((out / 'segments').glob('*.safetensors')):
         result = load(path)
@@ -174,6 +177,7 @@ def write_results(
         paths[row['segment'], row['seed']] = path
         frames += frame_rows(result)
         rows.append(row)
+        refinement += _without_numbers(result.refinement)
         spans.append((int(result.nanoseconds[0]), int(result.nanoseconds[-1])))
         reasons |= {f'not observed: {reason}': None for reason in result.rejected}
         errors |= {f'not observed: {reason}': None for reason in result.unreadable}
@@ -199,10 +203,17 @@ def write_results(
         **{name: _mean([row[name] for row in rows]) for name in names},
         'left_out': left_out,
         'failures': failures,
+        'cameras_found': refinement.pop('', 0),
+        'cameras_kept': dict(refinement),
         **about,
     }
     write_json(out / 'summary.json', summary)
     return ReplayOutcome(out=out, results=len(rows), failures=failures, left_out=left_out)
+
+
+def _without_numbers(reasons: Sequence[str]) -> Counter[str]:
+    """Count reasons; those that differ in numbers alone count together."""
+    return Counter(re.sub(r'\d+(\.\d+)?', 'N', reason) for reason in reasons)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

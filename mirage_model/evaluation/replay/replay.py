@@ -70,6 +70,7 @@ class SegmentResult:
         seconds: Times of observing ('observing') and of each chunk ('chunks') [s].
         rejected: Why observations were rejected.
         unreadable: Why frames could not be read from the bag.
+        refinement: Outcome of the re-estimation of cameras, as `Chunk.refinement`.
     """
 
     index: int
@@ -86,6 +87,7 @@ class SegmentResult:
     rejected: tuple[str, ...]
     depth_source: str
     unreadable: tuple[str, ...] = ()
+    refinement: tuple[str, ...] = ()
 
 
 class ObservedMemory:
@@ -244,6 +246,7 @@ def replay_segment(
         rejected=rejected,
         depth_source=chunks[0].depth_source,
         unreadable=unreadable,
+        refinement=tuple(reason for chunk in chunks for reason in chunk.refinement),
     )
 
 
@@ -311,7 +314,7 @@ def load(path: Path) -> SegmentResult:
     with safe_open(path, framework='np') as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         rest = json.loads(file.metadata()['replayed'])
-    rest |= {name: tuple(rest.get(name, ())) for name in ('rejected', 'unreadable')}
+    rest |= {name: tuple(rest.get(name, ())) for name in ('rejected', 'unreadable', 'refinement')}
     rest['rows'] = tuple(
         {name: math.nan if value is None else value for name, value in row.items()}
         for row in rest['rows']
