@@ -269,7 +269,8 @@ def test_a_deadline_that_passes_while_it_waits_is_a_cancel():
         first.seed(view())
         second.seed(view())
         chunks = first.imagine(request(3))
-        threading.Thread(target=lambda: list(chunks)).start()
+        reading = threading.Thread(target=lambda: list(chunks))
+        reading.start()
         until(lambda: any(session['requests'] for session in server.sessions.report()))
         path = request(1)
         trajectory = Trajectory(world_from_camera=path.world_from_camera, times=path.times)
@@ -278,7 +279,7 @@ def test_a_deadline_that_passes_while_it_waits_is_a_cancel():
         )
         with pytest.raises(Cancelled, match='the deadline passed while it waited'):
             list(second.imagine_candidates(late))
-        until(lambda: engine_is_idle(server), PATIENT)
+        reading.join()
         first.close()
         second.close()
 
