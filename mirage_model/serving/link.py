@@ -113,6 +113,7 @@ class Link:
         self._lease = lease
         self._changed = threading.Condition()
         self._connection: Connection | None = None
+        self._broken: Connection | None = None
         self._closed = False
         self.problem = ''
         self.round_trip = math.nan
@@ -168,8 +169,6 @@ class Link:
         assert self._connection is not None
         self._broken, self._connection = self._connection, None
         self._changed.notify_all()
-
-    _broken: Connection | None = None
 
     def _connect(self, session: str) -> Connection:
         """Open a session on a new channel. Raises grpc.RpcError."""

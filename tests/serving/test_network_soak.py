@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mirage_model.evaluation.benchmarks.network import INSTANT
 from mirage_model.evaluation.benchmarks.network_soak import run_soak
 from mirage_model.evaluation.config import NetworkSoakConfig
 
 
+@pytest.mark.slow
 def test_each_request_is_answered_once():
     result = run_soak(NetworkSoakConfig(minutes=0.1), (*INSTANT, '0.01', '30', '0'))
     assert result['sent'] == result['answered'] > 10, result
