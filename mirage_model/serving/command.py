@@ -56,7 +56,8 @@ def serve(
     about = engine.describe()
     address = f'{config.address.rpartition(":")[0]}:{server.port}'
     print(f'{about.model} ({about.sha256[:12]}) is ready at {address}', flush=True)
-    stop.wait()
+    while not stop.wait(1.0):  # a signal may reach another thread, which wakes nobody
+        pass
     server.close()
     return 0
 

@@ -310,7 +310,7 @@ def test_a_full_disk_is_the_error_of_the_call(tmp_path):
 def test_a_closing_server_answers_what_runs(server):
     engine = connect(server, timeout=TIMEOUT)
     engine.seed(view())
-    chunks = engine.imagine(request(50))
+    chunks = engine.imagine(request(400))
     next(chunks)
     server.signal(signal.SIGTERM)
     with pytest.raises(EngineUnavailable, match='shutting down|engine grpc'):
