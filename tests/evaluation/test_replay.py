@@ -238,6 +238,7 @@ def test_unusable_observed_image_is_reported(recorded, tmp_path, capsys):
         assert '2 results' in said.out
 
 
+@pytest.mark.slow
 def test_corrupt_message_fails_its_segment_only(recorded, tmp_path, capsys):
     """The segments around it are replayed, and the exit status is 1."""
 

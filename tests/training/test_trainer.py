@@ -178,6 +178,7 @@ trainer.fit(Regression(), CONFIG, Path(sys.argv[1]), full_config={})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('during', ['parameters.safetensors', 'optimizer.safetensors'])
 def test_a_run_killed_while_saving_continues(tmp_path, during):
     here = Path(__file__).parent
