@@ -30,7 +30,12 @@ OWNERS = {
         'conversion/command.py',
     },
     'peft': {'model/lora.py', 'model/checkpoint.py'},
-    'transformers': {'model/text.py', 'perception/adapters.py', 'conversion/command.py'},
+    'transformers': {
+        'model/text.py',
+        'perception/adapters.py',
+        'perception/labeller.py',
+        'conversion/command.py',
+    },
     'vizdoom': {'worlds/doom.py'},
     'omgifol': {'worlds/doom.py'},
     'mujoco': {'worlds/rooms.py'},

@@ -119,7 +119,7 @@ class Robot:
             paths = paths[:1]
         return Job(
             request=request,
-            observation=None,
+            observations=(),
             wanted=tuple(len(path.times) for path in paths),
             on_answer=lambda answer: None,
             on_end=self._on_end,
