@@ -236,6 +236,9 @@ class Chunk:
     prompt: str = ''
     """Prompt of the request."""
 
+    observation_time: float = 0.0
+    """Time of the newest observation in the memory when the request began [s]; 0 if unknown."""
+
     stages: Mapping[str, float] = field(default_factory=dict)
     """Time of each stage [s]: read, denoise, decode, and write of the chunk before."""
 

@@ -112,6 +112,7 @@ class InstantEngine:
                 times=request.times[part],
                 memory_frames=frames if request.memory_frames else None,
                 depth_source='perception_unscaled' if view.depth is None else 'sensor',
+                observation_time=view.time,
                 model=about.model,
                 seed=request.seed,
                 prompt=request.prompt,

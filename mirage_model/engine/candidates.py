@@ -151,7 +151,7 @@ def _generate_batch(
                     index=len(results[row]),
                     count=len(paths[row].cameras) // model.new_frames,
                     seed=paths[row].seed,
-                    depth_source=session.depth_source,
+                    session=session,
                     memory_frames=None,
                     seconds=sum(chunk.stages.values()),
                 )

@@ -251,7 +251,7 @@ class Engine:
                 index=index,
                 count=len(cameras) // self.model.new_frames,
                 seed=request.seed,
-                depth_source=session.depth_source,
+                session=session,
                 memory_frames=decode_memory(memory, generated.cameras, self.model)
                 if request.memory_frames
                 else None,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
+from mirage_model.engine.session import Session
 from mirage_model.interface import (
     IMAGINED,
     NOTHING,
@@ -16,7 +17,6 @@ from mirage_model.interface import (
     CandidatesRequest,
     Chunk,
     CoverageScore,
-    DepthSource,
     ImagineRequest,
 )
 from mirage_model.memory import Memory
@@ -34,11 +34,11 @@ def to_chunk(
     index: int,
     count: int,
     seed: int,
-    depth_source: DepthSource,
+    session: Session,
     memory_frames: np.ndarray | None,
     seconds: float,
 ) -> Chunk:
-    """Return a chunk with its visibility mask at the size of the frames."""
+    """Return a chunk of a request that began at ``session``; its mask has the frames' size."""
     readout = generated.readout
     mask = torch.full(readout.visible.shape, NOTHING, dtype=torch.uint8)
     mask[readout.visible.cpu()] = IMAGINED
@@ -56,7 +56,8 @@ def to_chunk(
         world_from_camera=generated.cameras.world_from_camera.cpu().double().numpy(),
         times=generated.cameras.times.cpu().numpy(),
         memory_frames=memory_frames,
-        depth_source=depth_source,
+        depth_source=session.depth_source,
+        observation_time=float(session.camera.times[0]),
         model=model.config.name,
         seed=seed,
         seconds=seconds,

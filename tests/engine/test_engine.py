@@ -96,6 +96,16 @@ def test_imagine_returns_frames_masks_and_cameras(engine):
     assert np.concatenate([c.times for c in chunks]).tolist() == request(16).times.tolist()
 
 
+def test_chunks_carry_the_time_of_the_newest_observation(engine, tmp_path):
+    engine.seed(replace(view(), time=1_700_000_000.25))
+    assert {c.observation_time for c in engine.imagine(request(16))} == {1_700_000_000.25}
+    engine.observe(replace(view(), time=1_700_000_009.5))
+    engine.save(tmp_path / 'memory.safetensors')
+    engine.load(tmp_path / 'memory.safetensors', memory='loaded')
+    for memory in ('default', 'loaded'):
+        assert next(engine.imagine(request(memory=memory))).observation_time == 1_700_000_009.5
+
+
 def test_request_leaves_the_memory_unchanged_by_default(engine):
     engine.seed(view())
     first = [c.frames for c in engine.imagine(request(16))]

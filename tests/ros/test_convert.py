@@ -54,6 +54,7 @@ def smooth_chunk(*, n: int = 5, height: int = 24, width: int = 40, memory: bool 
         times=1_700_000_000 + np.arange(n) / 8,
         memory_frames=frames[:, ::-1].copy() if memory else None,
         depth_source='sensor',
+        observation_time=1_699_999_999.25,
         model='tiny',
         seed=-3,
         seconds=1.5,
@@ -223,7 +224,16 @@ def test_raw_chunk_there_and_back(memory):
         np.testing.assert_array_equal(getattr(back, name), getattr(chunk, name), err_msg=name)
     np.testing.assert_allclose(back.world_from_camera, chunk.world_from_camera, atol=1e-6)
     np.testing.assert_array_equal(back.K, chunk.K[0])
-    for name in ('request_id', 'index', 'count', 'depth_source', 'model', 'seed', 'seconds'):
+    for name in (
+        'request_id',
+        'index',
+        'count',
+        'depth_source',
+        'observation_time',
+        'model',
+        'seed',
+        'seconds',
+    ):
         assert getattr(back, name) == getattr(chunk, name)
     assert message.model_sha256 == 'ab' and not message.frames_compressed
 

@@ -59,6 +59,7 @@ def test_topics(client, start_node):
         assert message.header.frame_id == 'imagined/camera'
         assert message.world_frame == 'map'
         assert (message.depth_source, message.model, message.seed) == ('sensor', 'instant', 7)
+        assert message.observation_stamp == Time(sec=1)  # the seed image's
         assert set(message.visible) == {0.75} and set(message.observed) == {0.5}
 
     images, masks, cameras = (
