@@ -105,12 +105,12 @@ class Vipe:
         sky, moving = [], []
         with zipfile.ZipFile(path) as archive:
             for row in rows:
-                objects = np.zeros(size, np.uint8)
+                objects: np.ndarray | None = np.zeros(size, np.uint8)
                 if row in names:
                     content = np.frombuffer(archive.read(names[row]), np.uint8)
                     objects = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-                    if objects is None or objects.shape != size:
-                        raise ValueError(f'{path}: {names[row]} is not a PNG of {size}')
+                if objects is None or objects.shape != size:
+                    raise ValueError(f'{path}: {names[row]} is not a PNG of {size}')
                 sky.append(np.isin(objects, sky_numbers))
                 moving.append((objects > 0) & ~sky[-1])
         return sky, moving

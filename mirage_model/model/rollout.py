@@ -337,7 +337,8 @@ def _write_chunk(
     last_of_latent = frames[stride - 1 :: stride]
     planned = condition.cameras[stride - 1 :: stride]
     estimate = model.perception.estimate(last_of_latent, planned, condition.readout[1:])
-    cameras, refinement = planned, ()
+    cameras = planned
+    refinement: tuple[str, ...] = ()
     if refine_cameras:
         if model.perception.estimates_cameras:
             refined = near_plan(estimate.cameras, planned)
