@@ -103,6 +103,17 @@ def pose_message(time: float, x: float, *, frame: str = 'map', w: float = 1.0):
     )
 
 
+def pose_with_covariance(time: float, x: float):
+    """A geometry_msgs/PoseWithCovarianceStamped, as a localiser sends it."""
+    types = STORE.types
+    pose = types['geometry_msgs/msg/PoseWithCovariance'](
+        pose=pose_message(time, x).pose, covariance=np.zeros(36)
+    )
+    return types['geometry_msgs/msg/PoseWithCovarianceStamped'](
+        header=header(time, 'map'), pose=pose
+    )
+
+
 def odometry(time: float, x: float, child: str = '', *, frame: str = 'map', w: float = 1.0):
     types = STORE.types
     pose = types['geometry_msgs/msg/PoseWithCovariance'](

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 import heapq
 from pathlib import Path
 import re
@@ -74,7 +75,7 @@ class _McapFile:
         reader = make_reader(self._stream)
         summary = reader.get_summary()
         self._profile = reader.get_header().profile
-        if summary is not None and (summary.chunk_indexes or not self._counted(summary)):
+        if summary is not None and self._is_complete(summary):
             self._schemas, self._channels = dict(summary.schemas), dict(summary.channels)
             blocks = [
                 _Block(
@@ -98,8 +99,13 @@ class _McapFile:
         self.topics = list(dict.fromkeys(self._topics.values()))
 
     @staticmethod
-    def _counted(summary: Any) -> int:
-        return 1 if summary.statistics is None else summary.statistics.message_count
+    def _is_complete(summary: Any) -> bool:
+        """Return whether a summary names all chunks, channels and schemas."""
+        used = {
+            number for index in summary.chunk_indexes for number in index.message_index_offsets
+        }
+        schemas = {channel.schema_id for channel in summary.channels.values()} - {0}
+        return bool(used) and used <= set(summary.channels) and schemas <= set(summary.schemas)
 
     def _scan(self) -> list[_Block]:
         """Return the blocks of a file that has no index of chunks."""
@@ -365,6 +371,7 @@ def _type(name: str) -> str:
     return f'{parts[0]}/msg/{parts[1]}' if len(parts) == 2 else '/'.join(parts)
 
 
+@cache
 def _deserializers() -> dict[str, Callable[[bytes, str], Any]]:
     """Return a function of data and type for each format of messages.
 

@@ -69,7 +69,8 @@ def K_from_camera_info(message: Any) -> Float64[np.ndarray, '3 3']:
             'images are needed'
         )
     pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
-    if not np.isfinite(K).all() or (K != pinhole).any() or K[0, 0] <= 0 or K[1, 1] <= 0:
+    wrong = not np.isfinite(K).all() or (K != pinhole).any() or (K == np.eye(3)).all()
+    if wrong or K[0, 0] <= 0 or K[1, 1] <= 0:
         raise ValueError(f'camera_info: not the intrinsics of a calibrated camera: {K.tolist()}')
     for axis, name in enumerate('xy'):
         focal, centre = float(K[axis, axis]), float(K[axis, 2])

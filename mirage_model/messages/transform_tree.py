@@ -277,9 +277,13 @@ class TransformTree:
                 raise ValueError(f"'{frame}' has the parents {' and '.join(map(repr, parents))}")
         if ancestor is None:
             frames = {*self._links, *(p for link in self._links.values() for p in link.parents)}
+            left_out = [
+                link.rejected[0] for f in path if (link := self._links.get(f)) and link.rejected
+            ]
             raise ValueError(
                 f"no transforms join '{source}' to '{target}'; the frames that are known: "
                 f'{", ".join(sorted(frames)) or "none"}'
+                f'{"; left out: " if left_out else ""}{"; ".join(left_out[:3])}'
             )
         return up, down
 
