@@ -27,7 +27,7 @@ def blocks(text: str, language: str) -> list[str]:
 def test_quick_start(client, tmp_path):
     """Start the node as the first shell block does, the planner as the second does."""
     shells = blocks(README, 'sh')
-    (shell,) = (block for block in shells if 'mirage_node --ros-args' in block)
+    (shell,) = (block for block in shells if '-r image:=' in block)
     (planner_command,) = (block for block in shells if 'examples/plan_ahead.py' in block)
     folder = save_small_model(tmp_path / 'model')
     command = (
