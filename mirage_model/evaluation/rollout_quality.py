@@ -239,9 +239,10 @@ def measure(
         figures['last_chunk_bins_psnr_db'] = last
         figures['last_over_second_chunk_db'] = float(fall.mean()) if len(fall) else float('nan')
     returns = 'out_and_back' in clip.name
-    for name, shown in (('loop', imagined), ('loop_empty', empty)):
-        last = psnr(shown.frames[-1:], frames[:1]) if returns else float('nan')
-        figures[f'{name}_psnr_db'] = last
+    for name, rolled in (('loop', imagined), ('loop_empty', empty)):
+        figures[f'{name}_psnr_db'] = (
+            psnr(rolled.frames[-1:], frames[:1]) if returns else float('nan')
+        )
     figures |= perception_figures(model, clip)
     rows = [truth, imagined.frames, empty.frames, codec, warp]
     return figures, [row[[*range(3, len(truth), max(1, len(truth) // 6))]] for row in rows]

@@ -106,11 +106,12 @@ def read_targets(
     length, horizon = clip_length(path), config.horizon
     before = horizon if continued else 0
     now = int(rng.integers(before, length - horizon))
-    generated = np.linspace(now - before, now, GENERATED + 1).astype(int)[1:] if continued else []
+    steps = np.linspace(now - before, now, GENERATED + 1).astype(int).tolist()
+    generated = steps[1:] if continued else []
     count = int(rng.integers(1, config.max_visits + 1)) if rng.random() < config.visits else 0
     visits = [int(i) for i in rng.integers(length, size=count)]
     chosen = now + 1 + rng.choice(horizon, size=config.targets, replace=False)
-    at = [now - before, *visits, *map(int, generated), *map(int, chosen)]
+    at = [now - before, *visits, *generated, *chosen.tolist()]
     clip = load_clip(path, at=at)
     gain = torch.from_numpy(rng.uniform(1 - config.colour, 1 + config.colour, 3)).float()
     frames = (clip.frames.permute(0, 3, 1, 2) / 255 * gain[:, None, None]).clamp(0, 1)
