@@ -232,6 +232,7 @@ class CameraFrames:
             image_from_depth = self._lookup(camera.frame, own.frame, time)
         camera_from_frame = np.linalg.inv(camera.frame_from_camera)
         return DepthCamera(
+            frame=own.frame,
             K=own.K,
             size=own.size,
             image_from_depth=camera_from_frame @ image_from_depth @ own.frame_from_camera,

@@ -154,11 +154,13 @@ def write(
     more: dict[str, list] | None = None,
     in_order: bool = False,
     spoil: dict[str, int] | None = None,
+    delay: float = 0.003,
 ) -> Path:
     """``more`` are messages without a header, with their times; ``in_order`` logs all as they are
     listed.
 
-    Of topics in ``spoil`` the message of that number is cut short.
+    Messages with a header are written ``delay`` seconds after they were stamped. Of topics in
+    ``spoil`` the message of that number is cut short.
     """
     clock = 0
     with Writer(path, version=9, storage_plugin=plugin) as writer:
@@ -167,8 +169,7 @@ def write(
             connection = writer.add_connection(topic, kind, typestore=STORE)
             for number, message in enumerate(sent):
                 stamp = message.header.stamp
-                # written 3 ms after it was stamped
-                logged = stamp.sec * 10**9 + stamp.nanosec + 3_000_000
+                logged = stamp.sec * 10**9 + stamp.nanosec + round(delay * 1e9)
                 if in_order:
                     clock += 1
                     logged = clock

@@ -135,8 +135,8 @@ class IndexReader:
             if not contents.depths:
                 raise self._nothing(config.depth, 'messages', rejected)
             depths = sorted(contents.depths)
-            if depth_camera is None:
-                for depth_frame in dict.fromkeys(depth[3] for depth in depths):
+            for depth_frame in dict.fromkeys(depth[3] for depth in depths):
+                if depth_camera is None or frame_name(depth_frame) != depth_camera.frame:
                     self._named(
                         config.depth, check_depth_frame, depth_frame, camera.frame, self._doubts
                     )
@@ -358,16 +358,19 @@ class IndexReader:
         tree: TransformTree,
         rejected: _Rejected,
     ) -> DepthCamera | None:
-        """Return the camera of depth that is to be registered; None without depth_camera_info."""
+        """Return the camera of depth; None where no camera_info is of the frame of the depth."""
         topic = self.config.depth_camera_info
         if not (self.config.depth and topic):
             return None
         own = self._one_camera(contents.depth_cameras, topic, rejected)
+        if own.frame not in {frame_name(depth[3]) for depth in contents.depths}:
+            return None
         frames = np.eye(4)
         if own.frame != camera.frame:
             frames = self._named(topic, tree.lookup, camera.frame, own.frame, None)
         image_from_frame = np.linalg.inv(camera.frame_from_camera)
         return DepthCamera(
+            frame=own.frame,
             K=own.K,
             size=own.size,
             image_from_depth=image_from_frame @ frames @ own.frame_from_camera,

@@ -21,6 +21,8 @@ OFF_CENTRE = 0.15
 """Distance of the principal point from the centre that is doubtful, as a share of the size."""
 DISTORTED = 1.0
 """Displacement by the distortion from which an image must have been rectified [px]."""
+SAME = 1e-3
+"""Relative difference of intrinsics of one camera."""
 NEAR, FAR = 0.03, 100.0
 """Medians of depth outside of which its unit is doubtful [m]."""
 _PINHOLES = ('', 'plumb_bob', 'rational_polynomial')
@@ -58,7 +60,12 @@ def K_from_camera_info(message: Any) -> Float64[np.ndarray, '3 3']:
     whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
     whole &= (region.x_offset, region.y_offset) == (0, 0)
     if max(message.binning_x, message.binning_y) > 1 or not whole:
-        raise ValueError('camera_info: binning and regions of interest are not supported')
+        raise ValueError(
+            f'camera_info: binning {message.binning_x}x{message.binning_y}, region '
+            f'{region.height}x{region.width} at row {region.y_offset}, column {region.x_offset}: '
+            'binning and regions of interest are not supported, size and K must be those of the '
+            'image as it is sent'
+        )
     if message.p[0]:
         K = np.array(message.p, np.float64).reshape(3, 4)[:, :3].copy()
     elif not any(message.d) and message.distortion_model in _PINHOLES:
@@ -211,29 +218,59 @@ def read_depth(
     """Return the metres of a depth image at the pixels of the images of ``camera``.
 
     Depth in the camera's frame and size is registered already. Other depth is registered where
-    ``depth_camera`` is given.
+    ``depth_camera`` is of its frame.
 
     Raises:
         ValueError: The depth is not registered and cannot be, has more than ``max_pixels`` pixels,
             cannot be decoded, or its unit is doubtful and not accepted.
     """
     found = image_size(message, 'depth', max_pixels=max_pixels)
-    registered = frame_name(message.header.frame_id) == camera.frame and found == camera.size
+    frame = frame_name(message.header.frame_id)
+    registered = frame == camera.frame and found == camera.size
+    if depth_camera is not None and depth_camera.frame != frame:
+        depth_camera = None
     if not registered and depth_camera is None:
+        check_depth_frame(frame, camera.frame, doubts)
         if found != camera.size:
             height, width = camera.size
             raise ValueError(
                 f'depth: {found[0]}x{found[1]}, the image is {height}x{width}: {_REGISTER}'
             )
-        check_depth_frame(message.header.frame_id, camera.frame, doubts)
     depth = depth_from_image(message)
     _check_unit(depth, doubts)
+    if registered and depth_camera is not None:
+        _check_registered_camera(depth_camera, camera, doubts)
     if registered or depth_camera is None:
         return depth
     if found != depth_camera.size:
         height, width = depth_camera.size
         raise ValueError(f'depth: {found[0]}x{found[1]}, its camera_info is of {height}x{width}')
-    return register_depth(depth, depth_camera, K=camera.K, size=camera.size)
+    seen = register_depth(depth, depth_camera, K=camera.K, size=camera.size)
+    if np.isfinite(depth).any() and not np.isfinite(seen).any():
+        doubts.warn(
+            'depth_empty',
+            f"depth: of {np.isfinite(depth).sum()} measurements in '{frame}' none falls into the "
+            f"image of '{camera.frame}', so there is no depth: K or the transform between the two "
+            'may be wrong',
+        )
+    return seen
+
+
+def _check_registered_camera(
+    depth_camera: DepthCamera, camera: RectifiedCamera, doubts: Doubts
+) -> None:
+    """Warn where registered depth has a camera_info of another camera, as of the depth sensor."""
+    same = depth_camera.size == camera.size
+    if same and np.allclose(depth_camera.K, camera.K, rtol=SAME):
+        return
+    doubts.warn(
+        'depth_camera',
+        f"depth: in the frame and size of the image, '{camera.frame}', but its camera_info has fx "
+        f'{depth_camera.K[0, 0]:.6g} and cx {depth_camera.K[0, 2]:.6g} for '
+        f'{depth_camera.size[1]} px, that of the image fx {camera.K[0, 0]:.6g} and cx '
+        f'{camera.K[0, 2]:.6g} for {camera.size[1]} px: the depth is taken as registered, with K '
+        'of the image',
+    )
 
 
 def check_depth_frame(frame: str, camera_frame: str, doubts: Doubts) -> None:
@@ -250,8 +287,17 @@ def check_depth_frame(frame: str, camera_frame: str, doubts: Doubts) -> None:
 
 def _check_unit(depth: Float32[np.ndarray, 'h w'], doubts: Doubts) -> None:
     sample = depth[::4, ::4]
+    if not np.isfinite(sample).any():
+        sample = depth
     sample = sample[np.isfinite(sample)]
-    median = float(np.median(sample)) if len(sample) else 1.0
+    if not len(sample):
+        doubts.warn(
+            'depth_empty',
+            f'depth: none of {depth.shape[0]}x{depth.shape[1]} pixels has a measurement, all are '
+            'NaN, infinite, zero or negative',
+        )
+        return
+    median = float(np.median(sample))
     if not NEAR <= median <= FAR:
         doubts.reject(
             'depth_unit',

@@ -16,6 +16,8 @@ MAX_SPLAT = 8
 class DepthCamera:
     """Camera of a depth image, and where it is."""
 
+    frame: str
+    """Frame of its camera_info."""
     K: Float64[np.ndarray, '3 3']
     size: tuple[int, int]
     """Height and width [px]."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 DOUBTS = {
     'baseline': 'P[0,3] or P[1,3] moves the camera out of its frame',
     'body_frame': 'the optical axis points up while the camera moves level',
+    'depth_camera': 'depth in the frame and size of the image, whose camera_info has another K',
+    'depth_empty': 'depth without a single measurement',
     'depth_frame': 'depth in another frame than the image, or in none, is registered to it',
     'depth_unit': 'depth with a median under 3 cm or over 100 m',
     'distortion': 'P equal to K with distortion, so that images may not be rectified',

@@ -1,7 +1,8 @@
 """Images of messages: checked, and decoded to RGB and to metres.
 
 A raw image has the attributes of sensor_msgs/Image, a compressed one those of
-sensor_msgs/CompressedImage: JPEG or PNG, and for depth the PNG of the compressedDepth transport.
+sensor_msgs/CompressedImage: JPEG or PNG, and for depth the PNG of the compressedDepth transport or
+the PNG of 16 bits of the compressed transport.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ COMPRESSED_DEPTHS = {
 }
 """Formats of the compressedDepth transport; older versions leave out the name of the compression.
 """
+DEPTH_PNGS = ('16UC1; png compressed', 'mono16; png compressed')
+"""Formats of the compressed transport that keep depth: a PNG of millimetres, without a header."""
 COMPRESSED_DEPTH_HEADER = 12
 """Bytes before the PNG of compressedDepth: int32 compression, float32 a, float32 b."""
 
@@ -214,18 +217,28 @@ def _decompressed_depth(message: Any) -> Float32[np.ndarray, 'h w']:
     stored = _decoded(data[start:], cv2.IMREAD_UNCHANGED)
     if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
         raise ValueError(f"depth: '{message.format}' without a PNG of 16 bits")
-    if message.format.startswith('16UC1'):
+    if not message.format.startswith('32FC1'):
         return stored * np.float32(0.001)
     a, b = data[4:start].copy().view('<f4')
+    if not (np.isfinite([a, b]).all() and a > 0):
+        raise ValueError(
+            f"depth: '{message.format}' with the parameters {a:g} and {b:g}, from which no metres "
+            'follow: depth of 16 bits is 16UC1'
+        )
     with np.errstate(all='ignore'):
         return np.where(stored == 0, np.float32(np.nan), a / (stored.astype(np.float32) - b))
 
 
 def _check_compressed_depth(message: Any) -> int:
     """Return the number of bytes before the PNG. Raises ValueError for another format."""
+    if message.format.rstrip().startswith(DEPTH_PNGS):
+        return 0
     if message.format not in COMPRESSED_DEPTHS:
-        formats = ', '.join(f"'{name}'" for name in sorted(COMPRESSED_DEPTHS))
-        raise ValueError(f"depth: format '{message.format}' is not one of {formats}")
+        formats = ', '.join(f"'{name}'" for name in (*sorted(COMPRESSED_DEPTHS), *DEPTH_PNGS))
+        raise ValueError(
+            f"depth: format '{message.format}' is not one of {formats}: JPEG and 8 bits keep no "
+            'metres, publish compressedDepth'
+        )
     return COMPRESSED_DEPTH_HEADER
 
 

@@ -30,7 +30,7 @@ def test_registration_equals_one_pixel_after_the_other():
     pose[:3, :3] = Rotation.from_rotvec([0.05, -0.1, 0.02]).as_matrix()
     pose[:3, 3] = 0.1, -0.05, 0.02
     own = np.array([[30, 0, 14.5], [0, 31, 9.5], [0, 0, 1.0]])
-    camera = DepthCamera(K=own, size=depth.shape, image_from_depth=pose)
+    camera = DepthCamera(frame='depth', K=own, size=depth.shape, image_from_depth=pose)
     K = np.array([[25, 0, 12.0], [0, 24, 8.0], [0, 0, 1.0]])
     registered = register_depth(depth, camera, K=K, size=(18, 26))
     np.testing.assert_allclose(registered, one_by_one(depth, camera, K, (18, 26)), rtol=1e-6)
@@ -39,7 +39,7 @@ def test_registration_equals_one_pixel_after_the_other():
 def test_a_larger_image_has_no_holes():
     depth = np.full((10, 16), 2.0, np.float32)
     K = np.array([[10, 0, 7.5], [0, 10, 4.5], [0, 0, 1.0]])
-    camera = DepthCamera(K=K, size=depth.shape, image_from_depth=np.eye(4))
+    camera = DepthCamera(frame='depth', K=K, size=depth.shape, image_from_depth=np.eye(4))
     larger = np.array([[20, 0, 15.5], [0, 20, 9.5], [0, 0, 1.0]])
     registered = register_depth(depth, camera, K=larger, size=(20, 32))
     assert (registered == 2.0).all()

@@ -11,12 +11,8 @@ from bag_messages import (
     WIDTH,
     camera_info,
     compressed,
-    compressed_depth,
     image,
-    odometry,
     pose_message,
-    pose_with_covariance,
-    transforms,
 )
 import numpy as np
 
@@ -49,7 +45,8 @@ class Case:
     """Messages of one observation at `TIME`, and what both readers make of them.
 
     ``rejection`` is a pattern of the error and ``doubt`` one of the warning; ``sent`` are the
-    times of the poses, ``bag`` options of `BagConfig` and ``node`` parameters of the node.
+    times of the poses, ``delay`` the seconds until a bag gets the other messages, ``bag`` options
+    of `BagConfig` and ``node`` parameters of the node.
     """
 
     name: str
@@ -60,12 +57,13 @@ class Case:
     static: Any = None
     depth_info: Any = None
     sent: tuple[float, ...] = (TIME - 0.25, TIME + 0.25)
+    delay: float = 0.003
     colour: tuple[int, int, int] = (200, 100, 50)
     error: int = 0
     f: float = 20.0
     fy: float = 0.0
     cx: float = 7.5
-    metres: float = 2.5
+    metres: Any = 2.5
     x: float = 10.0
     rejection: str = ''
     doubt: str = ''
@@ -191,212 +189,53 @@ CAMERAS = [
     ),
     Case('camera without a size', info=info(width=0), rejection='image size 12x0'),
     Case('binning of rows alone', info=info(binning_y=2), rejection='binning and regions'),
+    Case(
+        'binning of four with K of the binned image',
+        info=info(binning_x=4, binning_y=4, k=(5, 5, 1.5, 1)),
+        image=image(TIME, RGB[:3, :4], 'rgb8'),
+        rejection='binning 4x4, region 0x0 at row 0, column 0',
+    ),
+    Case(
+        'region of an image that is cropped',
+        info=info(roi=replace(camera_info(TIME).roi, x_offset=4, y_offset=3, height=6, width=8)),
+        image=image(TIME, RGB[:6, :8], 'rgb8'),
+        rejection='region 6x8 at row 3, column 4',
+    ),
+    Case(
+        'image halved without binning',
+        info=info(binning_x=1, binning_y=1),
+        image=image(TIME, RGB[::2, ::2], 'rgb8'),
+        rejection='image: 6x8, its camera_info is of 12x16',
+    ),
+    Case('P without K', info=info(k=(0, 0, 0, 0), p=camera_info(TIME).p)),
+    Case('P without K and without a model', info=info(k=(0,) * 4, p=camera_info(TIME).p, d=[])),
+    Case(
+        'P without K for another size',
+        info=info(k=(0, 0, 0, 0), p=camera_info(TIME).p),
+        image=image(TIME, RGB[:6], 'rgb8'),
+        rejection='image: 6x16, its camera_info is of 12x16',
+    ),
+    Case('neither P nor K', info=info(k=(0, 0, 0, 0), d=[]), rejection='calibrated'),
     Case('binning of one', info=info(binning_x=1, binning_y=1)),
     Case(
         'region of the whole image',
         info=info(roi=replace(camera_info(TIME).roi, height=12, width=16)),
     ),
     Case('slash in camera_info', info=camera_info(TIME, frame='/camera')),
-]
-LARGE = np.full((24, 32), 2.5, np.float32)
-DEPTHS = [
+    Case('P before K', info=camera_info(TIME, d=0.1)),
+    Case('K without P', info=camera_info(TIME, p=0.0, f=21.0), f=21.0),
     Case(
-        'depth of another frame',
-        depth=image(TIME, METRES, '32FC1', frame='depth'),
-        rejection="depth: in frame 'depth', the image in 'camera': it must be registered",
+        'distorted', info=camera_info(TIME, p=0.0, d=0.1), rejection='rectified images are needed'
+    ),
+    Case('uncalibrated', info=camera_info(TIME, f=0.0), rejection='a calibrated camera'),
+    Case(
+        'binning', info=camera_info(TIME, binning=2), rejection='binning and regions of interest'
     ),
     Case(
-        'depth of another frame, meant',
-        depth=image(TIME, METRES, '32FC1', frame='depth'),
-        accept=('depth_frame',),
-    ),
-    Case(
-        'depth without a frame',
-        depth=image(TIME, METRES, '32FC1', frame=''),
-        doubt='depth: frame_id is empty',
-    ),
-    Case('depth with a slash', depth=image(TIME, METRES, '32FC1', frame='/camera')),
-    Case(
-        'millimetres in floats',
-        depth=image(TIME, METRES * 1000, '32FC1'),
-        rejection='a median of 2500 m',
-    ),
-    Case(
-        'far depth that is meant',
-        depth=image(TIME, METRES * 1000, '32FC1'),
-        metres=2500.0,
-        accept=('depth_unit',),
-    ),
-    Case(
-        'metres in integers',
-        depth=image(TIME, MILLIMETRES // 1000, '16UC1'),
-        rejection='a median of 0.002 m',
-    ),
-    Case('depth of 99 m', depth=image(TIME, METRES * 0 + 99, '32FC1'), metres=99.0),
-    Case('depth of 4 cm', depth=image(TIME, METRES * 0 + 0.04, '32FC1'), metres=0.04),
-    Case(
-        'depth of another camera',
-        depth=image(TIME, LARGE, '32FC1', frame='depth'),
-        depth_info=replace(
-            info(k=(20, 20, 15.5, 11.5), height=24, width=32),
-            header=camera_info(TIME, frame='depth').header,
-        ),
-        static=transforms(0.0, ('camera', 'depth', 0.5)),
-    ),
-    Case(
-        'depth of a higher resolution',
-        depth=image(TIME, LARGE, '32FC1'),
-        depth_info=info(k=(40, 40, 15.5, 11.5), height=24, width=32),
-    ),
-    Case(
-        'depth of another camera without a transform',
-        depth=image(TIME, METRES, '32FC1', frame='depth'),
-        depth_info=camera_info(TIME, frame='depth'),
-        rejection="no transforms join 'depth' to 'camera'",
-    ),
-    Case(
-        'depth of another size than its camera_info',
-        depth=image(TIME, LARGE, '32FC1'),
-        depth_info=camera_info(TIME),
-        rejection='depth: 24x32, its camera_info is of 12x16',
-    ),
-    Case(
-        'depth whose camera is not calibrated',
-        depth=image(TIME, METRES, '32FC1', frame='depth'),
-        depth_info=camera_info(TIME, frame='depth', f=0.0),
-        rejection='a calibrated camera',
-    ),
-    Case(
-        'empty depth',
-        depth=replace(image(TIME, METRES, '32FC1'), height=0),
-        rejection='depth: empty',
+        'region', info=camera_info(TIME, x_offset=4), rejection='binning and regions of interest'
     ),
 ]
 IMAGES = [
-    Case('byte order of bytes', image=image(TIME, RGB, 'rgb8', big=True)),
-    Case(
-        'empty image', image=replace(image(TIME, RGB, 'rgb8'), height=0), rejection='image: empty'
-    ),
-    Case(
-        'truncated image',
-        image=replace(image(TIME, RGB, 'rgb8'), data=np.zeros(7, np.uint8)),
-        rejection='7 bytes in rows of 48',
-    ),
-    Case(
-        'image without a frame',
-        image=image(TIME, RGB, 'rgb8', frame=''),
-        rejection="image: in frame '', its camera_info in 'camera'",
-    ),
-    Case('JPEG that says png', image=compressed(TIME, RGB, ending='.jpg', form='png'), error=4),
-    Case(
-        'format of image_transport',
-        image=compressed(TIME, RGB, ending='.jpg', form='rgb8; jpeg compressed bgr8'),
-        error=4,
-    ),
-    Case(
-        'grey PNG',
-        image=compressed(TIME, GREY[..., 0], form='mono8; png compressed'),
-        colour=(200, 200, 200),
-    ),
-    Case(
-        'empty PNG',
-        image=replace(compressed(TIME, RGB), data=np.zeros(0, np.uint8)),
-        rejection="not 'png' data",
-    ),
-    Case(
-        'half a PNG',
-        image=replace(compressed(TIME, RGB), data=compressed(TIME, RGB).data[:20]),
-        rejection="not 'png' data",
-    ),
-    Case('encoding without a name', image=image(TIME, RGB, ''), rejection="encoding ''"),
-]
-ODOMETRY = {'observe.pose_source': 'odometry'}
-BASE = {'frames.base': 'base_link'}
-MOUNTED = {**BASE, 'frames.base_from_camera': MOUNT}
-TF = {'observe.pose_source': 'tf'}
-GAP = 'a gap over 0.5 s|1 of 1 images have no pose'
-SPAN = 'is known from|1 of 1 images have no pose'
-POSES = [
-    Case(
-        'pose with covariance',
-        pose=lambda time: pose_with_covariance(time, time - 90),
-        node={'observe.pose_source': 'pose_with_covariance'},
-    ),
-    Case('pose of a mounted base', bag={'base_from_camera': MOUNT}, node=MOUNTED, x=11.0),
-    Case('pose of a base without a mount', node=BASE, rejection="no transforms join 'camera' to"),
-    Case(
-        'pose of a base with a static mount',
-        node=BASE,
-        x=10.5,
-        static=transforms(0.0, ('base_link', 'camera', 0.5)),
-    ),
-    Case(
-        'mount and poses of the camera itself',
-        pose=lambda t: odometry(t, t - 90, 'camera'),
-        bag={'base_from_camera': MOUNT},
-        node={**MOUNTED, **ODOMETRY},
-        rejection="no transforms join 'base_link' to 'map'",
-    ),
-    Case(
-        'mount that is no rotation',
-        bag={'base_from_camera': (*MOUNT[:6], 0.5)},
-        node={**BASE, 'frames.base_from_camera': (*MOUNT[:6], 0.5)},
-        rejection='base_from_camera: the quaternion has length 0.5',
-    ),
-    Case(
-        'odometry with slashes',
-        pose=lambda t: odometry(t, t - 90, '/camera', frame='/map'),
-        node=ODOMETRY,
-    ),
-    Case(
-        'odometry in no frame',
-        pose=lambda t: odometry(t, t - 90, 'camera', frame=''),
-        node=ODOMETRY,
-        rejection='two different frames are needed',
-    ),
-    Case('a hole of 5 s', sent=(TIME - 2.5, TIME + 2.5), rejection=GAP),
-    Case('a hole of 0.6 s on one side', sent=(TIME - 0.1, TIME + 0.6), rejection=GAP),
-    Case('image before the first pose', sent=(TIME + 0.1, TIME + 0.2), rejection=SPAN),
-    Case('image after the last pose', sent=(TIME - 0.2, TIME - 0.1), rejection=SPAN),
-    Case('pose at the stamp alone', sent=(TIME,)),
-    Case('poses out of order', sent=(TIME + 0.25, TIME - 0.25)),
-    Case('poses repeated', sent=(TIME - 0.25, TIME - 0.25, TIME + 0.25, TIME + 0.25)),
-    Case(
-        'a link that never moves, sent every 10 s',
-        node=TF,
-        x=12.0,
-        sent=(TIME - 5, TIME + 5),
-        pose=lambda t: transforms(t, ('map', 'camera', 12.0)),
-    ),
-    Case('quaternion of length 0.995', pose=lambda t: pose_message(t, t - 90, w=0.995)),
-    Case(
-        'transform that is not finite',
-        node=TF,
-        rejection='is not finite',
-        pose=lambda t: transforms(t, ('map', 'camera', np.nan)),
-    ),
-    Case(
-        'transform of a frame in itself',
-        node=TF,
-        rejection='two different frames are needed',
-        pose=lambda t: transforms(t, ('camera', '/camera', 1.0)),
-    ),
-    Case(
-        'transforms with slashes',
-        node=TF,
-        pose=lambda t: transforms(t, ('/map', '/camera', t - 90)),
-    ),
-    Case(
-        'static mount after moving base',
-        node=TF,
-        x=10.5,
-        pose=lambda t: transforms(t, ('map', 'base', t - 90)),
-        static=transforms(0.0, ('/base', '/camera', 0.5)),
-    ),
-]
-
-CASES = [
-    # colours
     *(
         Case(name, image=image(TIME, pixels, name, padding=5))
         for name, pixels in {
@@ -462,146 +301,42 @@ CASES = [
         rejection="image: in frame 'left', its camera_info in 'camera'",
     ),
     Case('leading slash', image=image(TIME, RGB, 'rgb8', frame='/camera')),
-    # depth
-    *(
-        Case(f'{name} {order}', depth=image(TIME, stored, name, padding=6, big=order == 'big'))
-        for order in ('little', 'big')
-        for name, stored in {'16UC1': MILLIMETRES, 'mono16': MILLIMETRES, '32FC1': METRES}.items()
-    ),
-    *(
-        Case(f'depth of {value}', depth=image(TIME, METRES * value, '32FC1'), metres=np.nan)
-        for value in (np.nan, np.inf, 0.0, -1.0)
-    ),
-    Case('zero 16UC1', depth=image(TIME, MILLIMETRES * 0, '16UC1'), metres=np.nan),
-    *(
-        Case(form, depth=compressed_depth(TIME, MILLIMETRES, form))
-        for form in ('16UC1; compressedDepth png', '16UC1; compressedDepth')
-    ),
-    *(
-        Case(form, depth=compressed_depth(TIME, MILLIMETRES, form, 6200.0, 20.0))
-        for form in ('32FC1; compressedDepth png', '32FC1; compressedDepth')
+    Case('byte order of bytes', image=image(TIME, RGB, 'rgb8', big=True)),
+    Case(
+        'empty image', image=replace(image(TIME, RGB, 'rgb8'), height=0), rejection='image: empty'
     ),
     Case(
-        'depth as plain PNG',
-        depth=compressed_depth(TIME, MILLIMETRES, 'png'),
-        rejection="depth: format 'png' is not one of",
+        'truncated image',
+        image=replace(image(TIME, RGB, 'rgb8'), data=np.zeros(7, np.uint8)),
+        rejection='7 bytes in rows of 48',
     ),
     Case(
-        'depth as colours',
-        depth=image(TIME, RGB, 'rgb8'),
-        rejection="depth: encoding 'rgb8' is not one of",
+        'image without a frame',
+        image=image(TIME, RGB, 'rgb8', frame=''),
+        rejection="image: in frame '', its camera_info in 'camera'",
+    ),
+    Case('written 111 s after its stamp', delay=111.0),
+    Case('written 111 s before its stamp', delay=-99.0),
+    Case('JPEG that says png', image=compressed(TIME, RGB, ending='.jpg', form='png'), error=4),
+    Case(
+        'format of image_transport',
+        image=compressed(TIME, RGB, ending='.jpg', form='rgb8; jpeg compressed bgr8'),
+        error=4,
     ),
     Case(
-        'depth of another size',
-        depth=image(TIME, METRES[:6], '32FC1'),
-        rejection='depth: 6x16, the image is 12x16: it must be registered',
-    ),
-    # camera_info
-    Case('P before K', info=camera_info(TIME, d=0.1)),
-    Case('K without P', info=camera_info(TIME, p=0.0, f=21.0), f=21.0),
-    Case(
-        'distorted', info=camera_info(TIME, p=0.0, d=0.1), rejection='rectified images are needed'
-    ),
-    Case('uncalibrated', info=camera_info(TIME, f=0.0), rejection='a calibrated camera'),
-    Case(
-        'binning', info=camera_info(TIME, binning=2), rejection='binning and regions of interest'
+        'grey PNG',
+        image=compressed(TIME, GREY[..., 0], form='mono8; png compressed'),
+        colour=(200, 200, 200),
     ),
     Case(
-        'region', info=camera_info(TIME, x_offset=4), rejection='binning and regions of interest'
-    ),
-    # poses
-    Case(
-        'odometry of the camera',
-        pose=lambda time: odometry(time, time - 90, 'camera'),
-        node={'observe.pose_source': 'odometry'},
+        'empty PNG',
+        image=replace(compressed(TIME, RGB), data=np.zeros(0, np.uint8)),
+        rejection="not 'png' data",
     ),
     Case(
-        'odometry of a mounted base',
-        pose=lambda time: odometry(time, time - 90, '/base_link'),
-        x=11.0,
-        bag={'base_from_camera': MOUNT},
-        node={
-            'observe.pose_source': 'odometry',
-            'frames.base': 'base_link',
-            'frames.base_from_camera': MOUNT,
-        },
+        'half a PNG',
+        image=replace(compressed(TIME, RGB), data=compressed(TIME, RGB).data[:20]),
+        rejection="not 'png' data",
     ),
-    Case(
-        'odometry without a child frame',
-        pose=lambda time: odometry(time, time - 90),
-        x=11.0,
-        bag={'base_from_camera': MOUNT},
-        node={
-            'observe.pose_source': 'odometry',
-            'frames.base': 'base_link',
-            'frames.base_from_camera': MOUNT,
-        },
-    ),
-    Case(
-        'odometry and a static mount',
-        pose=lambda time: odometry(time, time - 90, 'base_link'),
-        static=transforms(0.0, ('base_link', 'camera', 0.5)),
-        x=10.5,
-        node={'observe.pose_source': 'odometry', 'frames.base': 'base_link'},
-    ),
-    Case(
-        'odometry of an unknown base',
-        pose=lambda time: odometry(time, time - 90, 'wheels'),
-        rejection="no transforms join 'camera' to",
-        node={'observe.pose_source': 'odometry', 'frames.base': 'base_link'},
-    ),
-    Case(
-        'transforms',
-        pose=lambda time: transforms(time, ('/map', 'odom', 3.0), ('odom', '/base', time - 90)),
-        static=transforms(0.0, ('base', 'camera', 0.5)),
-        x=13.5,
-        node={'observe.pose_source': 'tf'},
-    ),
-    Case(
-        'transforms and a mount',
-        pose=lambda time: transforms(time, ('map', 'base_link', time - 90)),
-        x=11.0,
-        bag={'base_from_camera': MOUNT},
-        node={
-            'observe.pose_source': 'tf',
-            'frames.base': 'base_link',
-            'frames.base_from_camera': MOUNT,
-        },
-    ),
-    Case(
-        'transforms to an ancestor that is not the world',
-        pose=lambda time: transforms(time, ('odom', 'map', -1.0), ('odom', 'camera', time - 90)),
-        x=11.0,
-        node={'observe.pose_source': 'tf'},
-    ),
-    Case(
-        'transforms that lead elsewhere',
-        pose=lambda time: transforms(time, ('earth', 'camera', 0.0)),
-        rejection="no transforms join 'camera' to 'map'; the frames that are known: camera, earth",
-        node={'observe.pose_source': 'tf'},
-    ),
-    Case(
-        'quaternion of length 0.5',
-        pose=lambda time: pose_message(time, 0.0, w=0.5),
-        rejection='pose: the quaternion has length 0.5, not 1',
-    ),
-    Case(
-        'position that is not finite',
-        pose=lambda time: pose_message(time, np.nan),
-        rejection='is not finite',
-    ),
-    Case(
-        'position beyond 10 km',
-        pose=lambda time: pose_message(time, 10_001.0),
-        rejection='is further than 10 km from the origin of its frame',
-    ),
-    Case(
-        'pose in its own frame',
-        pose=lambda time: pose_message(time, 0.0, frame='camera'),
-        rejection="pose of 'camera' in 'camera': two different frames are needed",
-    ),
-    *CAMERAS,
-    *DEPTHS,
-    *IMAGES,
-    *POSES,
+    Case('encoding without a name', image=image(TIME, RGB, ''), rejection="encoding ''"),
 ]

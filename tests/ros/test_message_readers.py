@@ -8,8 +8,10 @@ import re
 from typing import Any
 
 from bag_messages import HEIGHT, STORE, WIDTH, write
-from message_cases import CASES, TIME, Case
+from depth_cases import DEPTHS
+from message_cases import CAMERAS, IMAGES, TIME, Case
 import numpy as np
+from pose_cases import POSES
 import pytest
 
 from mirage_model.data.bag import Bag
@@ -20,6 +22,8 @@ from mirage_model.messages.camera_info import read_camera
 from mirage_model.messages.doubts import Doubts
 from mirage_model.messages.poses import read_pose, read_transform, seconds
 from mirage_model.messages.transform_tree import TransformTree
+
+CASES = [*CAMERAS, *IMAGES, *DEPTHS, *POSES]
 
 
 def from_bag(case: Case, folder) -> tuple[Observation, list[str]]:
@@ -40,7 +44,8 @@ def from_bag(case: Case, folder) -> tuple[Observation, list[str]]:
         **options,
     )
     layout = Layout(height=HEIGHT, width=WIDTH, rate=10.0, least=1)
-    bag = Bag(write(folder / 'bag', topics, more=more), config, layout)
+    path = write(folder / 'bag', topics, more=more, delay=case.delay)
+    bag = Bag(path, config, layout)
     listing = bag.listing()
     if not listing.parts:
         raise ValueError('; '.join(reason for _, _, reason in listing.left_out))
