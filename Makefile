@@ -23,7 +23,7 @@ demo: setup  ## imagine along a path in a simulated world, over ROS 2; ENGINE=re
 test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types
 	@scripts/setup.sh tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
-	scripts/beside.sh out/test-beside.log make --no-print-directory check test-numpy1 -- .venv/bin/python -m pytest tests/ros
+	scripts/beside.sh out/test-beside.log make --no-print-directory check test-numpy1 -- .venv/bin/python -m pytest tests/ros -n 2 --dist loadgroup
 
 test-numpy1:
 	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile

@@ -231,8 +231,8 @@ def run(command: Command, words: Sequence[str], *, prog: str) -> int:
             if isinstance(path := getattr(config, name, None), Path):
                 check_output(path, name)
         return _load(command.function)(config)
-    except KeyboardInterrupt:
-        print(f'{prog}: interrupted', file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print('; '.join([f'{prog}: interrupted', *interrupt.args]), file=sys.stderr)
         return 130
     except ImportError as error:
         print(f'{prog}: {explain(error)}', file=sys.stderr)

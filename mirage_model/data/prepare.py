@@ -297,5 +297,8 @@ def main(command: PrepareCommand) -> int:
         labeller=command.labeller,
     )
     sources = _sources(command, layout)
-    print(summary(prepare(config, sources, workers=command.workers)))
+    try:
+        print(summary(prepare(config, sources, workers=command.workers)))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('the same command continues') from None
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+import glob
 import multiprocessing
 import os
 from pathlib import Path
@@ -27,6 +28,20 @@ INSTANT = [sys.executable, str(Path(__file__).resolve().parents[1] / 'instant_en
 
 START = 2_000_000_000.0
 """The planned time of a path's first pose: the future."""
+
+
+def leftover_shared_memory() -> set[str]:
+    """Return the files of DDS and of the simulator in /dev/shm that no process has in use."""
+    names = {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}
+    used = set()
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            maps = (process / 'maps').read_text()
+            opened = {str(file.readlink()) for file in (process / 'fd').iterdir()}
+        except OSError:  # it has ended
+            continue
+        used |= {name for name in names if name in maps or name in opened}
+    return names - used
 
 
 FORKS = multiprocessing.get_context('forkserver')

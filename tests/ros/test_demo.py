@@ -14,6 +14,7 @@ import time
 
 import cv2
 from models import save_small_model
+from processes import leftover_shared_memory
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -68,23 +69,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture
 def before() -> set[str]:
-    return shared_memory()
-
-
-def shared_memory() -> set[str]:
-    """Files of DDS and of the simulator, but for those that a simulator beside this test has in
-    use."""
-    maps = (Path(path) for path in glob.glob('/proc/[0-9]*/maps'))
-    used = '\n'.join(map(_text, maps))
-    names = {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}
-    return {name for name in names if 'fastrtps' in name or name not in used}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # it has ended
-        return ''
+    return leftover_shared_memory()
 
 
 def test_demo_writes_its_results_and_ends(before, demo, tmp_path):
@@ -104,7 +89,7 @@ def test_demo_writes_its_results_and_ends(before, demo, tmp_path):
     entities = run_rerun('rrd', 'print', tmp_path / 'demo.rrd')
     for name in ('/observed', '/visibility', '/world/path', '/world/imagined_camera/frame'):
         assert name in entities, entities
-    assert shared_memory() <= before
+    assert leftover_shared_memory() <= before
 
 
 def run_rerun(*arguments) -> str:
@@ -130,7 +115,7 @@ def test_interrupted_demo_leaves_nothing(before, demo):
     while any(Path(f'/proc/{pid}').exists() for pid in started):
         assert time.monotonic() < deadline, 'a process was left behind'
         time.sleep(0.1)
-    assert shared_memory() <= before
+    assert leftover_shared_memory() <= before
 
 
 @pytest.mark.parametrize(
