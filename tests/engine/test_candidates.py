@@ -161,9 +161,9 @@ def slowly(engine: Engine, seconds: float) -> None:
     """Make each denoising step last ``seconds`` longer."""
     forward = engine.model.backbone.forward
 
-    def slow(*arguments):
+    def slow(*arguments, **keywords):
         time.sleep(seconds)
-        return forward(*arguments)
+        return forward(*arguments, **keywords)
 
     engine.model.backbone.forward = slow
 
@@ -209,11 +209,11 @@ def test_out_of_memory_halves_the_batch(engine, caplog):
     expected = list(engine.imagine_candidates(candidates()))
     forward, batches = engine.model.backbone.forward, []
 
-    def narrow(latents, *arguments):
+    def narrow(latents, *arguments, **keywords):
         batches.append(len(latents))
         if len(latents) > 1:
             raise torch.OutOfMemoryError('no room for two')
-        return forward(latents, *arguments)
+        return forward(latents, *arguments, **keywords)
 
     engine.model.backbone.forward = narrow
     with caplog.at_level('WARNING'):
@@ -227,7 +227,7 @@ def test_engine_survives_out_of_memory_with_one_candidate(engine):
     expected = alone(engine, 0)
     forward = engine.model.backbone.forward
 
-    def full(*arguments):
+    def full(*arguments, **keywords):
         raise torch.OutOfMemoryError('no room')
 
     engine.model.backbone.forward = full

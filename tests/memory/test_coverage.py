@@ -109,7 +109,7 @@ def test_counts_are_updated_incrementally(building):
     grid = memory._estimator._grid
     for view, depth in (next(memory_speed.chunks(9)) for _ in range(2)):
         valid = torch.ones_like(depth, dtype=torch.bool)
-        latents = torch.zeros(9, coverage_score.CHANNELS, *depth.shape[1:])
+        latents = torch.zeros(9, 16, *depth.shape[1:])
         memory.write(latents, 0.7 * depth, view, valid=valid, observed=True)
         memory.coverage(cameras)
         assert memory._estimator._grid is grid

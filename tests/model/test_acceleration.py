@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+import subprocess
+import sys
+
 from models import small_backbone
 import pytest
 import torch
@@ -39,11 +44,22 @@ def test_offloaded_backbone_gives_equal_velocities():
     assert torch.equal(accelerated(offload=True)(*inputs()), backbone()(*inputs()))
 
 
-# third parties deprecate what they still use
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.slow
 def test_compiled_backbone_gives_near_equal_velocities():
-    model = accelerated(compile=True)
-    torch.testing.assert_close(model(*inputs()), backbone()(*inputs()), atol=1e-5, rtol=1e-4)
+    """In a process of its own: the checks of shapes here cannot be compiled."""
+    code = 'from test_acceleration import compiled_error; print(compiled_error())'
+    paths = (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, paths))}
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
+
+
+def compiled_error() -> float:
+    difference = accelerated(compile=True)(*inputs()) - backbone()(*inputs())
+    return float(difference.abs().max())
 
 
 def test_float8_equals_rounded_weights():

@@ -27,6 +27,9 @@ from mirage_model.perception import Estimate
 class FlatWall:
     """Depth of three metres everywhere, all of it static."""
 
+    segments_dynamic = True
+    estimates_cameras = False
+
     def estimate(self, frames, cameras, readout=None):
         depth = torch.full((len(frames), *frames.shape[-2:]), 3.0)
         nothing = torch.zeros_like(depth, dtype=torch.bool)
@@ -36,6 +39,7 @@ class FlatWall:
             confidence=torch.ones_like(depth),
             sky=nothing,
             moving=nothing,
+            moving_probability=torch.zeros_like(depth),
             scaled=torch.ones(len(frames), dtype=torch.bool),
         )
 

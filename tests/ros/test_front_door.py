@@ -80,17 +80,23 @@ def test_help_in_its_own_extra(name, extra):
 
 
 @pytest.mark.parametrize(
-    ('name', 'words', 'extra'),
+    ('name', 'words', 'installed', 'extra'),
     [
-        ('mirage', ['evaluate', 'tiny'], 'worlds'),
-        ('mirage', ['replay', '.', '--image=/a', '--camera-info=/b', '--pose=/c'], 'replay'),
-        ('mirage_demo', [], 'worlds'),
-        ('mirage_viewer', [], 'viewer'),
+        ('mirage', ['bench', 'memory'], '', 'engine'),
+        ('mirage', ['evaluate', 'tiny'], 'engine', 'worlds'),
+        (
+            'mirage',
+            ['replay', '.', '--image=/a', '--camera-info=/b', '--pose=/c'],
+            'engine',
+            'replay',
+        ),
+        ('mirage_demo', [], '', 'worlds'),
+        ('mirage_viewer', [], '', 'viewer'),
     ],
 )
-def test_missing_extra_is_named(name, words, extra, tmp_path):
+def test_missing_extra_is_named(name, words, installed, extra, tmp_path):
     out = ['--out', str(tmp_path / 'out')] if name != 'mirage_viewer' else []
-    done = run_script(name, *words, *out, extra='')
+    done = run_script(name, *words, *out, extra=installed)
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"pip install 'mirage[{extra}]'" in done.stderr
     assert 'Traceback' not in done.stderr

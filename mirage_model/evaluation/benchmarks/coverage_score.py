@@ -34,19 +34,17 @@ from mirage_model.evaluation.config import ScoreConfig
 from mirage_model.interface import Trajectory
 from mirage_model.memory.coverage import Coverage
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
-from mirage_model.model.checkpoint import EMBEDDED, load_model
+from mirage_model.model.checkpoint import EMBEDDED, Model, load_model
 
 CANDIDATES, POSES = 64, 20
-CHANNELS = 16  # of mirage-tiny, whose engine scores too
-CONFIG = MemoryConfig(channels=CHANNELS)
 IMAGINED = 4
 """Number of chunks of which one is imagined."""
 
 
-def building(points: int, rooms: int) -> LatentMemory:
+def building(points: int, rooms: int, channels: int = 16) -> LatentMemory:
     """Return a memory with ``points`` points, each room seen from random cameras."""
-    memory = LatentMemory(CONFIG)
-    latents = torch.zeros(CHUNK, CHANNELS, HEIGHT, WIDTH)
+    memory = LatentMemory(MemoryConfig(channels=channels))
+    latents = torch.zeros(CHUNK, channels, HEIGHT, WIDTH)
     for index, (cameras, depth) in enumerate(chunks(rooms)):
         valid, observed = torch.ones_like(depth, dtype=torch.bool), bool(index % IMAGINED)
         memory.write(latents, depth, cameras, valid=valid, observed=observed)
@@ -80,9 +78,10 @@ def exact(memory: LatentMemory, paths: list[Cameras]) -> Coverage:
     return Coverage(**{k: torch.cat([getattr(part, k) for part in parts]) for k in names})
 
 
-def through_engine(memory: LatentMemory, paths: list[Cameras], repeats: int) -> float:
-    """Return the time of Engine.score, which the node calls, with mirage-tiny [s]."""
-    model = load_model(EMBEDDED)
+def through_engine(
+    model: Model, memory: LatentMemory, paths: list[Cameras], repeats: int
+) -> float:
+    """Return the time of Engine.score, which the node calls [s]."""
     engine, like = Engine(model), paths[0][:1]
     size = model.config.height, model.config.width
     place = Session(
@@ -112,14 +111,15 @@ def error(name: str, ours: Float[Tensor, 'n'], truth: Float[Tensor, 'n']) -> Met
 
 
 def measure(points: int, rooms: int, repeats: int) -> tuple[list[Metric], dict[str, int]]:
-    memory = building(points, rooms)
+    model = load_model(EMBEDDED)
+    memory = building(points, rooms, model.codec.channels)
     paths = candidates(CANDIDATES, rooms)
     every = concatenate(paths)
     start = perf_counter()
     coarse = memory.coverage(every)
     first = perf_counter() - start
     seconds = median(lambda: memory.coverage(every), repeats)
-    asked = through_engine(memory, paths, repeats)
+    asked = through_engine(model, memory, paths, repeats)
     start = perf_counter()
     truth = exact(memory, paths)
     slow = perf_counter() - start
