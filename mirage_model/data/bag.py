@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from mirage_model.image_fit import fit_depth, fit_image, fit_K
 from mirage_model.messages.camera_info import read_depth, read_image
 from mirage_model.messages.doubts import Doubts
 from mirage_model.messages.poses import seconds
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Bag:
 
     @property
     def doubts(self) -> list[str]:
-        """Return what is doubtful and used as it is. It is part of the listing too."""
+        """Return what is doubtful and used as it is; the listing has what it knew of."""
         return list(self._doubts.told.values())
 
     @property
@@ -121,11 +124,11 @@ class Bag:
         return Listing(parts=listing.parts, left_out=images + listing.left_out)
 
     def load(self, part: Part) -> Clip:
-        """Return a clip.
+        """Return a clip; doubts about its images are logged.
 
         Raises ValueError that names the topic and the time of an image that cannot be used.
         """
-        index, rows = self._index, list(part.rows)
+        index, rows, known = self._index, list(part.rows), len(self.doubts)
         camera, height, width = index.camera, self.layout.height, self.layout.width
         depth = np.full((len(rows), height, width), np.nan, np.float32)
 
@@ -152,6 +155,8 @@ class Bag:
                 return fit_depth(metres, height, width)
 
             depth[:] = self._images(self.config.depth, stamps, logged, depth_of)
+            for doubt in self.doubts[known:]:
+                logger.warning('%s: %s: %s', self.path, self.config.depth, doubt)
         K = fit_K(index.K[rows], camera.size, height, width)
         cameras = Cameras(
             K=torch.from_numpy(K).float(),

@@ -120,12 +120,18 @@ class PrepareCommand:
     pose: str = ''
     """Topic of poses, odometry or transforms."""
     depth: str = ''
-    """Topic of depth registered to the images; empty for a bag without depth."""
+    """Topic of depth, registered to the images or with its camera_info; empty for a bag without
+    depth."""
+    depth_camera_info: str = ''
+    """Topic of the depth's camera_info, to register depth of another camera; empty for depth that
+    is registered."""
     base_frame: str = 'base_link'
     """Frame that base_from_camera is mounted on, and of poses that name no child frame."""
     base_from_camera: tuple[float, ...] = ()
     """Camera on the base: x y z [m] and quaternion x y z w; empty for a mount in the
     transforms."""
+    accept: tuple[str, ...] = ()
+    """Doubtful inputs of bags that are meant as they are, by the names that warnings give."""
     model: Path | None = None
     """Model folder with perception and codec; None for mirage-tiny.
 

@@ -260,8 +260,10 @@ def _sources(command: PrepareCommand, layout: Layout) -> list[Source]:
             camera_info=command.camera_info,
             pose=command.pose,
             depth=command.depth,
+            depth_camera_info=command.depth_camera_info,
             base_frame=command.base_frame,
             base_from_camera=command.base_from_camera,
+            accept=command.accept,
         )
         sources.append(Bag(path, config, layout))
     if not sources:

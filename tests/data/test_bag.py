@@ -114,6 +114,18 @@ def test_float_depth_of_either_byte_order(tmp_path, big):
     assert depth[:, [0, -1]].isnan().all() and (depth[:, 1:-1] == 2.5).all()
 
 
+def test_doubts_about_depth_are_logged_once(tmp_path, caplog):
+    topics = messages(12)
+    empty = np.full((HEIGHT, WIDTH), np.nan, np.float32)
+    topics['/depth'] = [image(100 + i / 10, empty, '32FC1') for i in range(12)]
+    bag = Bag(write(tmp_path / 'b', topics), CONFIG, replace(LAYOUT, frames=6))
+    for part in bag.listing().parts:
+        bag.load(part)
+    (told,) = caplog.messages
+    assert told.startswith(f'{bag.path}: /depth: depth: none of 12x16 pixels has a measurement')
+    assert bag.doubts == [told.removeprefix(f'{bag.path}: /depth: ')]
+
+
 def test_camera_poses_without_depth(tmp_path):
     topics = messages(8)
     del topics['/depth'], topics['/odometry']

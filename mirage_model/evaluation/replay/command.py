@@ -93,6 +93,7 @@ def run(
         folder = out / 'segments'
         folder.mkdir(exist_ok=True)
         failures += _replay_all(engine, bag, segments, config, folder)
+        left_out += [doubt for doubt in bag.doubts if not any(doubt in line for line in left_out)]
     except ValueError as error:
         raise ValueError('; '.join([str(error), *failures])) from None
     finally:
