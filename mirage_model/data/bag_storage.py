@@ -11,13 +11,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 import heapq
 from pathlib import Path
 import re
 import sqlite3
 import tempfile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 import weakref
 
 import numpy as np
@@ -144,7 +144,7 @@ class _McapFile:
                 continue
             while waiting and waiting[0][0] <= block.start:
                 yield heapq.heappop(waiting)[3]
-            for place, message in enumerate(self._records(block)):
+            for place, message in enumerate(read_block(self._stream, block.offset)):
                 if message.channel_id in wanted and start <= message.log_time < stop:
                     stored = Stored(
                         self._topics[message.channel_id], message.log_time, message.data
@@ -154,16 +154,22 @@ class _McapFile:
         while waiting:
             yield heapq.heappop(waiting)[3]
 
-    def _records(self, block: _Block) -> list[Any]:
-        from mcap.records import Chunk, Message
-        from mcap.stream_reader import StreamReader, breakup_chunk
 
-        self._stream.seek(block.offset)
-        reader = StreamReader(self._stream, skip_magic=True, emit_chunks=True)
-        record = next(iter(reader.records))
-        if not isinstance(record, Chunk):
-            return [record]
-        return [part for part in breakup_chunk(record) if isinstance(part, Message)]
+@lru_cache(maxsize=1)
+def read_block(stream: BinaryIO, offset: int) -> tuple[Any, ...]:
+    """Return the messages of the block at an offset of an MCAP file.
+
+    The last block is kept, since its images are often read one by one.
+    """
+    from mcap.records import Chunk, Message
+    from mcap.stream_reader import StreamReader, breakup_chunk
+
+    stream.seek(offset)
+    reader = StreamReader(stream, skip_magic=True, emit_chunks=True)
+    record = next(iter(reader.records))
+    if not isinstance(record, Chunk):
+        return (record,)
+    return tuple(part for part in breakup_chunk(record) if isinstance(part, Message))
 
 
 class _SqliteFile:

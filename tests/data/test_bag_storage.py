@@ -17,6 +17,7 @@ from rosbags.typesys import Stores, get_typestore
 from test_bag import CONFIG, LAYOUT, messages
 
 from mirage_model.data.bag import Bag
+from mirage_model.data.bag_storage import read_block
 
 COUNT = 8
 ROS1 = get_typestore(Stores.ROS1_NOETIC)
@@ -146,3 +147,16 @@ def test_qos_of_the_metadata_does_not_matter(tmp_path):
     assert changed != text
     metadata.write_text(changed)
     check(path)
+
+
+def test_pictures_of_one_chunk_decode_it_once(tmp_path):
+    """A chunk holds all messages of this bag."""
+    bag = Bag(write_ros2(tmp_path / 'b', mode=CompressionMode.STORAGE), CONFIG, LAYOUT)
+    (part,) = bag.listing().parts
+    read_block.cache_clear()
+    one_by_one = [bag.load(replace(part, rows=(row,))) for row in part.rows]
+    assert read_block.cache_info().misses == 1
+    whole = bag.load(part)
+    for i, clip in enumerate(one_by_one):
+        assert (clip.frames[0] == whole.frames[i]).all()
+        np.testing.assert_array_equal(clip.depth[0], whole.depth[i])
