@@ -45,6 +45,21 @@ def test_zero_quaternions_look_along_the_path():
         read([pose(x, y, None) for x, y in CORNER], 'as_sent')
 
 
+@pytest.mark.parametrize(
+    ('poses', 'index'),
+    [
+        ([pose(0.0, 0.0, None)], 0),
+        ([pose(1.0, 0.0, None)] * 3, 0),
+        ([pose(x, y, yaw) for (x, y), yaw in zip(CORNER, [0.0, 0.3, None, 0.9, 1.2])], 2),
+        ([pose(x, y, yaw) for (x, y), yaw in zip(CORNER, [0.0, 0.3, 0.6, 0.9, None])], 4),
+    ],
+    ids=['one pose', 'no motion', 'one of a path that turns', 'the last alone'],
+)
+def test_zero_quaternions_without_a_remedy_are_named(poses, index):
+    with pytest.raises(ValueError, match=rf'poses\[{index}\]: the quaternion has length 0'):
+        read(poses)
+
+
 def test_orientations_that_turn_are_taken_as_sent():
     sent = [0.0, 0.3, 0.6, 0.9, 1.2]
     yaw, told = read([pose(x, y, angle) for (x, y), angle in zip(CORNER, sent)])
