@@ -16,8 +16,8 @@ setup:  ## environment in .venv and ROS interfaces; nothing to do when they are 
 # ENGINE=remote generates on a server that is started too, with mutual TLS
 PLACE = $(if $(filter remote,$(ENGINE)),--engine server)
 
-demo: setup  ## imagine along a path in a simulated world, over ROS 2; ENGINE=remote by a server; writes out/demo/
-	@.venv/bin/mirage_demo --out out/demo $(PLACE)
+demo: setup  ## imagine along a path in a simulated world, over ROS 2; SCENE=house in a house; ENGINE=remote by a server; writes out/demo/
+	@.venv/bin/mirage_demo --out out/demo $(if $(SCENE),--scene $(SCENE)) $(PLACE)
 
 # shapes are checked in the first run; numpy 1.26 runs the code as users run it, where the ROS tests wait
 test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import cv2
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 import torch
 from torch import Tensor
 
-from mirage_model.camera import Cameras, project, unproject
+from mirage_model.camera import Cameras, concatenate, project, unproject
+from mirage_model.engine.inputs import fit_observation
+from mirage_model.interface import Observation
 
 NEAR = 0.05
 """Smallest depth of a warped pixel [m]."""
@@ -58,6 +63,23 @@ def warp_and_inpaint(
         filled = cv2.inpaint(colour, holes, INPAINT_RADIUS, cv2.INPAINT_TELEA)
         frames.append(torch.from_numpy(filled).movedim(-1, 0).float() / 255)
     return torch.stack(frames)
+
+
+def warp_observation(
+    seen: Sequence[Observation], height: int, width: int
+) -> UInt8[np.ndarray, 'n {height} {width} 3'] | None:
+    """Warp the first observation to the cameras of the n others, by `warp_and_inpaint`.
+
+    Returns:
+        Frames at a model's size, or None where the first observation has no depth.
+    """
+    first, *others = seen
+    start = fit_observation(first, height, width)
+    if start.depth is None:
+        return None
+    cameras = [fit_observation(replace(view, depth=None), height, width).camera for view in others]
+    warped = warp_and_inpaint(start.frame[0], start.depth[0], start.camera, concatenate(cameras))
+    return (warped * 255).round().byte().movedim(1, -1).numpy()
 
 
 def _splat(

@@ -11,22 +11,36 @@ from tyro.conf import OmitArgPrefixes
 from mirage_model.evaluation.config import ReplayCommand
 
 EnginePlace = Literal['node', 'server']
+SceneName = Literal['doom', 'house']
+SCENES: dict[SceneName, tuple[str, str]] = {
+    'doom': ('E2M6', 'forward'),
+    'house': ('room-0013', 'out_and_back'),
+}
+"""Map and trajectory of the demo's scenes; mirage-tiny was not trained on these maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The trajectory that is imagined, on a map that mirage-tiny was not trained on."""
+    """The trajectory that is imagined."""
 
-    map_name: str = 'E2M6'
-    """Map of Freedoom, E1M1 to E4M9 or MAP01 to MAP32."""
-    kind: str = 'forward'
-    """Trajectory: forward, turn, out_and_back or wander."""
+    scene: SceneName = 'doom'
+    """A map of Freedoom, or a generated house."""
+    map_name: str = ''
+    """Another map: E1M1 to E4M9, MAP01 to MAP32, or a house, room-0000 to room-9999."""
+    kind: str = ''
+    """Trajectory: forward, turn, out_and_back or wander; empty for the scene's."""
     world_seed: int = 2
     """Random seed of the trajectory."""
     frames: int = 64
     """Frames to imagine."""
     patience: float = 240.0
     """Longest time to wait for an answer of the node [s]."""
+
+    @property
+    def path(self) -> tuple[str, str]:
+        """Map and kind of the trajectory."""
+        map_name, kind = SCENES[self.scene]
+        return self.map_name or map_name, self.kind or kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def main() -> int:
 
 def demo(command: DemoCommand) -> int:
     """Run the demo; return the exit status. Raises ModuleNotFoundError without the simulator."""
-    for name in ('vizdoom', 'omg'):  # before the node loads its model
+    for name in ('vizdoom', 'omg', 'mujoco'):  # before the node loads its model
         if find_spec(name) is None:
             raise ModuleNotFoundError(f'No module named {name!r}', name=name)
     command.out.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,12 @@ imagined with the true frames."""
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 import json
+import multiprocessing
 import os
 from pathlib import Path
+import signal
 from subprocess import Popen
 import time
 
@@ -19,6 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 from mirage_model.clip import Clip
+from mirage_model.evaluation.baselines import warp_observation
 from mirage_model.evaluation.replay.video import mask_in_colour, mp4
 from mirage_model.image_fit import fit_image
 from mirage_model.interface import Chunk, Observation
@@ -37,13 +41,36 @@ IMAGE_PERIOD = 0.2
 
 def record_world(config: DemoConfig) -> Clip:
     """Record what the simulator shows along the path; the first frame is the seed."""
-    from mirage_model.worlds.doom import FRAME_RATE, DoomWorld
+    from mirage_model.data.record import record_trajectory
 
-    rng = np.random.default_rng(config.world_seed)
-    with DoomWorld(config.map_name, seed=config.world_seed) as world:
-        path = world.plan(config.kind, config.frames + 1, rng)
-        times = np.arange(config.frames + 1) / FRAME_RATE
-        return world.record(path, times, name=config.map_name)
+    map_name, kind = config.path
+    # in a process of its own: OpenGL's drivers and torch's compiler crash in one process
+    with ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context('spawn'),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
+        recorded = pool.submit(
+            record_trajectory,
+            map_name,
+            kind,
+            frames=config.frames + 1,
+            seed=config.world_seed,
+            name=map_name,
+        )
+        return recorded.result()
+
+
+def observation(clip: Clip, index: int, *, at: float) -> Observation:
+    """Return a frame of a clip as the robot sends it at a time [s]."""
+    return Observation(
+        image=clip.frames[index].numpy(),
+        K=clip.cameras.K[index].double().numpy(),
+        world_from_camera=clip.cameras.world_from_camera[index].double().numpy(),
+        time=at,
+        depth=clip.depth[index].numpy(),
+    )
 
 
 def imagine(clip: Clip, config: DemoConfig, node: Popen) -> list[ImaginedChunk]:
@@ -70,15 +97,7 @@ def _imagine(robot: FakeRobot, clip: Clip, config: DemoConfig) -> list[ImaginedC
 
     def send_image() -> None:
         nonlocal sent
-        robot.send_view(
-            Observation(
-                image=clip.frames[0].numpy(),
-                K=clip.cameras.K[0].double().numpy(),
-                world_from_camera=clip.cameras.world_from_camera[0].double().numpy(),
-                time=time.time(),
-                depth=clip.depth[0].numpy(),
-            )
-        )
+        robot.send_view(observation(clip, 0, at=time.time()))
         sent += 1
 
     robot.node.create_timer(IMAGE_PERIOD, send_image)
@@ -96,9 +115,7 @@ def _imagine(robot: FakeRobot, clip: Clip, config: DemoConfig) -> list[ImaginedC
     times = time.time() + LEAD_SECONDS + (cameras.times - cameras.times[0]).numpy()
     plan = planned_trajectory(cameras.world_from_camera.numpy(), times, request_id='demo')
     robot.send('trajectory', plan)
-    print(
-        f'[robot] asked for {config.frames} frames along a path on {config.map_name}', flush=True
-    )
+    print(f'[robot] asked for {config.frames} frames along a path on {clip.scene}', flush=True)
     count = 0
     while not count or count < robot.chunks[0].count:
         robot.until(lambda: len(robot.chunks) > count, complaint='no chunk came')  # noqa: B023
@@ -166,7 +183,8 @@ def run_demo(
 ) -> dict:
     """Write the video, the contact sheet and summary.json; return the summary."""
     started = time.monotonic()
-    print(f'[robot] recording {config.frames} frames on {config.map_name}', flush=True)
+    map_name, kind = config.path
+    print(f'[robot] recording {config.frames} frames on {map_name}', flush=True)
     clip = record_world(config)
     messages = imagine(clip, config, node)
     imagined = time.monotonic() - started
@@ -176,25 +194,29 @@ def run_demo(
     frames = np.concatenate([chunk.frames for chunk in chunks])
     truth = fitted(clip.frames.numpy(), *frames.shape[1:3])
     masks = np.concatenate([chunk.visibility for chunk in chunks])
+    times = clip.cameras.times.numpy()
+    seen = [observation(clip, index, at=float(time)) for index, time in enumerate(times)]
+    warp = warp_observation(seen, *frames.shape[1:3])
+    assert warp is not None
     rows = {
-        'simulator': truth[1:],
-        'imagined': frames,
-        'memory saw': _memory_frames(chunks),
+        'truth': truth[1:],
+        video.GENERATED: frames,
+        'what the memory showed': _memory_frames(chunks),
+        'warp and inpaint': warp,
         'mask': mask_in_colour(masks),
     }
-    frame_rate = 1 / float(np.diff(clip.cameras.times).mean())
-    video.write_png(
-        out / 'contact_sheet.png', video.contact_sheet(rows, times=clip.cameras.times.numpy()[1:])
-    )
-    (out / 'video.mp4').write_bytes(mp4(video.video_frames(rows), frame_rate=frame_rate))
+    ahead = times[1:] - times[0]
+    video.write_png(out / 'contact_sheet.png', video.contact_sheet(rows, ahead=ahead))
+    film = video.video_frames(rows, ahead=ahead)
+    (out / 'video.mp4').write_bytes(mp4(film, frame_rate=1 / float(np.diff(times).mean())))
 
     codec = reconstructed(truth, model_folder)
     visible = np.concatenate([chunk.visible for chunk in chunks])
     observed = np.concatenate([chunk.observed for chunk in chunks])
     seconds = [chunk.seconds for chunk in chunks]
     summary = {
-        'map': config.map_name,
-        'path': config.kind,
+        'map': map_name,
+        'path': kind,
         'weights': {'name': messages[0].model, 'sha256': messages[0].model_sha256},
         'depth_source': chunks[0].depth_source,
         'seed': chunks[0].seed,
@@ -203,6 +225,7 @@ def run_demo(
         'coverage_mean': round(float(visible.mean()), 4),
         'observed_mean': round(float(observed.mean()), 4),
         'psnr_db': round(mean_psnr(frames, truth[1:]), 2),
+        'psnr_warp_db': round(mean_psnr(warp, truth[1:]), 2),
         'psnr_repeat_seed_db': round(
             mean_psnr(np.broadcast_to(truth[:1], frames.shape), truth[1:]), 2
         ),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 from pathlib import Path
 
@@ -11,8 +12,15 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.cli import main
-from mirage_model.evaluation.baselines import flat_colour, repeat_seed, warp_and_inpaint
+from mirage_model.evaluation.baselines import (
+    flat_colour,
+    repeat_seed,
+    warp_and_inpaint,
+    warp_observation,
+)
 from mirage_model.evaluation.office import read_office
+from mirage_model.image_fit import fit_image
+from mirage_model.interface import Observation
 from mirage_model.metrics import psnr
 
 
@@ -48,6 +56,27 @@ def test_warp_moves_pixels_by_their_disparity(seed):
         seed, torch.full((24, 32), 2.0), cameras_at([0.0]), cameras_at([0.2])
     )
     assert psnr(warped[0, :, :, :-3], seed[:, :, 2:-1]) > 40
+
+
+def test_warp_of_an_observation_is_at_the_size_of_the_model(seed):
+    cameras = cameras_at([0.0, 0.0, 0.4], height=48, width=64)
+    first, *others = [
+        Observation(
+            image=(seed.repeat(1, 2, 2).movedim(0, -1) * 255).byte().numpy(),
+            K=cameras.K[index].double().numpy(),
+            world_from_camera=cameras.world_from_camera[index].double().numpy(),
+            time=0.0,
+            depth=np.full((48, 64), 2.0, np.float32),
+        )
+        for index in range(3)
+    ]
+    warped = warp_observation([first, *others], 24, 32)
+    assert warped is not None and warped.shape == (2, 24, 32, 3)
+    fitted = fit_image(first.image, 24, 32)
+    np.testing.assert_array_equal(warped[0], fitted)
+    # 0.4 m at 2 m and a focal length of 10 px are 2 px
+    assert psnr(warped[1, :, :-3] / 255, fitted[:, 2:-1] / 255) > 40
+    assert warp_observation([replace(first, depth=None), *others], 24, 32) is None
 
 
 def test_nearest_surface_hides_the_others():

@@ -17,6 +17,9 @@ from models import save_small_model
 from processes import leftover_shared_memory
 import pytest
 
+from mirage_model.data.splits import read_splits, split_of
+from mirage_ros.tools.config import SCENES, DemoConfig
+
 pytestmark = pytest.mark.slow
 
 KEYS = {
@@ -25,14 +28,28 @@ KEYS = {
     'coverage_mean',
     'observed_mean',
     'psnr_db',
+    'psnr_warp_db',
     'psnr_repeat_seed_db',
     'psnr_codec_db',
     'seconds_per_chunk',
     'frames_per_second',
     'map',
+    'path',
     'weights',
     'processes',
 }
+
+
+def test_a_named_map_replaces_the_scenes():
+    assert (
+        DemoConfig().path == SCENES['doom'] and DemoConfig(scene='house').path == SCENES['house']
+    )
+    assert DemoConfig(map_name='room-0008', kind='turn').path == ('room-0008', 'turn')
+
+
+def test_maps_of_the_scenes_are_held_out():
+    splits = read_splits()
+    assert {split_of(map_name, splits) for map_name, _ in SCENES.values()} == {'test'}
 
 
 @pytest.fixture(scope='module')
@@ -41,9 +58,15 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def demo(tmp_path, model_folder) -> Iterator[subprocess.Popen]:
+def scene() -> str:
+    return 'doom'
+
+
+@pytest.fixture
+def demo(tmp_path, model_folder, scene) -> Iterator[subprocess.Popen]:
     """In a domain that no other test uses."""
     command = [sys.executable, '-m', 'mirage_ros.tools.demo', '--out', tmp_path, '--frames', '24']
+    command += ['--scene', scene]
     command += ['--recording', tmp_path / 'demo.rrd']
     running = subprocess.Popen(
         [*map(str, command), '--model-folder', str(model_folder)],
@@ -72,13 +95,15 @@ def before() -> set[str]:
     return leftover_shared_memory()
 
 
-def test_demo_writes_its_results_and_ends(before, demo, tmp_path):
+@pytest.mark.parametrize('scene', ['doom', 'house'])
+def test_demo_writes_its_results_and_ends(before, demo, tmp_path, scene):
     said, _ = demo.communicate(timeout=280)
     assert demo.returncode == 0, said
     assert 'chunk 3 of 3' in said
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert set(summary) >= KEYS
     assert (summary['chunks'], summary['frames']) == (3, 24)
+    assert (summary['map'], summary['path']) == SCENES[scene]
     assert 0 < summary['observed_mean'] <= summary['coverage_mean'] <= 1
     assert summary['weights']['name'] == 'small-random' and len(summary['weights']['sha256']) == 64
     assert summary['processes']['client'] == demo.pid != summary['processes']['node']

@@ -20,16 +20,17 @@ def rows(n: int = 6, height: int = 48, width: int = 80) -> video.Rows:
     masks = np.zeros((n, height, width), np.uint8)
     masks[:, :, 40:] = 255
     return {
-        'simulator': moving,
-        'imagined': moving[:, ::-1].copy(),
-        'memory saw': moving // 2,
+        'truth': moving,
+        video.GENERATED: moving[:, ::-1].copy(),
+        'what the memory showed': moving // 2,
+        'warp and inpaint': moving[:, :, ::-1].copy(),
         'mask': mask_in_colour(masks),
     }
 
 
 def test_video_decodes_to_its_frames(tmp_path):
     """In the codec that browsers play."""
-    frames = video.video_frames(rows())
+    frames = video.video_frames(rows(), ahead=np.arange(1, 7) / 8)
     (tmp_path / 'video.mp4').write_bytes(mp4(frames, frame_rate=8.0))
     played = cv2.VideoCapture(str(tmp_path / 'video.mp4'))
     assert played.get(cv2.CAP_PROP_FPS) == 8.0
@@ -44,13 +45,31 @@ def test_video_decodes_to_its_frames(tmp_path):
 
 
 def test_sheet_has_a_row_for_each_title(tmp_path):
-    sheet = video.contact_sheet(rows(), times=np.arange(6) / 8, columns=3)
+    sheet = video.contact_sheet(rows(), ahead=np.arange(1, 7) / 8, columns=3)
     video.write_png(tmp_path / 'sheet.png', sheet)
     back = cv2.cvtColor(cv2.imread(str(tmp_path / 'sheet.png')), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(back, sheet)
-    first, last = rows()['imagined'][[0, -1]]
-    for picture in (first, last):
-        assert cv2.matchTemplate(sheet, picture, cv2.TM_SQDIFF).min() == 0
+    for frames in rows().values():
+        for picture in (frames[0], frames[-1]):
+            match = cv2.matchTemplate(sheet, picture, cv2.TM_SQDIFF)
+            y, x = np.unravel_index(match.argmin(), match.shape)
+            np.testing.assert_array_equal(sheet[y : y + 48, x : x + 80], picture)
+
+
+def test_generated_frames_alone_are_marked():
+    """Each has an edge of one colour, on the sheet and in the video."""
+    frames = {title: np.full_like(frame, 9) for title, frame in rows().items()}
+    times = np.arange(1, 7) / 8
+    sheet = video.contact_sheet(frames, ahead=times, columns=3)
+    (film, *_) = video.video_frames(frames, ahead=times)
+    for picture, edge in ((sheet, 4), (film, 4)):
+        marked = (picture == video.MARK).all(axis=2)
+        count, _, boxes, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8))
+        edges = boxes[(boxes[:, cv2.CC_STAT_HEIGHT] > 40) & (np.arange(count) > 0)]
+        assert len(edges) == 1, boxes
+        x, y, width, height, area = edges[0]
+        inner = picture[y + edge : y + height - edge, x + edge : x + width - edge]
+        assert area < width * height / 2 and (inner == 9).any()
 
 
 def test_true_frames_are_cropped_like_the_seed():
