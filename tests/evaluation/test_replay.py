@@ -22,9 +22,17 @@ from mirage_model.cli import main, parse
 from mirage_model.engine.engine import Engine
 from mirage_model.evaluation.config import ReplayCommand
 from mirage_model.evaluation.replay.command import load_engine, open_bag, run
-from mirage_model.evaluation.replay.replay import ObservedMemory, load, request_for, views
+from mirage_model.evaluation.replay.replay import (
+    WARP_METRICS,
+    ObservedMemory,
+    load,
+    request_for,
+    save,
+    views,
+)
 from mirage_model.evaluation.replay.results_bag import METRICS, track_numbers
 from mirage_model.evaluation.replay.segments import segments_of
+from mirage_model.evaluation.replay.tables import segment_row
 from mirage_model.image_fit import fit_image
 from mirage_model.interface import NOTHING
 
@@ -70,6 +78,26 @@ def test_segment_equals_direct_use_of_the_engine(recorded, done):
     )
     assert found.rows[3]['horizon_s'] == pytest.approx(0.5)
     assert found.nanoseconds.tolist() == [int((1000 + row / 8) * 1e9) for row in range(17, 25)]
+
+
+def test_warp_of_a_wall_follows_its_texture(done):
+    """The wall is flat and its depth is known: what stays in view is warped exactly."""
+    result = load(done / 'segments' / '00002-0.safetensors')
+    assert result.warp is not None and result.warp.shape == result.frames.shape
+    for number, row in enumerate(result.rows):
+        error = np.square(result.warp[number] / 255 - result.recorded[number] / 255)
+        assert row['warp_psnr_all'] == pytest.approx(-10 * math.log10(error.mean()), abs=1e-4)
+        assert row['better_than_warp'] == float(row['psnr_all'] > row['warp_psnr_all'])
+    assert result.rows[0]['warp_psnr_all'] > result.rows[0]['last_frame_psnr_all']
+
+
+def test_no_depth_leaves_out_the_warp(done):
+    result = replace(load(done / 'segments' / '00002-0.safetensors'), warp=None)
+    rows = tuple(row | dict.fromkeys(WARP_METRICS, math.nan) for row in result.rows)
+    save(done.parent / 'without.safetensors', replace(result, rows=rows))
+    again = load(done.parent / 'without.safetensors')
+    assert again.warp is None
+    assert segment_row(again)['warp_psnr_all'] is segment_row(again)['better_than_warp'] is None
 
 
 def test_horizons_are_padded_to_whole_chunks(recorded):
@@ -170,7 +198,7 @@ def test_results_bag_opens_in_both_readers(done):
     replayed = load(done / 'segments' / '00001-0.safetensors')
     image = np.frombuffer(pictures[int(replayed.nanoseconds[2])].data, np.uint8)
     np.testing.assert_array_equal(image, replayed.frames[2].reshape(-1))
-    assert len(METRICS) == 9
+    assert len(METRICS) == 10
 
 
 def test_lanes_keep_overlapping_segments_apart():

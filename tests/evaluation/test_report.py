@@ -91,9 +91,19 @@ def test_report_has_the_values_of_the_tables(report, page):
                     assert float(text) == pytest.approx(float(row[column]), abs=5.1e-4)
 
 
+def test_report_says_how_often_imagining_won(report, page):
+    with (report / 'segments.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    won = sum(float(row['psnr_all']) > float(row['warp_psnr_all']) for row in rows)
+    frames = sum(float(row['better_than_warp']) * int(row['frames']) for row in rows)
+    said = page.locator('#against-warp').inner_text()
+    assert f'in {won} of {len(rows)} segments' in said
+    assert f'in {frames:.0f} of {sum(int(row["frames"]) for row in rows)} frames' in said
+
+
 def test_videos_of_large_models_are_scaled_down():
-    """Three pictures beside each other, 720p each, would be wider than phones play."""
+    """Four pictures beside each other, 720p each, would be wider than phones play."""
     frames = np.arange(2 * 704 * 1280 * 3, dtype=np.uint8).reshape(2, 704, 1280, 3)
-    assert at_most(frames, 480).shape == (2, 264, 480, 3)
-    np.testing.assert_array_equal(at_most(np.full_like(frames, 7), 480), 7)
+    assert at_most(frames, 360).shape == (2, 198, 360, 3)
+    np.testing.assert_array_equal(at_most(np.full_like(frames, 7), 360), 7)
     assert at_most(frames, 1280) is frames

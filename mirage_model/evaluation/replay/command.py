@@ -198,7 +198,13 @@ def write_results(
         left_out=left_out,
         failures=failures,
     )
-    names = (*QUALITY, 'visible', 'last_frame_psnr_all')
+    names = (
+        *QUALITY,
+        'visible',
+        'last_frame_psnr_all',
+        'warp_psnr_all',
+        'better_than_warp',
+    )
     summary = {
         'segments': len(rows),
         **{name: _mean([row[name] for row in rows]) for name in names},

@@ -19,7 +19,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [f'{name} is in one of them alone' for name in sorted(set(names[0]) ^ set(names[1]))]
     for name in sorted(set(names[0]) & set(names[1])):
         a, b = load(one / 'segments' / name), load(other / 'segments' / name)
-        for field in ('frames', 'visibility', 'recorded', 'nanoseconds'):
+        for field in ('frames', 'visibility', 'recorded', 'warp', 'nanoseconds'):
             if not np.array_equal(getattr(a, field), getattr(b, field)):
                 found.append(f'{name}: {field}')
         for row, same in zip(a.rows, b.rows):

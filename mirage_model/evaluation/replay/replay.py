@@ -26,6 +26,7 @@ from mirage_model.clip import Clip
 from mirage_model.data.bag import Bag
 from mirage_model.data.sources import Part
 from mirage_model.engine.inputs import fit_observation
+from mirage_model.evaluation.baselines import warp_observation
 from mirage_model.evaluation.config import ReplayConfig
 from mirage_model.evaluation.image_quality import quality
 from mirage_model.evaluation.replay.geometry import METRICS, geometry
@@ -44,6 +45,9 @@ from mirage_model.interface import (
 from mirage_model.io import as_json, written_whole
 
 MEMORY = 'replay'
+WARP_METRICS = ('warp_psnr_all', 'warp_ssim_all', 'better_than_warp')
+"""Metrics of the last observed frame, warped and inpainted; the last is 1 where the imagined frame
+has the higher PSNR, else 0."""
 
 
 @runtime_checkable
@@ -66,6 +70,7 @@ class SegmentResult:
     Attributes:
         start: Stamp of the frame that imagination starts from [ns].
         nanoseconds: Stamps of the recorded frames [ns].
+        warp: The last observed frame, warped by its depth and inpainted; None without depth.
         rows: Metrics of each frame.
         seconds: Times of observing ('observing') and of each chunk ('chunks') [s].
         rejected: Why observations were rejected.
@@ -86,6 +91,7 @@ class SegmentResult:
     seconds: dict[str, Any]
     rejected: tuple[str, ...]
     depth_source: str
+    warp: UInt8[np.ndarray, 'n h w 3'] | None = None
     unreadable: tuple[str, ...] = ()
     refinement: tuple[str, ...] = ()
 
@@ -213,6 +219,8 @@ def replay_segment(
     measured = quality(frames, recorded, visibility != NOTHING)
     last_frame = np.broadcast_to(start, recorded.shape).copy()
     last_quality = quality(last_frame, recorded, visibility != NOTHING)
+    warp = warp_observation(seen, about.height, about.width)
+    against_warp = _against_warp(warp, recorded, visibility, [row['psnr_all'] for row in measured])
     placed = _geometry(frames, recorded, seen[1:], about)
     stamps = bag.stamps[list(segment.future)]
     rows = tuple(
@@ -228,6 +236,7 @@ def replay_segment(
             **placed[number],
             'last_frame_psnr_all': last_quality[number]['psnr_all'],
             'last_frame_ssim_all': last_quality[number]['ssim_all'],
+            **against_warp[number],
         }
         for number, row in enumerate(segment.future)
     )
@@ -238,6 +247,7 @@ def replay_segment(
         frames=frames,
         recorded=recorded,
         visibility=visibility,
+        warp=warp,
         nanoseconds=bag.nanoseconds[list(segment.future)],
         K=np.array(chunks[0].K, np.float64).reshape(-1, 3, 3)[0],
         world_from_camera=bag.world_from_camera[list(segment.future)],
@@ -248,6 +258,26 @@ def replay_segment(
         unreadable=unreadable,
         refinement=tuple(reason for chunk in chunks for reason in chunk.refinement),
     )
+
+
+def _against_warp(
+    warp: UInt8[np.ndarray, 'n h w 3'] | None,
+    recorded: UInt8[np.ndarray, 'n h w 3'],
+    visibility: UInt8[np.ndarray, 'n h w'],
+    imagined_psnr: list[float],
+) -> list[dict[str, float]]:
+    """Return `WARP_METRICS` of each frame, NaN without a warp."""
+    if warp is None:
+        return [dict.fromkeys(WARP_METRICS, math.nan) for _ in recorded]
+    rows = quality(warp, recorded, visibility != NOTHING)
+    return [
+        {
+            'warp_psnr_all': row['psnr_all'],
+            'warp_ssim_all': row['ssim_all'],
+            'better_than_warp': float(psnr_all > row['psnr_all']),
+        }
+        for row, psnr_all in zip(rows, imagined_psnr)
+    ]
 
 
 def _geometry(
@@ -328,7 +358,7 @@ def run_description(bag: Bag, engine: ReplayEngine, config: ReplayConfig, *, way
     settings = {k: v for k, v in asdict(config).items() if k != 'devices'}
     files = sorted(path for path in bag.path.rglob('*') if path.is_file()) or [bag.path]
     return {
-        'format': 2,
+        'format': 3,
         'bag': bag.scene,
         'bytes': sum(path.stat().st_size for path in files),
         'way': way,

@@ -34,7 +34,7 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .8rem }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 .bad { color: #a00 }
 """
-_WIDEST = 480
+_WIDEST = 360
 """Largest width of an image in a video [px]: few phones play wider videos."""
 _REGIONS = {
     'all': ('all pixels', '#222222'),
@@ -42,8 +42,9 @@ _REGIONS = {
     'uncovered': ('other pixels', '#d08a10'),
 }
 _HORIZON = ('horizon_s', 'segments', *QUALITY, 'psnr_all_low', 'psnr_all_high', 'visible')
-_HORIZON += ('last_frame_psnr_all',)
+_HORIZON += ('last_frame_psnr_all', 'warp_psnr_all', 'better_than_warp')
 _SEGMENT = ('segment', 'seed', 'frames', *QUALITY, 'visible', 'observed', 'last_frame_psnr_all')
+_SEGMENT += ('warp_psnr_all', 'better_than_warp')
 _SEGMENT += ('observing_s', 'imagining_s', 'first_chunk_s')
 
 
@@ -72,6 +73,7 @@ def write_report(
         f'imagined by {_safe(about["model"])} ('
         f'{about["sha256"][:12]}) {_safe(about["way"])}.</p>',
         _summary(segments),
+        _against_warp(segments),
         '<h2>Quality over the horizon</h2><div class="charts">',
         _curves(horizons, 'psnr', 'PSNR, dB'),
         _curves(horizons, 'ssim', 'SSIM'),
@@ -83,8 +85,8 @@ def write_report(
         ),
         '</div>',
         '<h2>The worst and the median segments</h2>',
-        '<p>Recorded frames, imagined frames, and the mask: green observed, '
-        'amber imagined before, black not covered.</p>',
+        '<p>Recorded frames, imagined frames, warp and inpaint where the recording has depth, '
+        'and the mask: green observed, amber imagined before, black not covered.</p>',
         *(
             _video(name, row, find(row), about)
             for name, rows in shown_segments.items()
@@ -123,6 +125,8 @@ def _summary(segments: Sequence[Row]) -> str:
         'psnr_covered': 'PSNR, covered pixels',
         'psnr_uncovered': 'PSNR, other pixels',
         'last_frame_psnr_all': 'PSNR of the last observed frame',
+        'warp_psnr_all': 'PSNR of the last observed frame, warped and inpainted',
+        'better_than_warp': 'share of frames closer than warp and inpaint',
         'ssim_all': 'SSIM, all pixels',
         'ssim_covered': 'SSIM, covered pixels',
         'ssim_uncovered': 'SSIM, other pixels',
@@ -142,6 +146,21 @@ def _summary(segments: Sequence[Row]) -> str:
     return f'<div class="wide">{table}</div>'
 
 
+def _against_warp(segments: Sequence[Row]) -> str:
+    """Return a sentence on how often imagining was closer to the recording than a warp."""
+    known = [row for row in segments if row['warp_psnr_all'] is not None]
+    if not known:
+        return '<p>Without recorded depth there is no warp to compare with.</p>'
+    won = sum(row['psnr_all'] > row['warp_psnr_all'] for row in known)
+    frames = sum(row['better_than_warp'] * row['frames'] for row in known)
+    count = sum(row['frames'] for row in known)
+    return (
+        f'<p id="against-warp">By PSNR, imagining was closer to the recording than the last '
+        f'observed frame, warped by its depth and inpainted, in {won} of {len(known)} segments '
+        f'and in {frames:.0f} of {count} frames.</p>'
+    )
+
+
 def _curves(horizons: Sequence[Row], metric: str, label: str) -> str:
     figure, axes = _figure()
     seconds = [_plain(row['horizon_s']) for row in horizons]
@@ -155,6 +174,9 @@ def _curves(horizons: Sequence[Row], metric: str, label: str) -> str:
         axes.fill_between(seconds, low, high, color='#222222', alpha=0.12, linewidth=0)
     last_frame = [_plain(row[f'last_frame_{metric}_all']) for row in horizons]
     axes.plot(seconds, last_frame, ':', color='#4070c0', label='last observed frame')
+    if any(row['warp_psnr_all'] is not None for row in horizons):
+        warp = [_plain(row[f'warp_{metric}_all']) for row in horizons]
+        axes.plot(seconds, warp, '--', color='#b04090', label='warp and inpaint')
     axes.set_xlabel('seconds ahead')
     axes.set_ylabel(label)
     axes.legend(fontsize=8)
@@ -186,13 +208,16 @@ def _svg(figure: Figure, title: str) -> str:
 
 
 def _video(name: str, row: Row, replayed: SegmentResult, about: dict) -> str:
-    pictures = replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility)
+    pictures = [replayed.recorded, replayed.frames, mask_in_colour(replayed.visibility)]
+    if replayed.warp is not None:
+        pictures.insert(2, replayed.warp)
     frames = side_by_side(*(at_most(each, _WIDEST) for each in pictures))
     # the codec halves the resolution of colour; the browser enlarges the rest
     scale = 2 if replayed.frames.shape[2] <= 160 else 1
     data = base64.b64encode(mp4(frames, frame_rate=about['frame_rate'], scale=scale)).decode()
     caption = (
         f'{name}: segment {row["segment"]}, seed {row["seed"]}, PSNR {shown(row["psnr_all"])} dB, '
+        f'of warp and inpaint {shown(row["warp_psnr_all"])}, '
         f'covered {shown(row["visible"])}'
     )
     return (

@@ -15,7 +15,7 @@ from mirage_model.evaluation.image_quality import QUALITY
 from mirage_model.evaluation.replay.bag_writer import BagWriter
 from mirage_model.evaluation.replay.replay import SegmentResult
 
-METRICS = (*QUALITY, 'visible', 'observed', 'last_frame_psnr_all')
+METRICS = (*QUALITY, 'visible', 'observed', 'last_frame_psnr_all', 'warp_psnr_all')
 CAMERA_FRAME = 'imagined/camera'
 
 

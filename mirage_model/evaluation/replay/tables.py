@@ -12,10 +12,18 @@ from pyarrow import csv, parquet
 
 from mirage_model.evaluation.image_quality import QUALITY, mean_with_interval
 from mirage_model.evaluation.replay.geometry import METRICS
-from mirage_model.evaluation.replay.replay import SegmentResult
+from mirage_model.evaluation.replay.replay import WARP_METRICS, SegmentResult
 
 Row = dict[str, Any]
-MEANS = (*QUALITY, 'visible', 'observed', 'last_frame_psnr_all', 'last_frame_ssim_all', *METRICS)
+MEANS = (
+    *QUALITY,
+    'visible',
+    'observed',
+    'last_frame_psnr_all',
+    'last_frame_ssim_all',
+    *WARP_METRICS,
+    *METRICS,
+)
 """Metrics of a frame that are averaged over the frames that have them."""
 
 
