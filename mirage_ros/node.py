@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path as FilePath
 import signal
-import sys
 import threading
 import time
 from typing import Any, cast
@@ -368,7 +367,3 @@ def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], boo
         executor.shutdown()
         spinning.join()
         node.destroy_node()
-
-
-if __name__ == '__main__':
-    sys.exit(main())

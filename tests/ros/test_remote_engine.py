@@ -108,7 +108,7 @@ def test_node_without_engine_names_the_extra():
 
 
 def test_node_says_why_it_cannot_connect():
-    program = [sys.executable, '-m', 'mirage_ros.node', '--ros-args']
+    program = [sys.executable, '-m', 'mirage_ros', '--ros-args']
     for address, reason in (
         ('grpc://192.0.2.1:50051', 'plain text'),
         ('grpc://127.0.0.1:9', 'engine grpc://127.0.0.1:9'),

@@ -17,7 +17,7 @@ import pytest
 
 from mirage_ros import convert
 
-NODE = [sys.executable, '-m', 'mirage_ros.node']
+NODE = [sys.executable, '-m', 'mirage_ros']
 NEW_FRAMES = CHUNK_FRAMES - 1
 
 
