@@ -122,8 +122,10 @@ def test_sentences_are_short_and_name_the_file():
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from mirage_model import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def work(config):
     print('begun', flush=True)
