@@ -150,13 +150,13 @@ class CandidatesRequest:
     """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
 
     prompt: str = ''
-    """As in `ImagineRequest`, for all candidates."""
+    """Prompt of all candidates; empty takes the model's own."""
 
     negative_prompt: str = ''
-    """As in `ImagineRequest`."""
+    """Prompt that guidance leads away from."""
 
     guidance: float = 1.0
-    """As in `ImagineRequest`."""
+    """Weight of classifier-free guidance; 1 computes none."""
 
     K: np.ndarray | None = None
     """(3, 3) intrinsics of the frames at the model's full size [px]; None takes the

@@ -31,7 +31,7 @@ from mirage_model.model.text import PromptEncoder
 
 NAMES = {'wan': 'wan22-ti2v-5b', 'official': 'latent-spatial-memory', 'spatia': 'spatia'}
 FLOW_SHIFT = 5.0
-"""Of Wan2.2-TI2V-5B, the paper's code and Spatia."""
+"""Shift of the schedule that Wan2.2-TI2V-5B, the paper's code and Spatia use."""
 
 
 @torch.no_grad()

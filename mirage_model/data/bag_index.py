@@ -87,8 +87,10 @@ class _Rejected:
 
 @dataclass(kw_only=True)
 class _Contents:
-    """What one pass over a bag collects: images and depth as stamp [s], stamp [ns], time of
-    writing [ns] and frame; cameras and poses with their stamps."""
+    """Stamps and poses that one pass over a bag collects.
+
+    Images and depth are stamp [s], stamp [ns], time of writing [ns] and frame.
+    """
 
     images: list[tuple[float, int, int, str]] = field(default_factory=list)
     depths: list[tuple[float, int, int, str]] = field(default_factory=list)
