@@ -34,14 +34,13 @@ def leftover_shared_memory() -> set[str]:
     """Return the files of DDS and of the simulator in /dev/shm that no process has in use."""
     names = {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}
     used = set()
-    for process in Path('/proc').glob('[0-9]*'):
+    for file in (*Path('/proc').glob('[0-9]*/maps'), *Path('/proc').glob('[0-9]*/fd/*')):
         try:
-            maps = (process / 'maps').read_text()
-            opened = {str(file.readlink()) for file in (process / 'fd').iterdir()}
-        except OSError:  # it has ended
+            text = file.read_text() if file.name == 'maps' else str(file.readlink())
+        except OSError:  # it has ended, or was closed
             continue
-        used |= {name for name in names if name in maps or name in opened}
-    return names - used
+        used |= {name for name in names if name in text}
+    return {name for name in names - used if os.path.exists(name)}
 
 
 FORKS = multiprocessing.get_context('forkserver')

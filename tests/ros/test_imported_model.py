@@ -20,7 +20,7 @@ from mirage_ros import convert
 sys.path.insert(0, str(Path(__file__).parents[1] / 'conversion'))
 from folders import save_branch, save_wan  # noqa: E402
 
-NODE = [sys.executable, '-m', 'mirage_ros.node']
+NODE = [sys.executable, '-m', 'mirage_ros']
 NEW_FRAMES = 8
 
 
