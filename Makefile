@@ -23,7 +23,11 @@ demo: setup  ## imagine along a path in a simulated world, over ROS 2; SCENE=hou
 test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types
 	@scripts/setup.sh tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
-	scripts/beside.sh out/test-beside.log make --no-print-directory check test-numpy1 -- .venv/bin/python -m pytest tests/ros -n 2 --dist loadgroup
+	scripts/beside.sh out/test-beside.log make --no-print-directory check test-numpy1 -- make --no-print-directory test-ros
+
+test-ros:
+	.venv/bin/python -m pytest tests/ros -m 'not alone' -n 2 --dist loadfile
+	.venv/bin/python -m pytest tests/ros -m alone
 
 test-numpy1:
 	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile

@@ -25,17 +25,6 @@ import rclpy  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import Client, NodeProcess  # noqa: E402
 
-SHARED_MEMORY = ('test_demo.py', 'test_faults.py', 'test_node.py')
-"""Files that look at what processes leave in /dev/shm, or leave something there."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests on one worker, and these files' together."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            name = 'shared memory' if item.path.name in SHARED_MEMORY else item.path.name
-            item.add_marker(pytest.mark.xdist_group(name))
-
 
 @pytest.fixture(scope='session')
 def ros() -> Iterator[None]:

@@ -20,7 +20,7 @@ import pytest
 from mirage_model.data.splits import read_splits, split_of
 from mirage_ros.tools.config import SCENES, DemoConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 KEYS = {
     'chunks',

@@ -25,6 +25,8 @@ from mirage_model.messages.poses import seconds
 from mirage_ros import convert
 from mirage_ros.node import MirageNode
 
+pytestmark = pytest.mark.alone
+
 
 def test_topics(client, start_node):
     """20 frames need two chunks of 16; what only fills the second is not given out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -20,7 +21,10 @@ run_soak(config, Path(sys.argv[1]), (sys.executable, sys.argv[2]))
 def test_soak_answers_each_request_once(tmp_path):
     engine = Path(__file__).resolve().parents[1] / 'instant_engine.py'
     done = subprocess.run(
-        [sys.executable, '-c', PROGRAM, tmp_path, engine], capture_output=True, text=True
+        [sys.executable, '-c', PROGRAM, tmp_path, engine],
+        env={**os.environ, 'INSTANT_STEP_SECONDS': '0.002'},  # a cancel finds a thousand steps
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / 'summary.json').read_text())
