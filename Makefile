@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-node bench-network soak soak-network lint check format clean
+.PHONY: help setup demo test test-ros test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-node bench-network soak soak-network lint check format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
