@@ -30,17 +30,19 @@ START = 2_000_000_000.0
 """The planned time of a path's first pose: the future."""
 
 
-def leftover_shared_memory() -> set[str]:
-    """Return the files of DDS and of the simulator in /dev/shm that no process has in use."""
+def shared_memory() -> set[str]:
+    """Return the files of DDS and of the simulator in /dev/shm, but for those that a simulator
+    beside this test has in use."""
     names = {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}
-    used = set()
-    for file in (*Path('/proc').glob('[0-9]*/maps'), *Path('/proc').glob('[0-9]*/fd/*')):
-        try:
-            text = file.read_text() if file.name == 'maps' else str(file.readlink())
-        except OSError:  # it has ended, or was closed
-            continue
-        used |= {name for name in names if name in text}
-    return {name for name in names - used if os.path.exists(name)}
+    used = ''.join(map(_text, Path('/proc').glob('[0-9]*/maps')))
+    return {name for name in names if 'fastrtps' in name or name not in used}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended
+        return ''
 
 
 FORKS = multiprocessing.get_context('forkserver')

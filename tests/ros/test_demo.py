@@ -14,7 +14,7 @@ import time
 
 import cv2
 from models import save_small_model
-from processes import leftover_shared_memory
+from processes import shared_memory
 import pytest
 
 from mirage_model.data.splits import read_splits, split_of
@@ -92,7 +92,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture
 def before() -> set[str]:
-    return leftover_shared_memory()
+    return shared_memory()
 
 
 @pytest.mark.parametrize('scene', ['doom', 'house'])
@@ -114,7 +114,7 @@ def test_demo_writes_its_results_and_ends(before, demo, tmp_path, scene):
     entities = run_rerun('rrd', 'print', tmp_path / 'demo.rrd')
     for name in ('/observed', '/visibility', '/world/path', '/world/imagined_camera/frame'):
         assert name in entities, entities
-    assert leftover_shared_memory() <= before
+    assert shared_memory() <= before
 
 
 def run_rerun(*arguments) -> str:
@@ -140,7 +140,7 @@ def test_interrupted_demo_leaves_nothing(before, demo):
     while any(Path(f'/proc/{pid}').exists() for pid in started):
         assert time.monotonic() < deadline, 'a process was left behind'
         time.sleep(0.1)
-    assert leftover_shared_memory() <= before
+    assert shared_memory() <= before
 
 
 @pytest.mark.parametrize(
