@@ -87,6 +87,7 @@ class ServerProcess:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, *self._arguments, str(self.port)],
+            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             text=True,
         )
