@@ -30,12 +30,16 @@ START = 2_000_000_000.0
 """The planned time of a path's first pose: the future."""
 
 
-def shared_memory() -> set[str]:
-    """Return the files of DDS and of the simulator in /dev/shm, but for those that a simulator
-    beside this test has in use."""
+def shared_memory(*, unused: bool = False) -> set[str]:
+    """Return the files of DDS and of the simulator in /dev/shm, or those no process has mapped."""
     names = {path for path in glob.glob('/dev/shm/*') if 'fastrtps' in path or 'ViZDoom' in path}
-    used = ''.join(map(_text, Path('/proc').glob('[0-9]*/maps')))
-    return {name for name in names if 'fastrtps' in name or name not in used}
+    used = ''.join(map(_text, Path('/proc').glob('[0-9]*/maps'))) if unused else ''
+    return {name for name in names if _segment(name) not in used}
+
+
+def _segment(path: str) -> str:
+    """Return the segment that a lock or a semaphore goes with: these are not mapped for long."""
+    return Path(path).name.removeprefix('sem.').removesuffix('_mutex').removesuffix('_el')
 
 
 def _text(path: Path) -> str:

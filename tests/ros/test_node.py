@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-import glob
 from pathlib import Path as FilePath
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from mirage.action import Imagine
 from mirage.msg import ImaginedChunk
 from nav_msgs.msg import Path
 import numpy as np
-from processes import INSTANT, START, seed_messages, trajectory
+from processes import INSTANT, START, seed_messages, shared_memory, trajectory
 import pytest
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -368,7 +367,7 @@ def test_full_queue_answers(client, start_node):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
-    before = set(glob.glob('/dev/shm/fastrtps_*'))
+    before = shared_memory()
     node = start_node(program=INSTANT, instant={'step_seconds': 0.1})
     client.connect()
     client.send_seed()
@@ -379,7 +378,7 @@ def test_shutdown_answers_and_leaves_nothing(client, start_node, number):
     assert status == GoalStatus.STATUS_ABORTED
     assert result.message == 'cancelled: the node is shutting down'
     assert node.process.wait(timeout=10) == 0
-    assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
+    assert shared_memory(unused=True) <= before
 
 
 def test_callback_errors_are_logged(ros, capfd):
@@ -418,7 +417,7 @@ sys.exit(main(load))
 def test_sigint_while_activating():
     """Between the start of the worker's thread and the first wait there is no moment at which it
     hangs."""
-    before = set(glob.glob('/dev/shm/fastrtps_*'))
+    before = shared_memory()
     program = """
 import os, signal, sys
 from instant_engine import InstantEngine
@@ -439,11 +438,11 @@ sys.exit(node.main(lambda parameters: InstantEngine()))
         timeout=60,
     )
     assert run.returncode == 0, run.stderr
-    assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
+    assert shared_memory(unused=True) <= before
 
 
 def test_sigterm_while_loading(tmp_path):
-    before = set(glob.glob('/dev/shm/fastrtps_*'))
+    before = shared_memory()
     program = """
 import sys, time
 from mirage_ros.node import main
@@ -457,4 +456,4 @@ sys.exit(main(load))
     node.send_signal(signal.SIGTERM)
     node.communicate(timeout=60)
     assert node.returncode == 0
-    assert set(glob.glob('/dev/shm/fastrtps_*')) <= before
+    assert shared_memory(unused=True) <= before
