@@ -371,7 +371,7 @@ class LinkStatus:
     """Whether the engine answers."""
 
     message: str = ''
-    """What is wrong with the link, or was lost with the last session; empty if nothing."""
+    """Fault of the link, or what was lost with the last session; empty if nothing."""
 
     round_trip: float = float('nan')
     """Time of the last heartbeat [s]."""

@@ -12,7 +12,7 @@ from mirage_model.messages.doubts import Doubts
 from mirage_model.messages.poses import matrices_from_poses, matrices_from_positions
 
 Orientation = Literal['auto', 'as_sent', 'along_path']
-"""Where the orientations of a path come from; auto finds it from the path."""
+"""Source of the orientations of a path; auto finds it from the path."""
 
 MOVED = 1e-3
 """Length of a step that has a direction [m]."""

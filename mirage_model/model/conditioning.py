@@ -1,4 +1,4 @@
-"""What a chunk takes from the memory: the input of the side branch, of each kind.
+"""The input of the side branch, of each kind: what a chunk takes from the memory.
 
 - 'mirage': latents, masks, offset and depth ratio of the readout, and camera rays.
 - 'official', of the paper's published training code: the readout's latents, and the latents of a

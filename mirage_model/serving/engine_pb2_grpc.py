@@ -118,7 +118,7 @@ class EngineServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """What the server does, for people and monitors.
+        """Return what the server does, for people and monitors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
