@@ -142,13 +142,14 @@ fi
 if [ "${1:-}" = tests ]; then
   need missing_for_demo $DEMO_PACKAGES
   need missing_for_tests $TEST_PACKAGES
-  wanted=$(hash_of requirements/numpy1.txt .venv/.mirage-requirements)
+  wanted=$(hash_of requirements/numpy1.txt scripts/setup.sh .venv/.mirage-requirements)
   if [ "$(cat .venv-numpy1/.mirage-requirements 2>/dev/null)" != "$wanted" ]; then
     say "adding numpy 1.26 for the second run of the tests, in .venv-numpy1 (once)"
     .venv/bin/python -m venv --clear --without-pip .venv-numpy1
     over=$(.venv-numpy1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     install_requirements --no-deps --target "$over" -r requirements/numpy1.txt
-    .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$over/mirage.pth"
+    # programs that tests start find the package as those of .venv do
+    { pwd; .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; } > "$over/mirage.pth"
     echo "$wanted" > .venv-numpy1/.mirage-requirements
   fi
 fi

@@ -87,7 +87,6 @@ class ServerProcess:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, *self._arguments, str(self.port)],
-            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             text=True,
         )
