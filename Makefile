@@ -65,7 +65,7 @@ bench-gpu: setup  ## a chunk of Wan2.2-TI2V-5B's size on one GPU, random weights
 bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score, its first request and its tenth; writes out/bench/node.json
 	$(MIRAGE) bench node
 
-soak-network: setup  ## three robots and one server for ten minutes, SLOW=1 with latency and loss (root); writes out/bench/network_soak.json
+soak-network: setup  ## three robots and one server for ten minutes, SLOW=1 with latency and stalls; writes out/bench/network_soak.json
 	$(MIRAGE) bench network-soak $(if $(SLOW),--delay-ms 20 --loss 0.01)
 
 bench-network: setup  ## what an engine on a server costs over loopback, beside the same in process; writes out/bench/network.json

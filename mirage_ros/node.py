@@ -50,8 +50,8 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 def connect_engine(parameters: EngineParameters) -> EngineProtocol:
     """Return the engine of a server."""
     from mirage_model.serving.config import certificates_of
+    from mirage_model.serving.images import Images
     from mirage_model.serving.remote import RemoteEngine
-    from mirage_model.serving.wire import Images
 
     files = (parameters.authority, parameters.certificate, parameters.key)
     return RemoteEngine(

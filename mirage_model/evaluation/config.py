@@ -358,8 +358,8 @@ class NetworkSoakConfig:
     robots: int = 3
     """Number of robots."""
     delay_ms: float = 0.0
-    """Delay of each packet, in a network of its own; needs root [ms]."""
+    """Time that bytes are on the way in each direction [ms]."""
     loss: float = 0.0
-    """Share of packets that are lost, in 0..1; needs root."""
+    """Share of pieces of up to 64 KiB that come 200 ms later, as after a loss, in 0..1."""
     seed: int = 0
     """Random seed of the requests."""

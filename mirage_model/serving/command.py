@@ -9,6 +9,7 @@ import threading
 
 import grpc
 
+from mirage_model.allocator import keep_freed_pages
 from mirage_model.interface import EngineProtocol
 from mirage_model.serving.config import (
     ServeCommand,
@@ -49,6 +50,7 @@ def serve(
     """Serve a warm engine until SIGINT or SIGTERM."""
     from mirage_model.serving.server import EngineServer
 
+    keep_freed_pages()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -11,10 +11,14 @@ from typing import Literal
 import grpc
 from tyro.conf import OmitArgPrefixes
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of engine.proto and of what its messages mean."""
-PIECE = 2**20
-"""Largest piece of an answer [bytes]."""
+TRANSPORT = (
+    ('grpc.http2.max_frame_size', 2**20),
+    ('grpc.http2.lookahead_bytes', 2**23),
+    ('grpc.http2.bdp_probe', 0),
+)
+"""Options of both sides: large frames, and room on the way for several images."""
 
 
 @dataclass(frozen=True, kw_only=True)

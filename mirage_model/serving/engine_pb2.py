@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!mirage_model/serving/engine.proto\x12\rmirage.engine\"\x07\n\x05\x45mpty\"`\n\x0bOpenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07library\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\r\n\x05lease\x18\x05 \x01(\x01\"|\n\tOpenReply\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\x01\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12%\n\x05model\x18\x05 \x01(\x0b\x32\x16.mirage.engine.Payload\"!\n\x0eSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x1d\n\nRenewReply\x12\x0f\n\x07waiting\x18\x01 \x01(\r\"g\n\x0b\x43\x61llRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12)\n\targuments\x18\x03 \x01(\x0b\x32\x16.mirage.engine.Payload\x12\x0e\n\x06number\x18\x04 \x01(\x04\"f\n\tCallReply\x12\'\n\x05value\x18\x01 \x01(\x0b\x32\x16.mirage.engine.PayloadH\x00\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.mirage.engine.ErrorH\x00\x42\t\n\x07outcome\"\xac\x01\n\rStreamRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x10\n\x08received\x18\x03 \x01(\r\x12\x0c\n\x04verb\x18\x04 \x01(\t\x12)\n\targuments\x18\x05 \x01(\x0b\x32\x16.mirage.engine.Payload\x12/\n\x0b\x63ompression\x18\x06 \x01(\x0e\x32\x1a.mirage.engine.Compression\"C\n\x0eStreamPosition\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x10\n\x08received\x18\x03 \x01(\r\"\xa0\x01\n\x0bStreamReply\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.mirage.engine.ProgressH\x00\x12\'\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x15.mirage.engine.AnswerH\x00\x12\x0f\n\x05piece\x18\x03 \x01(\x0cH\x00\x12!\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x12.mirage.engine.EndH\x00\x42\x07\n\x05\x65vent\"\x19\n\x08Progress\x12\r\n\x05steps\x18\x01 \x01(\r\"z\n\x06\x41nswer\x12\r\n\x05index\x18\x01 \x01(\r\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.mirage.engine.Value\x12\r\n\x05sizes\x18\x03 \x03(\x04\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x05 \x01(\x01\"*\n\x03\x45nd\x12#\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x14.mirage.engine.Error\"\x97\x01\n\x05\x45rror\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.mirage.engine.Error.Kind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\r\n\x05\x65rrno\x18\x04 \x01(\x05\"7\n\x04Kind\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07INVALID\x10\x01\x12\r\n\tCANCELLED\x10\x02\x12\x06\n\x02OS\x10\x03\"\x1b\n\x0bStatusReply\x12\x0c\n\x04text\x18\x01 \x01(\t\"?\n\x07Payload\x12#\n\x05value\x18\x01 \x01(\x0b\x32\x14.mirage.engine.Value\x12\x0f\n\x07\x62uffers\x18\x02 \x03(\x0c\"\xf1\x01\n\x05Value\x12$\n\x04none\x18\x01 \x01(\x0b\x32\x14.mirage.engine.EmptyH\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12%\n\x05\x61rray\x18\x06 \x01(\x0b\x32\x14.mirage.engine.ArrayH\x00\x12%\n\x04list\x18\x07 \x01(\x0b\x32\x15.mirage.engine.ValuesH\x00\x12\'\n\x06\x66ields\x18\x08 \x01(\x0b\x32\x15.mirage.engine.FieldsH\x00\x42\x06\n\x04kind\"-\n\x06Values\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.mirage.engine.Value\"}\n\x06\x46ields\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .mirage.engine.Fields.ItemsEntry\x1a\x42\n\nItemsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.mirage.engine.Value:\x02\x38\x01\"\xab\x01\n\x05\x41rray\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12/\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x1d.mirage.engine.Array.Encoding\x12\r\n\x05\x66irst\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\r\"5\n\x08\x45ncoding\x12\x07\n\x03RAW\x10\x00\x12\x07\n\x03PNG\x10\x01\x12\x08\n\x04JPEG\x10\x02\x12\r\n\tDEPTH_PNG\x10\x03**\n\x0b\x43ompression\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03PNG\x10\x01\x12\x08\n\x04JPEG\x10\x02\x32\xcb\x03\n\x06\x45ngine\x12<\n\x04Open\x12\x1a.mirage.engine.OpenRequest\x1a\x18.mirage.engine.OpenReply\x12\x41\n\x05Renew\x12\x1d.mirage.engine.SessionRequest\x1a\x19.mirage.engine.RenewReply\x12<\n\x04\x43\x61ll\x12\x1a.mirage.engine.CallRequest\x1a\x18.mirage.engine.CallReply\x12\x44\n\x06Stream\x12\x1c.mirage.engine.StreamRequest\x1a\x1a.mirage.engine.StreamReply0\x01\x12\x42\n\x0b\x41\x63knowledge\x12\x1d.mirage.engine.StreamPosition\x1a\x14.mirage.engine.Empty\x12<\n\x05\x43lose\x12\x1d.mirage.engine.SessionRequest\x1a\x14.mirage.engine.Empty\x12:\n\x06Status\x12\x14.mirage.engine.Empty\x1a\x1a.mirage.engine.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!mirage_model/serving/engine.proto\x12\rmirage.engine\"\x07\n\x05\x45mpty\"`\n\x0bOpenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07library\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\r\n\x05lease\x18\x05 \x01(\x01\"|\n\tOpenReply\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\x01\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12%\n\x05model\x18\x05 \x01(\x0b\x32\x16.mirage.engine.Payload\"!\n\x0eSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x1d\n\nRenewReply\x12\x0f\n\x07waiting\x18\x01 \x01(\r\"g\n\x0b\x43\x61llRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12)\n\targuments\x18\x03 \x01(\x0b\x32\x16.mirage.engine.Payload\x12\x0e\n\x06number\x18\x04 \x01(\x04\"f\n\tCallReply\x12\'\n\x05value\x18\x01 \x01(\x0b\x32\x16.mirage.engine.PayloadH\x00\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.mirage.engine.ErrorH\x00\x42\t\n\x07outcome\"\xac\x01\n\rStreamRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x10\n\x08received\x18\x03 \x01(\r\x12\x0c\n\x04verb\x18\x04 \x01(\t\x12)\n\targuments\x18\x05 \x01(\x0b\x32\x16.mirage.engine.Payload\x12/\n\x0b\x63ompression\x18\x06 \x01(\x0e\x32\x1a.mirage.engine.Compression\"C\n\x0eStreamPosition\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x10\n\x08received\x18\x03 \x01(\r\"\xba\x01\n\x0bStreamReply\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.mirage.engine.ProgressH\x00\x12\'\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x15.mirage.engine.AnswerH\x00\x12)\n\x07\x62uffers\x18\x03 \x01(\x0b\x32\x16.mirage.engine.BuffersH\x00\x12!\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x12.mirage.engine.EndH\x00\x42\x07\n\x05\x65vent\"\x19\n\x08Progress\x12\r\n\x05steps\x18\x01 \x01(\r\"d\n\x06\x41nswer\x12\r\n\x05index\x18\x01 \x01(\r\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.mirage.engine.Value\x12\x0f\n\x07\x62uffers\x18\x03 \x01(\r\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\"0\n\x07\x42uffers\x12\r\n\x05items\x18\x01 \x03(\x0c\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\"*\n\x03\x45nd\x12#\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x14.mirage.engine.Error\"\x97\x01\n\x05\x45rror\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.mirage.engine.Error.Kind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\r\n\x05\x65rrno\x18\x04 \x01(\x05\"7\n\x04Kind\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07INVALID\x10\x01\x12\r\n\tCANCELLED\x10\x02\x12\x06\n\x02OS\x10\x03\"\x1b\n\x0bStatusReply\x12\x0c\n\x04text\x18\x01 \x01(\t\"?\n\x07Payload\x12#\n\x05value\x18\x01 \x01(\x0b\x32\x14.mirage.engine.Value\x12\x0f\n\x07\x62uffers\x18\x02 \x03(\x0c\"\xf1\x01\n\x05Value\x12$\n\x04none\x18\x01 \x01(\x0b\x32\x14.mirage.engine.EmptyH\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12%\n\x05\x61rray\x18\x06 \x01(\x0b\x32\x14.mirage.engine.ArrayH\x00\x12%\n\x04list\x18\x07 \x01(\x0b\x32\x15.mirage.engine.ValuesH\x00\x12\'\n\x06\x66ields\x18\x08 \x01(\x0b\x32\x15.mirage.engine.FieldsH\x00\x42\x06\n\x04kind\"-\n\x06Values\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.mirage.engine.Value\"}\n\x06\x46ields\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .mirage.engine.Fields.ItemsEntry\x1a\x42\n\nItemsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.mirage.engine.Value:\x02\x38\x01\"\xb7\x01\n\x05\x41rray\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12/\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x1d.mirage.engine.Array.Encoding\x12\r\n\x05\x66irst\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\r\"A\n\x08\x45ncoding\x12\x07\n\x03RAW\x10\x00\x12\x07\n\x03PNG\x10\x01\x12\x08\n\x04JPEG\x10\x02\x12\r\n\tDEPTH_PNG\x10\x03\x12\n\n\x06\x42LOCKS\x10\x04**\n\x0b\x43ompression\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03PNG\x10\x01\x12\x08\n\x04JPEG\x10\x02\x32\xcb\x03\n\x06\x45ngine\x12<\n\x04Open\x12\x1a.mirage.engine.OpenRequest\x1a\x18.mirage.engine.OpenReply\x12\x41\n\x05Renew\x12\x1d.mirage.engine.SessionRequest\x1a\x19.mirage.engine.RenewReply\x12<\n\x04\x43\x61ll\x12\x1a.mirage.engine.CallRequest\x1a\x18.mirage.engine.CallReply\x12\x44\n\x06Stream\x12\x1c.mirage.engine.StreamRequest\x1a\x1a.mirage.engine.StreamReply0\x01\x12\x42\n\x0b\x41\x63knowledge\x12\x1d.mirage.engine.StreamPosition\x1a\x14.mirage.engine.Empty\x12<\n\x05\x43lose\x12\x1d.mirage.engine.SessionRequest\x1a\x14.mirage.engine.Empty\x12:\n\x06Status\x12\x14.mirage.engine.Empty\x1a\x1a.mirage.engine.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDS_ITEMSENTRY']._loaded_options = None
   _globals['_FIELDS_ITEMSENTRY']._serialized_options = b'8\001'
-  _globals['_COMPRESSION']._serialized_start=2002
-  _globals['_COMPRESSION']._serialized_end=2044
+  _globals['_COMPRESSION']._serialized_start=2068
+  _globals['_COMPRESSION']._serialized_end=2110
   _globals['_EMPTY']._serialized_start=52
   _globals['_EMPTY']._serialized_end=59
   _globals['_OPENREQUEST']._serialized_start=61
@@ -54,33 +54,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMPOSITION']._serialized_start=735
   _globals['_STREAMPOSITION']._serialized_end=802
   _globals['_STREAMREPLY']._serialized_start=805
-  _globals['_STREAMREPLY']._serialized_end=965
-  _globals['_PROGRESS']._serialized_start=967
-  _globals['_PROGRESS']._serialized_end=992
-  _globals['_ANSWER']._serialized_start=994
-  _globals['_ANSWER']._serialized_end=1116
-  _globals['_END']._serialized_start=1118
-  _globals['_END']._serialized_end=1160
-  _globals['_ERROR']._serialized_start=1163
-  _globals['_ERROR']._serialized_end=1314
-  _globals['_ERROR_KIND']._serialized_start=1259
-  _globals['_ERROR_KIND']._serialized_end=1314
-  _globals['_STATUSREPLY']._serialized_start=1316
-  _globals['_STATUSREPLY']._serialized_end=1343
-  _globals['_PAYLOAD']._serialized_start=1345
-  _globals['_PAYLOAD']._serialized_end=1408
-  _globals['_VALUE']._serialized_start=1411
-  _globals['_VALUE']._serialized_end=1652
-  _globals['_VALUES']._serialized_start=1654
-  _globals['_VALUES']._serialized_end=1699
-  _globals['_FIELDS']._serialized_start=1701
-  _globals['_FIELDS']._serialized_end=1826
-  _globals['_FIELDS_ITEMSENTRY']._serialized_start=1760
-  _globals['_FIELDS_ITEMSENTRY']._serialized_end=1826
-  _globals['_ARRAY']._serialized_start=1829
-  _globals['_ARRAY']._serialized_end=2000
-  _globals['_ARRAY_ENCODING']._serialized_start=1947
-  _globals['_ARRAY_ENCODING']._serialized_end=2000
-  _globals['_ENGINE']._serialized_start=2047
-  _globals['_ENGINE']._serialized_end=2506
+  _globals['_STREAMREPLY']._serialized_end=991
+  _globals['_PROGRESS']._serialized_start=993
+  _globals['_PROGRESS']._serialized_end=1018
+  _globals['_ANSWER']._serialized_start=1020
+  _globals['_ANSWER']._serialized_end=1120
+  _globals['_BUFFERS']._serialized_start=1122
+  _globals['_BUFFERS']._serialized_end=1170
+  _globals['_END']._serialized_start=1172
+  _globals['_END']._serialized_end=1214
+  _globals['_ERROR']._serialized_start=1217
+  _globals['_ERROR']._serialized_end=1368
+  _globals['_ERROR_KIND']._serialized_start=1313
+  _globals['_ERROR_KIND']._serialized_end=1368
+  _globals['_STATUSREPLY']._serialized_start=1370
+  _globals['_STATUSREPLY']._serialized_end=1397
+  _globals['_PAYLOAD']._serialized_start=1399
+  _globals['_PAYLOAD']._serialized_end=1462
+  _globals['_VALUE']._serialized_start=1465
+  _globals['_VALUE']._serialized_end=1706
+  _globals['_VALUES']._serialized_start=1708
+  _globals['_VALUES']._serialized_end=1753
+  _globals['_FIELDS']._serialized_start=1755
+  _globals['_FIELDS']._serialized_end=1880
+  _globals['_FIELDS_ITEMSENTRY']._serialized_start=1814
+  _globals['_FIELDS_ITEMSENTRY']._serialized_end=1880
+  _globals['_ARRAY']._serialized_start=1883
+  _globals['_ARRAY']._serialized_end=2066
+  _globals['_ARRAY_ENCODING']._serialized_start=2001
+  _globals['_ARRAY_ENCODING']._serialized_end=2066
+  _globals['_ENGINE']._serialized_start=2113
+  _globals['_ENGINE']._serialized_end=2572
 # @@protoc_insertion_point(module_scope)

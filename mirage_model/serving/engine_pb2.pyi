@@ -107,16 +107,16 @@ class StreamPosition(_message.Message):
     def __init__(self, session: _Optional[str] = ..., number: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
 
 class StreamReply(_message.Message):
-    __slots__ = ("progress", "answer", "piece", "end")
+    __slots__ = ("progress", "answer", "buffers", "end")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
-    PIECE_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     progress: Progress
     answer: Answer
-    piece: bytes
+    buffers: Buffers
     end: End
-    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., piece: _Optional[bytes] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., buffers: _Optional[_Union[Buffers, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("steps",)
@@ -125,18 +125,24 @@ class Progress(_message.Message):
     def __init__(self, steps: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("index", "value", "sizes", "queue_seconds", "encode_seconds")
+    __slots__ = ("index", "value", "buffers", "queue_seconds")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
-    SIZES_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    ENCODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     index: int
     value: Value
-    sizes: _containers.RepeatedScalarFieldContainer[int]
+    buffers: int
     queue_seconds: float
+    def __init__(self, index: _Optional[int] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., buffers: _Optional[int] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
+
+class Buffers(_message.Message):
+    __slots__ = ("items", "encode_seconds")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedScalarFieldContainer[bytes]
     encode_seconds: float
-    def __init__(self, index: _Optional[int] = ..., value: _Optional[_Union[Value, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., queue_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, items: _Optional[_Iterable[bytes]] = ..., encode_seconds: _Optional[float] = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ("error",)
@@ -227,10 +233,12 @@ class Array(_message.Message):
         PNG: _ClassVar[Array.Encoding]
         JPEG: _ClassVar[Array.Encoding]
         DEPTH_PNG: _ClassVar[Array.Encoding]
+        BLOCKS: _ClassVar[Array.Encoding]
     RAW: Array.Encoding
     PNG: Array.Encoding
     JPEG: Array.Encoding
     DEPTH_PNG: Array.Encoding
+    BLOCKS: Array.Encoding
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]

@@ -13,16 +13,24 @@ from typing import Any
 import grpc
 
 from mirage_model.interface import EngineUnavailable
+from mirage_model.serving.buffers import read_reply
 from mirage_model.serving.config import (
     PROTOCOL,
+    TRANSPORT,
     Certificates,
     channel_credentials,
     scheme_of,
     target_of,
 )
-from mirage_model.serving.engine_pb2 import OpenReply, OpenRequest, SessionRequest
+from mirage_model.serving.engine_pb2 import (
+    OpenReply,
+    OpenRequest,
+    SessionRequest,
+    StreamRequest,
+)
 from mirage_model.serving.engine_pb2_grpc import EngineStub
 
+STREAM = '/mirage.engine.Engine/Stream'
 HEARTBEAT = 1.0
 """Time between two heartbeats, and longest time between two tries to connect [s]."""
 FINAL = (
@@ -41,6 +49,8 @@ class Connection:
 
     channel: grpc.Channel
     stub: EngineStub
+    stream: grpc.UnaryStreamMultiCallable
+    """``stub.Stream`` whose buffers are not copied by protobuf's classes."""
     opened: OpenReply
     users: int = 0
     """Streams that still hold the channel."""
@@ -178,6 +188,7 @@ class Link:
             ('grpc.use_local_subchannel_pool', 1),  # a channel of its own, not the broken one
             ('grpc.enable_retries', 0),
             ('grpc.max_reconnect_backoff_ms', 1000),
+            *TRANSPORT,
         ]
         if self._credentials is None:
             channel = grpc.insecure_channel(self._target, options)
@@ -196,7 +207,12 @@ class Link:
         except grpc.RpcError:
             channel.close()
             raise
-        return Connection(channel=channel, stub=stub, opened=opened)
+        stream = channel.unary_stream(
+            STREAM,
+            request_serializer=StreamRequest.SerializeToString,
+            response_deserializer=read_reply,
+        )
+        return Connection(channel=channel, stub=stub, stream=stream, opened=opened)
 
     def _keep(self) -> None:
         while True:

@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 import logging
 from pathlib import Path
-import queue
-import threading
 import time
 from typing import Any
 
@@ -37,7 +35,6 @@ from mirage_model.interface import (
 )
 from mirage_model.serving.config import Certificates
 from mirage_model.serving.engine_pb2 import (
-    Answer,
     CallRequest,
     Error,
     Payload,
@@ -46,14 +43,13 @@ from mirage_model.serving.engine_pb2 import (
     StreamRequest,
 )
 from mirage_model.serving.errors import error_from
+from mirage_model.serving.images import Images
 from mirage_model.serving.journal import Journal
 from mirage_model.serving.link import Connection, Link
+from mirage_model.serving.reader import StreamReader
 from mirage_model.serving.wire import (
     ArrayLimits,
-    Images,
-    WireError,
     bind,
-    decode,
     payload,
     read_payload,
     result_of,
@@ -327,14 +323,14 @@ class RemoteEngine:
         session, position = self._session, StreamPosition()
         position.session, position.number = message.session, message.number
         acknowledged: deque[Any] = deque(maxlen=16)
-        reader: _Reader | None = None
+        reader: StreamReader | None = None
         ended = False
         try:
             while not ended:
                 if reader is None or not self._link.is_current(reader.connection):
                     before, connection = reader, self._taken_up(session, cancelled)
                     message.received = position.received
-                    reader = _Reader(connection, message, result_of(verb), self._limits)
+                    reader = StreamReader(connection, message, result_of(verb), self._limits)
                     if before is not None:
                         reader.wait_until_attached(self._link.timeout)
                         before.close()
@@ -417,99 +413,3 @@ def _check_broken(verb: str, error: grpc.RpcError) -> None:
         raise InvalidRequest(f'{verb}: {error.details()}') from None
     if error.code() not in BROKEN:
         raise RuntimeError(f'{verb}: {error.code().name}: {error.details()}') from None
-
-
-class _Reader:
-    """Reads a stream in a thread of its own, so that the caller can look after other things."""
-
-    def __init__(
-        self, connection: Connection, request: StreamRequest, kind: Any, limits: ArrayLimits
-    ):
-        self.connection = connection
-        connection.hold()
-        self._kind = kind
-        self._limits = limits
-        self._events: queue.Queue[Any] = queue.Queue(maxsize=1)
-        self._attached, self._closed = threading.Event(), threading.Event()
-        self._call = connection.stub.Stream(request)
-        self._thread = threading.Thread(target=self._read, name='mirage-stream', daemon=True)
-        self._thread.start()
-
-    def next(self, seconds: float) -> Any:
-        """Return an answer, the end as a StreamReply, an error, or None if nothing came."""
-        try:
-            return self._events.get(timeout=seconds)
-        except queue.Empty:
-            return None
-
-    def wait_until_attached(self, seconds: float) -> None:
-        self._attached.wait(seconds)
-
-    def close(self) -> None:
-        self._closed.set()
-        self._call.cancel()
-        self._thread.join()
-        self.connection.release()
-
-    def _put(self, event: object) -> None:
-        while not self._closed.is_set():
-            try:
-                self._events.put(event, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def _read(self) -> None:
-        answer: Answer | None = None
-        content, filled, began = bytearray(), 0, 0.0
-        try:
-            for reply in self._call:
-                self._attached.set()
-                event = reply.WhichOneof('event')
-                if event == 'end':
-                    self._put(reply)
-                    return
-                if event == 'answer':
-                    answer, filled, began = reply.answer, 0, time.monotonic()
-                    total = sum(answer.sizes)
-                    if total > self._limits.nbytes:
-                        raise WireError(f'an answer of {total} bytes is too large')
-                    content = bytearray(total)
-                elif event == 'piece':
-                    piece = reply.piece
-                    if filled + len(piece) > len(content):
-                        raise WireError('an answer has more bytes than it said')
-                    content[filled : filled + len(piece)] = piece
-                    filled += len(piece)
-                if answer is not None and filled == len(content):
-                    self._put(self._decoded(answer, content, began))
-                    answer, content = None, bytearray()
-        except grpc.RpcError as error:
-            self._put(error)
-        except WireError as error:
-            self._put(RuntimeError(f'the answer of the server cannot be read: {error}'))
-        finally:
-            self._attached.set()
-
-    def _decoded(self, answer: Answer, content: bytearray, began: float) -> Any:
-        """Return an answer that came since ``began``, with the times of its way among its
-        stages."""
-        received = time.monotonic()
-        view, buffers, start = memoryview(content), [], 0
-        for size in answer.sizes:
-            buffers.append(view[start : start + size])
-            start += size
-        value = decode(answer.value, buffers, self._kind, limits=self._limits)
-        now = time.monotonic()
-        legs = {
-            'queue': answer.queue_seconds,
-            'encode': answer.encode_seconds,
-            'network': received - began,
-            'unpack': now - received,
-        }
-        if isinstance(value, Chunk):
-            return replace(value, stages={**value.stages, **legs})
-        first, *others = value.chunks or (None,)
-        if first is None:
-            return value
-        return replace(value, chunks=(replace(first, stages={**first.stages, **legs}), *others))

@@ -7,15 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 import json
 import secrets
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 
 from mirage_model.engine.worker import Worker
 from mirage_model.interface import EngineProtocol, InvalidRequest
 from mirage_model.serving import engine_pb2_grpc
+from mirage_model.serving.buffers import BufferGroup, write_reply
 from mirage_model.serving.config import (
     PROTOCOL,
+    TRANSPORT,
     ServerConfig,
     scheme_of,
     server_credentials,
@@ -35,12 +37,11 @@ from mirage_model.serving.engine_pb2 import (
     StreamReply,
     StreamRequest,
 )
-from mirage_model.serving.sessions import CALLS, STREAMS, Session, SessionLost, Sessions
-from mirage_model.serving.wire import ArrayLimits, Images, WireError, payload
+from mirage_model.serving.images import Images, WireError
+from mirage_model.serving.sessions import CALLS, IN_FLIGHT, STREAMS, Session, SessionLost, Sessions
+from mirage_model.serving.wire import ArrayLimits, payload
 
 SHUTTING_DOWN = 'the server is shutting down'
-IN_FLIGHT = 6
-"""Calls of a session that are served at a time: a stream, a call, a heartbeat and their likes."""
 IMAGES: dict[int, Images] = {
     Compression.NONE: 'none',
     Compression.PNG: 'png',
@@ -86,7 +87,9 @@ class EngineServer:
                 ('grpc.max_receive_message_length', config.max_message_bytes),
                 ('grpc.max_send_message_length', -1),
                 ('grpc.so_reuseport', 0),
+                *TRANSPORT,
             ],
+            interceptors=[_PlainBuffers()],
         )
         engine_pb2_grpc.add_EngineServicer_to_server(
             _Servicer(engine, self.worker, self.sessions, config), self._server
@@ -109,6 +112,20 @@ class EngineServer:
         self.worker.close(SHUTTING_DOWN)
         self._server.stop(grace=1.0).wait()
         self.sessions.close()
+
+
+class _PlainBuffers(grpc.ServerInterceptor):
+    """Writes the buffers of answers without protobuf's classes."""
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or not handler.response_streaming:
+            return handler
+        return grpc.unary_stream_rpc_method_handler(
+            handler.unary_stream,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=write_reply,
+        )
 
 
 class _Servicer(engine_pb2_grpc.EngineServicer):
@@ -170,7 +187,7 @@ class _Servicer(engine_pb2_grpc.EngineServicer):
 
     def Stream(
         self, request: StreamRequest, context: grpc.ServicerContext
-    ) -> Iterator[StreamReply]:
+    ) -> Iterator[StreamReply | BufferGroup]:
         session = self._session(request.session, context)
         if request.verb not in STREAMS:
             _abort(context, grpc.StatusCode.UNIMPLEMENTED, f'verb: {request.verb!r} is unknown')
@@ -211,10 +228,20 @@ class _Servicer(engine_pb2_grpc.EngineServicer):
         return StatusReply(text=json.dumps(status))
 
     def _session(self, session_id: str, context: grpc.ServicerContext) -> Session:
+        """Return the session of a call, which counts among its calls until it ends."""
         try:
-            return self._sessions.get(_identity(context), session_id)
+            session = self._sessions.get(_identity(context), session_id)
         except SessionLost as error:
             _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+        if not session.in_flight.acquire(blocking=False):
+            _abort(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f'session: {IN_FLIGHT} calls are being served, wait for one to end',
+            )
+        if not context.add_callback(session.in_flight.release):
+            session.in_flight.release()
+        return session
 
 
 def _identity(context: grpc.ServicerContext) -> str:

@@ -46,6 +46,8 @@ CALLS = (
 """Verbs that return one value."""
 STREAMS = ('imagine', 'imagine_candidates')
 """Verbs that yield values."""
+IN_FLIGHT = 12
+"""Calls of a session that are served at a time: streams, a call, a heartbeat, acknowledgements."""
 SWEEP = 0.5
 """Time between two looks for sessions whose lease has ended [s]."""
 _FILE = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.@-]{0,127}')
@@ -77,6 +79,7 @@ class Session:
     call: tuple[int, Future[CallReply] | None] = (0, None)
     """The last call, by its number: it is answered again, but not run again."""
     requests: dict[int, _Request] = field(default_factory=dict)
+    in_flight: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(IN_FLIGHT))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

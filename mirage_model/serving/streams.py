@@ -8,9 +8,10 @@ import threading
 import time
 
 from mirage_model.engine.worker import Answer as EngineAnswer
-from mirage_model.serving.config import PIECE
+from mirage_model.serving.buffers import BufferGroup, grouped
 from mirage_model.serving.engine_pb2 import Answer, End, Error, Progress, StreamReply
-from mirage_model.serving.wire import Images, encode
+from mirage_model.serving.images import Images
+from mirage_model.serving.wire import encode
 
 BUFFERED = 2
 """Answers that wait for the client before the engine stops working on the request."""
@@ -105,14 +106,16 @@ class AnswerStream:
             self._changed.notify_all()
             return last
 
-    def events(self, reader: object, received: int, images: Images) -> Iterator[StreamReply]:
+    def events(
+        self, reader: object, received: int, images: Images
+    ) -> Iterator[StreamReply | BufferGroup]:
         """Yield progress, answers from ``received`` on, and the end, to a reader that attached."""
         index, steps, reported = received, 0, time.monotonic()
         yield StreamReply(progress=Progress(steps=steps))
         while self._wait(reader, index, steps, reported + PROGRESS_PERIOD):
             kept, end, steps = self._answers.get(index), self._end, self._steps
             if kept is not None:
-                yield from _pieces(kept, index, images)
+                yield from _messages(kept, index, images)
                 index += 1
             elif end is not None:
                 yield StreamReply(end=end)
@@ -136,20 +139,15 @@ class AnswerStream:
             return self._reader is reader
 
 
-def _pieces(kept: _Kept, index: int, images: Images) -> Iterator[StreamReply]:
-    """Yield an answer: its tree, then its buffers in pieces."""
-    began = time.monotonic()
-    value, buffers = encode(kept.answer, images)
+def _messages(kept: _Kept, index: int, images: Images) -> Iterator[StreamReply | BufferGroup]:
+    """Yield an answer: its tree, then its buffers, each as soon as it is compressed."""
+    value, parts = encode(kept.answer, images)
     yield StreamReply(
         answer=Answer(
             index=index,
             value=value,
-            sizes=[len(buffer) for buffer in buffers],
+            buffers=len(parts),
             queue_seconds=kept.queue_seconds,
-            encode_seconds=time.monotonic() - began,
         )
     )
-    for buffer in buffers:
-        view = memoryview(buffer)
-        for start in range(0, len(view), PIECE):
-            yield StreamReply(piece=bytes(view[start : start + PIECE]))
+    yield from grouped(parts)

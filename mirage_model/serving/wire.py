@@ -11,36 +11,41 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 import inspect
-import io
 import math
 from pathlib import Path
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-import warnings
 
-import cv2
 import numpy as np
-import PIL.Image
 
 from mirage_model.interface import EngineProtocol
-from mirage_model.serving.engine_pb2 import Array, Empty, Payload, Value
+from mirage_model.serving.engine_pb2 import (
+    Array,
+    Empty,
+    Payload,
+    Value,
+)
+from mirage_model.serving.images import (
+    Buffer,
+    Images,
+    Part,
+    WireError,
+    buffer_of,
+    compressed,
+    fill,
+    parts_of,
+)
 
 DTYPES = ('|b1', '|u1', '|i1', '<u2', '<i4', '<i8', '<f2', '<f4', '<f8')
 """The types of elements that travel."""
 MAX_DEPTH = 16
 """Deepest nesting of a value."""
-JPEG_QUALITY = 95
-MIN_IMAGE = 16
-"""Smallest side of an array that is compressed as an image [px]."""
-
-Images = Literal['none', 'png', 'jpeg']
-"""Compression of images: bit for bit, bit for bit too, or JPEG with depth in millimetres."""
-Buffer = bytes | bytearray | memoryview
-Buffers = Sequence[Buffer]
-
-
-class WireError(ValueError):
-    """The value does not have the form that its type asks for."""
+MAX_VALUES = 100_000
+"""Most values of a tree."""
+MAX_AXES = 8
+"""Most axes of an array."""
+MAX_BUFFERS = 4096
+"""Most buffers of an array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +56,24 @@ class ArrayLimits:
     """Bytes of all arrays of a value, decompressed."""
 
 
-def encode(
-    value: object, images: Images = 'none', *, name: str = ''
-) -> tuple[Value, list[bytes | memoryview]]:
-    """Return the tree of a value, and the bytes of its arrays.
+def encode(value: object, images: Images = 'none', *, name: str = '') -> tuple[Value, list[Part]]:
+    """Return the tree of a value, and the buffers of its arrays.
 
     Args:
-        images: Images of images; everything else travels as it is.
+        images: Compression of images; everything else travels as it is.
         name: Name of the field that holds the value; only ``depth`` is stored as depth.
     """
-    buffers: list[bytes | memoryview] = []
-    return _encode(value, images, buffers, name), buffers
+    parts: list[Part] = []
+    return _encode(value, images, parts, name), parts
 
 
 def payload(value: object, images: Images = 'none') -> Payload:
     """Return a value with its buffers as one message."""
-    tree, buffers = encode(value, images)
-    return Payload(value=tree, buffers=[bytes(buffer) for buffer in buffers])
+    tree, parts = encode(value, images)
+    return Payload(value=tree, buffers=[bytes(buffer_of(part)) for part in parts])
 
 
-def _encode(value: object, images: Images, buffers: list, name: str) -> Value:
+def _encode(value: object, images: Images, parts: list[Part], name: str) -> Value:
     if value is None:
         return Value(none=Empty())
     if isinstance(value, bool | np.bool_):
@@ -82,7 +85,7 @@ def _encode(value: object, images: Images, buffers: list, name: str) -> Value:
     if isinstance(value, str | Path):
         return Value(text=str(value))
     if isinstance(value, np.ndarray):
-        return Value(array=_encode_array(value, images, buffers, name))
+        return Value(array=_encode_array(value, images, parts, name))
     message = Value()
     if is_dataclass(value) or isinstance(value, Mapping):
         items = (
@@ -92,85 +95,89 @@ def _encode(value: object, images: Images, buffers: list, name: str) -> Value:
         )
         message.fields.SetInParent()
         for key, item in items:
-            message.fields.items[key].CopyFrom(_encode(item, images, buffers, key))
+            message.fields.items[key].CopyFrom(_encode(item, images, parts, key))
         return message
     if isinstance(value, list | tuple):
         message.list.SetInParent()
-        message.list.items.extend(_encode(item, images, buffers, name) for item in value)
+        message.list.items.extend(_encode(item, images, parts, name) for item in value)
         return message
     raise TypeError(f'a {type(value).__name__} cannot travel')
 
 
-def _encode_array(array: np.ndarray, images: Images, buffers: list, name: str) -> Array:
+def _encode_array(array: np.ndarray, images: Images, parts: list[Part], name: str) -> Array:
     array = np.ascontiguousarray(array).reshape(array.shape)
     array = array.astype(array.dtype.newbyteorder('<'), copy=False)
     if array.dtype.str not in DTYPES:
         raise TypeError(f'{name}: an array of {array.dtype} cannot travel')
-    parts, encoding = _compressed(array, images, name)
-    buffers.extend(parts)
+    encoding, own = compressed(array, images, name)
+    parts.extend(own)
     return Array(
         dtype=array.dtype.str,
         shape=array.shape,
         encoding=encoding,
-        first=len(buffers) - len(parts),
-        count=len(parts),
+        first=len(parts) - len(own),
+        count=len(own),
     )
 
 
-def _compressed(array: np.ndarray, images: Images, name: str) -> tuple[list, str]:
-    colour = array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3
-    mask = array.dtype == np.uint8 and array.ndim == 3 and not colour
-    depth = array.dtype == np.float32 and array.ndim == 2 and name == 'depth'
-    height, width = array.shape[-3:-1] if colour else (0, 0, *array.shape)[-2:]
-    if images == 'none' or min(height, width) < MIN_IMAGE:
-        return [array.reshape(-1).view(np.uint8).data], 'RAW'
-    if colour:
-        each = array.reshape(-1, height, width, 3)
-        if images == 'jpeg':
-            return [_jpeg(image) for image in each], 'JPEG'
-        return [_png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)) for image in each], 'PNG'
-    if mask:
-        return [_png(image) for image in array], 'PNG'
-    if depth and images == 'jpeg':
-        with np.errstate(invalid='ignore'):
-            millimetres = np.where(array > 0, np.rint(array * 1000.0), 0)
-        whole = np.where(millimetres < 65536, millimetres, 0)  # further away there is no depth
-        return [_png(whole.astype(np.uint16))], 'DEPTH_PNG'
-    return [array.reshape(-1).view(np.uint8).data], 'RAW'
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A part of an array that waits for its buffer."""
+
+    into: np.ndarray
+    encoding: int
+    name: str
+
+    def fill(self, buffer: Buffer) -> None:
+        """Write the content of the buffer. Raises WireError."""
+        fill(self.into, buffer, self.encoding, self.name)
 
 
-def _jpeg(image: np.ndarray) -> bytes:
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-
-
-def _png(image: np.ndarray) -> bytes:
-    return cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-
-
-def decode(value: Value, buffers: Buffers, kind: Any, *, limits: ArrayLimits) -> Any:
-    """Return the value of a type.
+def decode(
+    value: Value, kind: Any, *, buffers: int, limits: ArrayLimits
+) -> tuple[Any, list[Slot]]:
+    """Return the value of a type, and a slot for each buffer, which make its arrays complete.
 
     Raises:
-        WireError: The tree does not have the form of the type, or its arrays exceed the limits.
+        WireError: The tree does not have the form of the type, its arrays exceed the limits, or
+            they do not take that many buffers.
     """
-    return _Reader(buffers, limits).read(value, kind, 'value', 0)
+    reader = _Reader(limits)
+    result = reader.read(value, kind, 'value', 0)
+    return result, reader.slots_of(buffers)
 
 
 def read_payload(message: Payload, kind: Any, *, limits: ArrayLimits) -> Any:
     """Return the value of a message. Raises WireError."""
-    return decode(message.value, message.buffers, kind, limits=limits)
+    value, slots = decode(message.value, kind, buffers=len(message.buffers), limits=limits)
+    _fill_all(slots, message)
+    return value
+
+
+def _fill_all(slots: list[Slot], message: Payload) -> None:
+    for slot, buffer in zip(slots, message.buffers, strict=True):
+        slot.fill(buffer)
 
 
 class _Reader:
-    def __init__(self, buffers: Buffers, limits: ArrayLimits):
-        self._buffers = buffers
+    def __init__(self, limits: ArrayLimits):
+        self._slots: dict[int, Slot] = {}
+        self._values = 0
         self._left = limits.nbytes
         self._limit = limits.nbytes
+
+    def slots_of(self, buffers: int) -> list[Slot]:
+        """Return the slots in the order of their buffers."""
+        if sorted(self._slots) != list(range(buffers)):
+            raise WireError(f'value: its arrays do not take {buffers} buffers')
+        return [self._slots[index] for index in range(buffers)]
 
     def read(self, value: Value, kind: Any, name: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise WireError(f'{name}: nested more than {MAX_DEPTH} deep')
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise WireError(f'{name}: more than {MAX_VALUES} values')
         form, origin = value.WhichOneof('kind'), get_origin(kind)
         if origin in (Union, types.UnionType):
             return self._read_union(value, get_args(kind), name, depth)
@@ -230,13 +237,13 @@ class _Reader:
 
     def _read_union(self, value: Value, kinds: tuple, name: str, depth: int) -> Any:
         """Read the first type of a union that fits."""
-        reasons, left = [], self._left
+        reasons, left, slots = [], self._left, dict(self._slots)
         for kind in kinds:
             try:
                 return self.read(value, kind, name, depth)
             except WireError as error:
                 reasons.append(str(error))
-                self._left = left
+                self._left, self._slots = left, dict(slots)
         raise WireError('; '.join(reasons))
 
     def _read_array(self, message: Array, name: str) -> np.ndarray:
@@ -244,20 +251,18 @@ class _Reader:
             raise WireError(f'{name}: dtype {message.dtype!r} is not allowed, {DTYPES} are')
         dtype, shape = np.dtype(message.dtype), tuple(message.shape)
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes > self._left or len(shape) > 8:
+        if max(nbytes, *shape, 0) > self._left or len(shape) > MAX_AXES:
             raise WireError(f'{name}: an array of {shape} is too large, {self._limit} bytes fit')
+        if message.count > MAX_BUFFERS:
+            raise WireError(f'{name}: has {message.count} buffers, {MAX_BUFFERS} are allowed')
         self._left -= nbytes
-        parts = self._buffers[message.first : message.first + message.count]
-        if len(parts) != message.count:
-            raise WireError(f'{name}: buffers are missing')
-        if message.encoding == Array.RAW:
-            if sum(map(len, parts)) != nbytes or len(parts) != 1:
-                raise WireError(
-                    f'{name}: has {sum(map(len, parts))} bytes, {shape} takes {nbytes}'
-                )
-            array = np.frombuffer(parts[0], dtype).reshape(shape)
-            return array if isinstance(parts[0], bytearray | memoryview) else array.copy()
-        return _decompressed(parts, message.encoding, dtype, shape, name)
+        array = np.empty(shape, dtype)
+        parts = parts_of(array, message.encoding, message.count, name)
+        for index, part in enumerate(parts, message.first):
+            if index in self._slots:
+                raise WireError(f'{name}: buffer {index} belongs to another array')
+            self._slots[index] = Slot(into=part, encoding=message.encoding, name=name)
+        return array
 
 
 _PLAIN: dict[type, str] = {
@@ -272,45 +277,6 @@ _PLAIN: dict[type, str] = {
 def _expect(right: bool, name: str, form: str | None, wanted: str) -> None:
     if not right:
         raise WireError(f'{name}: is {form}, must be {wanted}')
-
-
-def _decompressed(
-    parts: Buffers, encoding: int, dtype: np.dtype, shape: tuple[int, ...], name: str
-) -> np.ndarray:
-    colour = len(shape) in (3, 4) and shape[-1] == 3
-    size = shape[-3:-1] if colour else shape[-2:]
-    images = math.prod(shape[:-3] if colour else shape[:-2])
-    wanted_dtype = np.float32 if encoding == Array.DEPTH_PNG else np.uint8
-    if len(size) != 2 or len(parts) != images or dtype != wanted_dtype:
-        raise WireError(f'{name}: {len(parts)} images do not make an array of {shape} {dtype}')
-    array = np.empty((images, *size, *((3,) if colour else ())), dtype)
-    for into, part in zip(array, parts):
-        _check_size(part, encoding, size, name)
-        flags = cv2.IMREAD_COLOR if colour else cv2.IMREAD_UNCHANGED
-        image = cv2.imdecode(np.frombuffer(part, np.uint8), flags)
-        if image is None or image.shape[:2] != size or image.ndim != into.ndim:
-            raise WireError(f'{name}: an image is damaged')
-        if encoding == Array.DEPTH_PNG:
-            np.multiply(image, np.float32(0.001), out=into)
-        elif colour:
-            cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=into)
-        else:
-            into[:] = image
-    return array.reshape(shape)
-
-
-def _check_size(part: Buffer, encoding: int, size: tuple[int, ...], name: str) -> None:
-    """Check format and size of an image by its header."""
-    wanted = 'JPEG' if encoding == Array.JPEG else 'PNG'
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(part), formats=(wanted,)) as image:
-                found = image.size[::-1]
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
-        raise WireError(f'{name}: an image is not a {wanted}') from None
-    if found != size:
-        raise WireError(f'{name}: an image is {found}, its array needs {size}')
 
 
 @cache
@@ -357,5 +323,7 @@ def bind(verb: str, arguments: Sequence[object], keywords: Mapping[str, object])
 def read_arguments(message: Payload, verb: str, *, limits: ArrayLimits) -> dict[str, Any]:
     """Return the arguments of a verb of `EngineProtocol`. Raises WireError."""
     _expect(message.value.WhichOneof('kind') == 'fields', verb, 'no fields', 'fields')
-    reader = _Reader(message.buffers, limits)
-    return reader.read_fields(message.value, arguments_of(verb), verb)
+    reader = _Reader(limits)
+    found = reader.read_fields(message.value, arguments_of(verb), verb)
+    _fill_all(reader.slots_of(len(message.buffers)), message)
+    return found

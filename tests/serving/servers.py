@@ -144,10 +144,14 @@ if __name__ == '__main__':
     from mirage_model.serving.command import serve
 
     step_seconds, lease, port = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    height, width, new_frames = map(int, sys.argv[4:] or ('96', '160', '16'))
-    config = ServerConfig(
-        address=f'grpc://127.0.0.1:{port}', lease=lease, folder=Path('/nonexistent')
-    )
+    height, width, new_frames = map(int, sys.argv[4:7] or ('96', '160', '16'))
+    address = f'grpc://127.0.0.1:{port}'
+    files = {}
+    if folder := ''.join(sys.argv[7:]):
+        address = f'grpcs://localhost:{port}'
+        names = {'authority': 'ca.pem', 'certificate': 'bench.pem', 'key': 'bench.key'}
+        files = {option: Path(folder) / name for option, name in names.items()}
+    config = ServerConfig(address=address, lease=lease, folder=Path('/nonexistent'), **files)
     sys.exit(
         serve(
             ServedEngine(height, width, new_frames),

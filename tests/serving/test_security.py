@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+import threading
 
 from certificates import make_authority, make_certificate
 import grpc
 import numpy as np
 import pytest
-from servers import ServedEngine, connect, serving, view
+from servers import ServedEngine, connect, serving, until, view
 
 from mirage_model.interface import EngineUnavailable, InvalidRequest
-from mirage_model.serving.config import Certificates, ServerConfig, certificates_of, target_of
+from mirage_model.serving.config import (
+    PROTOCOL,
+    Certificates,
+    ServerConfig,
+    certificates_of,
+    target_of,
+)
 from mirage_model.serving.engine_pb2 import CallRequest, OpenRequest, StreamRequest
 from mirage_model.serving.engine_pb2_grpc import EngineStub
 from mirage_model.serving.remote import RemoteEngine
+from mirage_model.serving.sessions import IN_FLIGHT
 from mirage_model.serving.wire import payload
 
 TIMEOUT = 20.0
@@ -82,7 +91,7 @@ def test_a_client_without_certificate_is_rejected(secure_server, folder):
     credentials = grpc.ssl_channel_credentials((folder / 'ca.pem').read_bytes())
     with grpc.secure_channel(f'localhost:{secure_server.port}', credentials) as channel:
         with pytest.raises(grpc.RpcError) as error:
-            EngineStub(channel).Open(OpenRequest(protocol=1), timeout=TIMEOUT)
+            EngineStub(channel).Open(OpenRequest(protocol=PROTOCOL), timeout=TIMEOUT)
         assert error.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -127,11 +136,11 @@ def stub(plain_server):
 
 def test_another_version_or_weights_are_rejected(plain_server, stub):
     for changes, reason in (
-        ({'protocol': 99}, 'protocol: the client has 99'),
+        ({'protocol': PROTOCOL - 1}, f'protocol: the client has {PROTOCOL - 1}'),
         ({'library': '0.0.1'}, 'library: the client has 0.0.1'),
     ):
         with pytest.raises(grpc.RpcError, match=reason):
-            stub.Open(OpenRequest(**{'protocol': 1, **changes}), timeout=TIMEOUT)
+            stub.Open(OpenRequest(**{'protocol': PROTOCOL, **changes}), timeout=TIMEOUT)
     with pytest.raises(ValueError, match='weights: the client expects ffff'):
         connect(plain_server, sha256='f' * 64)
 
@@ -175,8 +184,32 @@ def test_limits_of_a_session():
         engine.close()
 
 
+def test_calls_of_a_session_at_a_time_are_limited():
+    go_on = threading.Event()
+
+    class Waiting(ServedEngine):
+        def warm(self) -> None:
+            go_on.wait(TIMEOUT)
+
+    with serving(Waiting) as server:
+        with grpc.insecure_channel(f'127.0.0.1:{server.port}') as channel:
+            stub = EngineStub(channel)
+            opened = stub.Open(OpenRequest(protocol=PROTOCOL, library=_library()))
+            call = CallRequest(
+                session=opened.session, verb='warm', arguments=payload({}), number=1
+            )
+            calls = [stub.Call.future(call) for _ in range(IN_FLIGHT + 5)]
+            until(lambda: sum(each.done() for each in calls) == 5)
+            go_on.set()
+            codes = Counter(each.code() for each in calls)
+        assert codes == {grpc.StatusCode.OK: IN_FLIGHT, grpc.StatusCode.RESOURCE_EXHAUSTED: 5}
+        engine = connect(server)
+        assert engine.seed(view()) == 'sensor'
+        engine.close()
+
+
 def test_malformed_messages_end_only_themselves(stub):
-    opened = stub.Open(OpenRequest(protocol=1, library=_library()), timeout=TIMEOUT)
+    opened = stub.Open(OpenRequest(protocol=PROTOCOL, library=_library()), timeout=TIMEOUT)
     for verb, arguments in (
         ('__init__', {}),
         ('close', {}),

@@ -24,11 +24,13 @@ from mirage_model.interface import (
     InvalidRequest,
     Trajectory,
 )
-from mirage_model.serving.engine_pb2 import Array, Payload, Value
+from mirage_model.serving.buffers import GROUP, BufferGroup, grouped, read_reply, write_reply
+from mirage_model.serving.engine_pb2 import Array, Buffers, Payload, StreamReply, Value
 from mirage_model.serving.errors import error_from, error_message
+from mirage_model.serving.images import WireError
 from mirage_model.serving.wire import (
+    MAX_VALUES,
     ArrayLimits,
-    WireError,
     encode,
     payload,
     read_arguments,
@@ -172,8 +174,17 @@ def array_message(**changes) -> Payload:
         (array_message(shape=[5]), '4 bytes'),
         (array_message(shape=[2**40]), 'too large'),
         (array_message(shape=[2**62, 4]), 'too large'),
-        (array_message(count=2), 'buffers are missing'),
-        (array_message(first=7), 'buffers are missing'),
+        (array_message(shape=[0, 2**62]), 'too large'),
+        (array_message(shape=[1] * 9), 'too large'),
+        (array_message(count=2), 'do not take 1 buffers'),
+        (array_message(first=7), 'do not take 1 buffers'),
+        (array_message(count=3), '3 buffers do not make'),
+        (array_message(count=0), '0 buffers do not make'),
+        (array_message(count=2**31), '4096 are allowed'),
+        (array_message(buffers=[bytes(4)] * 2), 'do not take 2 buffers'),
+        (array_message(encoding='BLOCKS'), 'do not make masks'),
+        (array_message(shape=[1, 2, 2], encoding='BLOCKS', buffers=[b'12']), '2 blocks'),
+        (array_message(shape=[1, 4, 1], encoding='BLOCKS', buffers=[b'1']), '1 blocks'),
         (array_message(shape=[20, 24, 3], encoding='PNG'), 'not a PNG'),
         (array_message(shape=[20, 24, 3], encoding='JPEG'), 'not a JPEG'),
         (array_message(shape=[7, 20, 24, 3], encoding='JPEG'), 'images'),
@@ -184,6 +195,66 @@ def array_message(**changes) -> Payload:
 def test_malformed_arrays_are_rejected(message, reason):
     with pytest.raises(WireError, match=reason):
         read_payload(message, np.ndarray, limits=LIMITS)
+
+
+def test_two_arrays_do_not_share_a_buffer():
+    array = array_message().value
+    both = Value()
+    both.list.items.extend([array, array])
+    with pytest.raises(WireError, match='belongs to another array'):
+        read_payload(Payload(value=both, buffers=[bytes(4)]), list[np.ndarray], limits=LIMITS)
+
+
+def test_a_tree_of_many_values_is_rejected():
+    many = Value()
+    many.list.items.extend(Value(integer=1) for _ in range(MAX_VALUES + 1))
+    with pytest.raises(WireError, match='more than'):
+        read_payload(Payload(value=many), list[int], limits=LIMITS)
+
+
+@pytest.mark.parametrize('side', [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize('images', ['none', 'png', 'jpeg'])
+def test_masks_travel_bit_for_bit_as_blocks(side, images):
+    small = np.random.default_rng(side).integers(0, 256, (3, 48, 96), dtype=np.uint8)
+    masks = small.repeat(side, 1).repeat(side, 2)[:, :48, :96].copy()
+    message = payload(masks, images)
+    np.testing.assert_array_equal(read_payload(message, np.ndarray, limits=LIMITS), masks)
+    if side in (2, 4, 8, 16):
+        assert len(message.buffers[0]) == masks.size // side**2
+    masks[1, 17, 30] ^= 1
+    found = read_payload(payload(masks, images), np.ndarray, limits=LIMITS)
+    np.testing.assert_array_equal(found, masks)
+
+
+@given(st.lists(st.integers(0, 3 * 2**16), max_size=4), st.floats(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_buffers_have_the_form_of_protobuf(sizes, seconds):
+    items = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
+    slow = StreamReply(buffers=Buffers(items=items, encode_seconds=seconds))
+    fast = BufferGroup(items=[memoryview(item) for item in items], encode_seconds=seconds)
+    assert write_reply(fast) == slow.SerializeToString()
+    found = read_reply(slow.SerializeToString())
+    assert [bytes(item) for item in found.items] == items and found.encode_seconds == seconds
+
+
+@pytest.mark.parametrize('damage', [b'', b'\x80', b'\x04\x0a\x09ab', b'\x02\x0a', b'\xff' * 11])
+def test_malformed_buffers_are_rejected(damage):
+    whole = StreamReply(buffers=Buffers(items=[b'abc'])).SerializeToString()
+    with pytest.raises(ValueError):
+        read_reply(whole[:1] + damage)
+    for size in range(1, len(whole)):
+        with pytest.raises(ValueError):
+            read_reply(whole[:size])
+
+
+def test_buffers_are_sent_once_they_are_large_enough():
+    sizes = [10, GROUP, 7, 2 * GROUP, 5]
+    groups = list(grouped([memoryview(bytes(size)) for size in sizes]))
+    assert [[len(item) for item in group.items] for group in groups] == [
+        [10, GROUP],
+        [7, 2 * GROUP],
+        [5],
+    ]
 
 
 def test_an_image_larger_than_its_array_is_not_decompressed():

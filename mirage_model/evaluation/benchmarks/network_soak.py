@@ -1,20 +1,17 @@
 """Several robots and one server for minutes: ``mirage bench network-soak``.
 
 Each robot is what a node has inside: a worker over a remote engine. With ``--delay-ms`` and
-``--loss`` the command runs in a network namespace of its own whose loopback is slow and loses
-packets; that needs the right to make one.
+``--loss`` its bytes pass a proxy that is late and stalls, as TCP does where packets are lost.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-import os
 from pathlib import Path
 import random
 import re
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -23,6 +20,7 @@ import numpy as np
 
 from mirage_model.engine.worker import Job, Outcome, Worker
 from mirage_model.evaluation.benchmarks.network import TINY, running_server
+from mirage_model.evaluation.benchmarks.tcp_proxy import TcpProxy
 from mirage_model.evaluation.config import NetworkSoakConfig
 from mirage_model.interface import (
     CandidatesRequest,
@@ -38,8 +36,6 @@ GROWTH = 1.1
 OBSERVE_PERIOD = 0.5
 """Time between two observations of a robot [s]."""
 KINDS = ('imagine', 'keep', 'candidates', 'cancelled', 'late', 'malformed')
-INSIDE = 'MIRAGE_NETWORK_SOAK'
-"""Set in the namespace with the slow loopback."""
 
 
 class Robot:
@@ -157,7 +153,14 @@ def _resident_mib(pid: int | str) -> float:
 
 def run_soak(config: NetworkSoakConfig, server_words: tuple[str, ...] = TINY) -> dict[str, Any]:
     """Run the robots, and return what was sent, answered and lost."""
-    with running_server(*server_words) as (server, port):
+    with running_server(*server_words) as (server, server_port), ExitStack() as stack:
+        port = server_port
+        if config.delay_ms or config.loss:
+            proxy = TcpProxy(
+                server_port, delay=config.delay_ms / 1000, loss=config.loss, seed=config.seed
+            )
+            stack.callback(proxy.close)
+            port = proxy.port
         robots = [Robot(number, port, config.seed) for number in range(config.robots)]
         began = time.monotonic()
         until = began + 60 * config.minutes
@@ -196,24 +199,8 @@ def run_soak(config: NetworkSoakConfig, server_words: tuple[str, ...] = TINY) ->
 
 def main(config: NetworkSoakConfig) -> int:
     """Run the soak; return 1 where a request was lost or answered twice, or a process grew."""
-    if (config.delay_ms or config.loss) and INSIDE not in os.environ:
-        return _in_slow_network(config)
     result = run_soak(config)
     write_json(config.out, result)
     print(as_json(result))
     bad = result['lost'] or result['answered_more_than_once'] or not result['memory_flat']
     return int(bool(bad))
-
-
-def _in_slow_network(config: NetworkSoakConfig) -> int:
-    """Run this command in a namespace of its own. Raises OSError where that is not allowed."""
-    slow = f'netem delay {config.delay_ms}ms loss {100 * config.loss}%'
-    script = f'ip link set lo up && tc qdisc add dev lo root {slow} && exec "$@"'
-    command = ['unshare', '--net', 'bash', '-c', script, 'soak', sys.executable, *sys.argv]
-    code = subprocess.run(command, env={**os.environ, INSIDE: '1'}).returncode
-    if code not in (0, 1) or not config.out.is_file():
-        raise OSError(
-            'delay_ms, loss: the slow network could not be made (unshare and tc need root and '
-            'netem), use 0 for both'
-        )
-    return code
