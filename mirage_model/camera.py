@@ -65,7 +65,7 @@ def concatenate(parts: list[Cameras]) -> Cameras:
     """
     sizes = {(part.height, part.width) for part in parts}
     if len(sizes) != 1:
-        raise ValueError(f'cameras of different sizes cannot be joined: {sorted(sizes)}')
+        raise ValueError(f'cameras: their image sizes are {sorted(sizes)}, must be equal')
     return replace(
         parts[0],
         K=torch.cat([part.K for part in parts]),
@@ -77,9 +77,9 @@ def concatenate(parts: list[Cameras]) -> Cameras:
 def check_cameras(cameras: Cameras) -> Cameras:
     """Return ``cameras`` unchanged; raise ValueError that names the first invalid camera."""
     if cameras.height < 1 or cameras.width < 1:
-        raise ValueError(f'image size must be positive, got {cameras.height}x{cameras.width}')
+        raise ValueError(f'image size: {cameras.height}x{cameras.width}, must be positive')
     if cameras.K.numel() == 0:
-        raise ValueError('no cameras: the trajectory is empty')
+        raise ValueError('cameras: there are none, at least one is needed')
     K = cameras.K.reshape(-1, 3, 3).double()
     focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], dim=-1)
     wrong_K = ~torch.isfinite(K).flatten(1).all(dim=1) | (focal <= 0).any(dim=1)
@@ -103,7 +103,7 @@ def check_cameras(cameras: Cameras) -> Cameras:
 def check_rigid(transforms: Float[Tensor, '*batch 4 4'], *, tolerance: float = 1e-3) -> None:
     """Raise ValueError, naming the first bad index, unless all transforms are rigid."""
     if transforms.shape[-2:] != (4, 4):
-        raise ValueError(f'transforms must be 4x4, got {tuple(transforms.shape)}')
+        raise ValueError(f'transforms: shape {tuple(transforms.shape)}, must be (..., 4, 4)')
     flat = transforms.reshape(-1, 4, 4).double()
     _raise_first(
         ~torch.isfinite(flat).flatten(1).all(dim=1), flat, 'transform has NaN or infinite entries'

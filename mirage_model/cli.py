@@ -63,7 +63,7 @@ COMMANDS = {
         'a world model in some minutes of a GPU, from data to model folder',
     ),
     'train perception': Command(
-        f'{_TRAINING}.config:PerceptionTraining',
+        f'{_TRAINING}.perception_config:PerceptionTraining',
         f'{_TRAINING}.perception:main',
         'the embedded perception network',
     ),

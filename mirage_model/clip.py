@@ -50,7 +50,7 @@ def reason_to_reject(clip: Clip) -> str | None:
     if clip.valid.float().mean() < 0.4:
         return 'under 40% of the pixels have a depth and may enter a memory'
     if clip.depth[clip.valid].median() < 1.0:
-        return 'it looks at a wall from less than a metre'
+        return 'the median depth is under 1 m'
     return None
 
 

@@ -39,16 +39,12 @@ class Observation:
 
     image: np.ndarray
     """(height, width, 3) uint8 of any size; the engine crops and scales it to the model's."""
-
     K: np.ndarray
     """(3, 3) intrinsics of ``image`` [px]."""
-
     world_from_camera: np.ndarray
     """(4, 4) pose of the camera [m]."""
-
     time: float
     """Time of exposure [s]."""
-
     depth: np.ndarray | None = None
     """(height, width) float32 depth registered to ``image`` [m]; not finite or <= 0 is invalid.
 
@@ -57,15 +53,31 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagineRequest:
-    """Imagine the frames along a path that starts from the last observation of a memory.
-
-    Without ``K`` the frames take the intrinsics of that observation, cropped and scaled to the
-    model's frame.
-    """
+class GenerationRequest:
+    """Fields of both `ImagineRequest` and `CandidatesRequest`."""
 
     request_id: str
     """Copied into each chunk."""
+    memory: str = 'default'
+    """Name of the memory to start from."""
+    steps: int | None = None
+    """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
+    prompt: str = ''
+    """Text that describes the frames; empty takes the model's own text."""
+    negative_prompt: str = ''
+    """Text that describes what guidance leads away from."""
+    guidance: float = 1.0
+    """Weight of classifier-free guidance, 1 to 100; 1 is none, more doubles the time of a step."""
+    K: np.ndarray | None = None
+    """(3, 3) intrinsics of the frames at the model's full size [px].
+
+    None takes those of the last observation, cropped and scaled to the model's frame.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagineRequest(GenerationRequest):
+    """Imagine the frames along a path that starts from the last observation of a memory."""
 
     world_from_camera: np.ndarray
     """(n, 4, 4) pose of each frame to imagine, without the observation that the path starts from
@@ -73,34 +85,12 @@ class ImagineRequest:
 
     n must be a multiple of `ModelInfo.new_frames_per_chunk`.
     """
-
     times: np.ndarray
     """(n,) time of each frame, increasing [s]."""
-
-    memory: str = 'default'
-    """Name of the memory to start from."""
-
     seed: int = 0
     """Seed of the noise."""
-
-    steps: int | None = None
-    """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
-
-    prompt: str = ''
-    """Text that describes the frames; empty takes the model's own text."""
-
-    negative_prompt: str = ''
-    """Text that describes what guidance leads away from."""
-
-    guidance: float = 1.0
-    """Weight of classifier-free guidance, 1 to 100; 1 is none, more doubles the time of a step."""
-
-    K: np.ndarray | None = None
-    """(3, 3) intrinsics of the frames at the model's size [px]; None takes the observation's."""
-
     memory_frames: bool = False
     """Whether chunks carry `Chunk.memory_frames`."""
-
     keep_in: str | None = None
     """Name of the memory that keeps the imagined points.
 
@@ -115,7 +105,6 @@ class Trajectory:
 
     world_from_camera: np.ndarray
     """(n, 4, 4) poses of the camera [m]."""
-
     times: np.ndarray
     """(n,) times of the poses, increasing [s]."""
 
@@ -131,52 +120,25 @@ class Trajectory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidatesRequest:
+class CandidatesRequest(GenerationRequest):
     """Imagine along several paths, each on a fork of one memory; the forks are discarded."""
-
-    request_id: str
-    """Copied into each chunk."""
 
     trajectories: tuple[Trajectory, ...]
     """The candidates' paths; each follows the rules of `ImagineRequest`, lengths may differ."""
-
     seeds: tuple[int, ...]
     """Seed of the noise for each candidate."""
-
-    memory: str = 'default'
-    """Name of the memory to start from."""
-
-    steps: int | None = None
-    """Denoising steps of a chunk, 1 to 1000; None takes the model's default."""
-
-    prompt: str = ''
-    """Prompt of all candidates; empty takes the model's own."""
-
-    negative_prompt: str = ''
-    """Prompt that guidance leads away from."""
-
-    guidance: float = 1.0
-    """Weight of classifier-free guidance; 1 computes none."""
-
-    K: np.ndarray | None = None
-    """(3, 3) intrinsics of the frames at the model's full size [px]; None takes the
-    observation's."""
-
     batch: int = 1
     """Candidates that are denoised together; halved when the device runs out of memory.
 
     With 1 the frames equal those of an `ImagineRequest` bit for bit; more differ by rounding.
     """
-
     resolution: Literal['full', 'half'] = 'full'
     """Size of the frames relative to the model's; 'half' reads the memory on half the latent grid.
 
     Rejected where half the frame does not fit the codec and the backbone.
     """
-
     deadline: float | None = None
     """Seconds after the call at which candidates are returned as far as they exist; None waits."""
-
     goal: np.ndarray | None = None
     """(height, width, 3) uint8 image for `Candidate.goal_distance`, cropped and scaled to the
     frame."""
@@ -188,60 +150,42 @@ class Chunk:
 
     request_id: str
     """Copied from the request."""
-
     index: int
     """Number of the chunk along the path, from 0."""
-
     count: int
     """Number of chunks of the path."""
-
     frames: np.ndarray
     """(n, height, width, 3) uint8."""
-
     visibility: np.ndarray
     """(n, height, width) uint8 of NOTHING, IMAGINED and OBSERVED, before the chunk was imagined.
     """
-
     visible: np.ndarray
     """(n,) share of the view that the memory covers, in 0..1."""
-
     observed: np.ndarray
     """(n,) share of the view that rests on observations, in 0..1; part of ``visible``."""
-
     K: np.ndarray
     """(3, 3) intrinsics of all frames [px]."""
-
     world_from_camera: np.ndarray
     """(n, 4, 4) pose of each frame [m]."""
-
     times: np.ndarray
     """(n,) time of each frame [s]."""
-
     memory_frames: np.ndarray | None
     """The memory's latents decoded without the model, shaped like ``frames``; grey where it is
     empty."""
-
     depth_source: DepthSource
     """Source of the memory's depth."""
-
     model: str
     """Name of the model."""
-
     seed: int
     """Seed of the noise."""
-
     seconds: float
     """Time that the chunk took [s]."""
-
     prompt: str = ''
     """Prompt of the request."""
-
     observation_time: float = 0.0
     """Time of the newest observation in the memory when the request began [s]; 0 if unknown."""
-
     stages: Mapping[str, float] = field(default_factory=dict)
     """Time of each stage [s]: read, denoise, decode, and write of the chunk before."""
-
     refinement: tuple[str, ...] = ()
     """For each latent frame of the chunk before: why it keeps its planned camera, or '' where its
     camera was found.
@@ -266,13 +210,10 @@ class Candidate:
 
     index: int
     """Position of the path in the request."""
-
     chunks: tuple[Chunk, ...]
     """The chunks that were imagined before the deadline, as those of an `ImagineRequest`."""
-
     complete: bool
     """Whether all chunks of the path exist."""
-
     goal_distance: float
     """Root mean square difference of the normalised latents of the last frame and the goal.
 
@@ -286,19 +227,14 @@ class CoverageScore:
 
     visible: np.ndarray
     """(n,) share of the view that the memory covers, in 0..1."""
-
     observed: np.ndarray
     """(n,) share of the view that rests on observations, in 0..1; part of ``visible``."""
-
     age: np.ndarray
     """(n,) mean age of what is in view [s]; NaN where nothing is."""
-
     mean_age: float
     """Mean age over all poses, weighted by ``visible`` [s]; NaN where nothing is in view."""
-
     visible_ends: int | None
     """First pose at which ``visible`` is below the threshold; None if there is none."""
-
     observed_ends: int | None
     """First pose at which ``observed`` is below the threshold; None if there is none."""
 
@@ -309,10 +245,8 @@ class Points:
 
     positions: np.ndarray
     """(m, 3) float32 positions in the world [m]."""
-
     colours: np.ndarray
     """(m, 3) RGB uint8, a linear map of the latents fitted to the codec: approximate."""
-
     observed: np.ndarray
     """(m,) bool; False where the point was imagined."""
 
@@ -323,7 +257,6 @@ class MemoryStats:
 
     points: int
     """Number of points."""
-
     nbytes: int
     """Bytes of the points and of their index."""
 
@@ -337,25 +270,18 @@ class ModelInfo:
 
     sha256: str
     """Hash over all weights."""
-
     height: int
     """Height of the frames [px]."""
-
     width: int
     """Width of the frames [px]."""
-
     frame_rate: float
     """Frames per second that the model was trained at."""
-
     new_frames_per_chunk: int
     """Frames that a chunk adds to a path."""
-
     steps: int
     """Default number of denoising steps."""
-
     segments_dynamic: bool = True
     """Whether dynamic objects are kept out of the memory; otherwise each passer-by enters it."""
-
     prompts: bool = False
     """Whether the model has a text encoder, so that requests may bring any prompt."""
 
@@ -366,25 +292,18 @@ class LinkStatus:
 
     address: str
     """Address of the engine."""
-
     connected: bool
     """Whether the engine answers."""
-
     message: str = ''
     """Fault of the link, or what was lost with the last session; empty if nothing."""
-
     round_trip: float = float('nan')
     """Time of the last heartbeat [s]."""
-
     reconnects: int = 0
     """Number of times that the link was made again."""
-
     sessions_lost: int = 0
     """Number of times that the engine had lost the memories of this client."""
-
     observations_kept: int = 0
     """Observations that would be sent again."""
-
     nbytes_kept: int = 0
     """Bytes of these observations."""
 
@@ -394,7 +313,8 @@ class EngineProtocol(Protocol):
     """A model and named memories.
 
     `seed`, `load`, and `imagine` with ``keep_in``, create memories; `drop` removes them. Any verb
-    raises InvalidRequest for what it cannot serve, and leaves the engine and its memories usable.
+    raises InvalidRequest for a memory that does not exist and for any other request that it cannot
+    serve, and leaves the engine and its memories usable.
     """
 
     def describe(self) -> ModelInfo: ...
@@ -433,7 +353,7 @@ class EngineProtocol(Protocol):
         Points that the observation sees through are removed, imagined points give way to it.
 
         Raises:
-            InvalidRequest: As `seed`, or the memory does not exist.
+            InvalidRequest: As `seed`.
         """
         ...
 
@@ -443,7 +363,7 @@ class EngineProtocol(Protocol):
         """Yield the chunks of a path, each as soon as it exists.
 
         Raises:
-            InvalidRequest: The memory does not exist or the path is malformed.
+            InvalidRequest: The path is malformed.
             Cancelled: ``cancelled()`` returned true; it is polled before each denoising step.
         """
         ...
@@ -456,7 +376,7 @@ class EngineProtocol(Protocol):
         After the deadline the remaining candidates are yielded at once with the chunks that exist.
 
         Raises:
-            InvalidRequest: The memory does not exist or a value of the request is not allowed.
+            InvalidRequest: A value of the request is not allowed.
             Cancelled: ``cancelled()`` returned true; it is polled before each denoising step.
         """
         ...
@@ -487,7 +407,7 @@ class EngineProtocol(Protocol):
                 the paths.
 
         Raises:
-            InvalidRequest: The memory does not exist or a path is malformed.
+            InvalidRequest: A path is malformed.
         """
         ...
 
@@ -498,7 +418,7 @@ class EngineProtocol(Protocol):
             new_from_old: (4, 4), from the old world frame to the new one [m].
 
         Raises:
-            InvalidRequest: The memory does not exist or the transform is not rigid.
+            InvalidRequest: The transform is not rigid.
         """
         ...
 
@@ -506,23 +426,19 @@ class EngineProtocol(Protocol):
         """Return up to ``max_points`` points of a memory, sampled evenly.
 
         Raises:
-            InvalidRequest: The memory does not exist or its kind holds no latent points.
+            InvalidRequest: The memory is of a kind without latent points.
         """
         ...
 
     def stats(self, *, memory: str = 'default') -> MemoryStats:
-        """Return the size of a memory.
-
-        Raises:
-            InvalidRequest: The memory does not exist.
-        """
+        """Return the size of a memory."""
         ...
 
     def save(self, path: Path, *, memory: str = 'default') -> None:
         """Write a memory and the start of its paths to a safetensors file, whole or not at all.
 
         Raises:
-            InvalidRequest: The memory does not exist or its kind cannot be saved.
+            InvalidRequest: The memory is of a kind that cannot be saved.
             OSError: The file cannot be written.
         """
         ...
@@ -547,6 +463,5 @@ class EngineProtocol(Protocol):
         ...
 
     def close(self) -> None:
-        """Delete the memories and end the link, if there is one; nothing may be called after
-        it."""
+        """Delete the memories and end the link, if there is one. Call nothing after it."""
         ...

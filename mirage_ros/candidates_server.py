@@ -55,9 +55,9 @@ class CandidatesServer:
                 f'{parameters.limits.max_candidates}'
             )
         if goal.resolution not in RESOLUTIONS:
-            raise ValueError(f'resolution: is {goal.resolution}, use FULL or HALF')
+            raise ValueError(f'resolution: {goal.resolution}, must be FULL or HALF')
         if not goal.deadline >= 0:
-            raise ValueError(f'deadline: is {goal.deadline} s, must not be negative')
+            raise ValueError(f'deadline: {goal.deadline} s, must not be negative')
         paths = [
             planned_from_trajectory(trajectory, max_poses=parameters.limits.max_poses)
             for trajectory in goal.trajectories

@@ -45,7 +45,7 @@ class NodeContext(Node):
         self.metrics = NodeMetrics()
         self.throttled_log = ThrottledLog(self.metrics)
         self.doubts = Doubts(
-            parameters.sensors.accept, parameter='sensors.accept', tell=self.get_logger().warning
+            parameters.sensors.accept, parameter='sensors.accept', log=self.get_logger().warning
         )
         transforms = TransformListener(
             self, parameters, on_bad=self._log_rejected, warn=self.log_warning
@@ -70,15 +70,13 @@ class NodeContext(Node):
     ) -> Subscription:
         """Create a subscription that logs a callback's error instead of ending the executor.
 
-
         A time on /clock that does not fit into a stamp is rejected too, because rclpy raises when
         it uses it.
         """
-
         name = self.resolve_topic_name(topic)
 
         def logged(message: Any) -> None:
-            self.inputs.heard(name)
+            self.inputs.received(name)
             with self.logging_errors(topic.removeprefix('/')):
                 if topic == CLOCK_TOPIC:
                     stamp(seconds(message.clock))
@@ -90,9 +88,9 @@ class NodeContext(Node):
         return subscription
 
     def newest_images(self) -> CameraImages:
-        """Return the newest complete set of the sensors.
+        """Return the newest image with its camera_info and depth.
 
-        Raises ValueError; where nothing came on a topic, it says who publishes what.
+        Raises ValueError; for a topic without messages it names what is published near by.
         """
         try:
             return self.sensors.newest()
@@ -100,12 +98,18 @@ class NodeContext(Node):
             raise ValueError(f'{error}; {self.inputs.describe(error.input)}') from None
 
     def add_camera_info(self, message: CameraInfo) -> None:
-        """Raises ValueError for a camera that is not a rectified pinhole camera."""
+        """Take the camera of the images.
+
+        Raises ValueError unless it is a rectified pinhole camera.
+        """
         self.frames.set_camera(read_camera(message, self.doubts))
         self.sensors.add_camera_info(message)
 
     def add_depth_camera_info(self, message: CameraInfo) -> None:
-        """Raises ValueError for a camera that is not a rectified pinhole camera."""
+        """Take the camera of the depth images.
+
+        Raises ValueError unless it is a rectified pinhole camera.
+        """
         self.frames.set_depth_camera(read_camera(message, self.doubts))
 
     @property
@@ -113,7 +117,7 @@ class NodeContext(Node):
         """Return the worker. Raises ValueError if the node is not active."""
         worker = self._worker
         if worker is None:
-            raise ValueError('the node is not active')
+            raise ValueError('node: not active, activate it first')
         return worker
 
     @property
@@ -124,7 +128,7 @@ class NodeContext(Node):
     def engine(self) -> ModelInfo:
         """Return the properties of the model. Raises ValueError if the node is not configured."""
         if self._model_info is None:
-            raise ValueError('the node is not configured')
+            raise ValueError('node: not configured, configure it first')
         return self._model_info
 
     @property

@@ -54,7 +54,7 @@ def stamp(time: float) -> Time:
     Raises ValueError where it does not fit.
     """
     if not fits_stamp(time):
-        raise ValueError(f'time {time} s does not fit into a stamp')
+        raise ValueError(f'time: {time} s, a stamp holds 0 to 2^31 s')
     nanoseconds = round(time * 1e6) * 1000
     return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
 
@@ -100,10 +100,8 @@ def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
     same &= frame_name(given.header.frame_id) == frame_name(used.header.frame_id)
     if not same or not np.allclose(K_from_camera_info(given), K_from_camera_info(used), rtol=1e-3):
         raise ValueError(
-            f"the request's camera_info ('{given.header.frame_id}', {given.height}x{given.width}) "
-            'differs from that of the '
-            f"seed image ('{used.header.frame_id}', {used.height}x{used.width}): frames are "
-            "imagined with the seed's"
+            f"camera_info: '{given.header.frame_id}', {given.height}x{given.width}, must equal "
+            f"that of the seed image, '{used.header.frame_id}', {used.height}x{used.width}"
         )
 
 

@@ -23,19 +23,20 @@ def parameter(
     default: Any,
     description: str,
     *,
-    low=None,
-    high=None,
+    bounds: tuple[float, float] | None = None,
     among: tuple[str, ...] = (),
     example: tuple[Any, ...] = (),
 ) -> Any:
-    """Declare a field with the description and the inclusive range that ROS tools show.
+    """Declare a field with the description that ROS tools show.
 
-    A list that is empty by default has an ``example``, which gives its type too.
+    Args:
+        bounds: Smallest and largest value that is allowed.
+        among: Texts that are allowed.
+        example: Value of a list that is empty by default; its type is that of the parameter.
     """
     if among:
         description += ' One of: ' + ', '.join(among) + '.'
-    metadata = {'description': description, 'low': low, 'high': high, 'among': among}
-    metadata['example'] = example
+    metadata = {'description': description, 'bounds': bounds, 'among': among, 'example': example}
     return field(default=default, metadata=metadata)
 
 
@@ -78,16 +79,20 @@ def declare(node: Node, kind: type[T]) -> T:
     """Declare all parameters of a dataclass on a node and return their values."""
     values = {}
     for name, item in leaves(kind):
-        low, high = item.metadata['low'], item.metadata['high']
+        bounds = item.metadata['bounds']
         descriptor = ParameterDescriptor(
             description=item.metadata['description'],
             additional_constraints=', '.join(item.metadata['among']),
             read_only=True,
         )
-        if isinstance(item.default, float) and low is not None:
-            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
-        elif low is not None:
-            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+        if bounds is not None:
+            low, high = bounds
+            if isinstance(item.default, float):
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=low, to_value=high)
+                ]
+            else:
+                descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
         if isinstance(item.default, tuple):
             # an empty list has no type in YAML
             numbers = isinstance(item.metadata['example'][0], float)
@@ -130,8 +135,8 @@ def as_yaml(kind: type) -> str:
         open_groups = groups
         indent = '  ' * (len(groups) + 2)
         text = item.metadata['description']
-        if item.metadata['low'] is not None:
-            text += f' Range {item.metadata["low"]} to {item.metadata["high"]}.'
+        if bounds := item.metadata['bounds']:
+            text += f' Range {bounds[0]} to {bounds[1]}.'
         comment = f'{indent}# '
         lines += textwrap.wrap(text, 110, initial_indent=comment, subsequent_indent=comment)
         value = item.default

@@ -53,11 +53,11 @@ def attached_images(
     Raises ValueError if it has no camera_info.
     """
     if depths and not images:
-        raise ValueError('seed_depth: needs seed_image')
+        raise ValueError('seed_depth: given without seed_image, give both')
     if not images:
         return None
     if planned.camera_info is None:
-        raise ValueError('seed_image: needs trajectory.camera_info')
+        raise ValueError('seed_image: given without trajectory.camera_info, give both')
     return CameraImages(
         image=images[0],
         camera_info=planned.camera_info,
@@ -92,9 +92,9 @@ def initial_state(
             path is too short or too long.
     """
     if images is not None and memory:
-        raise ValueError(f"memory: '{memory}' is given with seed_image, use one of them")
+        raise ValueError(f"memory: '{memory}' is given with seed_image, give one of them")
     if more_images and images is None:
-        raise ValueError(f'more_images: {len(more_images)} are given, they need seed_image')
+        raise ValueError(f'more_images: {len(more_images)} without seed_image, give both')
     driven = node.parameters.memory.start_from_driven and node.memories.find(DRIVEN)
     if images is None and (memory or driven):
         record = node.memories.get(memory or DRIVEN)

@@ -22,15 +22,15 @@ class InputMonitor:
     def __init__(self, node: Node):
         self._node = node
         self._inputs: dict[str, Subscription] = {}
-        self._heard: dict[str, float] = {}
+        self._last_received: dict[str, float] = {}
 
     def add(self, name: str, subscription: Subscription) -> None:
         """Add an input of the node by its name."""
         self._inputs[name] = subscription
 
-    def heard(self, topic: str) -> None:
+    def received(self, topic: str) -> None:
         """Note that a message came on a topic."""
-        self._heard[topic] = time.monotonic()
+        self._last_received[topic] = time.monotonic()
 
     def silent(self, seconds: float = math.inf) -> list[str]:
         """Return the names of the inputs on which nothing came for some time, or ever."""
@@ -38,7 +38,7 @@ class InputMonitor:
         return [
             name
             for name, subscription in self._inputs.items()
-            if self._heard.get(subscription.topic_name, -math.inf) <= since
+            if self._last_received.get(subscription.topic_name, -math.inf) <= since
         ]
 
     def describe(self, name: str) -> str:

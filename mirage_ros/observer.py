@@ -156,7 +156,7 @@ class Observer:
             )
             if record and not decision.keyframe:
                 node.metrics.count(f'images dropped: {decision.reason}')
-                self._remember(replace(record, newest=images.arrival))
+                self._store_record(replace(record, newest=images.arrival))
                 return
             with node.metrics.timing('observe'):
                 observation = convert.observation_from_messages(
@@ -169,14 +169,14 @@ class Observer:
                     depth_camera=depth_camera,
                 )
                 (engine.observe if record else engine.seed)(observation, memory=DRIVEN)
-            self._remember(MemoryRecord(camera_frame=camera_frame, newest=images.arrival))
+            self._store_record(MemoryRecord(camera_frame=camera_frame, newest=images.arrival))
             self._keyframes.accept(world_from_camera, time)
             node.metrics.count('images observed')
 
         self._busy = node.worker.call(task)
         self._busy.add_done_callback(self._done)
 
-    def _remember(self, record: MemoryRecord) -> None:
+    def _store_record(self, record: MemoryRecord) -> None:
         self._record = record
         self._node.memories.add(DRIVEN, record)
 

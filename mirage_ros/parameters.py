@@ -11,6 +11,7 @@ from mirage_ros.declaration import as_yaml, parameter
 KEYFRAMES = KeyframeConfig()
 INT_MAX = 2**31 - 1
 IMAGES = ('jpeg', 'png', 'none')
+RELIABILITIES = ('best_effort', 'reliable')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +78,19 @@ class EngineParameters:
         5.0,
         'Time without an answer after which the link counts as broken, and for which a call waits '
         'for a new one [s].',
-        low=0.5,
-        high=60.0,
+        bounds=(0.5, 60.0),
     )
     lease: float = parameter(
         30.0,
         'Time for which the server keeps the memories of a robot that is silent [s]; the server '
         'may allow less.',
-        low=1.0,
-        high=3600.0,
+        bounds=(1.0, 3600.0),
     )
     keep_bytes: int = parameter(
         64 * 2**20,
         'Size of the newest observations, compressed, that are sent again if the server has lost '
         'the memories [bytes]; the newest one of each memory is always kept.',
-        low=0,
-        high=INT_MAX,
+        bounds=(0, INT_MAX),
     )
 
 
@@ -122,27 +120,26 @@ class FrameParameters:
 class TfParameters:
     enabled: bool = parameter(True, 'Subscribe to /tf and /tf_static.')
     history: float = parameter(
-        30.0, 'Time for which transforms are kept [s].', low=1.0, high=3600.0
+        30.0, 'Time for which transforms are kept [s].', bounds=(1.0, 3600.0)
     )
     wait: float = parameter(
-        2.5, 'Time that a lookup waits for a transform that is late [s].', low=0.0, high=10.0
+        2.5, 'Time that a lookup waits for a transform that is late [s].', bounds=(0.0, 10.0)
     )
     max_gap: float = parameter(
         0.5,
         'Longest time from an image to the transforms before and after it, link by link [s]; '
         'fixed links may be sent at any rate.',
-        low=0.001,
-        high=3600.0,
+        bounds=(0.001, 3600.0),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathParameters:
     speed: float = parameter(
-        0.5, 'Speed along a nav_msgs/Path without stamps [m/s].', low=0.01, high=50.0
+        0.5, 'Speed along a nav_msgs/Path without stamps [m/s].', bounds=(0.01, 50.0)
     )
     turn_rate: float = parameter(
-        0.8, 'Turn rate along a nav_msgs/Path without stamps [rad/s].', low=0.01, high=20.0
+        0.8, 'Turn rate along a nav_msgs/Path without stamps [rad/s].', bounds=(0.01, 20.0)
     )
     orientation: str = parameter(
         'auto',
@@ -166,13 +163,11 @@ class SensorParameters:
         0.02,
         'Largest difference between the stamps of an image, its camera_info and its depth image '
         '[s].',
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
     )
     accept: tuple[str, ...] = parameter(
         (),
-        'Doubtful inputs that are meant as they are, by the names that warnings give: '
-        f'{", ".join(DOUBTS)}.',
+        f'Names of doubtful inputs to accept, as warnings give them: {", ".join(DOUBTS)}.',
         example=('pixel_aspect',),
     )
 
@@ -189,8 +184,7 @@ class ObserveParameters:
     rate: float = parameter(
         2.0,
         'Rate at which the newest image is considered for the memory [Hz].',
-        low=0.01,
-        high=60.0,
+        bounds=(0.01, 60.0),
     )
 
 
@@ -199,28 +193,24 @@ class KeyframeParameters:
     distance: float = parameter(
         KEYFRAMES.distance,
         'Translation since the last keyframe after which an image may become the next [m].',
-        low=0.0,
-        high=100.0,
+        bounds=(0.0, 100.0),
     )
     angle: float = parameter(
         KEYFRAMES.angle,
         'Rotation since the last keyframe after which an image may become the next [rad].',
-        low=0.0,
-        high=3.2,
+        bounds=(0.0, 3.2),
     )
     gain: float = parameter(
         KEYFRAMES.gain,
         'Smallest unobserved share of the view for an image to become a keyframe after motion [0 '
         'to 1].',
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
     )
     refresh: float = parameter(
         KEYFRAMES.refresh,
         'Time since the last keyframe after which an image becomes the next without motion or '
         'gain [s].',
-        low=0.0,
-        high=1e6,
+        bounds=(0.0, 1e6),
     )
 
 
@@ -229,14 +219,12 @@ class JumpParameters:
     distance: float = parameter(
         0.2,
         'Translation of frames.odom in frames.world between two images that counts as a jump [m].',
-        low=0.0,
-        high=100.0,
+        bounds=(0.0, 100.0),
     )
     angle: float = parameter(
         0.1,
         'Rotation of frames.odom in frames.world between two images that counts as a jump [rad].',
-        low=0.0,
-        high=3.2,
+        bounds=(0.0, 3.2),
     )
     action: str = parameter(
         'reanchor',
@@ -259,8 +247,7 @@ class MemoryParameters:
         4_000_000,
         'Largest number of latent points in a memory, about 125 bytes each for mirage-tiny; 0 for '
         'no limit.',
-        low=0,
-        high=INT_MAX,
+        bounds=(0, INT_MAX),
     )
     policy: str = parameter(
         'oldest',
@@ -271,8 +258,7 @@ class MemoryParameters:
         0,
         'Latent points of a memory that stay in RAM; those furthest from the camera go to '
         'memory.pages. 0 keeps all.',
-        low=0,
-        high=INT_MAX,
+        bounds=(0, INT_MAX),
     )
     pages: str = parameter(
         '', 'Folder for the latent points that memory.resident leaves no room for.'
@@ -290,15 +276,13 @@ class RequestParameters:
         30.0,
         "Largest age of the newest image, or of the newest observation in the memory 'driven', "
         'that a request may start from by default [s]; 0 for no limit.',
-        low=0.0,
-        high=1e9,
+        bounds=(0.0, 1e9),
     )
     seed: int = parameter(0, 'Random seed of requests that come by topic.')
     steps: int = parameter(
         0,
         'Denoising steps of requests that come by topic; 0 for the default of the model.',
-        low=0,
-        high=1000,
+        bounds=(0, 1000),
     )
     prompt: str = parameter(
         '',
@@ -312,8 +296,7 @@ class RequestParameters:
         1.0,
         'Weight of classifier-free guidance of requests that come by topic; 1 is none, more '
         'doubles the time of a step.',
-        low=1.0,
-        high=100.0,
+        bounds=(1.0, 100.0),
     )
     memory_frames: bool = parameter(
         False, 'Add decoded readouts of the memory to chunks of requests that come by topic.'
@@ -321,36 +304,33 @@ class RequestParameters:
     batch: int = parameter(
         1,
         'Candidates that are generated together if the goal does not set a batch.',
-        low=1,
-        high=256,
+        bounds=(1, 256),
     )
     result_timeout: float = parameter(
         30.0,
         'Time for which the result of a goal can still be fetched [s].',
-        low=1.0,
-        high=900.0,
+        bounds=(1.0, 900.0),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitParameters:
     queue_size: int = parameter(
-        4, 'Waiting requests of a client; more are dropped.', low=1, high=64
+        4, 'Waiting requests of a client; more are dropped.', bounds=(1, 64)
     )
     max_goals: int = parameter(
-        12, 'Goals of all clients that run or wait; more are rejected.', low=1, high=128
+        12, 'Goals of all clients that run or wait; more are rejected.', bounds=(1, 128)
     )
-    max_poses: int = parameter(10_000, 'Poses in a trajectory.', low=1, high=1_000_000)
-    max_frames: int = parameter(512, 'Frames along one path.', low=1, high=100_000)
-    max_candidates: int = parameter(64, 'Candidates in a request.', low=1, high=4096)
-    max_memories: int = parameter(8, "Named memories beside 'driven'.", low=1, high=1024)
-    max_pixels: int = parameter(4096 * 2304, 'Pixels of an input image.', low=1, high=2**28)
+    max_poses: int = parameter(10_000, 'Poses in a trajectory.', bounds=(1, 1_000_000))
+    max_frames: int = parameter(512, 'Frames along one path.', bounds=(1, 100_000))
+    max_candidates: int = parameter(64, 'Candidates in a request.', bounds=(1, 4096))
+    max_memories: int = parameter(8, "Named memories beside 'driven'.", bounds=(1, 1024))
+    max_pixels: int = parameter(4096 * 2304, 'Pixels of an input image.', bounds=(1, 2**28))
     max_message_bytes: int = parameter(
         32 * 2**20,
         'Size of a published chunk and of the result of imagine_candidates [bytes]; a larger '
         'message ends its request.',
-        low=2**16,
-        high=2**30,
+        bounds=(2**16, 2**30),
     )
 
 
@@ -365,10 +345,9 @@ class CompressionParameters:
     raw_bytes: int = parameter(
         8 * 2**20,
         'Largest chunk or result that compression.format auto sends raw [bytes].',
-        low=0,
-        high=2**30,
+        bounds=(0, 2**30),
     )
-    jpeg_quality: int = parameter(90, 'JPEG quality of images [percent].', low=1, high=100)
+    jpeg_quality: int = parameter(90, 'JPEG quality of images [percent].', bounds=(1, 100))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,10 +356,10 @@ class SensorQosParameters:
         'best_effort',
         'Reliability of the subscriptions to image, camera_info and depth; best_effort matches '
         'all publishers.',
-        among=('best_effort', 'reliable'),
+        among=RELIABILITIES,
     )
     depth: int = parameter(
-        5, 'Queue depth of the subscriptions to image, camera_info and depth.', low=1, high=1000
+        5, 'Queue depth of the subscriptions to image, camera_info and depth.', bounds=(1, 1000)
     )
 
 
@@ -389,10 +368,10 @@ class PoseQosParameters:
     reliability: str = parameter(
         'best_effort',
         'Reliability of the subscription to odometry or pose; best_effort matches all publishers.',
-        among=('best_effort', 'reliable'),
+        among=RELIABILITIES,
     )
     depth: int = parameter(
-        100, 'Queue depth of the subscription to odometry or pose.', low=1, high=1000
+        100, 'Queue depth of the subscription to odometry or pose.', bounds=(1, 1000)
     )
 
 
@@ -401,14 +380,13 @@ class ImaginedQosParameters:
     reliability: str = parameter(
         'reliable',
         'Reliability of the publishers of imagined data.',
-        among=('best_effort', 'reliable'),
+        among=RELIABILITIES,
     )
     depth: int = parameter(
         100,
         'Queue depth of the publishers of imagined frames; the frames of a chunk are published at '
         'once.',
-        low=1,
-        high=10_000,
+        bounds=(1, 10_000),
     )
 
 
@@ -424,44 +402,39 @@ class ViewParameters:
     period: float = parameter(
         2.0,
         'Period of memory/points and memory/coverage while they have subscribers [s].',
-        low=0.1,
-        high=3600.0,
+        bounds=(0.1, 3600.0),
     )
-    max_points: int = parameter(100_000, 'Points of memory/points.', low=1, high=10_000_000)
+    max_points: int = parameter(100_000, 'Points of memory/points.', bounds=(1, 10_000_000))
     grid_resolution: float = parameter(
-        0.1, 'Cell size of memory/coverage [m].', low=0.01, high=10.0
+        0.1, 'Cell size of memory/coverage [m].', bounds=(0.01, 10.0)
     )
     grid_size: int = parameter(
-        1024, 'Largest width and height of memory/coverage [cells].', low=16, high=8192
+        1024, 'Largest width and height of memory/coverage [cells].', bounds=(16, 8192)
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosticsParameters:
-    period: float = parameter(1.0, 'Period of /diagnostics [s].', low=0.1, high=60.0)
+    period: float = parameter(1.0, 'Period of /diagnostics [s].', bounds=(0.1, 60.0))
     warn_chunk_seconds: float = parameter(
         0.0,
         'Warning threshold of the 95th percentile of the time of a chunk [s]; 0 for no warning.',
-        low=0.0,
-        high=3600.0,
+        bounds=(0.0, 3600.0),
     )
     error_chunk_seconds: float = parameter(
         0.0,
         'Error threshold of the 95th percentile of the time of a chunk [s]; 0 for no error.',
-        low=0.0,
-        high=3600.0,
+        bounds=(0.0, 3600.0),
     )
     warn_points: int = parameter(
         10_000_000,
         "Warning threshold of the latent points in the memory 'driven'; 0 for no warning.",
-        low=0,
-        high=INT_MAX,
+        bounds=(0, INT_MAX),
     )
     error_bytes: int = parameter(
         0,
         "Error threshold of the size of the memory 'driven' [bytes]; 0 for no error.",
-        low=0,
-        high=2**62,
+        bounds=(0, 2**62),
     )
 
 
@@ -475,8 +448,7 @@ class NodeParameters:
     startup_patience: float = parameter(
         10.0,
         'Time after the activation at which the log names the inputs on which nothing came [s].',
-        low=0.1,
-        high=3600.0,
+        bounds=(0.1, 3600.0),
     )
     model: ModelParameters = field(default_factory=ModelParameters)
     engine: EngineParameters = field(default_factory=EngineParameters)

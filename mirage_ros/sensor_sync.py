@@ -109,20 +109,26 @@ class SensorSync:
         self._depths: _Buffer[AnyImage] = _Buffer('depth', warn)
 
     def add_image(self, message: AnyImage) -> None:
-        """Raises ValueError for an image that cannot be read or is too large.
+        """Take an image.
 
-        Earlier images stay.
+        Raises ValueError if it cannot be read or is too large; earlier images stay.
         """
         image_size(message, 'image', max_pixels=self._max_pixels)
         self._images.add(message)
 
     def add_camera_info(self, message: CameraInfo) -> None:
-        """Raises ValueError for a camera that is not a rectified pinhole camera."""
+        """Take a camera_info.
+
+        Raises ValueError unless it is a rectified pinhole camera.
+        """
         K_from_camera_info(message)
         self._camera_infos.add(message)
 
     def add_depth(self, message: AnyImage) -> None:
-        """Raises ValueError for a depth image that cannot be read or is too large."""
+        """Take a depth image.
+
+        Raises ValueError if it cannot be read or is too large.
+        """
         image_size(message, 'depth', max_pixels=self._max_pixels)
         self._depths.add(message)
 

@@ -65,7 +65,9 @@ def planned_from_trajectory(message: PlannedTrajectory, *, max_poses: int) -> Pl
     """
     _check_length(len(message.poses), max_poses)
     if len(message.poses) != len(message.times):
-        raise ValueError(f'{len(message.poses)} poses but {len(message.times)} times')
+        raise ValueError(
+            f'times: {len(message.times)} for {len(message.poses)} poses, one per pose is needed'
+        )
     times = np.array([seconds(time) for time in message.times])
     _check_times(times, 'times')
     seed = message.seed_pose
@@ -109,7 +111,7 @@ def planned_from_path(
     for i, pose in enumerate(message.poses):
         if frame_name(pose.header.frame_id) not in ('', frame_name(message.header.frame_id)):
             raise ValueError(
-                f"poses[{i}]: in frame '{pose.header.frame_id}', the path in "
+                f"poses[{i}]: in frame '{pose.header.frame_id}', must be in that of the path, "
                 f"'{message.header.frame_id}'"
             )
     frame_from_moving = read_path(
@@ -169,13 +171,13 @@ def _step_seconds(
 
 def _check_length(count: int, max_poses: int) -> None:
     if count > max_poses:
-        raise ValueError(f'{count} poses, limits.max_poses is {max_poses}')
+        raise ValueError(f'poses: {count}, limits.max_poses is {max_poses}')
 
 
 def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
     for i, time in enumerate(times.tolist()):
         if not fits_stamp(time):
-            raise ValueError(f'{name}[{i}]: time {time} s does not fit into a stamp')
+            raise ValueError(f'{name}[{i}]: time {time} s, a stamp holds 0 to 2^31 s')
     backward = np.flatnonzero(np.diff(times) <= 0)
     if len(backward):
         i = int(backward[0]) + 1
@@ -188,7 +190,7 @@ def _check_times(times: Float64[np.ndarray, ' n'], name: str) -> None:
 class CameraFrames:
     """Poses of the camera from parameters and transforms.
 
-    ValueErrors name both frames and the known times.
+    A ValueError names both frames and the times of the known transforms.
     """
 
     def __init__(self, parameters: NodeParameters, transforms: TransformTree):
@@ -208,11 +210,11 @@ class CameraFrames:
         )
 
     def set_camera(self, camera: RectifiedCamera) -> None:
-        """Take a camera_info, for where the camera is in its frame."""
+        """Take the camera of the images, which may lie beside its frame (stereo)."""
         _set(self._cameras, camera)
 
     def set_depth_camera(self, camera: RectifiedCamera) -> None:
-        """Take a camera_info of depth, which registers depth that is not."""
+        """Take the camera of the depth images, to register depth that is not registered."""
         _set(self._depth_cameras, camera)
 
     def depth_camera(self, depth: AnyImage | None, camera: RectifiedCamera) -> DepthCamera | None:
@@ -251,7 +253,7 @@ class CameraFrames:
     def world_from(self, frame: str, time: float | None) -> Float64[np.ndarray, '4 4']:
         """Return the pose of a frame in the world at a time, or the newest for None.
 
-        Raises ValueError.
+        Raises ValueError if it is unknown.
         """
         world = self._world
         if frame == world:
@@ -263,7 +265,10 @@ class CameraFrames:
     def moving_from_camera(
         self, moving: str, camera: str, time: float | None
     ) -> Float64[np.ndarray, '4 4']:
-        """Return the pose of the camera in the moving frame. Raises ValueError."""
+        """Return the pose of the camera in the moving frame.
+
+        Raises ValueError if it is unknown.
+        """
         camera = frame_name(camera)
         return self._moving_from_frame(moving, camera, time) @ self._frame_from_camera(camera)
 
@@ -275,22 +280,26 @@ class CameraFrames:
         if moving == self._base and self._base_from_camera is not None:
             return self._base_from_camera
         if not camera:
-            raise ValueError('the frame of the camera is unknown: no camera_info was received')
+            raise ValueError(
+                'camera_info: none was received, so the frame of the camera is unknown'
+            )
         try:
             return self._lookup(moving, camera, time)
         except ValueError as error:
             raise ValueError(
-                f"the pose of the camera '{camera}' in moving_frame '{moving}' is unknown "
-                f'(frames.base_from_camera gives it in {self._base}): {error}'
+                f"moving_frame: the pose of the camera '{camera}' in '{moving}' is unknown, "
+                f"publish it, or set frames.base_from_camera for '{self._base}': {error}"
             ) from None
 
     def world_from_camera(self, camera: str, time: float) -> Float64[np.ndarray, '4 4']:
         """Return the pose of the camera at a time.
 
-        Raises ValueError, also if there is no pose source.
+        Raises ValueError if it is unknown or there is no pose source.
         """
         if self._pose_source == 'none':
-            raise ValueError('observe.pose_source is none: the pose of the camera is unknown')
+            raise ValueError(
+                'observe.pose_source: none, so the pose of the camera is unknown, set a source'
+            )
         world, camera = self._world, frame_name(camera)
         if self._base_from_camera is None:
             world_from_frame = self._lookup(world, camera, time)
@@ -332,7 +341,7 @@ def frames_along(
             `resample_trajectory` rejects it.
     """
     if len(times) == 0:
-        raise ValueError('poses: empty')
+        raise ValueError('poses: empty, at least one is needed')
     first = 1 if skip_first else 0
     # a path of exactly n frames must give n
     last = math.floor((times[-1] - times[0] + STAMP_ERROR) * frame_rate + 1e-4)

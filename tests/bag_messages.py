@@ -1,4 +1,4 @@
-"""Messages as a robot records them, made by `rosbags`, and bags of them."""
+"""Make messages as a robot records them, and bags of them, by `rosbags`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def image(
     height: int | None = None,
     frame: str = 'camera',
 ):
-    """Rows are filled up with ``padding`` bytes of 255."""
+    """Make an image; each row ends with ``padding`` bytes of 255."""
     rows = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder('>' if big else '<')))
     rows = rows.view(np.uint8).reshape(len(pixels), -1)
     rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=255)
@@ -46,7 +46,7 @@ def image(
 
 
 def compressed(time: float, pixels: np.ndarray, *, ending: str = '.png', form: str = 'png'):
-    """Colours in a compressed image."""
+    """Make a compressed colour image."""
     data = cv2.imencode(ending, pixels[..., ::-1])[1].reshape(-1)
     return STORE.types['sensor_msgs/msg/CompressedImage'](
         header=header(time), format=form, data=data
@@ -54,7 +54,8 @@ def compressed(time: float, pixels: np.ndarray, *, ending: str = '.png', form: s
 
 
 def compressed_depth(time: float, stored: np.ndarray, form: str, a: float = 0.0, b: float = 0.0):
-    """Depth as the compressedDepth transport sends it: for 32FC1 the PNG holds a / depth + b."""
+    """Make depth as the compressedDepth transport sends it: for 32FC1 the PNG holds a / depth +
+    b."""
     png = cv2.imencode('.png', stored)[1].reshape(-1)
     parts = np.zeros(4, np.uint8), np.array([a, b], '<f4').view(np.uint8), png
     return STORE.types['sensor_msgs/msg/CompressedImage'](
@@ -104,7 +105,7 @@ def pose_message(time: float, x: float, *, frame: str = 'map', w: float = 1.0):
 
 
 def pose_with_covariance(time: float, x: float):
-    """A geometry_msgs/PoseWithCovarianceStamped, as a localiser sends it."""
+    """Make a geometry_msgs/PoseWithCovarianceStamped, as a localiser sends it."""
     types = STORE.types
     pose = types['geometry_msgs/msg/PoseWithCovariance'](
         pose=pose_message(time, x).pose, covariance=np.zeros(36)
@@ -129,7 +130,7 @@ def odometry(time: float, x: float, child: str = '', *, frame: str = 'map', w: f
 
 
 def transforms(time: float, *links: tuple[str, str, float]):
-    """A TFMessage of links: parent, child, and x of the child in metres."""
+    """Make a TFMessage of links: parent, child, and x of the child in metres."""
     types = STORE.types
     return types['tf2_msgs/msg/TFMessage'](
         [

@@ -32,7 +32,8 @@ from mirage_model.interface import (
 
 
 class InstantEngine:
-    """The seed's picture, or its mean colour at another size, brighter with every frame.
+    """Engine that answers with the seed's picture, or its mean colour at another size, brighter
+    with every frame.
 
     A mask in three bands.
     """
@@ -124,7 +125,8 @@ class InstantEngine:
     def imagine_candidates(
         self, request: CandidatesRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[Candidate]:
-        """One after the other, whatever the batch; goals are as far as the candidate's index."""
+        """Yield one candidate after the other, whatever the batch; the goal distance is the
+        candidate's index."""
         ends = np.inf if request.deadline is None else time.monotonic() + request.deadline
 
         def stop() -> bool:
@@ -171,8 +173,8 @@ class InstantEngine:
         threshold: float = 0.5,
         coarse: bool = False,
     ) -> list[CoverageScore]:
-        """All is observed, as many seconds ago as the memory's view lies metres ahead of the first
-        pose along x."""
+        """Score all as observed, as many seconds ago as the memory's view lies metres ahead of the
+        first pose along x."""
         view = self._memory(memory)
         x = view.world_from_camera[0, 3]
         ages = [float(x - path.world_from_camera[0, 0, 3]) for path in trajectories]
@@ -204,7 +206,7 @@ class InstantEngine:
         )
 
     def points(self, *, memory: str = 'default', max_points: int = 100_000) -> Points:
-        """The centre of the view's camera, once."""
+        """Return the centre of the view's camera as the only point."""
         view = self._memory(memory)
         return Points(
             positions=np.float32(view.world_from_camera[None, :3, 3]),

@@ -55,7 +55,7 @@ def small_vae(seed: int = 0) -> AutoencoderKLWan:
 
 
 def small_blocks(seed: int = 0) -> BlockAutoencoder:
-    """A block codec whose decoder is the transpose of its encoder."""
+    """Return a block codec whose decoder is the transpose of its encoder."""
     torch.manual_seed(seed)
     vae = BlockAutoencoder(
         z_dim=CHANNELS, latents_mean=[0.1] * CHANNELS, latents_std=[0.5] * CHANNELS
@@ -119,7 +119,7 @@ def save_small_model(folder: Path, seed: int = 0) -> Path:
 
 
 def save_first_guess_model(folder: Path, seed: int = 0) -> Path:
-    """A model folder of a block codec and a resampler, without a transformer."""
+    """Write a model folder of a block codec and a resampler, without a transformer."""
     torch.manual_seed(seed)
     save_model(
         folder,
@@ -171,7 +171,7 @@ def save_depth_anything(folder: Path, kind: str) -> None:
 
 
 def save_text_encoder(folder: Path) -> Path:
-    """A UMT5 encoder of the layout that Wan ships, tiny and random, of eight channels."""
+    """Write a UMT5 encoder in Wan's layout, tiny and random, of eight channels."""
     torch.manual_seed(0)
     config = UMT5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     UMT5EncoderModel(config).save_pretrained(folder / 'text_encoder')

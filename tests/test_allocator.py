@@ -1,4 +1,4 @@
-"""Page faults in processes of their own: the setting holds for the whole process."""
+"""Page faults are counted in processes of their own, since the setting holds for a process."""
 
 from __future__ import annotations
 

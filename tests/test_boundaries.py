@@ -37,11 +37,13 @@ OWNERS = {
         'conversion/command.py',
     },
     'vizdoom': {'worlds/doom.py'},
-    'omgifol': {'worlds/doom.py'},
+    'omg': {'worlds/doom.py'},
     'mujoco': {'worlds/rooms.py'},
     'rosbags': {'data/bag_storage.py', 'evaluation/replay/bag_writer.py'},
     'triton': {'memory/gpu_reader.py'},
     'depth_anything_3': {'perception/adapters.py'},
+    'unidepth': {'perception/adapters.py'},
+    'mapanything': {'perception/adapters.py'},
 }
 """Modules that may import a package; others reach it through them."""
 
@@ -98,7 +100,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Full names of everything that a file imports, lazily too."""
+    """Yield the full names of everything that a file imports, lazily too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""Cameras by their identities, over batch shapes, and what they refuse."""
+"""Cameras obey their identities over batch shapes, and wrong ones are rejected."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_concatenate_and_index():
     assert len(joined) == 3
     for name in ('K', 'world_from_camera', 'times'):
         assert torch.equal(getattr(joined, name), getattr(cameras, name))
-    with pytest.raises(ValueError, match='different sizes'):
+    with pytest.raises(ValueError, match='image sizes are .*, must be equal'):
         concatenate([cameras, resized(cameras, 3, 4)])
 
 

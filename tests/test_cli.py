@@ -100,7 +100,7 @@ def test_lists_are_taken_in_yaml_form():
     ],
 )
 def test_output_that_cannot_be_written_is_named_first(out, text, tmp_path, monkeypatch, capsys):
-    """Before the function is imported, and without leaving anything."""
+    """The error comes before the function is imported, and leaves no file."""
     (tmp_path / 'file').write_text('')
     (tmp_path / 'folder.json').mkdir()
     (tmp_path / 'locked').mkdir()

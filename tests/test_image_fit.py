@@ -18,7 +18,7 @@ def K_of(size: tuple[int, int]) -> np.ndarray:
 
 
 def slopes(K: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image whose two colours are x / z and y / z of the rays through its pixels."""
+    """Return an image whose two colours are x / z and y / z of the rays through its pixels."""
     y, x = np.mgrid[: size[0], : size[1]]
     return np.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1]], -1).astype(np.float32)
 
@@ -34,7 +34,8 @@ def test_fitted_image_is_that_of_the_fitted_K(size):
 
 @pytest.mark.parametrize('size', SIZES)
 def test_projected_point_lands_on_the_same_place(size):
-    """Its pixel before, cropped and scaled by OpenCV's affine warp, is its pixel after."""
+    """The pixel of a point, cropped and scaled by OpenCV's affine warp, is its pixel in the fitted
+    image."""
     K, point = K_of(size), np.array([0.02, -0.03, 1.0])
     before, after = K @ point, fit_K(K, size, HEIGHT, WIDTH) @ point
     part = crop(np.dstack(np.meshgrid(np.arange(size[1]), np.arange(size[0]))), HEIGHT, WIDTH)

@@ -1,4 +1,4 @@
-"""JSON of results, files that are whole or absent, and runs that are resumed."""
+"""JSON is strict, files are whole or absent, and runs resume only unchanged."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ HEIGHT, WIDTH, H, W = 96, 160, 12, 20
 
 @pytest.fixture
 def wall() -> Estimate:
-    """A wall four metres in front of one camera."""
+    """Return the estimate of a wall four metres in front of one camera."""
     K = torch.tensor([[[80.0, 0.0, 79.5], [0.0, 80.0, 47.5], [0.0, 0.0, 1.0]]])
     depth = torch.full((1, HEIGHT, WIDTH), 4.0)
     nothing = torch.zeros_like(depth, dtype=torch.bool)

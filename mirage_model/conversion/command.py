@@ -75,7 +75,6 @@ def write_model(config: ImportCommand, out: Path) -> None:
         decoder = TinyDecoder(sizes)
         assign(decoder, state, config.decoder)
         save_decoder(out / 'decoder', decoder)
-    remembers = config.source != 'wan'
     save_model(
         out,
         config=ModelConfig(
@@ -88,7 +87,7 @@ def write_model(config: ImportCommand, out: Path) -> None:
             splat_size=1,
             perception=config.perception_name,
             memory='rgb_cloud' if config.source == 'spatia' else 'latent',
-            references=config.references if remembers else 0,
+            references=config.references if config.source != 'wan' else 0,
             preceding=config.preceding if config.source == 'official' else 0,
             decoder='vae' if config.decoder is None else 'taehv',
         ),

@@ -101,8 +101,8 @@ class Bag:
 
     @property
     def doubts(self) -> list[str]:
-        """Return what is doubtful and used as it is; the listing has what it knew of."""
-        return list(self._doubts.told.values())
+        """Return the warnings of doubtful inputs so far."""
+        return list(self._doubts.warnings.values())
 
     @property
     def broken(self) -> list[str]:

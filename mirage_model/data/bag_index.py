@@ -324,7 +324,8 @@ class IndexReader:
             for frames, what in ((worlds, 'in'), (sorted(posed), 'of')):
                 if len(frames) != 1:
                     raise ValueError(
-                        f'{self.path}: {config.pose} has poses {what} the frames {frames}'
+                        f'{self.path}: {config.pose}: its poses are {what} the frames '
+                        f'{", ".join(frames)}, one frame is needed'
                     )
             (world,) = worlds
         for transform in contents.poses:
@@ -386,6 +387,7 @@ class IndexReader:
             raise ValueError(f'{self.path}: {topic}: {error}') from None
 
     def _nothing(self, topic: str, what: str, rejected: _Rejected) -> ValueError:
+        """Return the error of a topic without what is needed."""
         return ValueError('; '.join([f'{self.path}: {topic} has no {what}', *rejected.lines()]))
 
 

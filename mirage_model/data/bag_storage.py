@@ -251,16 +251,11 @@ class BagStorage:
 
         Raises:
             ValueError: It is not a bag, or a file cannot be read.
-            ImportError: `rosbags` or `mcap` is missing; the message names what to install.
+            ImportError: `rosbags` or `mcap` is missing.
         """
-        try:
-            import mcap  # noqa: F401
-            import rosbags  # noqa: F401
-            import zstandard  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                'reading bags takes rosbags and mcap: pip install rosbags mcap'
-            ) from error
+        import mcap  # noqa: F401
+        import rosbags  # noqa: F401
+
         self._path = path
         resources = ExitStack()
         self.close: Callable[[], None] = weakref.finalize(self, resources.close)
@@ -271,7 +266,7 @@ class BagStorage:
         except Exception as error:  # broken files raise whatever the parsers stumble over
             self.close()
             reason = ' '.join(str(error).split()) or type(error).__name__
-            raise ValueError(f'{path}: not a bag that can be read: {reason}') from error
+            raise ValueError(f'{path}: cannot be read as a bag: {reason}') from error
         self._deserialize = _deserializers()
 
     def _open(self, files: list[Path], resources: ExitStack) -> None:

@@ -36,14 +36,14 @@ def fit_observation(observation: Observation, height: int, width: int) -> Fitted
     frame = frame_from_image(image, height, width)
     if depth is not None and np.shape(depth) != image.shape[:2]:
         raise InvalidRequest(
-            f'depth {np.shape(depth)} is not registered to the image {image.shape[:2]}'
+            f'depth: shape {np.shape(depth)}, must be that of the image, {image.shape[:2]}'
         )
     K = np.asarray(observation.K, dtype=np.float64)
     if K.shape != (3, 3):
-        raise InvalidRequest(f'K must be 3x3, got {K.shape}')
+        raise InvalidRequest(f'K: shape {K.shape}, must be (3, 3)')
     world_from_camera = np.asarray(observation.world_from_camera, dtype=np.float32)
     if world_from_camera.shape != (4, 4):
-        raise InvalidRequest(f'world_from_camera must be 4x4, got {world_from_camera.shape}')
+        raise InvalidRequest(f'world_from_camera: shape {world_from_camera.shape}, must be (4, 4)')
     camera = checked(
         Cameras(
             K=torch.from_numpy(fit_K(K, image.shape[:2], height, width)).float()[None],
@@ -58,7 +58,10 @@ def fit_observation(observation: Observation, height: int, width: int) -> Fitted
         depth = np.asarray(depth, dtype=np.float32)
         cropped = crop(depth, height, width)
         if not (np.isfinite(cropped) & (cropped > 0)).any():
-            raise InvalidRequest('the depth image has no valid pixel where the model looks')
+            raise InvalidRequest(
+                'depth: no pixel is valid in the part of the image that the model uses, send '
+                'depth that covers it'
+            )
         fitted_depth = torch.from_numpy(fit_depth(depth, height, width))[None]
     return FittedObservation(frame=frame, depth=fitted_depth, camera=camera)
 
@@ -70,7 +73,7 @@ def frame_from_image(image: np.ndarray, height: int, width: int) -> Float[Tensor
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise InvalidRequest(
-            f'the image must be (height, width, 3) uint8, got {image.shape} {image.dtype}'
+            f'image: {image.dtype} of shape {image.shape}, must be uint8 (height, width, 3)'
         )
     fitted = torch.from_numpy(fit_image(image, height, width))
     return fitted.permute(2, 0, 1)[None].float() / 255
@@ -79,7 +82,7 @@ def frame_from_image(image: np.ndarray, height: int, width: int) -> Float[Tensor
 def cameras_along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:
     """Return the cameras of a path on the CPU, each with the K and the size of ``like``.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest for a path that `check_cameras` rejects.
     """
     return checked(_along(like, world_from_camera, times))
 
@@ -87,16 +90,16 @@ def cameras_along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarra
 def cameras_along_all(like: Cameras, paths: Sequence[Trajectory]) -> Cameras:
     """Return the cameras of several paths one after the other, checked at once.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest for a path that `check_cameras` rejects.
     """
     parts = [_along(like, path.world_from_camera, path.times) for path in paths]
     for number, part in enumerate(parts):
         if not len(part):
-            raise InvalidRequest(f'path {number} is empty')
+            raise InvalidRequest(f'path {number}: empty, at least one pose is needed')
     try:
         return check_cameras(concatenate(parts))
     except ValueError as error:
-        raise InvalidRequest(f'of all paths, one after the other, {error}') from None
+        raise InvalidRequest(f'all paths one after the other: {error}') from None
 
 
 def _along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> Cameras:
@@ -104,7 +107,8 @@ def _along(like: Cameras, world_from_camera: np.ndarray, times: np.ndarray) -> C
     times = np.asarray(times, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or times.shape != poses.shape[:1]:
         raise InvalidRequest(
-            f'need poses (n, 4, 4) and times (n,), got {poses.shape} and {times.shape}'
+            f'world_from_camera, times: shapes {poses.shape} and {times.shape}, must be (n, 4, 4) '
+            'and (n,)'
         )
     return Cameras(
         K=like.K.cpu().expand(len(poses), 3, 3),

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from mirage_model.camera import Cameras, resized
 from mirage_model.engine.inputs import cameras_along, checked
 from mirage_model.interface import (
-    CandidatesRequest,
     DepthSource,
-    ImagineRequest,
+    GenerationRequest,
     InvalidRequest,
 )
 from mirage_model.memory import Memory
@@ -194,7 +193,7 @@ def denoising_steps(steps: int | None, model: Model) -> int:
     return steps
 
 
-def text_condition(request: ImagineRequest | CandidatesRequest, model: Model) -> TextCondition:
+def text_condition(request: GenerationRequest, model: Model) -> TextCondition:
     """Return the text of a request.
 
     Raises:

@@ -228,7 +228,9 @@ class Worker:
             if self._closed:
                 future.set_exception(InvalidRequest(self._closed))
             elif len(self._calls) >= MAX_CALLS:
-                future.set_exception(InvalidRequest(f'{MAX_CALLS} calls are waiting'))
+                future.set_exception(
+                    InvalidRequest(f'calls: {MAX_CALLS} are waiting, try again later')
+                )
             else:
                 self._calls.append((task, future))
                 self._changed.notify()

@@ -56,7 +56,7 @@ class Imagined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrajectoryJob:
     """One trajectory to measure."""
 
     name: str
@@ -76,7 +76,7 @@ def trajectory(index: int, frames: int, *, world: str = 'doom') -> Clip:
     return record_trajectory(map_name, kind, frames=frames, seed=10_000 + index, name=name)
 
 
-def _clip(job: Job, config: ModelConfig) -> Clip:
+def _clip(job: TrajectoryJob, config: ModelConfig) -> Clip:
     if job.office is None:
         world = {'doom': 'doom', 'houses': 'rooms'}[job.name]
         return trajectory(job.index, job.frames, world=world)
@@ -157,8 +157,8 @@ def by_coverage(imagined: Imagined, truth: Float[Tensor, 'n 3 H W'], chunk: slic
 def measure(
     model: Model, clip: Clip, index: int, *, before: Model | None = None
 ) -> tuple[dict, list[Tensor]]:
-    """Return metrics of a trajectory, and rows of images: true, imagined, empty memory, codec,
-    warp.
+    """Return metrics of a trajectory, and its images in rows: true, imagined, empty memory, codec
+    and warp.
 
     Args:
         before: A second model, compared on the first chunk and by its speed.
@@ -205,7 +205,7 @@ def measure(
     for name, shown in baselines.items():
         first |= first_chunk(name, shown[:new], truth[:new], imagined.observed[:new])
     observed = imagined.observed[:new]
-    figures = {
+    metrics = {
         **first,
         **speeds,
         'gradient_ratio_observed': gradient_energy(imagined.frames[:new], observed)
@@ -230,22 +230,22 @@ def measure(
         'contrast_error': abs(contrast - 1),
         'chunk_psnr_db': [psnr(imagined.frames[s], truth[s]) for s in chunks],
     }
-    figures['coverage_bins_psnr_db'] = by_coverage(imagined, truth, slice(None))
+    metrics['coverage_bins_psnr_db'] = by_coverage(imagined, truth, slice(None))
     if len(chunks) > 2:
         second, last = (by_coverage(imagined, truth, chunk) for chunk in (chunks[1], chunks[-1]))
         fall = np.array(last) - np.array(second)
         fall = fall[~np.isnan(fall)]
-        figures['second_chunk_bins_psnr_db'] = second
-        figures['last_chunk_bins_psnr_db'] = last
-        figures['last_over_second_chunk_db'] = float(fall.mean()) if len(fall) else float('nan')
+        metrics['second_chunk_bins_psnr_db'] = second
+        metrics['last_chunk_bins_psnr_db'] = last
+        metrics['last_over_second_chunk_db'] = float(fall.mean()) if len(fall) else float('nan')
     returns = 'out_and_back' in clip.name
     for name, rolled in (('loop', imagined), ('loop_empty', empty)):
-        figures[f'{name}_psnr_db'] = (
+        metrics[f'{name}_psnr_db'] = (
             psnr(rolled.frames[-1:], frames[:1]) if returns else float('nan')
         )
-    figures |= perception_figures(model, clip)
+    metrics |= perception_metrics(model, clip)
     rows = [truth, imagined.frames, empty.frames, codec, warp]
-    return figures, [row[[*range(3, len(truth), max(1, len(truth) // 6))]] for row in rows]
+    return metrics, [row[[*range(3, len(truth), max(1, len(truth) // 6))]] for row in rows]
 
 
 def _memory(model: Model) -> LatentMemory:
@@ -267,7 +267,7 @@ def first_part(clip: Clip, frames: int) -> Clip:
     )
 
 
-def perception_figures(model: Model, clip: Clip) -> dict:
+def perception_metrics(model: Model, clip: Clip) -> dict:
     """Return relative depth error and IoU of sky and dynamic objects, on true frames without a
     memory."""
     at = slice(0, None, 16)
@@ -306,7 +306,7 @@ def summarise(results: list[dict]) -> dict:
 
 
 def to_markdown(summary: dict) -> str:
-    rows = ['| figure | mean | standard error |', '|---|---|---|']
+    rows = ['| metric | mean | standard error |', '|---|---|---|']
     for key, value in summary.items():
         if isinstance(value, float) and f'{key}_se' in summary:
             rows.append(f'| {key} | {value:.3f} | {summary[key + "_se"]:.3f} |')
@@ -322,17 +322,17 @@ def _model(folder: Path) -> Model:
     return load_model(folder)
 
 
-def evaluate_trajectory(folder: Path, before: Path | None, job: Job, done: Path) -> None:
+def evaluate_trajectory(folder: Path, before: Path | None, job: TrajectoryJob, done: Path) -> None:
     """Measure one trajectory; write its metrics and images."""
     model = _model(folder)
     clip = _clip(job, model.config)
     with torch.no_grad():
         other = None if before is None else _model(before)
-        figures, rows = measure(model, clip, job.index, before=other)
+        metrics, rows = measure(model, clip, job.index, before=other)
     image = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
     bgr = (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).astype(np.uint8)
     cv2.imwrite(str(done / f'{job.name}-{clip.name}.png'), bgr)
-    write_json(_figures_path(done, job), figures)
+    write_json(_metrics_path(done, job), metrics)
 
 
 def _identity(model: Model, before: Path | None) -> str:
@@ -342,21 +342,23 @@ def _identity(model: Model, before: Path | None) -> str:
     return hashlib.sha256(as_json(parts).encode()).hexdigest()[:12]
 
 
-def _figures_path(done: Path, job: Job) -> Path:
+def _metrics_path(done: Path, job: TrajectoryJob) -> Path:
     return done / f'{job.name}-{job.index:03d}.json'
 
 
-def _jobs(config: RolloutQualityConfig) -> dict[str, list[Job]]:
+def _jobs(config: RolloutQualityConfig) -> dict[str, list[TrajectoryJob]]:
     """Return the jobs of each set that is asked for."""
     counts = {'doom': config.trajectories, 'houses': config.houses}
     jobs = {
-        name: [Job(name=name, index=index, frames=config.frames) for index in range(count)]
+        name: [
+            TrajectoryJob(name=name, index=index, frames=config.frames) for index in range(count)
+        ]
         for name, count in counts.items()
     }
     if config.office is not None:
         count = config.office_starts
         jobs['office'] = [
-            Job(name='office', index=index, frames=0, office=config.office, count=count)
+            TrajectoryJob(name='office', index=index, frames=0, office=config.office, count=count)
             for index in range(count)
         ]
     return {name: of_set for name, of_set in jobs.items() if of_set}
@@ -373,7 +375,7 @@ def main(config: RolloutQualityConfig) -> int:
     missing = [
         (folder, config.before, job, done)
         for job in everything
-        if not _figures_path(done, job).exists()
+        if not _metrics_path(done, job).exists()
     ]
     finished = len(everything) - len(missing)
     with tqdm(total=len(everything), initial=finished, unit='trajectory') as bar:
@@ -386,7 +388,7 @@ def main(config: RolloutQualityConfig) -> int:
     }
     tables = []
     for name, jobs in sets.items():
-        results = [json.loads(_figures_path(done, job).read_text()) for job in jobs]
+        results = [json.loads(_metrics_path(done, job).read_text()) for job in jobs]
         summary[name] = {'n': len(results), **summarise(results)}
         tables.append(f'## {name}, {len(results)}\n\n{to_markdown(summary[name])}')
     write_json(config.out / 'tiny.json', summary)

@@ -21,21 +21,21 @@ DOUBTS = {
 
 
 class Doubts:
-    """Tells of each doubtful input once, by its name, unless it is accepted."""
+    """Warnings of doubtful inputs: one for each name, unless the name is accepted."""
 
     def __init__(
         self,
         accepted: Collection[str] = (),
         *,
         parameter: str,
-        tell: Callable[[str], object] | None = None,
+        log: Callable[[str], object] | None = None,
     ) -> None:
         """Create an empty collection.
 
         Args:
             accepted: Names among `DOUBTS` that are meant as they are.
             parameter: Name of the setting that holds ``accepted``, for the messages.
-            tell: Gets each message, such as the warning of a logger.
+            log: Called with each warning, such as the method of a logger.
 
         Raises:
             ValueError: A name is not among `DOUBTS`.
@@ -45,18 +45,23 @@ class Doubts:
                 raise ValueError(f"{parameter}: '{name}' is not one of {', '.join(DOUBTS)}")
         self._accepted = frozenset(accepted)
         self._parameter = parameter
-        self._tell = tell
-        self.told: dict[str, str] = {}
-        """The messages so far, by name."""
+        self._log = log
+        self.warnings: dict[str, str] = {}
+        """The warnings so far, by name."""
 
     def warn(self, name: str, text: str, *, remedy: str = '') -> None:
-        """Tell of an input that is used as the text says; ``remedy`` names another setting that
-        settles it."""
+        """Warn of a doubtful input that is used all the same.
+
+        Args:
+            name: One of `DOUBTS`.
+            text: The input, and how it is used.
+            remedy: What to set to avoid the doubt; empty names the setting that accepts it.
+        """
         assert name in DOUBTS
-        if name not in self._accepted and name not in self.told:
-            self.told[name] = f'{text}; {remedy}' if remedy else self._sentence(name, text)
-            if self._tell is not None:
-                self._tell(self.told[name])
+        if name not in self._accepted and name not in self.warnings:
+            self.warnings[name] = f'{text}; {remedy}' if remedy else self._sentence(name, text)
+            if self._log is not None:
+                self._log(self.warnings[name])
 
     def reject(self, name: str, text: str) -> None:
         """Raise ValueError for an input that is used only where its name is accepted."""

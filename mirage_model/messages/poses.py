@@ -178,16 +178,18 @@ def resample_trajectory(
             finite, or a matrix is not rigid.
     """
     if len(times) == 0:
-        raise ValueError('the trajectory is empty')
+        raise ValueError('poses: empty, at least one is needed')
     if len(times) != len(world_from_camera):
-        raise ValueError(f'{len(world_from_camera)} poses but {len(times)} times')
+        raise ValueError(
+            f'times: {len(times)} for {len(world_from_camera)} poses, one per pose is needed'
+        )
     wrong = ~np.isfinite(times) | (np.diff(times, prepend=-np.inf) <= 0)
     if wrong.any():
         index = int(wrong.argmax())
-        raise ValueError(f'pose {index}: times must be finite and increase, got {times[index]}')
+        raise ValueError(f'times[{index}]: {times[index]}, times must be finite and increase')
     if not np.isfinite(at).all():
         index = int((~np.isfinite(at)).argmax())
-        raise ValueError(f'asked for the trajectory at time {index}: {at[index]} is not finite')
+        raise ValueError(f'at[{index}]: {at[index]}, must be finite')
     _check_rigid(world_from_camera)
     at = np.clip(at, times[0], times[-1])
     after = np.searchsorted(times, at)

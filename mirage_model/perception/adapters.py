@@ -7,6 +7,8 @@ of the first; MapAnything counts as Mirage does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 import math
 from pathlib import Path
@@ -114,13 +116,11 @@ class DepthAnything3:
         Raises:
             ImportError: The package is missing.
         """
-        try:
+        with _optional(
+            'depth_anything_3',
+            'depth-anything-3 (it needs numpy below 2, torchvision and xformers)',
+        ):
             from depth_anything_3.api import DepthAnything3 as Model
-        except ImportError as error:
-            raise ImportError(
-                'depth_anything_3: the package is missing, pip install depth-anything-3 '
-                '(it needs numpy below 2, torchvision and xformers)'
-            ) from error
         self.model = Model.from_pretrained(str(folder), local_files_only=True).eval()
         self.process_size = process_size
         self.alignment = alignment
@@ -200,14 +200,11 @@ class UniDepth:
         Raises:
             ImportError: The package is missing.
         """
-        try:
+        with _optional(
+            'unidepth',
+            'git+https://github.com/lpiccinelli-eth/UniDepth (CC BY-NC; it needs torchvision)',
+        ):
             from unidepth.models import UniDepthV2
-        except ImportError as error:
-            raise ImportError(
-                'unidepth: the package is missing, '
-                'pip install git+https://github.com/lpiccinelli-eth/UniDepth '
-                '(CC BY-NC; it needs torchvision)'
-            ) from error
         self.model = UniDepthV2.from_pretrained(str(folder), local_files_only=True).eval()
         self.model.resolution_level = resolution_level
         self.alignment = alignment
@@ -253,14 +250,12 @@ class MapAnything:
         Raises:
             ImportError: The package is missing.
         """
-        try:
+        with _optional(
+            'mapanything',
+            'git+https://github.com/facebookresearch/map-anything '
+            '(it needs torchvision and uniception)',
+        ):
             from mapanything.models import MapAnything as Model
-        except ImportError as error:
-            raise ImportError(
-                'mapanything: the package is missing, '
-                'pip install git+https://github.com/facebookresearch/map-anything '
-                '(it needs torchvision and uniception)'
-            ) from error
         self.model = Model.from_pretrained(str(folder), local_files_only=True).eval()
         self.process_size = process_size
         self.alignment = alignment
@@ -303,6 +298,15 @@ class MapAnything:
         depth = depth.masked_fill(clear < 0.5, torch.nan)
         estimate = _static(depth, found, confidence, torch.zeros_like(depth).bool(), metric=True)
         return align(estimate, readout, self.alignment)
+
+
+@contextmanager
+def _optional(package: str, install: str) -> Iterator[None]:
+    """Raise an ImportError that names what to install where an import of the block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'{package}: the package is missing, pip install {install}') from error
 
 
 def _static(

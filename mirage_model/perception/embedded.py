@@ -52,7 +52,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class NetworkOutput:
     """Raw outputs of the network."""
 
     log_depth: Float[Tensor, 'n h w']
@@ -110,7 +110,7 @@ class Network(nn.Module):
         frames: Float[Tensor, 'n 3 h w'],
         cameras: Cameras,
         memory_depth: MemoryDepth | None = None,
-    ) -> Prediction:
+    ) -> NetworkOutput:
         """Predict frames in 0..1; None for ``memory_depth`` equals an empty memory."""
         focal = (cameras.K[:, 0, 0] * cameras.K[:, 1, 1]).sqrt()[:, None, None]
         log_scale = (focal / self.config.canonical_focal).log() + 1.5
@@ -134,7 +134,7 @@ class Network(nn.Module):
             if level >= 2:
                 x = self.decode[level - 2](x)
         log_depth, log_spread, sky, moving = F.pixel_shuffle(self.head(x).float(), 2).unbind(dim=1)
-        return Prediction(
+        return NetworkOutput(
             log_depth=log_depth + log_scale,
             log_spread=log_spread.clamp(-6.0, 2.0),
             sky_logit=sky,
@@ -242,7 +242,7 @@ def _mirrored(cameras: Cameras) -> Cameras:
 
 
 def _expected_error_ratio(
-    prediction: Prediction, mirrored: Prediction, valid: Bool[Tensor, 'n h w']
+    prediction: NetworkOutput, mirrored: NetworkOutput, valid: Bool[Tensor, 'n h w']
 ) -> Float[Tensor, 'n']:
     """Return the expected error of each frame's log depth relative to the spread of its log depth.
 

@@ -50,7 +50,7 @@ from mirage_model.training.world_model import WorldModelObjective
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class Ablation:
     """Fields that differ from the defaults, and the stages that share the steps."""
 
     label: str
@@ -62,17 +62,17 @@ class Variant:
 
 
 VARIANTS = {
-    'full': Variant(label='full'),
-    'rgb_cloud': Variant(label='RGB point cloud', world_model={'memory': 'rgb_cloud'}),
-    'lifted': Variant(
+    'full': Ablation(label='full'),
+    'rgb_cloud': Ablation(label='RGB point cloud', world_model={'memory': 'rgb_cloud'}),
+    'lifted': Ablation(
         label='features upsampled, lifted at pixel resolution',
         world_model={'memory': 'lifted_features'},
     ),
-    'no_filter': Variant(label='no dynamic filter', world_model={'dynamic_filter': False}),
-    'one_stage': Variant(label='one stage', stages=('joint',)),
-    'no_memory': Variant(label='no memory', world_model={'memory': 'none'}),
-    'depth_5': Variant(label='depth with 5% noise', context={'sensor': 0.05}),
-    'depth_15': Variant(label='depth with 15% noise', context={'sensor': 0.15}),
+    'no_filter': Ablation(label='no dynamic filter', world_model={'dynamic_filter': False}),
+    'one_stage': Ablation(label='one stage', stages=('joint',)),
+    'no_memory': Ablation(label='no memory', world_model={'memory': 'none'}),
+    'depth_5': Ablation(label='depth with 5% noise', context={'sensor': 0.05}),
+    'depth_15': Ablation(label='depth with 15% noise', context={'sensor': 0.15}),
 }
 
 COLUMNS = {
@@ -195,7 +195,7 @@ class Data:
 
 
 def run_variant(
-    variant: Variant, config: AblationConfig, data: Data, run: Path, *, seed: int
+    variant: Ablation, config: AblationConfig, data: Data, run: Path, *, seed: int
 ) -> dict[str, float]:
     """Train the stages of a variant and measure it; finished parts are kept."""
     result = run / 'metrics.json'

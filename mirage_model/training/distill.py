@@ -24,7 +24,7 @@ from mirage_model.model.sampler import Scheduler, few_step_scheduler
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import WorldModelConfig
 from mirage_model.training.model import WorldModel
-from mirage_model.training.world_model import Batch, Velocity, WorldModelObjective, per_sample
+from mirage_model.training.world_model import ChunkBatch, Velocity, WorldModelObjective, per_sample
 
 
 class DistillObjective(WorldModelObjective):
@@ -64,7 +64,7 @@ class DistillObjective(WorldModelObjective):
     def scheduler(self) -> Scheduler:
         return few_step_scheduler(self.config.shift)
 
-    def loss(self, module: Velocity, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, module: Velocity, batch: ChunkBatch, generator: torch.Generator) -> Tensor:
         x, substeps = batch.target, self.config.distill.substeps
         sigmas = self._sigmas.to(x.device)
         index = torch.randint(len(sigmas) - 1, (len(x),), generator=generator, device=x.device)
@@ -81,7 +81,7 @@ class DistillObjective(WorldModelObjective):
         mean_velocity = (noisy - goal) / per_sample(start - end)
         return self.mean_error(velocity, mean_velocity, start - end)
 
-    def _teach(self, batch: Batch, noisy: Tensor, sigma: Float[Tensor, ' b']) -> Tensor:
+    def _teach(self, batch: ChunkBatch, noisy: Tensor, sigma: Float[Tensor, ' b']) -> Tensor:
         """Return the teacher's velocity, guided from its own text to the captions."""
         self._teacher = {name: value.to(noisy.device) for name, value in self._teacher.items()}
 

@@ -20,23 +20,25 @@ from mirage_model.perception.embedded import (
     MemoryDepth,
     Network,
     NetworkConfig,
-    Prediction,
+    NetworkOutput,
     load_network,
     save_network,
 )
-from mirage_model.training.config import (
+from mirage_model.training.perception_augment import FrameBatch, augment
+from mirage_model.training.perception_config import (
     PerceptionConfig,
     PerceptionTraining,
     SimulatedMemoryConfig,
 )
-from mirage_model.training.perception_augment import Batch, augment
 from mirage_model.training.perception_scores import evaluate
 from mirage_model.training.simulated_memory import SingleFrameLatents, over_pixels, write
 from mirage_model.training.trainer import Averaged, Objective, StepResult, fit, processes
 from mirage_model.write_filter import write_mask
 
 
-def losses(prediction: Prediction, batch: Batch, config: PerceptionConfig) -> dict[str, Tensor]:
+def losses(
+    prediction: NetworkOutput, batch: FrameBatch, config: PerceptionConfig
+) -> dict[str, Tensor]:
     """Return the weighted terms of the loss.
 
     The likelihood is that of a Laplace distribution of the depth error. The error in it is not
@@ -88,7 +90,7 @@ def _dice_error(
 
 def read_batch(
     paths: list[Path], indices: list[int], config: SimulatedMemoryConfig, rng: np.random.Generator
-) -> Batch:
+) -> FrameBatch:
     """Return one frame of each clip file, with the depth that a memory of a few others gives
     it.
     """
@@ -100,7 +102,7 @@ def read_batch(
             load_clip(path, at=[index, *np.clip(others, 0, clip_length(path) - 1).tolist()])
         )
     first = [clip.cameras[:1] for clip in clips]
-    return Batch(
+    return FrameBatch(
         frames=torch.cat([clip.frames[:1] for clip in clips]).movedim(-1, 1).float() / 255,
         cameras=concatenate(first),
         depth=torch.cat([clip.depth[:1] for clip in clips]),

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
 from mirage_model.perception.embedded import MemoryDepth
-from mirage_model.training.config import AugmentConfig
+from mirage_model.training.perception_config import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class FrameBatch:
     """Single frames in 0..1 with their labels, the depth in the memory per pixel, and their clips'
     names."""
 
@@ -29,8 +29,8 @@ class Batch:
     memory_depth: MemoryDepth
     names: tuple[str, ...]
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(
+    def to(self, device: torch.device | str) -> FrameBatch:
+        return FrameBatch(
             frames=self.frames.to(device),
             cameras=self.cameras.to(device),
             depth=self.depth.to(device),
@@ -44,7 +44,7 @@ class Batch:
         )
 
 
-def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+def augment(batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> FrameBatch:
     """Return a batch whose frames are changed at random, each by itself, with cameras and
     labels.
     """
@@ -61,7 +61,7 @@ def _half(n: int, generator: torch.Generator) -> Float[Tensor, 'n 1 1 1']:
     return (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).float()
 
 
-def _flip(batch: Batch, generator: torch.Generator) -> Batch:
+def _flip(batch: FrameBatch, generator: torch.Generator) -> FrameBatch:
     """Mirror left and right: depth stays valid, camera poses do not."""
     chosen = _half(len(batch.frames), generator)[:, 0, 0, 0] > 0
 
@@ -84,7 +84,7 @@ def _flip(batch: Batch, generator: torch.Generator) -> Batch:
     )
 
 
-def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+def _zoom(batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> FrameBatch:
     """Enlarge a random part of the frame: K changes, depth does not."""
     n, _, height, width = batch.frames.shape
     zoom = _uniform(n, 1.0, config.zoom, generator) ** _half(n, generator)
@@ -123,7 +123,7 @@ def _zoom(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Ba
     )
 
 
-def _colour(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+def _colour(batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> FrameBatch:
     """Change brightness, contrast, saturation and tint, then add blur, noise and blotches."""
     frames = batch.frames
     n, _, height, width = frames.shape

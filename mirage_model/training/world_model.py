@@ -41,7 +41,7 @@ Velocity = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class ChunkBatch:
     """Chunks to predict, and what the model is given."""
 
     target: Float[Tensor, 'b c k h w']
@@ -182,7 +182,7 @@ class WorldModelObjective(Objective):
         loss = self.loss(module, batch, generator)
         return StepResult(loss=loss, logs={}, names=batch.names)
 
-    def loss(self, module: Velocity, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, module: Velocity, batch: ChunkBatch, generator: torch.Generator) -> Tensor:
         """Return the mean squared error of the velocity."""
         x, shift = batch.target, self.config.shift
         u = torch.rand(len(x), generator=generator, device=x.device)
@@ -199,7 +199,7 @@ class WorldModelObjective(Objective):
             error = error * per_sample(sigma).square()
         return error.mean()
 
-    def _batch(self, module: Velocity, rng: np.random.Generator, step: int) -> Batch:
+    def _batch(self, module: Velocity, rng: np.random.Generator, step: int) -> ChunkBatch:
         config = self.config
         chosen = [
             self.chunks.chunk(int(i)) for i in rng.integers(len(self.chunks), size=config.batch)
@@ -219,7 +219,7 @@ class WorldModelObjective(Objective):
         target = self._stack([scene.video[scene.chunk] for scene in scenes])
         past = [scene.past for scene in scenes if scene.past is not None]
         none = target[:, :, :0]
-        return Batch(
+        return ChunkBatch(
             target=target,
             context=self._stack([scene.context for scene in scenes]),
             references=self._stack([f.references.movedim(1, 0) for f in past]) if past else none,

@@ -62,7 +62,7 @@ def block(name: str, s: Sizes) -> Shapes:
 
 
 def transformer(s: Sizes) -> Shapes:
-    """Tensors of Wan's diffusion_pytorch_model."""
+    """Return tensors as in Wan's diffusion_pytorch_model."""
     shapes: Shapes = {
         'patch_embedding.weight': (s.dim, s.channels, 1, 2, 2),
         'patch_embedding.bias': (s.dim,),
@@ -80,7 +80,7 @@ def transformer(s: Sizes) -> Shapes:
 
 
 def side_branch(s: Sizes, blocks: int) -> Shapes:
-    """Tensors of vace.safetensors."""
+    """Return tensors as in vace.safetensors."""
     shapes: Shapes = {
         'vace_patch_embedding.weight': (s.dim, 2 * s.channels, 1, 2, 2),
         'vace_patch_embedding.bias': (s.dim,),
@@ -93,7 +93,7 @@ def side_branch(s: Sizes, blocks: int) -> Shapes:
 
 
 def lora(s: Sizes, rank: int) -> Shapes:
-    """Tensors of lora.safetensors."""
+    """Return tensors as in lora.safetensors."""
     shapes: Shapes = {}
     sides = {'ffn.0': (s.hidden, s.dim), 'ffn.2': (s.dim, s.hidden)}
     sides |= {f'{a}_attn.{p}': (s.dim, s.dim) for a in ('self', 'cross') for p in 'qkvo'}
@@ -131,7 +131,7 @@ def middle(name: str, width: int) -> Shapes:
 
 
 def vae(base: int = 160, decoder_base: int = 256, channels: int = 48) -> Shapes:
-    """Tensors of Wan2.2_VAE.pth."""
+    """Return tensors as in Wan2.2_VAE.pth."""
     shapes: Shapes = {}
     shapes |= conv('encoder.conv1', base, 12, 3, 3, 3)
     widths = [base * m for m in (1, 1, 2, 4, 4)]
@@ -168,7 +168,7 @@ def vae(base: int = 160, decoder_base: int = 256, channels: int = 48) -> Shapes:
 def umt5(
     words: int = 256384, dim: int = 4096, heads: int = 64, hidden: int = 10240, layers: int = 24
 ) -> Shapes:
-    """Tensors of models_t5_umt5-xxl-enc-bf16.pth."""
+    """Return tensors as in models_t5_umt5-xxl-enc-bf16.pth."""
     shapes: Shapes = {'token_embedding.weight': (words, dim), 'norm.weight': (dim,)}
     for index in range(layers):
         name = f'blocks.{index}'
@@ -183,7 +183,8 @@ def umt5(
 def tiny_decoder(
     channels: int = 48, widths: tuple[int, ...] = (256, 128, 64, 64), patch: int = 2
 ) -> Shapes:
-    """Tensors of the decoder in taew2_2; all stages hold weights for twice the frames."""
+    """Return tensors as in taew2_2's decoder, where all stages hold weights for twice the
+    frames."""
     shapes: Shapes = {}
     shapes |= conv('decoder.1', widths[0], channels, 3, 3)
     layer = 3

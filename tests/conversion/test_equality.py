@@ -68,7 +68,7 @@ def inputs(frames: int, times: list[float], video: int):
 @pytest.mark.parametrize('references', [0, 2])
 @pytest.mark.parametrize('with_branch', [False, True])
 def test_transformer_equals_the_reference(references: int, with_branch: bool):
-    """References, a clean context, two noisy frames and two preceding frames."""
+    """The chunk has references, a clean context, two noisy frames and two preceding frames."""
     times = [0.0] * (references + 1) + [625.0, 625.0] + [0.0, 0.0]
     latents, text, side = inputs(len(times), times, video=5)
     result = small_backbone()(

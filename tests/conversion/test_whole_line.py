@@ -1,4 +1,4 @@
-"""Official files in, imported, one request with a prompt and a labeller, two chunks out."""
+"""Official files are imported and answer a request with a prompt and a labeller."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def voxels_of(memory: LatentMemory, camera: Cameras) -> set[tuple[int, ...]]:
 
 @torch.no_grad()
 def test_imported_model_equals_the_reference_rollout(tmp_path):
-    """Two chunks of a request with a prompt, the labeller on, within 1e-4."""
+    """Two chunks of a request with a prompt and a labeller agree within 1e-4."""
     wan = save_wan(tmp_path / 'wan', pickled=True)
     official = save_branch(tmp_path / 'official', blocks=2)
     out = tmp_path / 'model'

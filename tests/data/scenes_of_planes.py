@@ -16,7 +16,7 @@ def clip_of(
     frames: int = 17,
     size: tuple[int, int] = (32, 48),
 ) -> Clip:
-    """A wall 3 m away that fills the view, the camera moving sideways."""
+    """Return a clip of a wall 3 m away that fills the view, with the camera moving sideways."""
     height, width = size
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(

@@ -332,7 +332,7 @@ def test_errors_of_images_contain_topic_and_time(tmp_path, topic, sent, message)
 def test_missing_bags_topics_and_settings_are_rejected(tmp_path):
     (tmp_path / 'none').mkdir()
     for path in (tmp_path / 'none', tmp_path / 'missing'):
-        with pytest.raises(ValueError, match='not a bag that can be read'):
+        with pytest.raises(ValueError, match='cannot be read as a bag'):
             Bag(path, CONFIG, LAYOUT).listing()
     topics = messages(8)
     del topics['/odometry']
@@ -345,7 +345,7 @@ def test_missing_bags_topics_and_settings_are_rejected(tmp_path):
 
 
 def test_poses_of_the_base_need_base_from_camera(tmp_path):
-    """Without it the optical axis would be the z axis of the base."""
+    """Without base_from_camera the optical axis would be the z axis of the base."""
     topics = messages()
     topics['/odometry'] = [odometry(99.9 + k / 4, k / 4 - 0.1, 'base_link') for k in range(9)]
     path = write(tmp_path / 'recording', topics)

@@ -1,4 +1,4 @@
-"""Whole recordings at random: what is read is right, or a sentence names what is wrong.
+"""Random recordings are read right, or the error names the mistake in them.
 
 A recording begins as one that is right: a camera at 1 m/s along x sees a plane. Then some of its
 parts are changed: fields, stamps, order, QoS, frames and sizes.
@@ -61,7 +61,7 @@ class Recording:
 
 
 def right(source: str) -> Recording:
-    """A recording without a mistake, with poses of a kind."""
+    """Return a recording without a mistake, with poses of a kind."""
     times = [START + i * PERIOD for i in range(COUNT)]
     around = [START - 0.1 + k * 0.2 for k in range(6)]
     pose: dict[str, Callable] = {
@@ -224,7 +224,7 @@ def written(recording: Recording, path: Path, plugin: StoragePlugin, qos: dict[s
 
 
 def mistakes(bag: Bag) -> list[str]:
-    """Read all images; return what differs from the truth."""
+    """Read all images; return their differences from the truth."""
     wrong = []
     for part in bag.listing().parts:
         clip = bag.load(part)

@@ -24,7 +24,7 @@ ROS1 = get_typestore(Stores.ROS1_NOETIC)
 
 
 def as_ros1(message):
-    """The same message of ROS 1: numbered headers, and capitals in camera_info."""
+    """Return the message as ROS 1 has it: numbered headers, and capitals in camera_info."""
     kind = getattr(message, '__msgtype__', None)
     if kind is None:
         return message

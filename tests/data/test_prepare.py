@@ -34,7 +34,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def clips(tmp_path_factory) -> Path:
-    """Eight clips, two of every scene; one shows next to nothing that could be remembered."""
+    """Return eight clips, two of every scene; one has hardly a pixel that a memory could hold."""
     folder = tmp_path_factory.mktemp('clips')
     for number in range(8):
         scene = list(SCENES)[number % 4]
@@ -182,7 +182,7 @@ def test_no_clips_and_duplicate_names_are_rejected(tmp_path, model, clips, split
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Recorded clips of which nothing but frames, depth and cameras is known, as from a bag."""
+    """Recorded clips without labels, as from a bag."""
 
     source: RecordedClips
 
@@ -212,7 +212,7 @@ def test_missing_labels_are_estimated_and_saved(tmp_path, model, clips, splits):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_interrupted_command_continues(prepared, tmp_path, model, clips, splits):
-    """In processes of its own, interrupted from outside."""
+    """The command runs in processes of its own and is interrupted from outside."""
     command = [sys.executable, '-m', 'mirage_model.cli', 'prepare', '--workers', '2']
     command += ['--model', str(model), '--splits', str(splits), '--frames', '33']
     command += ['--clips', str(clips), '--out', str(tmp_path)]

@@ -231,17 +231,17 @@ def test_joint_scores_equal_single_scores(engine, coarse):
         for name in ('visible', 'observed', 'age'):
             np.testing.assert_array_equal(getattr(score, name), getattr(alone, name))
     nothing = Trajectory(world_from_camera=np.zeros((0, 4, 4)), times=np.zeros(0))
-    with pytest.raises(InvalidRequest, match='path 1 is empty'):
+    with pytest.raises(InvalidRequest, match='path 1: empty'):
         engine.score([paths[0], nothing], coarse=coarse)
     bent = Trajectory(world_from_camera=np.full((1, 4, 4), np.nan), times=np.array([101.0]))
     with pytest.raises(
-        InvalidRequest, match='of all paths, one after the other, camera 3: transform has'
+        InvalidRequest, match='all paths one after the other: camera 3: transform has'
     ):
         engine.score([paths[0], bent], coarse=coarse)
 
 
 def test_crop_and_scale_keep_the_coverage(engine):
-    """K is adapted to crop and scale, so coverage stays."""
+    """The engine adapts K to crop and scale, so that coverage stays."""
     engine.seed(view())
     expected = score_of(engine, request())
     big = np.zeros((2 * HEIGHT + 20, 2 * WIDTH, 3), dtype=np.uint8)

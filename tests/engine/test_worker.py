@@ -16,8 +16,8 @@ from mirage_model.engine.worker import Job, Outcome, Worker
 from mirage_model.interface import CandidatesRequest, ImagineRequest, Observation, Trajectory
 
 
-class ImagineServer:
-    """Makes jobs and keeps what comes back."""
+class JobRecorder:
+    """Make jobs and record their answers."""
 
     def __init__(self, engine: InstantEngine, queue_size: int = 8):
         self.worker = Worker(engine, queue_size=queue_size)
@@ -90,14 +90,14 @@ def queue_size() -> int:
 
 
 @pytest.fixture
-def requests(engine, queue_size) -> Iterator[ImagineServer]:
-    requests = ImagineServer(engine, queue_size)
+def requests(engine, queue_size) -> Iterator[JobRecorder]:
+    requests = JobRecorder(engine, queue_size)
     yield requests
     requests.worker.close()
 
 
 def test_memory_of_a_job_observes_all_its_images(requests, engine):
-    """The first creates the memory, the others are written into it, and paths start from the
+    """The first image creates the memory, the others are written into it, and paths start from the
     last."""
     written = []
     seed, observe = engine.seed, engine.observe
@@ -200,7 +200,7 @@ def test_job_replaces_the_running_job_with_its_id(requests):
 
 
 def test_full_queue_and_duplicate_ids_are_dropped(engine):
-    requests = ImagineServer(engine, queue_size=1)
+    requests = JobRecorder(engine, queue_size=1)
     first = requests.submit('first', steps=1000)
     time.sleep(0.1)
     requests.submit('second')
@@ -236,7 +236,7 @@ def test_errors_end_their_job_alone(requests):
 
 
 def test_close_answers_everything(engine):
-    requests = ImagineServer(engine)
+    requests = JobRecorder(engine)
     for name in 'abc':
         requests.submit(name, steps=1000)
     time.sleep(0.1)
@@ -251,7 +251,7 @@ def test_close_answers_everything(engine):
 
 
 def test_many_threads_and_every_job_ends_once(engine):
-    requests = ImagineServer(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=3)
+    requests = JobRecorder(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=3)
 
     def client(name: str) -> None:
         rng = random.Random(name)
@@ -279,9 +279,9 @@ def test_many_threads_and_every_job_ends_once(engine):
 
 
 def test_clients_take_turns(engine):
-    """One client that fills its queue is served in turn with the others, in its own order."""
+    """A client that fills its queue is served in turn with the others, in its own order."""
     ended: list[str] = []
-    requests = ImagineServer(engine)
+    requests = JobRecorder(engine)
     requests.submit('first', steps=20, client='a', on_answer=lambda chunk: ended.append('first'))
     time.sleep(0.1)
     for client, count in (('a', 4), ('b', 2), ('c', 1)):
@@ -296,11 +296,11 @@ def test_clients_take_turns(engine):
 
 
 def test_new_clients_do_not_starve_others():
-    requests = ImagineServer(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=1)
+    requests = JobRecorder(InstantEngine(height=8, width=8, step_seconds=0.001), queue_size=1)
     ended: list[str] = []
 
     def next_stranger(number: int) -> None:
-        """Always one more of them waits."""
+        """Submit a job of one more client whenever one is served."""
         if number < 60 and 'again' not in ended:
             requests.submit(
                 f's{number}', client=f's{number}', on_answer=lambda c: next_stranger(number + 1)
@@ -318,7 +318,8 @@ def test_new_clients_do_not_starve_others():
 
 
 def test_calls_are_answered_between_two_steps(requests):
-    """While a job runs; what they raise is theirs alone, and closing answers them too."""
+    """Calls are answered while a job runs; an error ends its call alone, and closing answers the
+    rest."""
     requests.submit('long', steps=1000)
     asked = time.monotonic()
     assert requests.worker.call(lambda engine: engine.describe().model).result() == 'instant'
@@ -342,7 +343,7 @@ def test_interrupt_cancels_only_a_matching_request(requests):
     assert requests.outcome('waits').status == 'done'
 
 
-def candidates(requests: ImagineServer, name: str, *, steps: int, **how) -> Job:
+def candidates(requests: JobRecorder, name: str, *, steps: int, **how) -> Job:
     job = requests.job(name, frames=20)
     path = Trajectory(world_from_camera=job.request.world_from_camera, times=job.request.times)
     request = CandidatesRequest(
@@ -371,7 +372,7 @@ def test_candidates_come_in_order_without_padding(requests, engine):
 
 
 def test_a_deadline_counts_from_the_submission(requests):
-    """Waiting is part of it; what exists then is handed out and marked."""
+    """The deadline includes waiting; chunks that exist by then are returned and marked."""
     job = candidates(requests, 'late', steps=1000, due=time.monotonic() + 0.2)
     requests.worker.submit(job)
     outcome = requests.outcome('late')

@@ -1,4 +1,4 @@
-"""A short recorded drive and a model to imagine it with, both small and real."""
+"""A short recording and a small real model to replay it with."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ OPTIONS = {
 
 
 def wall_drive(frames: int = 33, rate: float = RATE) -> Clip:
-    """Sideways along a wall with a pattern, three metres away; what moves out of sight is never
-    seen again."""
+    """Return a drive sideways along a patterned wall three metres away, without revisits."""
     x = np.arange(frames) * 0.1
     columns = np.arange(WIDTH)[None, :] * 3.0 / 50.0 + x[:, None]
     rows = np.arange(HEIGHT) / 50.0
@@ -91,8 +90,7 @@ def copy_bag(
     plugin: StoragePlugin = StoragePlugin.MCAP,
     spoil: Callable = lambda topic, logged, data: data,
 ) -> Path:
-    """The same bag with its messages changed, and then their bytes; those that become None are
-    left out."""
+    """Copy a bag with its messages changed, and then their bytes; None leaves a message out."""
     with AnyReader([source], default_typestore=STORE) as reader:
         with Writer(target, version=9, storage_plugin=plugin) as writer:
             connections = {}
@@ -109,8 +107,8 @@ def copy_bag(
 
 
 def split_bag(source: Path, target: Path, at: int) -> Path:
-    """The same bag in two files, as rosbag2 splits what it records: what was logged from ``at`` on
-    is in the second."""
+    """Copy a bag into two files, as rosbag2 splits recordings; messages logged from ``at`` on are
+    in the second."""
     target.mkdir()
     parts = []
     with AnyReader([source], default_typestore=STORE) as reader:

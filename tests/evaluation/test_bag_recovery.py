@@ -18,7 +18,7 @@ from mirage_model.evaluation.replay.command import open_bag
 
 
 def in_small_chunks(file: Path) -> bytes:
-    """The file as a recorder writes it, which does not hold all of a drive in one chunk."""
+    """Copy a file as a recorder writes it, with the drive in several chunks."""
     written, out = {}, io.BytesIO()
     writer = McapWriter(out, chunk_size=20_000)
     writer.start(profile='ros2')
@@ -43,17 +43,17 @@ def test_messages_before_the_end_of_a_truncated_file_are_replayed(recorded, tmp_
     file.write_bytes(whole[: len(whole) * 3 // 4])
     assert command(recorded, tmp_path / 'drive', tmp_path / 'out') == 1
     said = capsys.readouterr()
-    assert f'drive is damaged or breaks off: {file.name}' in said.err
+    assert f'drive: is damaged or breaks off: {file.name}' in said.err
     assert ' on /camera/image' in said.err
     assert not (tmp_path / 'out' / 'intact').exists()
     assert 0 < len(by_name(tmp_path / 'out')) < 4
     file.write_bytes(whole[:100])
     assert command(recorded, tmp_path / 'drive', tmp_path / 'other') == 1
-    assert 'drive breaks off before its first message' in capsys.readouterr().err
+    assert 'drive: breaks off before its first message' in capsys.readouterr().err
 
 
 def test_all_messages_of_a_killed_recorder_are_read(recorded, tmp_path):
-    """No metadata.yaml, in one file, in a folder, or split with an end that holds nothing."""
+    """The bag has no metadata.yaml; it is a file, a folder, or split with an empty last file."""
     bag_config, _ = options(recorded)
     engine = Engine.from_folder(recorded / 'model').describe()
     (file,) = (recorded / 'drive').glob('*.mcap')
@@ -119,7 +119,7 @@ def test_missing_file_and_broken_metadata(recorded, tmp_path):
 
 
 def in_sqlite(recorded: Path, target: Path) -> tuple[Path, Path]:
-    """The drive in a database, and its file."""
+    """Return the drive in a database, and the database file."""
     bag = copy_bag(recorded / 'drive', target, plugin=StoragePlugin.SQLITE3)
     (file,) = bag.glob('*.db3')
     return bag, file

@@ -1,4 +1,4 @@
-"""The efficiency benchmark, at sizes where its metrics have no meaning."""
+"""The efficiency benchmark runs at sizes where its metrics have no meaning."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_the_command_continues_where_it_was_stopped(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
-    """The drive alone is another: the simulated world has frames of one size."""
+    """A clip of another size stands in for the simulated world, whose frames have one size."""
     drives = []
 
     def trajectory(index: int, frames: int) -> Clip:

@@ -1,4 +1,4 @@
-"""Against closed forms and values worked by hand."""
+"""Image quality equals closed forms and values worked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A soak as short as a test may be: nothing is asserted of its times."""
+"""The soak runs as short as a test may; its times are not asserted."""
 
 from __future__ import annotations
 

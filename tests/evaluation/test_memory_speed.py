@@ -1,4 +1,4 @@
-"""The memory's benchmark, on memories so small that its goals mean nothing."""
+"""The memory's benchmark runs on memories so small that its goals mean nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_benchmark_prints_and_writes_its_metrics(tmp_path, capsys):
 
 
 def test_a_room_has_a_wall_wherever_a_camera_looks():
-    """So far from the origin that float32 loses most directions across."""
+    """The cameras are so far from the origin that float32 loses most directions across."""
     far = camera(np.array([6.0 * 2**22 + 2, 1.5, 3.0]), 0.0, 0.0)
     depth = room_depth(concatenate([far, chunk_ahead(1)]))
     assert depth.isfinite().all() and (depth > 0).all()

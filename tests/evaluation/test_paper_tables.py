@@ -12,7 +12,7 @@ def write(folder: Path, file: str, content: dict) -> None:
 
 
 def test_a_table_of_two_folders(tmp_path, capsys):
-    """Missing figures are dashes; what nobody measured has no column."""
+    """Missing values are dashes; a metric that nobody measured has no column."""
     aspects = {'3d_consistency': 92.21, 'photometric_consistency': None}
     write(
         tmp_path / 'full',
@@ -36,6 +36,6 @@ def test_a_table_of_two_folders(tmp_path, capsys):
 
 def test_folders_without_results_are_named(tmp_path, capsys):
     assert main(['evaluate', 'tables', f'a={tmp_path}']) == 1
-    assert 'holds no results: none of realestate10k.json' in capsys.readouterr().err
+    assert 'no results, one of realestate10k.json' in capsys.readouterr().err
     assert main(['evaluate', 'tables', 'nothing']) == 1
     assert "'nothing': must be NAME=DIR" in capsys.readouterr().err

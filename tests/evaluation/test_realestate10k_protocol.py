@@ -1,4 +1,4 @@
-"""The whole protocol on a tiny folder of the published layout, with a small real model."""
+"""The whole protocol runs on a tiny folder of the published layout, with a small real model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ HEIGHT, WIDTH, FRAMES = 64, 96, 17
 
 
 def write_sequence(root: Path, name: str, *, moving: bool = True) -> None:
-    """Sideways along a wall of blobs; a unit of length is what moves its picture by 96 pixels."""
+    """Write a drive sideways along a wall of blobs; a unit of length moves its picture by 96
+    pixels."""
     noise = torch.rand(1, 3, 16, 40, generator=torch.Generator().manual_seed(len(name)))
     wall = torch.nn.functional.interpolate(noise, scale_factor=6, mode='bicubic').clamp(0, 1)[0]
     wall = (wall * 255).byte().permute(1, 2, 0).numpy()
@@ -68,7 +69,7 @@ def command(root: Path, out: Path, manifest: Path, *more: str) -> int:
 
 
 def strictly(text: str) -> dict:
-    """JSON as other languages read it: without NaN."""
+    """Read JSON as other languages do: without NaN."""
 
     def refuse(name: str) -> float:
         raise AssertionError(f'{name} is no JSON')
@@ -91,7 +92,7 @@ def test_every_clip_has_metrics_or_a_reason(done):
     assert (summary['clips'], summary['failed_clips']) == (2, 2)
     assert summary['failed'].keys() == {'still', 'absent'}
     assert 'the camera moves too little' in summary['failed']['still']
-    assert summary['failed']['absent'] == 'no frames that can be used'
+    assert summary['failed']['absent'] == 'frames: none can be used'
     assert 'lpips' in summary['missing'] and 'lpips' not in summary['metrics']
     with (done / 'clips.csv').open() as file:
         rows = list(csv.DictReader(file))
@@ -125,13 +126,13 @@ def test_clips_of_another_model_or_layout_are_rejected(root, done, capsys):
 
 
 def test_imagining_along_a_path_of_any_length(root):
-    """The same frames whether or not the path goes on; the last chunk is padded."""
+    """Frames are equal whether or not the path goes on; the last chunk is padded."""
     engine = Engine.from_folder(root / 'model')
     about = engine.describe()
     layout = Layout(height=about.height, width=about.width, least=9, frames=FRAMES)
     source = RealEstate10K(text=root / 'text', frames=root / 'frames', layout=layout)
     assert choose(source, 2) == choose(source, 2) and len(choose(source, 3)) == 3
-    with pytest.raises(ValueError, match='has 3 sequences to use, 100 are wanted'):
+    with pytest.raises(ValueError, match='3 usable sequences, 100 are needed'):
         choose(source, 100)
     clip = source.load(source.listing().parts[0])
     clip = clip.__class__(**{**vars(clip), 'depth': torch.full_like(clip.depth, 3.0)})

@@ -1,4 +1,4 @@
-"""The whole replay of a small bag with a small real model, from the file."""
+"""The whole replay of a small bag runs from the file with a small real model."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_unusable_image_fails_its_segment_only(recorded, tmp_path, capsys):
 
 
 def test_unusable_observed_image_is_reported(recorded, tmp_path, capsys):
-    """No segment shows it; it is missing from the memory of those after it, at the second start
+    """The image is in no segment; later segments lack it in their memory, at the second start
     too."""
 
     def change(topic, message):
@@ -330,7 +330,7 @@ def test_options_come_from_a_file_and_are_overridden(tmp_path, capsys):
 
 
 def test_images_before_the_first_pose_are_left_out(recorded, tmp_path, capsys):
-    """/tf after 1.2 s, and three segments fit into what is left."""
+    """/tf begins after 1.2 s, and three segments fit into the rest."""
 
     def change(topic, message):
         if topic == '/tf':
@@ -346,7 +346,7 @@ def test_images_before_the_first_pose_are_left_out(recorded, tmp_path, capsys):
 
 
 def test_results_are_strict_json(done):
-    """No NaN, and what is not known is null: at a horizon where all is covered, or nothing."""
+    """Unknown values are null, not NaN, at a horizon where all is covered, or nothing."""
 
     def refuse(name: str):
         raise AssertionError(f'{name} is no JSON')

@@ -29,7 +29,7 @@ def cameras(x: list[float]) -> Cameras:
 
 
 def wall(x: list[float]) -> torch.Tensor:
-    """Frames of a wall of blobs, exactly what a camera sees that is shifted by whole pixels."""
+    """Return frames of a wall of blobs, exact for a camera that is shifted by whole pixels."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(1, 3, 60, 120, generator=generator)
     picture = torch.nn.functional.interpolate(noise, scale_factor=4, mode='bicubic').clamp(0, 1)[0]

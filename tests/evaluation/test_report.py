@@ -21,7 +21,7 @@ FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--
 
 @pytest.fixture(scope='module')
 def report(tmp_path_factory) -> Path:
-    """Made where it is; opened in a folder that holds nothing else."""
+    """Make a report, and copy it into a folder that holds nothing else."""
     folder = tmp_path_factory.mktemp('report')
     wall_bag(folder / 'drive')
     save_small_model(folder / 'model')

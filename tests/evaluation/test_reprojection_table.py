@@ -12,7 +12,7 @@ from mirage_model.model.codec import Codec
 
 
 def still_clip(name: str = 'wall', step: float = 0.0) -> Clip:
-    """A camera before a wall 2 m away; it does not move, or moves sideways."""
+    """Return a clip of a wall 2 m away, from a camera that stands or moves sideways."""
     generator = torch.Generator().manual_seed(len(name))
     picture = torch.randint(0, 256, (1, 32, 48, 3), dtype=torch.uint8, generator=generator)
     world_from_camera = torch.eye(4).repeat(33, 1, 1)

@@ -1,4 +1,4 @@
-"""The evaluation of a model on drives through held-out maps, as a command."""
+"""The command evaluates a model on trajectories through held-out maps."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def plan(config: ReplayConfig, *runs: range, rate: float = 4.0):
 
 
 def test_segments_worked_by_hand():
-    """At 4 Hz: a segment every 6 frames, 4 frames long, every third frame observed, and every
-    start."""
+    """At 4 Hz there is a segment every 6 frames, 4 frames long; every third frame and every start
+    is observed."""
     config = ReplayConfig(horizon=1.0, stride=1.5, observe_every=0.75)
     segments, left_out = plan(config, range(0, 14))
     assert not left_out
@@ -53,7 +53,7 @@ def test_segments_share_observations_without_a_window():
 
 
 def test_gaps_break_segments_and_keep_the_memory():
-    """A part too short for a segment is named, and may still be observed."""
+    """A part too short for a segment is named, and may be observed all the same."""
     config = ReplayConfig(horizon=1.0, stride=1.0, observe_every=0.25)
     segments, left_out = plan(config, range(0, 3), range(10, 16))
     (segment,) = segments

@@ -59,8 +59,8 @@ def test_camera_paths_worked_by_hand(path, centre, forward):
 
 
 def test_the_toolkits_convention_worked_by_hand():
-    """Its first camera is at the origin of x left, y up, z forward; Blender's looks along -z, y
-    up."""
+    """The toolkit's first camera is at the origin of x left, y up, z forward; Blender's looks
+    along -z, y up."""
     blender = to_blender(along(keyframes(['move_left']), 3))
     np.testing.assert_allclose(blender[0], np.diag([-1.0, 1.0, -1.0, 1.0]), atol=1e-12)
     np.testing.assert_allclose(blender[2, :3, 3], [0.5, 0.0, 0.0], atol=1e-12)
@@ -136,7 +136,7 @@ def test_folders_have_the_toolkits_layout(written):
 
 
 def test_instances_of_another_model_are_rejected(tmp_path, capsys):
-    """Finished ones are left as they are, by the same model and settings alone."""
+    """Finished instances stay only for the same model and settings."""
     (tmp_path / 'data.json').write_text(json.dumps(dataset(tmp_path)))
 
     def made(model: str, *more: str) -> int:
@@ -163,7 +163,7 @@ def test_wrong_instances_are_rejected(tmp_path):
     with pytest.raises(InvalidRequest, match='estimated depth is unscaled'):
         generate(engine, data, tmp_path, tmp_path / 'out', CONFIG)
     for change, message in (
-        ({'camera_path': ['loop']}, "no layout 'loop'"),
+        ({'camera_path': ['loop']}, "camera_path: 'loop' is unknown"),
         ({'image': 'images/rooms/2.png'}, '2.png is no picture'),
     ):
         with pytest.raises(ValueError, match=message):

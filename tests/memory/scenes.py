@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 4, 6
 def camera_row(
     world_from_camera, times=None, *, height=HEIGHT, width=WIDTH, fx=4.0, fy=4.0
 ) -> Cameras:
-    """Cameras that look through the middle of a small grid."""
+    """Return cameras that look through the middle of a small grid."""
     world_from_camera = torch.as_tensor(np.array(world_from_camera), dtype=torch.float32)
     n = len(world_from_camera)
     K = torch.tensor([[fx, 0, (width - 1) / 2], [0, fy, (height - 1) / 2], [0, 0, 1]])

@@ -48,7 +48,7 @@ def test_estimate_holds_for_other_image_sizes(building):
 
 
 def test_estimate_holds_for_a_coarse_grid_with_splats():
-    """Few large points with splats of up to three cells, as in mirage-tiny."""
+    """The memory has few large points with splats of up to three cells, as in mirage-tiny."""
     memory = LatentMemory(MemoryConfig(channels=1, splat_size=3))
     views = memory_speed.chunks(4)
     for _ in range(12):

@@ -19,7 +19,7 @@ def frame_of(cell_depths):
 
 
 def floor(camera_height=1.5, focal=48.0):
-    """A floor up to the horizon in the middle of the frame."""
+    """Return the depth of a floor up to the horizon in the middle of the frame."""
     below = torch.arange(HEIGHT * ROWS) - (HEIGHT * ROWS - 1) / 2
     depth = torch.where(below > 0, camera_height * focal / below, torch.nan)
     return depth[None, :, None].repeat(1, 1, WIDTH * COLUMNS)

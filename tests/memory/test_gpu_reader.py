@@ -30,7 +30,7 @@ DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def winners(store, views: CameraArrays, rule: VisibilityRule):
-    """Index of the point that won, in the order of writing, and the depth that it won with."""
+    """Return the index of the winning point, in writing order, and its depth by the rule."""
     with np.errstate(all='ignore'):  # the interpreter computes what is masked, too
         best, *_ = GpuReader(DEVICE).nearest(store, views, rule)
     best = best.cpu()

@@ -1,4 +1,4 @@
-"""Depth registered to another camera, against one pixel after the other."""
+"""Depth registered to another camera equals a loop over pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mirage_model.messages.depth_registration import DepthCamera, register_depth
 
 
 def one_by_one(depth, camera, K, size):
-    """Each pixel of the depth to the pixel of the image that its point falls on."""
+    """Move each pixel of the depth to the pixel of the image that its point falls on."""
     found = np.full(size, np.nan, np.float32)
     for v, u in np.ndindex(depth.shape):
         point = np.linalg.inv(camera.K) @ [u, v, 1.0] * depth[v, u]

@@ -49,7 +49,8 @@ def test_compressed_colour_and_depth():
 
 @pytest.mark.parametrize('png', [' png', ''])
 def test_compressed_depth_in_metres(png):
-    """Quantised as the transport does by default: an hundredth of a metre, up to ten."""
+    """Depth is quantised as the transport does by default: to a hundredth of a metre, up to
+    ten."""
     metres = np.float32([[0.5, 1.25, 3.0], [9.9, 20.0, np.nan]])
     a = 100.0 * (100.0 + 1.0)
     b = 1.0 - a / 10.0

@@ -22,7 +22,7 @@ def pose(x: float, y: float, yaw: float | None = 0.0) -> SimpleNamespace:
 def read(poses, orientation='auto'):
     doubts = Doubts(parameter='sensors.accept')
     matrices = read_path(poses, orientation=orientation, doubts=doubts)
-    return np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]), list(doubts.told)
+    return np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]), list(doubts.warnings)
 
 
 CORNER = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 1.0), (2.0, 2.0)]
@@ -30,7 +30,7 @@ QUARTER = np.pi / 2
 
 
 def test_a_planner_without_orientations_looks_along_its_path():
-    """NavFn: all identity but the last, which has the goal's and swings."""
+    """NavFn sends identity for all poses but the last, which has the goal's orientation."""
     poses = [pose(x, y) for x, y in CORNER[:-1]] + [pose(2.0, 2.0, np.pi)]
     yaw, told = read(poses)
     np.testing.assert_allclose(yaw, [0, 0, QUARTER, QUARTER, QUARTER], atol=1e-12)

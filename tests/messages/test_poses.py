@@ -140,7 +140,7 @@ def test_resampling_holds_the_ends_and_a_single_pose():
     ('edit', 'message'),
     [
         (lambda poses, times: (poses[:0], times[:0]), 'empty'),
-        (lambda poses, times: (poses, times[:3]), '4 poses but 3 times'),
+        (lambda poses, times: (poses, times[:3]), 'times: 3 for 4 poses'),
         (lambda poses, times: (poses, times[[0, 1, 1, 2]]), 'pose 2: times must'),
         (lambda poses, times: (poses, times[::-1]), 'pose 1: times must'),
         (lambda poses, times: (poses, np.where(times > times[2], np.nan, times)), 'pose 3: times'),

@@ -32,7 +32,7 @@ def shift(x: float, y: float = 0.0) -> np.ndarray:
 
 
 def tree_of(*links: tuple[str, str, np.ndarray, float | None], **options) -> TransformTree:
-    """A tree of links; those without a time are static."""
+    """Return a tree of links; those without a time are static."""
     tree = TransformTree(**options)
     for parent, child, matrix, time in links:
         tree.add(parent, child, time or 0.0, matrix, static=time is None)

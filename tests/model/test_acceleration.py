@@ -26,7 +26,7 @@ def inputs():
 
 
 def backbone() -> Backbone:
-    """A backbone whose side branch and head change the output."""
+    """Return a backbone whose side branch and head change the output."""
     model = small_backbone().eval().requires_grad_(False)
     torch.manual_seed(2)
     for projection in model.side_branch.proj_out:
@@ -46,7 +46,7 @@ def test_offloaded_backbone_gives_equal_velocities():
 
 @pytest.mark.slow
 def test_compiled_backbone_gives_near_equal_velocities():
-    """In a process of its own: the checks of shapes here cannot be compiled."""
+    """The comparison runs in a process of its own, since checks of shapes cannot be compiled."""
     code = 'from test_acceleration import compiled_error; print(compiled_error())'
     paths = (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, paths))}

@@ -25,7 +25,7 @@ from mirage_model.perception import Estimate
 
 
 class FlatWall:
-    """Depth of three metres everywhere, all of it static."""
+    """Perception of a static world, three metres away everywhere."""
 
     segments_dynamic = True
     estimates_cameras = False

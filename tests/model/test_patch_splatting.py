@@ -23,7 +23,7 @@ def readout(visible: torch.Tensor, **values: torch.Tensor) -> Readout:
 
 
 def oracle(patches: torch.Tensor, shown: Readout, row: int, column: int) -> tuple[list, float]:
-    """Sum and weight at a pixel of the first frame, point by point."""
+    """Return sum and weight at a pixel of the first frame, point by point."""
     total, weight = [0.0] * 3, 0.0
     around = [
         (a, b)

@@ -31,7 +31,7 @@ CHANNELS, HEIGHT, WIDTH = 4, 6, 10
 
 
 def plain_resampler(widths: tuple[int, ...] = ()) -> Resampler:
-    """Patches of the small block codec."""
+    """Return the resampler of the small block codec."""
     codec = Codec(small_blocks())
     return Resampler.of_codec(codec, widths).requires_grad_(False)
 

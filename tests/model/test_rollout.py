@@ -78,7 +78,7 @@ def test_what_the_memory_holds_changes_what_is_imagined(model):
 
 
 def test_generated_points_leave_observed_points_unchanged(model):
-    """Turned about, the second chunk sees nothing but what was imagined before."""
+    """The camera turns about, so that the second chunk sees only imagined points."""
     memory = memory_of(model)
     before = memory.readout(replace(_grid_of(forward(1))))
     list(imagine(model, memory=memory))
@@ -90,7 +90,7 @@ def test_generated_points_leave_observed_points_unchanged(model):
 
 
 def test_denoised_latents_are_written_unchanged(model):
-    """Decoded behind the frame that the chunk began with, the written latents are the chunk's
+    """The written latents, decoded after the frame that the chunk began with, are the chunk's
     frames."""
     written = []
 
@@ -151,7 +151,7 @@ def test_cancel_stops_between_two_steps(model):
 
 
 def test_unrefined_cameras_stay_as_planned(model):
-    """Noise shares no features with noise: the rollout is then the same as without refinement."""
+    """Noise shares no features with noise, so the rollout equals that without refinement."""
     refined = list(imagine(model, refine_cameras=True))
     # a chunk tells of the one before
     assert all(chunk.refinement and all(chunk.refinement) for chunk in refined[1:])

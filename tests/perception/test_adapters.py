@@ -10,20 +10,21 @@ from pathlib import Path
 import sys
 from types import ModuleType, SimpleNamespace
 
+from models import save_depth_anything
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, invert
-from mirage_model.perception.adapters import DepthAnything3, MapAnything, UniDepth
+from mirage_model.perception.adapters import DepthAnything, DepthAnything3, MapAnything, UniDepth
 from mirage_model.perception.alignment import align_cameras
 
 HEIGHT, WIDTH, DISTANCE = 96, 160, 4.0
 
 
 def cameras(count: int = 3, *, straight: bool = False) -> Cameras:
-    """Cameras that look at a wall four metres ahead of all of them and move beside it."""
+    """Return cameras that look at a wall four metres ahead and move beside it."""
     world_from_camera = torch.eye(4).repeat(count, 1, 1)
     world_from_camera[:, 0, 3] = 0.5 * torch.arange(count)
     if not straight:
@@ -240,7 +241,7 @@ class TestAlignCameras:
     planned = cameras(5)
 
     def similar(self, factor: float) -> torch.Tensor:
-        """The planned cameras in a world that is turned, moved and has another unit."""
+        """Return the planned cameras in a world that is rotated, shifted and has another unit."""
         turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q
         turn *= torch.det(turn).sign()
         found = self.planned.world_from_camera.clone()
@@ -267,3 +268,19 @@ class TestAlignCameras:
         aligned, scale = align_cameras(self.similar(1.0)[:1], standing)
         assert scale is None
         torch.testing.assert_close(aligned.world_from_camera, standing.world_from_camera)
+
+
+def test_depth_anything_from_a_folder(tmp_path: Path):
+    save_depth_anything(tmp_path, 'metric')
+    model = DepthAnything(tmp_path, process_size=28)
+    estimate = model.estimate(torch.rand(2, 3, HEIGHT, WIDTH), cameras(2))
+    assert estimate.depth.shape == (2, HEIGHT, WIDTH)
+    known = estimate.depth[~estimate.sky]
+    assert ((known > 0) & (known < 20)).all()
+    assert estimate.scaled.all() and not estimate.moving.any()
+
+
+def test_relative_depth_anything_is_rejected(tmp_path: Path):
+    save_depth_anything(tmp_path, 'relative')
+    with pytest.raises(ValueError, match='metric model is needed'):
+        DepthAnything(tmp_path)

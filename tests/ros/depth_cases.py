@@ -1,4 +1,4 @@
-"""Inputs of depth images for the readers of messages."""
+"""Cases of depth images for the readers of messages."""
 
 from __future__ import annotations
 

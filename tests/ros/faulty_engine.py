@@ -1,5 +1,4 @@
-"""A node whose engine fails where it is told to: out of memory in a chunk, a depth estimator, a
-full disk."""
+"""Run a node whose engine fails on request: out of memory, a depth estimator, a full disk."""
 
 from __future__ import annotations
 

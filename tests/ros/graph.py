@@ -17,7 +17,8 @@ RIGHTS['action'] = ('execute', 'call')
 
 
 def interfaces(node: Node, name: str = 'mirage', namespace: str = '/') -> dict[str, dict]:
-    """Names and types by what the node does with them, as far as ``node`` has found them."""
+    """Return the names and types that a running node publishes, subscribes to and serves, as
+    ``node`` sees them."""
     where = name, namespace
     found = {
         'publish': node.get_publisher_names_and_types_by_node(*where),
@@ -53,7 +54,7 @@ def resolved(name: str, profile: dict[str, str]) -> str:
 
 
 def check_permitted(node: Node) -> None:
-    """All that a running node does is in the permissions that are shipped."""
+    """Assert that the shipped permissions allow all that a running node does."""
     allowed = permitted()
     for right, names in interfaces(node).items():
         assert set(names) <= allowed[right], (right, set(names) - allowed[right])

@@ -1,4 +1,4 @@
-"""Inputs for the readers of messages, and what both make of them."""
+"""Cases for the readers of messages, and the results that both must give."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOUNT = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def wide(pixels: np.ndarray) -> np.ndarray:
-    """The same values in 16 bits."""
+    """Return the values in 16 bits."""
     return pixels.astype(np.uint16) * 257
 
 
@@ -42,7 +42,7 @@ def yuv(first: int, second: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """Messages of one observation at `TIME`, and what both readers make of them.
+    """Messages of one observation at `TIME`, and the results that both readers must give.
 
     ``rejection`` is a pattern of the error and ``doubt`` one of the warning; ``sent`` are the
     times of the poses, ``delay`` the seconds until a bag gets the other messages, ``bag`` options
@@ -73,7 +73,7 @@ class Case:
 
 
 def info(*, distortion: str = 'plumb_bob', k=None, p=None, d=None, **fields) -> Any:
-    """A camera_info with other numbers; ``k`` is fx, fy, cx, cy of K and of P."""
+    """Return a changed camera_info; ``k`` is fx, fy, cx, cy of K and of P."""
     message = camera_info(TIME)
     changed: dict[str, Any] = {'distortion_model': distortion, **fields}
     if k is not None:

@@ -1,4 +1,4 @@
-"""Inputs of poses and transforms for the readers of messages."""
+"""Cases of poses and transforms for the readers of messages."""
 
 from __future__ import annotations
 

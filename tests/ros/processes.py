@@ -54,8 +54,7 @@ FORKS.set_forkserver_preload(['mirage_ros.node'])
 
 
 class Forked:
-    """A node with the engine of a module here, forked from a process that has imported the node
-    already.
+    """A node with the engine of a module here, forked from a process that has imported the node.
 
     Its verbs are those of `subprocess.Popen`.
     """
@@ -96,8 +95,8 @@ def _run(engine: str, arguments: list[str], environment: dict[str, str], log: Pa
 
 
 class NodeProcess:
-    """Runs a node, with the engine of a module here or as ``program``, and keeps what it says in a
-    file."""
+    """A node in a process, with the engine of a module here or as ``program``; its output goes to
+    a file."""
 
     def __init__(
         self,
@@ -135,8 +134,8 @@ class NodeProcess:
         return self.log.read_text()
 
     def wait_for(self, text: str, seconds: float = 180.0) -> None:
-        """Wait until the node has said something; its end or the time's is an error that shows
-        what it did say."""
+        """Wait for a text in the node's output. Raises an error with the output at its end or
+        after the time."""
         deadline = time.monotonic() + seconds
         while text not in self.says():
             assert self.process.poll() is None, (
@@ -163,7 +162,7 @@ class Client(FakeRobot):
         super().__init__('client', topics={**CAMERA, 'trajectory': PlannedTrajectory})
 
     def send_seed(self, *, depth: bool = True, **seed: Any) -> None:
-        """Send a camera's messages a few times: its topics are best effort."""
+        """Send a camera's messages a few times, as its topics are best effort."""
         image, camera_info, depth_image = seed_messages(**seed)
         for _ in range(5):
             self.send('image', image)
@@ -215,7 +214,7 @@ def trajectory(
     moving_frame: str = 'camera',
     step: float = 0.05,
 ) -> PlannedTrajectory:
-    """Straight along x, for ``frames`` frames at 8 Hz after the first pose."""
+    """Return a trajectory along x, of ``frames`` frames at 8 Hz after the first pose."""
     message = PlannedTrajectory(request_id=request_id, moving_frame=moving_frame)
     message.header.frame_id = frame_id
     for k in range(frames + 1):

@@ -1,4 +1,4 @@
-"""Messages and arrays: there and back, and what is refused."""
+"""Messages become arrays and back; wrong ones are rejected."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def test_trajectory():
 def test_times_that_have_no_stamp():
     message = trajectory(4)
     message.times[0].sec = -1
-    with pytest.raises(ValueError, match=r'times\[0\]: time -1.0 s does not fit into a stamp'):
+    with pytest.raises(ValueError, match=r'times\[0\]: time -1.0 s, a stamp holds 0 to'):
         planned_from_trajectory(message, max_poses=5)
 
 
 def path_of(*poses: tuple[float, float], stamps: list[int] | None = None) -> Path:
-    """Poses of (x in metres, yaw in degrees)."""
+    """Return a path of poses (x in metres, yaw in degrees)."""
     message = Path()
     message.header.frame_id = 'map'
     message.header.stamp = Time(sec=50)
@@ -153,7 +153,7 @@ def planned(message: Path, warnings: list[str] | None = None) -> PlannedPath:
 
 
 def test_unstamped_path_is_timed_by_way_and_turn():
-    """1 m at 0.5 m/s; 90 degrees at 1 rad/s; a pose that repeats is left out."""
+    """The path has 1 m at 0.5 m/s and 90 degrees at 1 rad/s; a pose that repeats is left out."""
     path = planned(path_of((0, 0), (1, 0), (1, 90), (1, 90), (1.5, 90)))
     np.testing.assert_allclose(path.times, 50 + np.cumsum([0, 2, np.pi / 2, 1]))
     assert len(path.frame_from_moving) == 4
@@ -174,7 +174,8 @@ def test_one_stamp_for_all_poses_is_no_time():
     ids=['now', 'goal older', 'one stamp but the goal', 'within 0.1 s'],
 )
 def test_stamps_of_planning_are_no_times(stamps):
-    """2 m within a tenth of a second: planners stamp poses as they make them."""
+    """The path takes 2 m within a tenth of a second, since planners stamp poses as they make
+    them."""
     message = path_of(*((0.1 * i, 0) for i in range(21)))
     for pose, time in zip(message.poses, stamps):
         pose.header.stamp = convert.stamp(float(time))
@@ -195,7 +196,7 @@ def test_stamped_path_keeps_its_times():
 def test_path_that_would_end_after_the_last_stamp():
     message = path_of((0, 0), (1, 0))
     message.header.stamp = Time(sec=2**31 - 1)
-    with pytest.raises(ValueError, match=r'poses\[1\]: time .* does not fit into a stamp'):
+    with pytest.raises(ValueError, match=r'poses\[1\]: time .*, a stamp holds 0 to'):
         planned(message)
 
 

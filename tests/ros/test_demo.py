@@ -1,4 +1,4 @@
-"""The demo itself, with a small random model in the place of the embedded one."""
+"""The demo runs with a small random model in place of mirage-tiny."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def scene() -> str:
 
 @pytest.fixture
 def demo(tmp_path, model_folder, scene) -> Iterator[subprocess.Popen]:
-    """In a domain that no other test uses."""
+    """Run the demo in a domain that no other test uses."""
     command = [sys.executable, '-m', 'mirage_ros.tools.demo', '--out', tmp_path, '--frames', '24']
     command += ['--scene', scene]
     command += ['--recording', tmp_path / 'demo.rrd']

@@ -1,4 +1,4 @@
-"""The film plays and shows what was put in; the sheet has its rows."""
+"""The video shows its frames; the sheet has its rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(n: int = 6, height: int = 48, width: int = 80) -> video.Rows:
 
 
 def test_video_decodes_to_its_frames(tmp_path):
-    """In the codec that browsers play."""
+    """The video has the codec that browsers play."""
     frames = video.video_frames(rows(), ahead=np.arange(1, 7) / 8)
     (tmp_path / 'video.mp4').write_bytes(mp4(frames, frame_rate=8.0))
     played = cv2.VideoCapture(str(tmp_path / 'video.mp4'))
@@ -57,7 +57,7 @@ def test_sheet_has_a_row_for_each_title(tmp_path):
 
 
 def test_generated_frames_alone_are_marked():
-    """Each has an edge of one colour, on the sheet and in the video."""
+    """Each generated frame has an edge of one colour, on the sheet and in the video."""
     frames = {title: np.full_like(frame, 9) for title, frame in rows().items()}
     times = np.arange(1, 7) / 8
     sheet = video.contact_sheet(frames, ahead=times, columns=3)

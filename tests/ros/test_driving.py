@@ -1,4 +1,4 @@
-"""A robot drives with TF: its memory is written, scored, saved, re-anchored and reset."""
+"""A robot with TF drives; its memory is written, scored, saved, re-anchored and reset."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shifted(x: float) -> np.ndarray:
 
 
 class Robot:
-    """Its odometry says x; the map says that odometry is ``odom_at`` off."""
+    """A robot at x in its odometry frame, which is at ``odom_at`` in the map."""
 
     def __init__(self, client: Client, node: NodeProcess):
         self.client, self.node = client, node
@@ -49,7 +49,8 @@ class Robot:
         self.stamp = 100
 
     def drive_to(self, x: float, *, odom_at: float = 10.0, value: int = 40) -> None:
-        """Send transforms about the next second, and its image, until it was looked at."""
+        """Send transforms about the next second, and its image, until the node has considered
+        it."""
         self.stamp += 1
         before = self.looked_at()
         for message in seed_messages(stamp=self.stamp, value=value):
@@ -118,7 +119,7 @@ def in_odom(frames: int = 16, *, request_id: str = '', stamp: int = 0):
 
 
 def test_paths_in_any_frame_start_from_the_driven_memory(robot):
-    """Poses of the base in odom become those of the camera in the map; the first frame is at the
+    """Poses of the base in odom become poses of the camera in the map; the first frame is at the
     first pose."""
     assert robot.observed() == 2
     client = robot.client
@@ -221,7 +222,7 @@ def test_candidates(robot):
         ({'trajectories': []}, '0 candidates'),
         ({'trajectories': [in_odom()] * 4}, 'limits.max_candidates is 3'),
         ({'seeds': [1, 2]}, 'seeds: 2 for 3 candidates'),
-        ({'resolution': 7}, 'resolution: is 7'),
+        ({'resolution': 7}, 'resolution: 7, must be'),
         ({'deadline': float('nan')}, 'deadline'),
         ({'memory': 'none'}, "memory 'none' does not exist"),
         (
@@ -238,7 +239,7 @@ def test_candidates(robot):
 
 
 def test_too_large_results_end_with_the_complete_candidates(robot):
-    """Noise takes more than a sixteenth of its raw bytes."""
+    """Compressed noise takes more than a sixteenth of its raw bytes."""
     action = ActionClient(robot.client.node, ImagineCandidates, 'imagine_candidates')
     robot.client.until(action.server_is_ready)
     image, camera_info, depth = seed_messages(stamp=robot.stamp)
@@ -337,8 +338,8 @@ def test_save_reset_and_load_inside_the_folder(robot, folder):
 
 
 def away(robot, memory: str) -> float:
-    """Metres along x from the map's origin to the camera of a memory, as the instant engine scores
-    it."""
+    """Return the distance along x from the map's origin to a memory's camera, as the instant
+    engine scores it [m]."""
     request = ScoreTrajectories.Request(trajectories=[trajectory(2)], memory=memory)
     response = robot.client.call(ScoreTrajectories, 'score_trajectories', request)
     assert response.success, response.message
@@ -346,7 +347,7 @@ def away(robot, memory: str) -> float:
 
 
 def test_loop_closure_reanchors_memories_that_were_not_loaded(robot):
-    """The memory of the drive and the copies of it that were kept, but none that was loaded."""
+    """The driven memory and its kept copies are re-anchored, loaded ones are not."""
     client = robot.client
     client.call(ResetMemory, 'reset_memory', ResetMemory.Request(memory='two'))
     robot.drive_to(4.0)

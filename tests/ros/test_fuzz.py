@@ -66,7 +66,7 @@ def mutate(message: Any, rng: random.Random) -> None:
 
 
 def good(rng: random.Random) -> dict[str, Any]:
-    """One of every kind that a topic takes."""
+    """Return a valid message for each topic."""
     image, camera_info, depth = seed_messages(stamp=rng.randrange(1, 100))
     pose = PoseStamped()
     pose.header.frame_id = 'map'
@@ -99,8 +99,8 @@ RAW, COMPRESSED = ('image', 'depth'), ('image/compressed', 'depth/compressedDept
 
 
 def connect(client, *unheard: str) -> None:
-    """Publishers of all inputs but some, to a node that hears them, and has the permissions for
-    what it does."""
+    """Return publishers of all inputs but some, connected to a node that acts within its
+    permissions."""
     for name, message in good(random.Random(0)).items():
         if name == '/tf_static':
             client.publishers[name] = client.node.create_publisher(TFMessage, name, LATCHED)
@@ -173,8 +173,7 @@ def test_fuzzed_messages_then_a_good_one(client, start_node):
 
 
 def test_fuzzed_compressed_messages_in_simulated_time(client, start_node):
-    """The clock is fuzzed too; what the node does at times of its own it does by the clock
-    afterwards."""
+    """The clock is fuzzed too; the node's timers follow it afterwards."""
     rng = random.Random(0)
     node = start_node(
         observe__pose_source='pose',

@@ -1,5 +1,4 @@
-"""A model of imported official files in the node: a goal with a prompt, a labeller on, two chunks
-out."""
+"""A node with a model of imported official files answers a goal with a prompt."""
 
 from __future__ import annotations
 

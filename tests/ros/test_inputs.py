@@ -1,4 +1,4 @@
-"""Inputs that do not come, come late or come under another name, and what the node says of it."""
+"""The node names inputs that do not come, come late or come under another name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOUNT = '[0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]'
 
 
 def publish_camera(client: Client, time_of_image: float, **seed) -> None:
-    """Send a set whose image has that stamp, several times as its topics are best effort."""
+    """Send a camera's messages with a stamp several times, as its topics are best effort."""
     for _ in range(5):
         for kind, message in zip(('image', 'camera_info', 'depth'), seed_messages(**seed)):
             message.header.stamp = stamp(time_of_image)
@@ -31,7 +31,7 @@ def publish_camera(client: Client, time_of_image: float, **seed) -> None:
 
 
 def test_silent_inputs_are_named_with_what_is_published(ros, start_node):
-    """Names that are not remapped, another type, and a publisher that this QoS does not hear."""
+    """The causes are a name that is not remapped, another type, and an incompatible QoS."""
     driver = Node('driver')
     for topic, kind, qos in (
         ('/camera/color/image_raw', Image, BEST_EFFORT),
@@ -79,7 +79,7 @@ def test_old_images_are_rejected_with_both_stamps(client, start_node):
 
 
 def test_images_without_depth_are_logged_while_driving(client, start_node):
-    """A depth image 50 ms late is no depth of the image; a best effort odometry is heard."""
+    """A depth image 50 ms late does not belong to the image; best effort odometry is received."""
     client.publishers.pop('depth')
     client.publisher('depth', Image)
     odometry = client.node.create_publisher(Odometry, 'odometry', BEST_EFFORT)
@@ -121,7 +121,8 @@ def compressed(pixels: np.ndarray, kind: str, head: bytes = b'') -> CompressedIm
 
 @pytest.mark.parametrize('own', [False, True], ids=['base topic', 'own remapping'])
 def test_compressed_topics_follow_the_remapped_name(client, start_node, own):
-    """As image_transport names them; a remapping of the compressed name itself goes first."""
+    """The names are those of image_transport; a remapping of the compressed name itself goes
+    first."""
     image = '/other/packed' if own else '/camera/color/image_rect/compressed'
     depth = '/camera/depth/image/compressedDepth'
     rules = {'image': '/camera/color/image_rect', 'depth': '/camera/depth/image'}

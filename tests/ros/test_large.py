@@ -1,4 +1,4 @@
-"""Frames of 704x1280, 32 to a chunk: 85 MiB raw, so compressed, through real DDS."""
+"""Chunks of 32 frames of 704x1280, 85 MiB raw, pass through real DDS compressed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEIGHT, WIDTH, FRAMES = 704, 1280, 32
 
 
 def photograph_like() -> np.ndarray:
-    """Smooth shapes with some grain, which jpeg finds as hard as a photograph."""
+    """Return smooth shapes with some grain, which JPEG compresses about as a photograph."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     picture = (

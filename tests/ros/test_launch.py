@@ -68,7 +68,7 @@ def configuration(name: str) -> Recorded:
 
 
 def used(value) -> set[str]:
-    """Names of all launch configurations in what was recorded."""
+    """Return the names of all launch configurations that were recorded."""
     if isinstance(value, Recorded):
         if value.kind == 'LaunchConfiguration':
             return {value.arguments[0]}

@@ -1,4 +1,4 @@
-"""Lifecycle transitions, rejected ones and failed ones."""
+"""Lifecycle transitions succeed, are rejected or fail as they should."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_transitions(client, start_node):
     assert state() == State.PRIMARY_STATE_UNCONFIGURED
     assert change(Transition.TRANSITION_CONFIGURE)
     client.send('trajectory', trajectory(16, request_id='too early'))
-    node.wait_for("request 'too early' rejected: the node is not active")
+    node.wait_for("request 'too early' rejected: node: not active")
     for _ in range(2):
         assert change(Transition.TRANSITION_ACTIVATE)
         assert state() == State.PRIMARY_STATE_ACTIVE

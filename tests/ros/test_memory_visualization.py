@@ -1,4 +1,4 @@
-"""The memory as a cloud and as a grid, against loops over its cells."""
+"""The memory's cloud and grid equal loops over its cells."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""One table of inputs, read by the node and from a bag: frame, K, depth, pose, or the words of the
-rejection."""
+"""Node and bag read one table of inputs alike: frame, K, depth, pose, or the rejection's words."""
 
 from __future__ import annotations
 
@@ -106,7 +105,7 @@ def in_node(case: Case) -> tuple[Observation, list[str]]:
         doubts=doubts,
         depth_camera=frames.depth_camera(depth, camera),
     )
-    return observation, list(doubts.told.values())
+    return observation, list(doubts.warnings.values())
 
 
 def test_enough_inputs_with_names_of_their_own():

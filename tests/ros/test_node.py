@@ -1,4 +1,4 @@
-"""The running node, driven from another process over DDS, with an engine that answers at once."""
+"""A running node with an engine that answers at once is driven from another process over DDS."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.alone
 
 
 def test_topics(client, start_node):
-    """20 frames need two chunks of 16; what only fills the second is not given out."""
+    """20 frames need two chunks of 16; the padding of the second is not published."""
     for name, kind in (
         ('imagined/image', Image),
         ('imagined/camera_info', CameraInfo),
@@ -75,9 +75,7 @@ def test_topics(client, start_node):
 
 
 def test_path_of_the_base(client, start_node):
-    """Unstamped poses of base_link, timed by the nominal speed, carry a camera that looks
-    forward.
-    """
+    """The path has unstamped poses of base_link, which carries a camera that looks forward."""
     start_node(
         frames__base_from_camera='[0.2, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]',
         path__speed=0.8,
@@ -108,8 +106,8 @@ def test_path_of_the_base(client, start_node):
 
 
 def test_action(client, start_node):
-    """An image of the goal's own, steps and seed; feedback for every chunk, and a result, which is
-    not kept for ever."""
+    """A goal with an image, steps and seed gets feedback for every chunk, and a result that
+    expires."""
     start_node(request__result_timeout=1.0)
     client.connect()
     image, camera_info, depth = seed_messages(value=90, frame_id='other_camera')
@@ -134,7 +132,7 @@ def test_action(client, start_node):
 
 
 def test_seed_pose(client, start_node):
-    """Then the first pose is a frame too."""
+    """With a seed pose the first pose of the path is a frame too."""
     start_node()
     client.connect()
     client.send_seed()
@@ -255,11 +253,11 @@ BAD_GOALS = [
     (nan_pose, 'rejected: poses[3]: position [nan'),
     (zero_quaternion, 'rejected: poses[2]: the quaternion has length 0'),
     (times_backwards, 'rejected: times[5]: time 5.000000 is not after'),
-    (times_missing, 'rejected: 17 poses but 16 times'),
+    (times_missing, 'rejected: times: 16 for 17 poses'),
     (unknown_world, "rejected: no transforms join 'mars' to 'map'"),
     (
         unknown_moving_frame,
-        "rejected: the pose of the camera 'camera' in moving_frame 'gripper' is unknown",
+        "rejected: moving_frame: the pose of the camera 'camera' in 'gripper' is unknown",
     ),
     (base_without_transform, 'base_from_camera'),
     (too_short, 'less than one frame'),
@@ -267,8 +265,8 @@ BAD_GOALS = [
     (wrong_encoding, "encoding '8UC7' is not one of"),
     (wrong_size, '45600 bytes in rows of 480 are not 96x160'),
     (wrong_depth_size, 'must be registered'),
-    (no_camera, 'seed_image: needs trajectory.camera_info'),
-    (no_image, 'rejected: seed_depth: needs seed_image'),
+    (no_camera, 'seed_image: given without trajectory.camera_info'),
+    (no_image, 'rejected: seed_depth: given without seed_image'),
     (not_calibrated, 'not the intrinsics of a calibrated camera'),
     (no_depth, 'rejected: the view has no depth'),
     (breaks_the_engine, 'failed: RuntimeError: this image breaks the engine'),
@@ -276,7 +274,7 @@ BAD_GOALS = [
 
 
 def test_bad_goals_then_a_good_one(client, start_node):
-    """Every one is answered with its reason, and the node goes on."""
+    """Every bad goal is answered with its reason, and the node goes on."""
     start_node(limits__max_frames=64)
     client.connect()
     for change, reason in BAD_GOALS:
@@ -289,7 +287,7 @@ def test_bad_goals_then_a_good_one(client, start_node):
 
 
 def test_bad_messages_then_good_ones(client, start_node):
-    """A refused image does not take the place of the good one before it; reasons are logged."""
+    """A rejected image does not replace the good one before it; reasons are logged."""
     node = start_node()
     client.connect()
     client.send('trajectory', trajectory(16, request_id='too early'))
@@ -332,7 +330,7 @@ def test_unscaled_depth_is_marked(client, start_node):
 
 
 def test_newest_trajectory_wins(client, start_node):
-    """Goals of the action stand; of the trajectories only the newest is served."""
+    """Goals of the action are all served; of the trajectories only the newest is."""
     node = start_node(instant={'step_seconds': 0.1})
     client.connect()
     client.send_seed()
@@ -415,8 +413,7 @@ sys.exit(main(load))
 
 
 def test_sigint_while_activating():
-    """Between the start of the worker's thread and the first wait there is no moment at which it
-    hangs."""
+    """The node ends at any moment between the start of the worker's thread and the first wait."""
     before = shared_memory()
     program = """
 import os, signal, sys

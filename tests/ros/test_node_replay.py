@@ -1,4 +1,4 @@
-"""A bag through the running node in lockstep: the same figures as from the file."""
+"""A bag that is replayed through the running node gives the metrics of the file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_replay_through_node_equals_the_file(recorded, capsys):
 
 
 def test_replay_through_node_equals_the_file_at_30_hz(tmp_path, capsys):
-    """Stamps of messages hold microseconds here; those of the images hold nanoseconds besides."""
+    """The stamps of the images hold nanoseconds, those of other messages microseconds."""
     rate = 30.0
 
     def later(topic, message):
@@ -73,7 +73,7 @@ def test_replay_through_node_equals_the_file_at_30_hz(tmp_path, capsys):
 
 
 def test_free_running_counts_dropped_plans(recorded, tmp_path):
-    """Two segments a second of the bag: faster than any node answers."""
+    """Two segments start in each second of the bag, faster than any node answers."""
     run = through_the_node(recorded, tmp_path, '--free-running', '--pace=8', '--stride=0.5')
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / 'free_running.json').read_text())

@@ -1,4 +1,4 @@
-"""The package as others get it: built by colcon and by pip, started from where it is installed."""
+"""The package is built by colcon and by pip and starts from where it is installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(command: list, **keywords) -> str:
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory) -> Path:
-    """The tree as a clone has it: what git knows of, and nothing that was built."""
+    """Return the tree as a clone has it, with nothing that was built."""
     tree = tmp_path_factory.mktemp('workspace') / 'src' / 'mirage'
     listed = run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT)
     for name in listed.splitlines():
@@ -59,7 +59,7 @@ def package_data(folder: Path) -> set[str]:
 
 
 def test_colcon_build_and_the_node_starts(source, model_folder, tmp_path):
-    """Build as on a machine with ROS 2, with the file that mends the wheels' exports."""
+    """The build is that of a machine with ROS 2, with the file that mends the wheels' exports."""
     workspace = source.parents[1]
     environment = {
         **os.environ,
@@ -114,7 +114,7 @@ def test_colcon_build_and_the_node_starts(source, model_folder, tmp_path):
 
 
 def test_pip_install_and_the_node_starts(source, model_folder, tmp_path):
-    """Into an environment that sees the dependencies of this one but not its mirage."""
+    """The environment sees the dependencies of this one but not its mirage."""
     run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'venv'])
     python = tmp_path / 'venv' / 'bin' / 'python'
     below = Path(sysconfig.get_path('purelib'))

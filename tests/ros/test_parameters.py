@@ -48,7 +48,7 @@ def test_declared_with_defaults_ranges_and_descriptions(ros):
         descriptor = node.describe_parameter(name)
         assert descriptor.description.endswith('.') and descriptor.read_only
         ranges = [*descriptor.floating_point_range, *descriptor.integer_range]
-        assert bool(ranges) == (item.metadata['low'] is not None)
+        assert bool(ranges) == (item.metadata['bounds'] is not None)
     node.destroy_node()
 
 

@@ -25,7 +25,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_quick_start(client, tmp_path):
-    """Start the node as the first shell block does, the planner as the second does."""
+    """The node starts as in the first shell block, the planner as in the second."""
     shells = blocks(README, 'sh')
     (shell,) = (block for block in shells if '-r image:=' in block)
     (planner_command,) = (block for block in shells if 'examples/plan_ahead.py' in block)

@@ -29,7 +29,7 @@ def posed_image(value: int, **changes) -> mirage_msgs.PosedImage:
 
 
 def zoomed(size: int = 1) -> CameraInfo:
-    """A camera of twice the focal length, its images ``size`` times as large as the model's."""
+    """Return a camera of twice the focal length and of ``size`` times the model's frame."""
     _, camera_info, _ = seed_messages(height=96 * size, width=160 * size)
     camera_info.k[0] = camera_info.k[4] = 160.0 * size
     return camera_info
@@ -87,4 +87,4 @@ def test_further_images_are_written_before_the_seed(client, start_node):
     assert 'rejected: more_images[1]: ' in result.message and '8UC7' in result.message
     goal.seed_image, goal.seed_depth = [], []
     _, result = client.goal(goal).result()
-    assert 'rejected: more_images: 2 are given, they need seed_image' in result.message
+    assert 'rejected: more_images: 2 without seed_image' in result.message

@@ -95,7 +95,7 @@ def test_images_that_are_too_large_are_not_kept():
 
 
 def test_one_stamp_for_all_pairs_the_newest():
-    """Stamps cannot tell the messages apart: the newest go together, and a warning says so."""
+    """All stamps are equal, so the newest messages go together, with a warning."""
     warnings: list[str] = []
     seeds = sensor_sync(warnings)
     for value in (10, 20):
@@ -120,7 +120,7 @@ def test_messages_that_are_sent_again_are_no_doubt():
 
 
 def test_stamps_that_are_set_back_begin_anew():
-    """A bag that loops: images of its end do not go with depth of its beginning."""
+    """When a bag loops, images of its end do not go with depth of its beginning."""
     warnings: list[str] = []
     seeds = sensor_sync(warnings, tolerance=1000.0)
     first, last = seed_messages(stamp=100), seed_messages(stamp=190)

@@ -39,8 +39,7 @@ def seed_view() -> Observation:
 
 
 def next_in_line(node: MirageNode, ask) -> bool:
-    """Whether the task that waits behind what ``ask`` has the worker do finds the memory of the
-    drive."""
+    """Return whether the driven memory exists for the task right behind that of ``ask``."""
     holds, begin = threading.Event(), threading.Event()
 
     def hold(engine: InstantEngine) -> bool:

@@ -48,7 +48,7 @@ def test_permissions_match_the_interfaces(found):
 
 
 def test_permissions_have_the_elements_of_a_policy():
-    """The schema is sros2's policy.xsd; each list holds rules of one kind."""
+    """The elements are those of sros2's policy.xsd; each list holds rules of one kind."""
     root = ET.parse(CONFIG / 'sros2_policy.xml').getroot()
     assert (root.tag, root.attrib) == ('policy', {'version': '0.2.0'})
     element = root

@@ -1,4 +1,4 @@
-"""The soak, short and with an engine that answers at once."""
+"""The soak runs briefly with an engine that answers at once."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ ENGINE = InstantEngine().describe()  # 8 Hz, 16 frames a chunk
 
 
 def straight(seconds: float, poses: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """1 m/s along x from a stamp like today's."""
+    """Return a path of 1 m/s along x from a stamp like today's."""
     times = 1_800_000_000 + np.linspace(0, seconds, poses)
     world_from_camera = np.tile(np.eye(4), (poses, 1, 1))
     world_from_camera[:, 0, 3] = times - times[0]
@@ -41,7 +41,7 @@ def test_a_path_of_n_frames_gives_n(n, skip_first):
 
 @given(st.sampled_from([24.0, 30.0, 29.97, 50.0]), st.floats(1e9, 1.9e9), st.integers(2, 40))
 def test_poses_sent_for_frames_are_used_exactly(rate, start, count):
-    """Their stamps are rounded to microseconds."""
+    """The stamps of the poses are rounded to microseconds."""
     sent = np.array([seconds(stamp(start + k / rate)) for k in range(count)])
     world_from_camera = np.tile(np.eye(4), (count, 1, 1))
     world_from_camera[:, 0, 3] = np.arange(count) ** 2
@@ -102,7 +102,7 @@ def test_unknown_frames():
 
 
 def test_camera_in_the_world():
-    """Through the tree alone, or through the base and the parameter: the same."""
+    """The pose through the tree alone equals that through the base and the parameter."""
     base_from_camera = matrix_from_numbers(LOOKING_FORWARD, name='')
     world_from_base = np.eye(4)
     world_from_base[:3, 3] = 1, 2, 0
@@ -114,7 +114,7 @@ def test_camera_in_the_world():
     tree.add('base_link', 'camera', 0.0, base_from_camera, static=True)
     by_tree = frames(tree, pose_source='tf')
     np.testing.assert_allclose(by_tree.world_from_camera('camera', 5.0), expected, atol=1e-9)
-    with pytest.raises(ValueError, match='observe.pose_source is none'):
+    with pytest.raises(ValueError, match='observe.pose_source: none'):
         frames(tree).world_from_camera('camera', 5.0)
 
 

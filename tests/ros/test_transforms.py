@@ -129,7 +129,8 @@ def test_odometry_without_a_child_frame_is_of_the_base(listen):
 
 
 def test_simulated_time_set_back_deletes_moving_transforms(listen):
-    """By less than the tree keeps: transforms of the run before must not answer."""
+    """Time is set back by less than the tree keeps; transforms of the run before must not
+    answer."""
     listener = listen()
     listener.transform('base_link', 'camera', 2.0, 0.0, static=True)
     for time, x in ((100.0, 7.0), (95.0, 1.0)):
@@ -143,7 +144,7 @@ def test_simulated_time_set_back_deletes_moving_transforms(listen):
 
 
 def test_stamps_set_back_delete_moving_transforms(listen):
-    """A bag that loops, within what the tree keeps; a transform that is a little late does not."""
+    """A bag that loops deletes them, a transform that is a little late does not."""
     listener = listen()
     listener.transform('base_link', 'camera', 2.0, 0.0, static=True)
     for time in (100.0, 110.0, 109.5, 100.2):

@@ -1,6 +1,4 @@
-"""The node with the library's own engine and a small random model, from another process over
-DDS.
-"""
+"""A node with a small random model is driven from another process over DDS."""
 
 from __future__ import annotations
 
@@ -31,8 +29,8 @@ def node(tmp_path_factory):
 
 
 def test_trajectory_in_chunks_out(client, node):
-    """The seed's camera sees all that the memory holds; further on it sees less, and what it
-    imagined."""
+    """The seed's camera sees the whole memory; later cameras see less of it, and imagined
+    points."""
     client.connect()
     client.send_seed(value=120)
     for request_id in ('first', 'again'):

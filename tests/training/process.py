@@ -1,4 +1,4 @@
-"""One of several processes that train together on CPUs: ``process.py DATA OUT``.
+"""Train as one of several processes on CPUs: ``process.py DATA OUT``.
 
 Each kind of run is done twice, unbroken and stopped on the way, as copies of the model and
 sharded. Accelerate shards over GPUs alone: here its state is told that these processes are to be

@@ -1,4 +1,4 @@
-"""Clips of a wall and their latents by a small random codec, as training reads them."""
+"""Make clips of a wall and their latents by a small random codec, as training reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mirage_model.training.world_model import WorldModelObjective
 
 
 def clip_of(name: str, seed: int, frames: int = 33) -> Clip:
-    """Noise on a wall 3 m away, the camera moving sideways."""
+    """Return a clip of noise on a wall 3 m away, with the camera moving sideways."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(0, 256, (frames, 32, 48, 3), dtype=torch.uint8, generator=generator)
     world_from_camera = torch.eye(4).repeat(frames, 1, 1)

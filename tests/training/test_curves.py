@@ -14,7 +14,7 @@ from mirage_model.training import curves
 
 @pytest.fixture
 def runs(tmp_path) -> tuple[Path, Path]:
-    """A run that was stopped at step 4 and resumed at 3, and one that was not."""
+    """Return a run that was stopped at step 4 and resumed at 3, and one that was not stopped."""
     for name in ('resumed', 'whole'):
         for steps, purge in (((1, 2, 3, 4), None), ((3, 4, 5), 3)):
             if purge and name == 'whole':

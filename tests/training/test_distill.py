@@ -29,7 +29,7 @@ def folders(tmp_path_factory):
 
 
 def lively_model() -> WorldModel:
-    """A model whose velocity is not small."""
+    """Return a model whose velocity is not small."""
     torch.manual_seed(0)
     model = WorldModel(small_backbone(), torch.randn(1, 8))
     with torch.no_grad():
@@ -55,7 +55,7 @@ def batch_of(objective: WorldModelObjective, seed: int = 0):
 
 
 def test_undistilled_model_has_no_error_at_one_substep(folders):
-    """Then a segment is one step of the teacher, and the model still equals it."""
+    """With one substep a segment is one step of the teacher, which the model equals."""
     objective = distilled(folders, steps=3, substeps=1)
     loss = objective.loss(objective.module, batch_of(objective), torch.Generator().manual_seed(1))
     assert float(loss.detach()) < 1e-8
@@ -138,7 +138,7 @@ def test_distilled_runs_are_validated_in_their_steps(folders):
 
 @pytest.fixture(scope='module')
 def captioned(folders, tmp_path_factory):
-    """The same data, whose training clip has a caption, and its embeddings."""
+    """Return the data with a caption on the training clip, and its embeddings."""
     writer = IndexWriter(folders / 'latents' / 'train')
     writer.add(Shard(name='a', scene='wall', chunks=2, text='a quiet room'))
     writer.close()

@@ -1,4 +1,4 @@
-"""Figures of the dry run against what really lies in memory and on disk, at small sizes."""
+"""The dry run's numbers equal the bytes in memory and on disk at small sizes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from mirage_model.training.model import SIDE_BRANCHES, SIZES, build
 
 
 def checkpoint_in(run, **configuration):
-    """An empty checkpoint of a run that was trained with this configuration."""
+    """Return an empty checkpoint of a run that was trained with this configuration."""
     checkpoint = run / 'checkpoint-0000001'
     checkpoint.mkdir()
     (run / 'config.json').write_text(json.dumps({'world_model': configuration}))
@@ -30,9 +30,7 @@ def checkpoint_in(run, **configuration):
 
 
 def exported(trained, tmp_path, text=None, settings=None, **configuration):
-    """Save a model as a checkpoint, export that, and give its parameters and what is loaded
-    again.
-    """
+    """Save a model as a checkpoint and export it; return its parameters and the loaded model."""
     checkpoint = checkpoint_in(tmp_path, **configuration)
     parameters = {name: p.detach().contiguous() for name, p in trained.named_parameters()}
     save_file(parameters, checkpoint / 'parameters.safetensors')
@@ -78,7 +76,7 @@ def test_an_adapter_stays_an_adapter(tmp_path):
 
 
 def test_an_incomplete_checkpoint_is_rejected(tmp_path):
-    """Never a random backbone in place of the one that is missing."""
+    """A random backbone never replaces one that is missing."""
     checkpoint = checkpoint_in(tmp_path)
     side = {
         name: p.detach().contiguous()
@@ -104,7 +102,8 @@ def test_it_runs_as_it_was_trained(tmp_path):
 
 
 def test_the_large_model_becomes_a_folder_too(tmp_path, small_sizes, monkeypatch):
-    """Small sizes by its name: with the text of its prompt, in bfloat16."""
+    """The model has small sizes under the large one's name, the text of its prompt, and
+    bfloat16."""
     monkeypatch.setitem(SIZES, 'wan22_5b', SIZES['tiny'])
     monkeypatch.setitem(SIDE_BRANCHES, 'wan22_5b', SIDE_BRANCHES['tiny'])
     text = torch.randn(5, SIZES['tiny']['text_dim'])

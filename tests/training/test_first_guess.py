@@ -32,7 +32,7 @@ SMALL = FirstGuessConfig(widths=(8,), scenes=1, targets=2, frame_step=4)
 
 
 def smooth_clip(name: str, seed: int) -> Clip:
-    """A smooth picture on a wall that slides by three pixels a frame."""
+    """Return a clip of a smooth picture on a wall that slides by three pixels a frame."""
     clip = clip_of(name, seed)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(1, 3, 6, 40, generator=generator)
@@ -58,7 +58,7 @@ def test_codec_is_exact_with_all_components():
 
 
 def targets_of(path: Path, *, continued: bool) -> tuple[Targets, Resampler, Codec]:
-    """Targets of a smooth clip without errors."""
+    """Return targets of a smooth clip without errors."""
     save_clip(path, smooth_clip('a', 0))
     names = ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'drop')
     exact = replace(SMALL.noise, **dict.fromkeys(names, 0.0))

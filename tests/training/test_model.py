@@ -25,6 +25,7 @@ from mirage_model.model.lora import add_adapter, save_adapter
 from mirage_model.training.ablations import VARIANTS
 from mirage_model.training.codec import STAGES
 from mirage_model.training.config import (
+    AblationName,
     CodecStage,
     ContextConfig,
     MemoryName,
@@ -32,7 +33,6 @@ from mirage_model.training.config import (
     Size,
     Stage,
     TrainerConfig,
-    Variant,
     WorldModelConfig,
     WorldModelTraining,
 )
@@ -181,7 +181,7 @@ def test_literals_of_the_configuration_are_the_names_in_code():
     assert set(get_args(MemoryName)) == set(MEMORIES)
     assert get_args(Prediction) == get_args(backbone.Prediction)
     assert set(get_args(CodecStage)) == set(STAGES)
-    assert set(get_args(Variant)) == set(VARIANTS)
+    assert set(get_args(AblationName)) == set(VARIANTS)
 
 
 def train(*words: object) -> int:

@@ -20,14 +20,10 @@ from mirage_model.perception.embedded import (
     NetworkConfig,
     load_network,
 )
-from mirage_model.training.config import (
-    AugmentConfig,
-    ContextConfig,
-    PerceptionConfig,
-    TrainerConfig,
-)
+from mirage_model.training.config import ContextConfig, TrainerConfig
 from mirage_model.training.perception import PerceptionObjective, losses, read_batch
-from mirage_model.training.perception_augment import Batch, augment
+from mirage_model.training.perception_augment import FrameBatch, augment
+from mirage_model.training.perception_config import AugmentConfig, PerceptionConfig
 from mirage_model.training.perception_scores import evaluate
 from mirage_model.training.trainer import DivergedError, checkpoints, fit
 
@@ -65,13 +61,13 @@ def train(
 
 
 def paint(cameras: Cameras) -> torch.Tensor:
-    """A colour for every direction of looking, the same left and right."""
+    """Paint a colour for every direction of looking, equal left and right."""
     x, y = directions(cameras)[..., :2].unbind(dim=-1)
     return torch.stack([x.abs(), (y + 1) / 2, torch.full_like(x, 0.5)], dim=1).clamp(0, 1)
 
 
 def make_clip(name: str, seed: int) -> Clip:
-    """A floor under a sky, depth known on the floor alone, with a box that moves."""
+    """Write a clip of a floor under a sky, with depth on the floor alone and a box that moves."""
     generator = torch.Generator().manual_seed(seed)
     K = torch.tensor([[24.0, 0.0, 22.0], [0.0, 26.0, 15.0], [0.0, 0.0, 1.0]])
     cameras = Cameras(
@@ -108,7 +104,7 @@ def clips(tmp_path: Path) -> list[Path]:
     return sorted(folder.glob('*.safetensors'))
 
 
-def batch_of(clips: list[Path], indices: list[int], seed: int = 0) -> Batch:
+def batch_of(clips: list[Path], indices: list[int], seed: int = 0) -> FrameBatch:
     return read_batch(clips, indices, CONFIG.memory, np.random.default_rng(seed))
 
 
@@ -147,7 +143,7 @@ def test_augmented_cameras_fit_the_augmented_frames(clips: list[Path]):
 
 
 def test_memory_depth_is_that_of_the_other_frames(clips: list[Path]):
-    """A camera that stands still: one cell's depth is that of the same cell of any other frame."""
+    """The camera stands still, so a cell's depth is that of the same cell of any other frame."""
     exact = replace(ContextConfig(), depth_frame=0.0, depth_cell=0.0, position=0.0, rotation=0.0)
     config = replace(CONFIG.memory, empty=0.0, cell=4, splat_size=1, noise=exact)
     batch = read_batch(clips * 4, [2] * 12, config, np.random.default_rng(0))

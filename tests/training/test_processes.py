@@ -1,4 +1,4 @@
-"""Two processes that train together on CPUs, by gloo: as copies, and sharded."""
+"""Two processes train together on CPUs by gloo, as copies and sharded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def out(data, tmp_path_factory) -> Path:
-    """Run folders by name, and printed.txt with what the processes said."""
+    """Return a folder with the run folders, and printed.txt with the processes' output."""
     out = tmp_path_factory.mktemp('out')
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     done = subprocess.run(
@@ -98,7 +98,7 @@ def test_sharding_over_needs_gpus(out):
 
 
 def test_a_sharded_run_continues_in_one_process(data, out):
-    """A checkpoint is whole: what two processes wrote together, one reads."""
+    """A checkpoint is whole: one process reads what two wrote together."""
     run = out / 'shards-half'
     assert checkpoints(run)[-1].name == 'checkpoint-0000004'
     objective = small_objective(data, MODEL)

@@ -55,7 +55,7 @@ def test_pairs_follow_from_the_generator_and_fit_short_clips():
 
 
 def test_a_head_learns_a_shift_of_half_a_cell():
-    """By its linear part: a smooth signal, read half a cell aside, is the mean of two
+    """The linear part learns that a smooth signal, read half a cell aside, is the mean of two
     neighbours."""
     torch.manual_seed(0)
     mover = ReprojectionHead(1, width=4)

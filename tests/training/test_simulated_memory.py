@@ -27,7 +27,8 @@ QUIET = dict.fromkeys(NOISE, 0.0)
 
 
 def stills_of(height: int = 4, width: int = 6) -> SingleFrameLatents:
-    """Nine stills of a wall 3 m away, each a metre to the right of the one before."""
+    """Return nine single frames of a wall 3 m away, each a metre to the right of the one
+    before."""
     generator = torch.Generator().manual_seed(0)
     cameras = resized(clip_of('a', 0).cameras[::4], height, width)
     world_from_camera = torch.eye(4).repeat(9, 1, 1)
@@ -108,7 +109,8 @@ def test_every_noise_is_a_line_of_the_configuration(name, observed):
 
 @pytest.mark.parametrize('observed', [True, False])
 def test_depth_noise_has_its_deviation(observed):
-    """Observed frames have a tenth of the noise, but the whole noise of the sensor."""
+    """Observed frames have a tenth of the noise of generated ones, but the whole noise of the
+    sensor."""
 
     def deviation(**noise) -> float:
         config = ContextConfig(**{**QUIET, **noise})

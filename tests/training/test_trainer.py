@@ -30,7 +30,8 @@ CONFIG = TrainerConfig(
 
 
 class Regression(Objective):
-    """A small network after noisy targets: every source of randomness a training has."""
+    """Objective of a small network on noisy targets, with every source of randomness of a
+    training."""
 
     def __init__(self, fail_at: int | None = None, bad: str = 'loss'):
         torch.manual_seed(0)
@@ -82,7 +83,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path, accumulate):
 
 
 def test_frozen_parameters_are_resumed_too(tmp_path):
-    """Else a run that began from another's weights would go on from random ones."""
+    """A run that began from another's weights must not go on from random ones."""
 
     def frozen(weight: float) -> Regression:
         objective = Regression()

@@ -45,8 +45,7 @@ def step(trained: WorldModelObjective, seed: int = 0, at: int = 0):
 
 
 def true_velocity(trained: WorldModelObjective, error: float = 0.0):
-    """A model that knows the chunks that it is asked for, but for an error that is everywhere the
-    same."""
+    """Return a model that knows the true chunks, but for an equal error everywhere."""
     chunks = [trained._read(path)[0] for path in paths(trained)]
     chunks = torch.cat(chunks)
 
@@ -141,7 +140,7 @@ def test_the_context_frame_is_clean_and_without_loss(folders):
 
 
 def last_call(trained, velocity, at: int, seed: int = 0):
-    """Record the inputs of a step, without those of the generated contexts before it."""
+    """Return the inputs of a step, without those of the generated contexts before it."""
     calls = []
 
     def forward(latents, times, side):
@@ -219,7 +218,7 @@ def test_without_memory_the_side_input_is_rays_alone(folders):
 
 
 def test_the_dynamic_filter_masks_dynamic_objects(tmp_path):
-    """A mover that fills the left half of every frame, down to its feet."""
+    """A dynamic object fills the left half of every frame, down to its feet."""
     clip = clip_of('mover', 0)
     moving = clip.moving.clone()
     moving[:, 8:24, :24] = True

@@ -1,4 +1,4 @@
-"""Check of depth and cameras by warping a frame into another camera."""
+"""Check depth and cameras by warping a frame into another camera."""
 
 from __future__ import annotations
 

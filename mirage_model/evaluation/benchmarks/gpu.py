@@ -33,7 +33,7 @@ STAGES = ('read', 'denoise', 'decode', 'write')
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class RunOptions:
     """One way to run the model."""
 
     acceleration: Acceleration = Acceleration()
@@ -44,15 +44,15 @@ class Variant:
     """Decode in tiles."""
 
 
-VARIANTS: dict[GpuVariant, Variant] = {
-    'plain': Variant(),
-    'few_steps': Variant(steps=2),
-    'compile': Variant(acceleration=Acceleration(compile=True)),
-    'float8': Variant(acceleration=Acceleration(float8=True)),
-    'tiling': Variant(tiling=True),
-    'guidance': Variant(guidance=5.0),
-    'offload': Variant(acceleration=Acceleration(offload=True)),
-    'compile_float8_few_steps': Variant(
+VARIANTS: dict[GpuVariant, RunOptions] = {
+    'plain': RunOptions(),
+    'few_steps': RunOptions(steps=2),
+    'compile': RunOptions(acceleration=Acceleration(compile=True)),
+    'float8': RunOptions(acceleration=Acceleration(float8=True)),
+    'tiling': RunOptions(tiling=True),
+    'guidance': RunOptions(guidance=5.0),
+    'offload': RunOptions(acceleration=Acceleration(offload=True)),
+    'compile_float8_few_steps': RunOptions(
         acceleration=Acceleration(compile=True, float8=True), steps=2
     ),
 }
@@ -138,7 +138,7 @@ def straight_cameras(config: ModelConfig, frames: int, *, device: str) -> Camera
     return cameras.to(torch.device(device))
 
 
-def measure(size: str, variant: Variant, *, device: str, chunks: int) -> dict[str, Any]:
+def measure(size: str, variant: RunOptions, *, device: str, chunks: int) -> dict[str, Any]:
     """Return times of the first chunk and means of the others [s], and the largest memory.
 
     Args:

@@ -115,7 +115,7 @@ def evaluate(
         if not path.exists():
             try:
                 if name not in parts:
-                    raise ValueError('no frames that can be used')
+                    raise ValueError('frames: none can be used')
                 clip = complete(source.load(parts[name]), engine.model.perception)
                 with torch.no_grad():
                     row = measure(engine, clip)
@@ -151,7 +151,7 @@ def choose(source: RealEstate10K, count: int, *, seed: int = 0) -> list[str]:
     """
     names = sorted({part.sequence for part in source.listing().parts})
     if len(names) < count:
-        raise ValueError(f'{source.text} has {len(names)} sequences to use, {count} are wanted')
+        raise ValueError(f'{source.text}: {len(names)} usable sequences, {count} are needed')
     return sorted(random.Random(seed).sample(names, count))
 
 

@@ -59,7 +59,7 @@ def _read(folder: Path) -> dict[str, dict]:
         file: json.loads((folder / file).read_text()) for file in files if (folder / file).exists()
     }
     if not found:
-        raise ValueError(f'{folder} holds no results: none of {", ".join(files)}')
+        raise ValueError(f'{folder}: no results, one of {", ".join(files)} is needed')
     return found
 
 
@@ -76,7 +76,7 @@ def main(config: TablesConfig) -> int:
     for row in config.folders:
         name, equals, folder = row.partition('=')
         if not equals:
-            raise ValueError(f'{row!r}: must be NAME=DIR')
+            raise ValueError(f'folders: {row!r} is not allowed, NAME=DIR is needed')
         folders.append((name, Path(folder)))
     text = table(folders, first=config.first)
     if config.out:

@@ -82,7 +82,9 @@ def keyframes(camera_path: Sequence[str]) -> Float64[np.ndarray, 'k 4 4']:
     cameras = [np.eye(4)]
     for layout in camera_path:
         if layout not in MOVES:
-            raise ValueError(f'no layout {layout!r}, there are {", ".join(MOVES)}')
+            raise ValueError(
+                f'camera_path: {layout!r} is unknown, must be one of {", ".join(MOVES)}'
+            )
         cameras.append(cameras[-1] @ MOVES[layout])
     return np.stack(cameras)
 
@@ -132,7 +134,7 @@ def folder_of(image_data: dict) -> Path:
             return Path(kind, style, image_data['scene_type'], image.parent.name, image.stem)
         return Path(kind, style, image_data['motion_type'], image.stem)
     except KeyError as error:
-        raise ValueError(f'an instance has no {error}: {str(image_data)[:200]}') from None
+        raise ValueError(f'instance {str(image_data)[:200]}: {error} is missing') from None
 
 
 def is_complete(folder: Path) -> bool:
@@ -156,7 +158,7 @@ def generate(
         return folder
     picture = cv2.imread(str(root / image_data['image']), cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError(f'{root / image_data["image"]} is no picture that can be read')
+        raise ValueError(f'{root / image_data["image"]}: cannot be read as an image')
     width, height = config.resolution
     picture = fit_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width)
     cameras = along(keyframes(image_data['camera_path']), config.frames)
@@ -165,22 +167,22 @@ def generate(
     (folder / 'videos').mkdir(exist_ok=True)
     _write(folder / 'input_image.png', picture)
     scenes = len(image_data['camera_path'])
-    told = {**image_data, 'num_scenes': scenes, 'total_frames': len(frames)}
+    description = {**image_data, 'num_scenes': scenes, 'total_frames': len(frames)}
     if image_data['visual_movement'] == 'static':
-        told['anchor_frame_idx'] = [i * (config.frames - 1) for i in range(scenes + 1)]
-        cameras_told = {
+        description['anchor_frame_idx'] = [i * (config.frames - 1) for i in range(scenes + 1)]
+        camera_data = {
             'focal_length': config.focal_length,
             'scale': 1,
             'cameras': to_blender(cameras[:: config.frames - 1]).tolist(),
             'cameras_interp': to_blender(cameras).tolist(),
         }
-        write_json(folder / 'camera_data.json', cameras_told)
+        write_json(folder / 'camera_data.json', camera_data)
     for i, frame in enumerate(frames):
         _write(folder / 'frames' / f'{i:03d}.png', frame)
     (folder / 'videos' / 'output.mp4').write_bytes(
         mp4(frames, frame_rate=engine.describe().frame_rate)
     )
-    write_json(folder / 'image_data.json', told)  # the last: it makes the folder complete
+    write_json(folder / 'image_data.json', description)  # last: it marks the folder as complete
     return folder
 
 
@@ -223,7 +225,7 @@ def prompt_of(image_data: dict) -> str:
 
 def _write(path: Path, picture: UInt8[np.ndarray, 'h w 3']) -> None:
     if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f'{path} could not be written')
+        raise OSError(f'{path}: cannot be written')
 
 
 # scores
@@ -265,7 +267,7 @@ class Several:
 
     def normalised(self, score: Sequence[float]) -> float:
         if len(score) != len(self.ranges):
-            raise ValueError(f'{len(score)} values, {len(self.ranges)} are needed')
+            raise ValueError(f'score: {len(score)} values, {len(self.ranges)} are needed')
         parts = [each.normalised(value) for each, value in zip(self.ranges, score)]
         if self.geometric:
             return math.prod(parts) ** (1 / len(parts))
@@ -357,7 +359,7 @@ def _metric_mean(
             else:
                 values.append(how.normalised(float(score)))
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f'{path}: {aspect}, {metric}: not a score: {error}') from None
+            raise ValueError(f'{path}: {aspect}, {metric}: cannot be read: {error}') from None
     return sum(values) / len(values) if values else None
 
 
@@ -370,9 +372,9 @@ def _read(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
+        raise ValueError(f'{path}: not valid JSON: {error}') from None
     if not isinstance(found, dict):
-        raise ValueError(f'{path} holds no JSON object')
+        raise ValueError(f'{path}: holds a {type(found).__name__}, a JSON object is needed')
     return found
 
 
@@ -384,9 +386,9 @@ def instances(path: Path) -> Iterator[dict]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f'{path} is no data set: {error}') from None
+        raise ValueError(f'{path}: cannot be read as a data set: {error}') from None
     if not isinstance(found, list):
-        raise ValueError(f'{path} holds no list of instances')
+        raise ValueError(f'{path}: holds a {type(found).__name__}, a list of instances is needed')
     yield from found
 
 

@@ -49,8 +49,8 @@ def readable_copy(bag: Path, folder: Path) -> tuple[Path, str]:
     if metadata_damage:
         reasons.append(f'{metadata.name} ({metadata_damage})')
     if not counts and len(damage) == len(files):
-        raise ValueError(f'{bag} breaks off before its first message: {", ".join(reasons)}')
-    text = f'{bag} is damaged or breaks off: {", ".join(reasons)}'
+        raise ValueError(f'{bag}: breaks off before its first message: {", ".join(reasons)}')
+    text = f'{bag}: is damaged or breaks off: {", ".join(reasons)}'
     if damage:
         copied = ', '.join(f'{count} on {topic}' for topic, count in sorted(counts.items()))
         text += f'; messages read from there: {copied or "none"}'

@@ -184,7 +184,7 @@ def write_results(
         errors |= {f'not observed: {reason}': None for reason in result.unreadable}
     left_out, failures = list(reasons), list(errors)
     if not rows:
-        raise ValueError('nothing could be evaluated: ' + '; '.join([*failures, *left_out]))
+        raise ValueError('segments: none was evaluated: ' + '; '.join([*failures, *left_out]))
     horizons = horizon_rows(frames)
     write_tables(out, {'frames': frames, 'segments': rows, 'horizons': horizons})
     results = zip(track_numbers(spans), map(load, paths.values()))

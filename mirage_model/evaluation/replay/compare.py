@@ -39,5 +39,5 @@ def main(config: CompareConfig) -> int:
         print(f'differs: {line}', file=sys.stderr)
     if not found:
         count = len(list((one / 'segments').glob('*.safetensors')))
-        print(f'the figures of {one} and {other} are equal: {count} segments')
+        print(f'equal: {count} segments of {one} and {other}')
     return 1 if found else 0

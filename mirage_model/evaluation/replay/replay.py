@@ -132,7 +132,7 @@ class ObservedMemory:
             except ValueError as error:
                 if row == segment.observed[-1]:
                     self._reset()
-                    raise ValueError(f'segment {segment.index} cannot start: {error}') from None
+                    raise ValueError(f'segment {segment.index}: cannot start: {error}') from None
                 rejected = isinstance(error, InvalidRequest)
                 (self._rejected if rejected else self._unreadable).append(str(error))
             self._observed += (row,)

@@ -54,7 +54,7 @@ def segments_of(
                 f'a segment needs {horizon + 1}'
             )
     if not starts:
-        raise ValueError(f'no segment of {config.horizon:g} s: ' + '; '.join(left_out))
+        raise ValueError(f'horizon: no segment of {config.horizon:g} s: ' + '; '.join(left_out))
     seen = sorted({*starts, *range(0, len(rows), every)})
     segments = []
     for index, start in enumerate(starts):

@@ -57,7 +57,7 @@ def mp4(frames: UInt8[np.ndarray, 'n h w 3'], *, frame_rate: float, scale: int =
             str(path), cv2.VideoWriter.fourcc(*'vp09'), frame_rate, (width, height)
         )
         if not video.isOpened():
-            raise OSError('this build of OpenCV cannot write VP9 videos')
+            raise OSError('video: this build of OpenCV cannot write VP9, use that of PyPI')
         for frame in frames:
             video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         video.release()
