@@ -10,7 +10,6 @@ the transformer and what belongs to it. Weights are safetensors only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 import hashlib
 import json
@@ -37,20 +36,13 @@ from mirage_model.model.side_branch import SideBranch, SideBranchConfig, SideInp
 from mirage_model.model.taehv import load_decoder
 from mirage_model.model.text import PromptEncoder
 from mirage_model.perception import Perception
-from mirage_model.perception.adapters import DepthAnything, DepthAnything3, MapAnything, UniDepth
-from mirage_model.perception.embedded import EmbeddedPerception, load_network
-from mirage_model.perception.labeller import LabelledPerception, Labeller
+from mirage_model.perception.registry import (
+    PERCEPTIONS,
+    SEGMENTS_DYNAMIC,
+    create_perception,
+)
 
 EMBEDDED = Path(__file__).parents[1] / 'weights' / 'mirage-tiny'
-PERCEPTIONS: dict[str, Callable[[Path], Perception]] = {
-    'embedded': lambda folder: EmbeddedPerception(load_network(folder)),
-    'depth-anything': DepthAnything,
-    'depth-anything-3': DepthAnything3,
-    'map-anything': MapAnything,
-    'unidepth': UniDepth,
-}
-_SEGMENT_DYNAMIC = ('embedded',)
-"""Perceptions that segment dynamic objects without a labeller."""
 PROMPTS = Path('text', 'prompts')
 """Folder of the embeddings of requests' prompts, below a model folder."""
 Decoder: TypeAlias = Literal['vae', 'taehv']
@@ -271,7 +263,7 @@ def load_model_info(folder: Path = EMBEDDED) -> ModelInfo:
         ValueError: model.json is missing or invalid.
     """
     config = _read_config(folder / 'model.json')
-    segments_dynamic = config.perception in _SEGMENT_DYNAMIC or (folder / 'labeller').is_dir()
+    segments_dynamic = config.perception in SEGMENTS_DYNAMIC or (folder / 'labeller').is_dir()
     prompts = PromptEncoder(folder, folder / PROMPTS).has_encoder
     return _model_info(config, _sha256(folder), segments_dynamic, prompts=prompts)
 
@@ -372,13 +364,9 @@ def _read_config(path: Path) -> ModelConfig:
 def _load_perception(
     name: str, folder: Path, device: str, labeller: Path | None = None
 ) -> Perception:
-    if not (folder / 'perception').is_dir():
-        raise ValueError(f'{folder / "perception"}: the folder is missing')
-    perception = PERCEPTIONS[name](folder / 'perception')
     if labeller is None and (folder / 'labeller').is_dir():
         labeller = folder / 'labeller'
-    if labeller is not None:
-        perception = LabelledPerception(perception, Labeller(labeller))
+    perception = create_perception(name, folder / 'perception', labeller=labeller)
     perception.to(device)
     return perception
 
