@@ -114,7 +114,7 @@ COMMANDS = {
     ),
     'evaluate reprojection': Command(
         f'{_CONFIG}:ReprojectionConfig',
-        f'{_EVALUATION}.reprojection:main',
+        f'{_EVALUATION}.reprojection_quality:main',
         'reprojected latents against warped pixels',
     ),
     'evaluate realestate10k': Command(
@@ -134,7 +134,7 @@ COMMANDS = {
     ),
     'evaluate tables': Command(
         f'{_CONFIG}:TablesConfig',
-        f'{_EVALUATION}.protocols.tables:main',
+        f'{_EVALUATION}.protocols.paper_tables:main',
         "results of several folders in the paper's tables",
     ),
     'bench memory': Command(

@@ -25,7 +25,7 @@ OWNERS = {
         'evaluation/benchmarks/gpu.py',
         'training/codec.py',
         'training/dry_run.py',
-        'training/model.py',
+        'training/stages.py',
         'conversion/names.py',
         'conversion/command.py',
     },

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
     `WanTransformer3DModel.forward` bit for bit.
 
     With the prediction 'first_guess' the network's output is a correction of the first guess, the
-    latents of the side input, and the velocity leads to their sum. `training.model.build` starts
+    latents of the side input, and the velocity leads to their sum. `training.stages.build` starts
     at a correction of zero.
     """
 

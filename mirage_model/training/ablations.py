@@ -39,8 +39,8 @@ from mirage_model.training.config import (
     TrainerConfig,
     WorldModelConfig,
 )
-from mirage_model.training.model import TRAINED, WorldModel, build, start_from
 from mirage_model.training.simulated_memory import over_pixels, readout_of
+from mirage_model.training.stages import TRAINED, WorldModel, build, start_from
 from mirage_model.training.trainer import (
     checkpoints,
     fit,

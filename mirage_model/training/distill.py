@@ -23,7 +23,7 @@ from mirage_model.model.resampler import Resampler
 from mirage_model.model.sampler import Scheduler, few_step_scheduler
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import WorldModelConfig
-from mirage_model.training.model import WorldModel
+from mirage_model.training.stages import WorldModel
 from mirage_model.training.world_model import ChunkBatch, Velocity, WorldModelObjective, per_sample
 
 

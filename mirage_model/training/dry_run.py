@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mirage_model.model.codec import WAN22_VAE
 from mirage_model.training.codec import TINY_VAE
 from mirage_model.training.config import DryRunConfig, Stage, WorldModelConfig
-from mirage_model.training.model import WorldModel, begin_stage, build
+from mirage_model.training.stages import WorldModel, begin_stage, build
 from mirage_model.training.trainer import make_optimizer
 
 GPUS = (1, 8, 32)

@@ -29,7 +29,7 @@ from mirage_model.training.config import (
     ExportConfig,
     WorldModelConfig,
 )
-from mirage_model.training.model import build
+from mirage_model.training.stages import build
 from mirage_model.training.trainer import load_parameters
 from mirage_model.training.world_model_command import OWN_TEXT
 

@@ -28,11 +28,11 @@ from mirage_model.model.resampler import Resampler
 from mirage_model.model.sampler import Scheduler, sample_chunk, tiny_scheduler
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import WorldModelConfig
-from mirage_model.training.model import (
+from mirage_model.training.simulated_memory import SingleFrameLatents, count_imagined, fill, write
+from mirage_model.training.stages import (
     WorldModel,
     begin_stage,
 )
-from mirage_model.training.simulated_memory import SingleFrameLatents, count_imagined, fill, write
 from mirage_model.training.trainer import Objective, StepResult
 from mirage_model.write_filter import filtered_pixels, write_mask
 

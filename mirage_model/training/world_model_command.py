@@ -15,7 +15,7 @@ from mirage_model.model.resampler import load_resampler
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import WorldModelTraining
 from mirage_model.training.distill import DistillObjective
-from mirage_model.training.model import build, start_from
+from mirage_model.training.stages import build, start_from
 from mirage_model.training.trainer import checkpoints, fit, processes
 from mirage_model.training.world_model import WorldModelObjective
 

@@ -8,7 +8,7 @@ import pytest
 
 from mirage_model.model.backbone import SIDE_BRANCHES
 from mirage_model.model.side_branch import SideBranchConfig
-from mirage_model.training.model import SIZES
+from mirage_model.training.stages import SIZES
 
 
 @pytest.fixture

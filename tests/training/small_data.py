@@ -12,7 +12,7 @@ from mirage_model.clip import Clip, save_clip
 from mirage_model.data.latents import IndexWriter, Shard, encode_clip, save_latents
 from mirage_model.model.codec import Codec
 from mirage_model.training.config import WorldModelConfig
-from mirage_model.training.model import WorldModel
+from mirage_model.training.stages import WorldModel
 from mirage_model.training.world_model import WorldModelObjective
 
 

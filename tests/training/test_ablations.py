@@ -28,7 +28,7 @@ from mirage_model.training.config import (
     TrainerConfig,
     WorldModelConfig,
 )
-from mirage_model.training.model import TRAINED
+from mirage_model.training.stages import TRAINED
 from mirage_model.training.trainer import checkpoints, fit
 
 CONFIG = AblationConfig(steps=4, seeds=2, batch=1, clips=2, sampler_steps=1)

@@ -16,7 +16,7 @@ from mirage_model.model.sampler import few_step_scheduler, sample_chunk
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import ContextConfig, DistillConfig, WorldModelConfig
 from mirage_model.training.distill import DistillObjective
-from mirage_model.training.model import WorldModel
+from mirage_model.training.stages import WorldModel
 from mirage_model.training.world_model import WorldModelObjective
 
 

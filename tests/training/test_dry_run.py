@@ -13,7 +13,7 @@ from mirage_model.cli import main
 from mirage_model.model.backbone import SIDE_BRANCHES, WAN22_5B
 from mirage_model.training import dry_run
 from mirage_model.training.config import TrainerConfig, WorldModelConfig
-from mirage_model.training.model import TRAINED, begin_stage, build
+from mirage_model.training.stages import TRAINED, begin_stage, build
 from mirage_model.training.trainer import checkpoints, fit
 
 SMALL = WorldModelConfig(batch=1, lora_rank=4, sampler_steps=1, validation_clips=1)

@@ -18,7 +18,7 @@ from mirage_model.model.resampler import (
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 from mirage_model.training.config import WorldModelConfig
 from mirage_model.training.export import SETTINGS, export
-from mirage_model.training.model import SIDE_BRANCHES, SIZES, build
+from mirage_model.training.stages import SIDE_BRANCHES, SIZES, build
 
 
 def checkpoint_in(run, **configuration):

@@ -12,8 +12,8 @@ from mirage_model.data.latents import encode_clip, load_latents
 from mirage_model.memory.registry import MEMORIES
 from mirage_model.model.codec import Codec
 from mirage_model.training.config import ContextConfig, WorldModelConfig
-from mirage_model.training.model import TRAINED
 from mirage_model.training.simulated_memory import write
+from mirage_model.training.stages import TRAINED
 from mirage_model.training.world_model import WorldModelObjective
 
 OWN = {'imagined': 1.0, 'imagined_from': 3, 'imagined_steps': 2}

@@ -7,7 +7,13 @@ import torch
 
 from mirage_model.camera import Cameras
 from mirage_model.clip import Clip, save_clip
-from mirage_model.evaluation.reprojection import GAPS, evaluate, pairs_of, reproject, to_markdown
+from mirage_model.evaluation.reprojection_quality import (
+    GAPS,
+    evaluate,
+    pairs_of,
+    reproject,
+    to_markdown,
+)
 from mirage_model.model.codec import Codec
 
 

@@ -37,7 +37,7 @@ from mirage_model.training.config import (
     WorldModelTraining,
 )
 from mirage_model.training.export import trained_config
-from mirage_model.training.model import SIZES, TRAINED, begin_stage, build, start_from
+from mirage_model.training.stages import SIZES, TRAINED, begin_stage, build, start_from
 from mirage_model.training.trainer import checkpoints
 
 
