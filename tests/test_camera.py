@@ -181,7 +181,7 @@ def test_valid_cameras_pass_unchanged():
     for batch in BATCHES:
         cameras = random_cameras(batch)
         assert check_cameras(cameras) is cameras
-    with pytest.raises(ValueError, match='empty'):
+    with pytest.raises(ValueError, match='cameras: there are none'):
         check_cameras(random_cameras((3,))[:0])
     with pytest.raises(ValueError, match='0x8'):
         check_cameras(replace(random_cameras((1,)), height=0))

@@ -296,7 +296,7 @@ def change(topic: str, sent: list) -> dict[str, list]:
         (change('/info', [camera_info(100.0, f=0.0)]), 'calibrated'),
         (
             change('/odometry', [pose_message(99.0, 0.0), pose_message(102.0, 0.0, frame='odom')]),
-            r"poses in the frames \['map', 'odom'\]",
+            'poses are in the frames map, odom',
         ),
         (
             change('/odometry', [pose_message(99.0, 0.0, w=0.5)]),

@@ -38,4 +38,4 @@ def test_folders_without_results_are_named(tmp_path, capsys):
     assert main(['evaluate', 'tables', f'a={tmp_path}']) == 1
     assert 'no results, one of realestate10k.json' in capsys.readouterr().err
     assert main(['evaluate', 'tables', 'nothing']) == 1
-    assert "'nothing': must be NAME=DIR" in capsys.readouterr().err
+    assert "'nothing' is not allowed, NAME=DIR" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_wrong_instances_are_rejected(tmp_path):
         generate(engine, data, tmp_path, tmp_path / 'out', CONFIG)
     for change, message in (
         ({'camera_path': ['loop']}, "camera_path: 'loop' is unknown"),
-        ({'image': 'images/rooms/2.png'}, '2.png is no picture'),
+        ({'image': 'images/rooms/2.png'}, '2.png: cannot be read'),
     ):
         with pytest.raises(ValueError, match=message):
             generate(engine, {**data, **change}, tmp_path, tmp_path / 'out', CONFIG)
@@ -237,7 +237,7 @@ def test_missing_scores_are_null(tmp_path, capsys):
     assert found['aspects']['motion_smoothness'] == 33.33
     score(tmp_path, 'static', 'd', {'camera_control': {'camera_error': 3.0}})
     assert main(['evaluate', 'worldscore-scores', '--out', str(tmp_path)]) == 1
-    assert 'camera_control, camera_error: not a score' in capsys.readouterr().err
+    assert 'camera_control, camera_error: cannot be read' in capsys.readouterr().err
 
 
 def test_scores_are_clipped_and_aspects_are_the_published_ones():

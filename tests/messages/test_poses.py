@@ -141,9 +141,12 @@ def test_resampling_holds_the_ends_and_a_single_pose():
     [
         (lambda poses, times: (poses[:0], times[:0]), 'empty'),
         (lambda poses, times: (poses, times[:3]), 'times: 3 for 4 poses'),
-        (lambda poses, times: (poses, times[[0, 1, 1, 2]]), 'pose 2: times must'),
-        (lambda poses, times: (poses, times[::-1]), 'pose 1: times must'),
-        (lambda poses, times: (poses, np.where(times > times[2], np.nan, times)), 'pose 3: times'),
+        (lambda poses, times: (poses, times[[0, 1, 1, 2]]), r'times\[2\]: .*, times must'),
+        (lambda poses, times: (poses, times[::-1]), r'times\[1\]: .*, times must'),
+        (
+            lambda poses, times: (poses, np.where(times > times[2], np.nan, times)),
+            r'times\[3\]: nan',
+        ),
         (lambda poses, times: (poses * 0, times), 'camera 0: transform is not rigid'),
     ],
 )
@@ -155,5 +158,5 @@ def test_bad_trajectory_is_rejected(edit, message):
 
 def test_resampling_at_a_time_that_is_not_finite():
     poses, times = trajectory()
-    with pytest.raises(ValueError, match='time 1'):
+    with pytest.raises(ValueError, match=r'at\[1\]: nan'):
         resample_trajectory(poses, times, np.array([EPOCH, np.nan]))

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras, directions
+from mirage_model.memory import Readout
 from mirage_model.perception import Estimate
 
 HEIGHT, WIDTH = 96, 160
@@ -73,4 +74,17 @@ def estimate_of(depth: torch.Tensor) -> Estimate:
         moving=nothing,
         moving_probability=nothing.float(),
         scaled=torch.zeros(len(depth), dtype=torch.bool),
+    )
+
+
+def readout_of(depth: torch.Tensor, visible: torch.Tensor, observed: torch.Tensor) -> Readout:
+    n, h, w = depth.shape
+    return Readout(
+        latents=torch.zeros(n, 2, h, w),
+        visible=visible,
+        observed=observed & visible,
+        depth=torch.where(visible, depth, 0.0),
+        age=torch.zeros(n, h, w),
+        offset=torch.zeros(n, 2, h, w),
+        depth_ratio=torch.zeros(n, h, w),
     )

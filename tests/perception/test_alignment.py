@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from corner import HEIGHT, WIDTH, estimate_of
+from corner import HEIGHT, WIDTH, estimate_of, readout_of
 import torch
 
-from mirage_model.memory import Readout
 from mirage_model.perception.alignment import AlignmentConfig, align
-
-
-def readout_of(depth: torch.Tensor, visible: torch.Tensor, observed: torch.Tensor) -> Readout:
-    n, h, w = depth.shape
-    return Readout(
-        latents=torch.zeros(n, 2, h, w),
-        visible=visible,
-        observed=observed & visible,
-        depth=torch.where(visible, depth, 0.0),
-        age=torch.zeros(n, h, w),
-        offset=torch.zeros(n, 2, h, w),
-        depth_ratio=torch.zeros(n, h, w),
-    )
 
 
 class TestAlignment:

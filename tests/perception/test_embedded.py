@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 import pickle
 
-from corner import HEIGHT, WIDTH, cameras_at, estimate_of, standing
+from corner import HEIGHT, WIDTH, cameras_at, estimate_of, readout_of, standing
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
