@@ -38,7 +38,14 @@ from mirage_model.serving.engine_pb2 import (
     StreamRequest,
 )
 from mirage_model.serving.images import Images, WireError
-from mirage_model.serving.sessions import CALLS, IN_FLIGHT, STREAMS, Session, SessionLost, Sessions
+from mirage_model.serving.sessions import (
+    CALLS,
+    IN_FLIGHT,
+    STREAMS,
+    ClientSession,
+    SessionLost,
+    Sessions,
+)
 from mirage_model.serving.wire import ArrayLimits, payload
 
 SHUTTING_DOWN = 'the server is shutting down'
@@ -227,7 +234,7 @@ class _Servicer(engine_pb2_grpc.EngineServicer):
         }
         return StatusReply(text=json.dumps(status))
 
-    def _session(self, session_id: str, context: grpc.ServicerContext) -> Session:
+    def _session(self, session_id: str, context: grpc.ServicerContext) -> ClientSession:
         """Return the session of a call, which counts among its calls until it ends."""
         try:
             session = self._sessions.get(_identity(context), session_id)

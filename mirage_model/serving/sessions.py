@@ -65,7 +65,7 @@ class _Request:
 
 
 @dataclass
-class Session:
+class ClientSession:
     """A client's engine on the shared model, and its requests."""
 
     identity: str
@@ -111,13 +111,13 @@ class Sessions:
         self._lease = lease
         self._folder = folder
         self._arrays = arrays
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ClientSession] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._sweeping = threading.Thread(target=self._sweep, name='mirage-leases', daemon=True)
         self._sweeping.start()
 
-    def open(self, identity: str, session_id: str, *, lease: float) -> Session:
+    def open(self, identity: str, session_id: str, *, lease: float) -> ClientSession:
         """Return the session of a client that comes again, or a new one.
 
         Raises InvalidRequest if there is no room.
@@ -130,7 +130,7 @@ class Sessions:
                         f'sessions: {len(self._sessions)} are open, max_sessions of the server is '
                         f'{self._max_sessions}'
                     )
-                session = Session(
+                session = ClientSession(
                     identity=identity,
                     engine=self._open_engine(),
                     lease=min(lease, self._lease) if lease > 0 else self._lease,
@@ -139,7 +139,7 @@ class Sessions:
             session.expires = time.monotonic() + session.lease
             return session
 
-    def get(self, identity: str, session_id: str) -> Session:
+    def get(self, identity: str, session_id: str) -> ClientSession:
         """Return a session of a client and renew it. Raises SessionLost."""
         with self._lock:
             session = self._sessions.get(session_id)
@@ -148,7 +148,7 @@ class Sessions:
             session.expires = time.monotonic() + session.lease
             return session
 
-    def call(self, session: Session, number: int, verb: str, arguments: Any) -> CallReply:
+    def call(self, session: ClientSession, number: int, verb: str, arguments: Any) -> CallReply:
         """Run a verb once for a number, and return what it returned or raised.
 
         Raises:
@@ -169,7 +169,7 @@ class Sessions:
         except InvalidRequest as error:
             return CallReply(error=error_message(error))
 
-    def stream(self, session: Session, request: StreamRequest) -> AnswerStream:
+    def stream(self, session: ClientSession, request: StreamRequest) -> AnswerStream:
         """Return the stream of a number, which is begun if it is new.
 
         Raises:
@@ -206,7 +206,10 @@ class Sessions:
         )
 
     def _job(
-        self, session: Session, message: StreamRequest, request: ImagineRequest | CandidatesRequest
+        self,
+        session: ClientSession,
+        message: StreamRequest,
+        request: ImagineRequest | CandidatesRequest,
     ) -> _Request:
         # the worker wants unique ids, those of two clients may be equal
         unique = replace(request, request_id=f'{session.id} {message.number}')
@@ -234,19 +237,19 @@ class Sessions:
         )
         return _Request(number=message.number, stream=stream, job=job)
 
-    def cancel(self, session: Session, number: int, reason: str) -> None:
+    def cancel(self, session: ClientSession, number: int, reason: str) -> None:
         """End a request within one denoising step, if it has not ended."""
         with session.lock:
             known = session.requests.get(number)
         if known is not None:
             self._worker.cancel(known.job, reason)
 
-    def find(self, session: Session, number: int) -> AnswerStream | None:
+    def find(self, session: ClientSession, number: int) -> AnswerStream | None:
         with session.lock:
             known = session.requests.get(number)
         return known.stream if known else None
 
-    def drop(self, session: Session, reason: str) -> None:
+    def drop(self, session: ClientSession, reason: str) -> None:
         """End a session: its requests end, its memories are deleted."""
         with self._lock:
             self._sessions.pop(session.id, None)
@@ -260,7 +263,7 @@ class Sessions:
         self._closed.set()
         self._sweeping.join()
 
-    def all(self) -> list[Session]:
+    def all(self) -> list[ClientSession]:
         with self._lock:
             return list(self._sessions.values())
 
@@ -284,7 +287,7 @@ class Sessions:
                 if session.expires < now:
                     self.drop(session, f'the client was silent for {session.lease:g} s')
 
-    def _run(self, session: Session, verb: str, arguments: dict[str, Any]) -> CallReply:
+    def _run(self, session: ClientSession, verb: str, arguments: dict[str, Any]) -> CallReply:
         """Run a verb in the worker's thread."""
         memory = arguments.get('memory', 'default')
         try:
@@ -301,7 +304,7 @@ class Sessions:
             session.memories.discard(memory)
         return CallReply(value=payload(value))
 
-    def _check_room(self, session: Session, memory: str) -> None:
+    def _check_room(self, session: ClientSession, memory: str) -> None:
         """Raise InvalidRequest if a session may not write to a memory."""
         most, known = self._limits, session.memories
         if memory not in known and len(known) >= most.max_memories:
@@ -316,7 +319,7 @@ class Sessions:
                 f'{most.max_bytes}, delete one'
             )
 
-    def _file(self, session: Session, path: Path) -> Path:
+    def _file(self, session: ClientSession, path: Path) -> Path:
         """Return the place of a client's file. Raises InvalidRequest for one elsewhere."""
         if self._folder is None:
             raise InvalidRequest('path: the server has no folder for memories, give it --folder')

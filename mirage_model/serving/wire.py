@@ -142,7 +142,7 @@ def decode(
         WireError: The tree does not have the form of the type, its arrays exceed the limits, or
             they do not take that many buffers.
     """
-    reader = _Reader(limits)
+    reader = _ValueReader(limits)
     result = reader.read(value, kind, 'value', 0)
     return result, reader.slots_of(buffers)
 
@@ -159,7 +159,7 @@ def _fill_all(slots: list[Slot], message: Payload) -> None:
         slot.fill(buffer)
 
 
-class _Reader:
+class _ValueReader:
     def __init__(self, limits: ArrayLimits):
         self._slots: dict[int, Slot] = {}
         self._values = 0
@@ -323,7 +323,7 @@ def bind(verb: str, arguments: Sequence[object], keywords: Mapping[str, object])
 def read_arguments(message: Payload, verb: str, *, limits: ArrayLimits) -> dict[str, Any]:
     """Return the arguments of a verb of `EngineProtocol`. Raises WireError."""
     _expect(message.value.WhichOneof('kind') == 'fields', verb, 'no fields', 'fields')
-    reader = _Reader(limits)
+    reader = _ValueReader(limits)
     found = reader.read_fields(message.value, arguments_of(verb), verb)
     _fill_all(reader.slots_of(len(message.buffers)), message)
     return found

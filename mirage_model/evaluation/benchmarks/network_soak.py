@@ -38,7 +38,7 @@ OBSERVE_PERIOD = 0.5
 KINDS = ('imagine', 'keep', 'candidates', 'cancelled', 'late', 'malformed')
 
 
-class Robot:
+class RobotClient:
     """A worker over a remote engine, with one request at a time and observations between."""
 
     def __init__(self, number: int, port: int, seed: int):
@@ -161,7 +161,7 @@ def run_soak(config: NetworkSoakConfig, server_words: tuple[str, ...] = TINY) ->
             )
             stack.callback(proxy.close)
             port = proxy.port
-        robots = [Robot(number, port, config.seed) for number in range(config.robots)]
+        robots = [RobotClient(number, port, config.seed) for number in range(config.robots)]
         began = time.monotonic()
         until = began + 60 * config.minutes
         threads = [threading.Thread(target=robot.run, args=(until,)) for robot in robots]
