@@ -23,7 +23,7 @@ def parameter(
     default: Any,
     description: str,
     *,
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | tuple[int, int] | None = None,
     among: tuple[str, ...] = (),
     example: tuple[Any, ...] = (),
 ) -> Any:
