@@ -169,7 +169,7 @@ def test_wrong_instances_are_rejected(tmp_path):
         with pytest.raises(ValueError, match=message):
             generate(engine, {**data, **change}, tmp_path, tmp_path / 'out', CONFIG)
     del data['scene_type']
-    with pytest.raises(ValueError, match="no 'scene_type'"):
+    with pytest.raises(ValueError, match="instance: 'scene_type' is missing"):
         generate(engine, data, tmp_path, tmp_path / 'out', CONFIG)
 
 

@@ -134,7 +134,7 @@ def folder_of(image_data: dict) -> Path:
             return Path(kind, style, image_data['scene_type'], image.parent.name, image.stem)
         return Path(kind, style, image_data['motion_type'], image.stem)
     except KeyError as error:
-        raise ValueError(f'instance {str(image_data)[:200]}: {error} is missing') from None
+        raise ValueError(f'instance: {error} is missing in {str(image_data)[:200]}') from None
 
 
 def is_complete(folder: Path) -> bool:
