@@ -96,7 +96,7 @@ def test_unknown_frames():
         frames().world_from('', 1.0)
     for moving in ('gripper', 'base_link'):
         with pytest.raises(
-            ValueError, match=f"'camera' in '{moving}' is unknown .*base_from_camera"
+            ValueError, match=f"'camera' in '{moving}' is unknown, .*base_from_camera"
         ):
             frames().moving_from_camera(moving, 'camera', 1.0)
 
