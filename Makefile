@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ros test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-node bench-network soak soak-network lint check format clean
+.PHONY: help setup demo test test-ros test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-bag bench-node bench-network soak soak-network lint check format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -67,6 +67,9 @@ bench-node: setup  ## what the node itself costs a frame of 704x1280 and a score
 
 soak-network: setup  ## three robots and one server for ten minutes, SLOW=1 with latency and stalls; writes out/bench/network_soak.json
 	$(MIRAGE) bench network-soak $(if $(SLOW),--delay-ms 20 --loss 0.01)
+
+bench-bag: setup  ## what reading recordings of 1, 10 and 60 minutes costs a picture; writes out/bench/bag.json
+	$(MIRAGE) bench bag
 
 bench-network: setup  ## what an engine on a server costs over loopback, beside the same in process; writes out/bench/network.json
 	$(MIRAGE) bench network

@@ -9,15 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 import sys
 import textwrap
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
 from mirage_model.extras import explain
 from mirage_model.io import check_output, sentence
+from mirage_model.options import check_inputs
 
 Config = TypeVar('Config')
 
@@ -167,6 +180,11 @@ COMMANDS = {
         f'{_EVALUATION}.benchmarks.efficiency:main',
         'time and size of all memories along a rollout',
     ),
+    'bench bag': Command(
+        f'{_CONFIG}:BagBenchConfig',
+        f'{_EVALUATION}.benchmarks.bag_reading:main',
+        'cost of reading recordings of several lengths',
+    ),
     'bench network': Command(
         f'{_CONFIG}:NetworkBenchConfig',
         f'{_EVALUATION}.benchmarks.network:main',
@@ -230,6 +248,7 @@ def run(command: Command, words: Sequence[str], *, prog: str) -> int:
         for name in OUTPUTS:
             if isinstance(path := getattr(config, name, None), Path):
                 check_output(path, name)
+        check_inputs(config)
         return _load(command.function)(config)
     except KeyboardInterrupt as interrupt:
         print('; '.join([f'{prog}: interrupted', *interrupt.args]), file=sys.stderr)
@@ -252,11 +271,14 @@ def parse(cls: type[Config], words: Sequence[str], *, prog: str) -> Config:
     import tyro  # here, so that an interrupt while it is imported ends in a sentence too
 
     path, given = _take_config(list(words), prog=prog)
-    from_file = [] if path is None else _options(path, _read(path), _names(cls))
+    from_file = [] if path is None else _options(path, _read(path), _hints(cls))
     description = (
         f'{cls.__doc__}\n\n--config FILE reads options from YAML; options given here override it.'
     )
-    options = [*from_file, *(part for word in given for part in _split(word))]
+    # before the file's options, of which a list would take them too
+    leading = list(takewhile(lambda word: not word.startswith('-'), given))
+    options = [part for word in given[len(leading) :] for part in _split(word)]
+    options = [*leading, *from_file, *options]
     return tyro.cli(cls, args=options, prog=prog, description=description)
 
 
@@ -310,45 +332,75 @@ def _take_config(words: list[str], *, prog: str) -> tuple[Path | None, list[str]
 def _read(path: Path) -> Mapping[str, object]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ValueError(f'{path}: cannot be read as YAML: {error}') from None
     if not isinstance(values, Mapping):
         raise ValueError(f'{path}: is {type(values).__name__}, must be names with values')
     return values
 
 
-def _names(cls: type, prefix: str = '') -> set[str]:
-    """Return the names of all options; those of a part have its name and a dot before them."""
+def _hints(cls: type, prefix: str = '') -> dict[str, Any]:
+    """Return the types of all options by name; those of a part have its name and a dot before
+    them."""
     from tyro.conf import OmitArgPrefixes, Positional
 
-    names = set()
+    hints: dict[str, Any] = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         markers = getattr(hint, '__metadata__', ())
         kind = hint.__origin__ if markers else hint
         renamed = [m.name for m in markers if getattr(m, 'name', None) is not None]
         if isinstance(kind, type) and is_dataclass(kind):
             omitted = OmitArgPrefixes in markers or '' in renamed
-            names |= _names(kind, prefix if omitted else f'{prefix}{name}.')
+            hints |= _hints(kind, prefix if omitted else f'{prefix}{name}.')
         elif Positional not in markers:
-            names.add(prefix + (renamed or [name])[0])
-    return names
+            hints[prefix + (renamed or [name])[0]] = hint
+    return hints
 
 
-def _options(path: Path, values: Mapping[str, object], names: set[str]) -> list[str]:
-    """Return the values of a file as options."""
+def _options(path: Path, values: Mapping[str, object], hints: Mapping[str, Any]) -> list[str]:
+    """Return the values of a file as options. Raises ValueError for a value of another type."""
+    from tyro.conf import UseAppendAction
+
     flat = _flatten(values)
-    if unknown := sorted(set(flat) - names):
-        raise ValueError(f'{path}: {", ".join(unknown)}: not among {", ".join(sorted(names))}')
+    if unknown := sorted(set(flat) - set(hints)):
+        raise ValueError(f'{path}: {", ".join(unknown)}: not among {", ".join(sorted(hints))}')
     words: list[str] = []
     for name, value in flat.items():
+        if expected := _mismatch(value, hints[name]):
+            raise ValueError(f'{path}: {name}: {value!r}, must be {expected}')
+        repeated = UseAppendAction in getattr(hints[name], '__metadata__', ())
         part, dot, last = name.replace('_', '-').rpartition('.')
         if isinstance(value, bool):
             words.append(f'--{part}{dot}{"" if value else "no-"}{last}')
+        elif repeated and isinstance(value, list):
+            for item in value:
+                parts = item if isinstance(item, list) else [item]
+                words += [f'--{part}{dot}{last}', *map(str, parts)]
         elif isinstance(value, list):
             words += [f'--{part}{dot}{last}', *map(str, value)]
         else:
             words.append(f'--{part}{dot}{last}={value}')
     return words
+
+
+def _mismatch(value: object, hint: Any) -> str:
+    """Return what a value of a file must be, '' where it is that; a number as text is left to the
+    parser of options."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _mismatch(value, hint.__origin__)
+    if origin in (Union, UnionType):
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return '' if value is None else _mismatch(value, kinds[0])
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return next((text for item in items if (text := _mismatch(item, arguments[0]))), '')
+    if hint is bool:
+        return '' if isinstance(value, bool) else 'true or false'
+    if hint in (str, Path) or origin is Literal:
+        return '' if isinstance(value, str) else 'text, which may need quotes'
+    number = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return '' if number else 'a number'
 
 
 def _flatten(values: Mapping[str, object], prefix: str = '') -> dict[str, object]:

@@ -24,6 +24,7 @@ from transforms3d.quaternions import mat2quat
 from mirage_model.interface import Chunk, Observation
 from mirage_model.messages.camera_info import (
     K_from_camera_info,
+    image_size_from_camera_info,
     read_camera,
     read_depth,
     read_image,
@@ -96,12 +97,16 @@ def transform_message(
 def check_same_camera(given: CameraInfo, used: CameraInfo) -> None:
     """Raise ValueError where a request names another camera than the one whose image it starts
     from."""
-    same = (given.height, given.width) == (used.height, used.width)
+    sizes = [image_size_from_camera_info(message) for message in (given, used)]
+    same = sizes[0] == sizes[1]
     same &= frame_name(given.header.frame_id) == frame_name(used.header.frame_id)
     if not same or not np.allclose(K_from_camera_info(given), K_from_camera_info(used), rtol=1e-3):
+        of_request, of_seed = (
+            f"'{message.header.frame_id}', {height}x{width}"
+            for message, (height, width) in zip((given, used), sizes)
+        )
         raise ValueError(
-            f"camera_info: '{given.header.frame_id}', {given.height}x{given.width}, must equal "
-            f"that of the seed image, '{used.header.frame_id}', {used.height}x{used.width}"
+            f'camera_info: {of_request}, must equal that of the seed image, {of_seed}'
         )
 
 

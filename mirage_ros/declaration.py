@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from difflib import get_close_matches
+from operator import attrgetter
+from pathlib import Path
 import textwrap
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+
+from mirage_model.io import check_output
+from mirage_model.options import check_exists
 
 T = TypeVar('T')
 
@@ -26,6 +31,8 @@ def parameter(
     bounds: tuple[float, float] | tuple[int, int] | None = None,
     among: tuple[str, ...] = (),
     example: tuple[Any, ...] = (),
+    reads: Literal['', 'file', 'folder'] = '',
+    writes: bool = False,
 ) -> Any:
     """Declare a field with the description that ROS tools show.
 
@@ -33,10 +40,18 @@ def parameter(
         bounds: Smallest and largest value that is allowed.
         among: Texts that are allowed.
         example: Value of a list that is empty by default; its type is that of the parameter.
+        reads: Kind of a path that is read, see `check_paths`.
+        writes: Whether the path is that of a folder to write to.
     """
     if among:
         description += ' One of: ' + ', '.join(among) + '.'
-    metadata = {'description': description, 'bounds': bounds, 'among': among, 'example': example}
+    metadata: dict[str, Any] = {
+        'description': description,
+        'bounds': bounds,
+        'among': among,
+        'example': example,
+    }
+    metadata |= {'reads': reads, 'writes': writes}
     return field(default=default, metadata=metadata)
 
 
@@ -59,7 +74,21 @@ def from_values(kind: type[T], values: Mapping[str, Any]) -> T:
         among = known[name].metadata['among']
         if among and value not in among:
             raise ValueError(f'{name}: {value!r} is not one of {among}')
+        bounds = known[name].metadata['bounds']
+        if bounds is not None and not bounds[0] <= value <= bounds[1]:
+            raise ValueError(f'{name}: {value}, must be in {bounds[0]}..{bounds[1]}')
     return _build(kind, values, '')
+
+
+def check_paths(parameters: object, *, writes: bool) -> None:
+    """Raise ValueError that names the parameter of a path that cannot be read, or written to if
+    ``writes``."""
+    for name, item in leaves(type(parameters)):
+        path = attrgetter(name)(parameters)
+        if item.metadata['reads']:
+            check_exists(name, path, item.metadata['reads'])
+        if writes and item.metadata['writes'] and path:
+            check_output(Path(path), name)
 
 
 def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:

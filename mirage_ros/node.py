@@ -29,6 +29,7 @@ from mirage_model.io import sentence
 from mirage_ros.action_server import Goals
 from mirage_ros.candidates_server import CandidatesServer
 from mirage_ros.context import NodeContext
+from mirage_ros.declaration import check_paths
 from mirage_ros.diagnostics import diagnostics
 from mirage_ros.imagine_server import ImagineServer
 from mirage_ros.memory_names import DRIVEN
@@ -143,6 +144,7 @@ class MirageNode(LifecycleNodeMixin, NodeContext):
             'may take half a minute'
         )
         try:
+            check_paths(self.parameters, writes=not self.parameters.engine.address)
             self._loaded = self._load(self.parameters)
             loaded = time.monotonic()
             self.get_logger().info(f'loaded in {loaded - began:.1f} s, runs once')

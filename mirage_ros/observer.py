@@ -131,13 +131,14 @@ class Observer:
             self._drop('repeated', f'the newest complete one has the stamp {time:.3f} again')
             return
         self._last_time, self._dropped_in_a_row = time, 0
+        camera = read_camera(images.camera_info, node.doubts)
+        node.frames.set_camera(camera)
         try:
             world_from_camera = node.frames.world_from_camera(camera_frame, time)
         except ValueError as error:
             node.metrics.count('images dropped: no pose')
             node.log_warning(f'image not observed: {error}')
             return
-        camera = read_camera(images.camera_info, node.doubts)
         depth_camera = node.frames.depth_camera(images.depth, camera)
         self._follow_jump(time, world_from_camera)
 

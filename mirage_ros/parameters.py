@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mirage_model.engine.keyframes import KeyframeConfig
 from mirage_model.messages.doubts import DOUBTS, Doubts
+from mirage_model.messages.poses import matrix_from_numbers
 from mirage_ros.declaration import as_yaml, parameter
 
 KEYFRAMES = KeyframeConfig()
@@ -17,13 +18,16 @@ RELIABILITIES = ('best_effort', 'reliable')
 @dataclass(frozen=True, kw_only=True)
 class ModelParameters:
     folder: str = parameter(
-        '', 'Folder with the weights of the model; empty for the mirage-tiny of the package.'
+        '',
+        'Folder with the weights of the model; empty for the mirage-tiny of the package.',
+        reads='folder',
     )
     device: str = parameter('cpu', 'Torch device of the model, such as cpu, cuda or cuda:1.')
     labeller: str = parameter(
         '',
         'Folder of a labeller of dynamic objects and sky; empty for that of the model, if it has '
         'one.',
+        reads='folder',
     )
     without_labels: str = parameter(
         'warn',
@@ -63,10 +67,12 @@ class EngineParameters:
         'in this process. Model and size of the memories are then those of the server.',
     )
     authority: str = parameter(
-        '', "File with the certificate of the authority that signed the server's, PEM."
+        '',
+        "File with the certificate of the authority that signed the server's, PEM.",
+        reads='file',
     )
-    certificate: str = parameter('', 'File with the certificate of this robot, PEM.')
-    key: str = parameter('', 'File with the private key of engine.certificate, PEM.')
+    certificate: str = parameter('', 'File with the certificate of this robot, PEM.', reads='file')
+    key: str = parameter('', 'File with the private key of engine.certificate, PEM.', reads='file')
     sha256: str = parameter('', 'SHA-256 of the weights that the server must have; empty for any.')
     images: str = parameter(
         'jpeg',
@@ -161,8 +167,8 @@ class SensorParameters:
     use_depth: bool = parameter(True, 'Require a depth image with the stamp of the image.')
     stamp_tolerance: float = parameter(
         0.02,
-        'Largest difference between the stamps of an image, its camera_info and its depth image '
-        '[s].',
+        'Largest difference between the stamps of an image and its depth image, and its '
+        'camera_info where intrinsics vary [s].',
         bounds=(0.0, 1.0),
     )
     accept: tuple[str, ...] = parameter(
@@ -241,7 +247,9 @@ class MemoryParameters:
         'false: from the newest image.',
     )
     folder: str = parameter(
-        '', 'Folder that memories are saved to and loaded from; empty to reject both services.'
+        '',
+        'Folder that memories are saved to and loaded from; empty to reject both services.',
+        writes=True,
     )
     capacity: int = parameter(
         4_000_000,
@@ -261,7 +269,9 @@ class MemoryParameters:
         bounds=(0, INT_MAX),
     )
     pages: str = parameter(
-        '', 'Folder for the latent points that memory.resident leaves no room for.'
+        '',
+        'Folder for the latent points that memory.resident leaves no room for.',
+        writes=True,
     )
 
 
@@ -376,6 +386,17 @@ class PoseQosParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TfQosParameters:
+    reliability: str = parameter(
+        'reliable',
+        'Reliability of the subscription to /tf, that of tf2_ros by default; best_effort hears '
+        'best effort publishers too, and may lose transforms.',
+        among=('best_effort', 'reliable'),
+    )
+    depth: int = parameter(100, 'Queue depth of the subscription to /tf.', bounds=(1, 10_000))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImaginedQosParameters:
     reliability: str = parameter(
         'reliable',
@@ -394,6 +415,7 @@ class ImaginedQosParameters:
 class QosParameters:
     sensor: SensorQosParameters = field(default_factory=SensorQosParameters)
     pose: PoseQosParameters = field(default_factory=PoseQosParameters)
+    tf: TfQosParameters = field(default_factory=TfQosParameters)
     imagined: ImaginedQosParameters = field(default_factory=ImaginedQosParameters)
 
 
@@ -474,16 +496,19 @@ class NodeParameters:
                 f"model.folder: is '{self.model.folder}', but the weights are those of "
                 'engine.address, leave one of them empty'
             )
+        if self.observe.pose_source == 'tf' and not self.tf.enabled:
+            raise ValueError(
+                'tf.enabled: is false, but observe.pose_source is tf, which needs /tf'
+            )
         frames = self.frames
         for name in ('world', 'base', 'odom', 'imagined_prefix'):
             if not getattr(frames, name):
                 raise ValueError(f'frames.{name}: must not be empty')
         Doubts(self.sensors.accept, parameter='sensors.accept')
-        if len(frames.base_from_camera) not in (0, 7):
-            raise ValueError(
-                f'frames.base_from_camera: has {len(frames.base_from_camera)} numbers, needs 7: '
-                'x y z and a quaternion x y z w'
-            )
+        if frames.base_from_camera:
+            matrix_from_numbers(frames.base_from_camera, name='frames.base_from_camera')
+        if self.memory.resident and not self.memory.pages:
+            raise ValueError('memory.pages: is empty, memory.resident needs a folder')
 
     @property
     def engine_place(self) -> str:

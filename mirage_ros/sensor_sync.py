@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from sensor_msgs.msg import CameraInfo
 
-from mirage_model.messages.camera_info import K_from_camera_info
+from mirage_model.messages.camera_info import K_from_camera_info, same_camera
 from mirage_model.messages.images import image_size
 from mirage_model.messages.poses import seconds
 from mirage_model.messages.transform_tree import SET_BACK
@@ -149,13 +149,21 @@ class SensorSync:
             try:
                 return CameraImages(
                     image=image,
-                    camera_info=self._match(image, self._camera_infos, 'camera_info'),
+                    camera_info=self._camera_info(image),
                     depth=self._match(image, self._depths, 'depth') if self._use_depth else None,
                     arrival=Arrival(seconds(image.header.stamp), received),
                 )
             except ValueError as missing:
                 error = error or missing
         raise error or MissingInput('image', 'image: none was received')
+
+    def _camera_info(self, image: AnyImage) -> CameraInfo:
+        """Return the camera_info of an image, which need not have its stamp where intrinsics do
+        not vary."""
+        nearest = self._camera_infos.nearest(seconds(image.header.stamp))
+        if nearest and all(same_camera(other, nearest[0]) for other, _ in self._camera_infos):
+            return nearest[0]
+        return self._match(image, self._camera_infos, 'camera_info')
 
     def _match(self, image: AnyImage, others: _Buffer[Message], name: str) -> Message:
         time = seconds(image.header.stamp)

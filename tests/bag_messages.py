@@ -69,14 +69,12 @@ def camera_info(
     f: float = 20.0,
     p: float = 1.0,
     d: float = 0.0,
-    binning: int = 0,
-    x_offset: int = 0,
     frame: str = 'camera',
 ):
     K = np.array([f, 0, 7.5, 0, f, 5.5, 0, 0, 1.0])
     P = p * np.array([f, 0, 7.5, 0, 0, f, 5.5, 0, 0, 0, 1 / p if p else 0, 0])
     region = STORE.types['sensor_msgs/msg/RegionOfInterest'](
-        x_offset=x_offset, y_offset=0, height=0, width=0, do_rectify=False
+        x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
     )
     return STORE.types['sensor_msgs/msg/CameraInfo'](
         header=header(time, frame),
@@ -87,7 +85,7 @@ def camera_info(
         k=K,
         r=np.eye(3).reshape(-1),
         p=P,
-        binning_x=binning,
+        binning_x=0,
         binning_y=0,
         roi=region,
     )

@@ -55,6 +55,7 @@ LAYERS = (
         'image_fit.py',
         'camera.py',
         'messages/',
+        'options.py',
         'process_pool.py',
         'io.py',
         'metrics.py',

@@ -8,11 +8,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from mirage_model.options import (
+    Checked,
+    Count,
+    InputFile,
+    InputFolder,
+    Positive,
+    Whole,
+)
+
 Source = Literal['wan', 'official', 'spatia']
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportCommand:
+class ImportCommand(Checked):
     """Make a model folder of published weights.
 
     They are Wan2.2-TI2V-5B alone (wan), with the side branch and the adapter of the paper's
@@ -23,17 +32,17 @@ class ImportCommand:
 
     source: Annotated[Source, arg(name='from')]
     """Origin of the weights."""
-    folder: Positional[Path]
+    folder: Positional[InputFolder]
     """Folder of the files."""
     out: Path
     """Model folder to write."""
-    wan: Path | None = None
+    wan: InputFolder | None = None
     """Folder of Wan2.2-TI2V-5B, original or in diffusers' layout; None takes the same folder."""
-    merge: UseAppendAction[tuple[Path, ...]] = ()
+    merge: UseAppendAction[tuple[InputFile, ...]] = ()
     """LoRA files to merge into the transformer, such as one for few steps."""
-    decoder: Path | None = None
+    decoder: InputFile | None = None
     """File of the decoder taew2_2, which then decodes in place of the VAE."""
-    perception: Path | None = None
+    perception: InputFolder | None = None
     """Folder of the perception network; None takes that of mirage-tiny."""
     perception_name: str = 'embedded'
     """Kind of the perception network."""
@@ -43,17 +52,17 @@ class ImportCommand:
     """Type of the stored transformer, side branch and text encoder; the VAE stays as it is."""
     name: str | None = None
     """Name of the model; None is the origin's."""
-    height: int = 704
+    height: Count = 704
     """Height of the frames [px]."""
-    width: int = 1280
+    width: Count = 1280
     """Width of the frames [px]."""
-    chunk_frames: int = 33
+    chunk_frames: Count = 33
     """Frames of a chunk, the context frame included."""
-    frame_rate: float = 16.0
+    frame_rate: Positive = 16.0
     """Frames per second."""
-    steps: int = 20
+    steps: Count = 20
     """Default number of denoising steps."""
-    references: int = 4
+    references: Whole = 4
     """Largest number of reference frames of a chunk; without effect for Wan alone."""
-    preceding: int = 2
+    preceding: Whole = 2
     """Largest number of preceding latent frames of a chunk; used for origin official alone."""

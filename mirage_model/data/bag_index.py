@@ -15,6 +15,7 @@ import numpy as np
 from mirage_model.data.bag_storage import BagStorage, Stored
 from mirage_model.data.config import BagConfig
 from mirage_model.messages.camera_info import (
+    SAME_NUMBERS,
     RectifiedCamera,
     check_depth_frame,
     check_image_frame,
@@ -35,8 +36,6 @@ from mirage_model.messages.transform_tree import SET_BACK, TransformTree
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 _CAMERAS = ('sensor_msgs/msg/CameraInfo',)
 _TRANSFORMS = ('tf2_msgs/msg/TFMessage', 'tf/msg/tfMessage')
-SAME = 1e-6
-"""Relative difference of intrinsics that are the same."""
 _POSES = (
     'geometry_msgs/msg/PoseStamped',
     'geometry_msgs/msg/PoseWithCovarianceStamped',
@@ -112,6 +111,11 @@ class IndexReader:
     def read(self) -> BagIndex:
         """Read the whole bag once. Raises ValueError that names the topic."""
         config, rejected = self.config, _Rejected()
+        base_from_camera = (
+            matrix_from_numbers(config.base_from_camera, name='base_from_camera')
+            if config.base_from_camera
+            else np.eye(4)
+        )
         contents = self._contents(rejected)
         camera = self._one_camera(contents.cameras, config.camera_info, rejected)
         images = self._images_in(contents.images, config.image, rejected, camera.frame)
@@ -125,10 +129,7 @@ class IndexReader:
         except ValueError as error:
             reasons = '; '.join([f'{error}{self._mount_hint(contents)}', *rejected.lines()])
             raise ValueError(f'{self.path}: {config.pose}: {reasons}') from None
-        if config.base_from_camera:
-            world_from_camera = world_from_camera @ matrix_from_numbers(
-                config.base_from_camera, name='base_from_camera'
-            )
+        world_from_camera = world_from_camera @ base_from_camera
         cameras, known = _cameras_at(contents.cameras, stamps, tolerance=config.tolerance)
         world_from_camera = world_from_camera @ np.stack([c.frame_from_camera for c in cameras])
         depth_camera = self._depth_camera(contents, camera, tree, rejected)
@@ -189,11 +190,26 @@ class IndexReader:
             return True
 
         def image(into: list[tuple[float, int, int, str]]) -> Callable[[Stored, Any], None]:
+            places: dict[int, int] = {}
+            last = b''
+
             def add(stored: Stored, message: Any) -> None:
-                if forwards(stored.topic.name, message):
-                    stamp = message.header.stamp
-                    exact = stamp.sec * 10**9 + stamp.nanosec
-                    into.append((seconds(stamp), exact, stored.logged, message.header.frame_id))
+                """Add an image, or replace one of the same stamp, as the node does."""
+                nonlocal last
+                if not forwards(stored.topic.name, message):
+                    return
+                stamp = message.header.stamp
+                exact = stamp.sec * 10**9 + stamp.nanosec
+                place = places.setdefault(exact, len(into))
+                if place < len(into) and stored.data != last:
+                    detail = f'{seconds(stamp):.6f}; the driver must stamp each image'
+                    rejected.add(
+                        stored.topic.name, 'are replaced by others of the same stamp', detail
+                    )
+                last = stored.data
+                into[place : place + 1] = [
+                    (seconds(stamp), exact, stored.logged, message.header.frame_id)
+                ]
 
             return add
 
@@ -338,7 +354,7 @@ class IndexReader:
             except ValueError as error:
                 parent, child = frame_name(sent.header.frame_id), frame_name(sent.child_frame_id)
                 reason = f'{seconds(sent.header.stamp):.6f}: {error}'
-                tree.reject(parent, child, reason, static=static)
+                tree.reject(parent, child, reason)
         return world, frame, tree
 
     def _mount_hint(self, contents: _Contents) -> str:
@@ -401,8 +417,8 @@ def _cameras_at(
     camera_info whose stamp is within the tolerance."""
     first = cameras[0][1]
     same = all(
-        np.allclose(camera.K, first.K, rtol=SAME)
-        and np.allclose(camera.frame_from_camera, first.frame_from_camera, rtol=SAME)
+        np.allclose(camera.K, first.K, rtol=SAME_NUMBERS)
+        and np.allclose(camera.frame_from_camera, first.frame_from_camera, rtol=SAME_NUMBERS)
         for camera in {id(camera): camera for _, camera in cameras}.values()
     )
     if same:

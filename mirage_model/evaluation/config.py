@@ -10,6 +10,20 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from mirage_model.data.config import BagConfig
+from mirage_model.options import (
+    Checked,
+    Count,
+    Guidance,
+    InputFile,
+    InputFolder,
+    InputFolderName,
+    InputPath,
+    Name,
+    NotNegative,
+    Positive,
+    Share,
+    Whole,
+)
 
 GpuVariant = Literal[
     'plain',
@@ -24,29 +38,29 @@ GpuVariant = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
+class ReplayConfig(Checked):
     """Segments of a recording to imagine, and the images that the memory observes before them."""
 
-    horizon: float = 4.0
+    horizon: Positive = 4.0
     """Length of each imagined segment [s]."""
-    stride: float = 4.0
+    stride: Positive = 4.0
     """Time from the start of one segment to the start of the next [s]."""
     observe: float = math.inf
     """How far back frames are observed before a segment [s]; inf: all, 0: its first frame alone.
     """
-    observe_every: float = 0.5
+    observe_every: Positive = 0.5
     """Time between observed frames [s]."""
     seeds: tuple[int, ...] = (0,)
     """Random seeds; each segment is imagined once with each."""
-    steps: int = 0
+    steps: Whole = 0
     """Denoising steps; 0 takes the model's default."""
     prompt: str = ''
     """Text that describes the frames; empty takes the model's own text."""
     negative_prompt: str = ''
     """Text that describes what guidance leads away from."""
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     """Weight of classifier-free guidance; 1 is none."""
-    model_folder: str = ''
+    model_folder: InputFolderName = ''
     """Folder of weights; empty for mirage-tiny."""
     devices: tuple[str, ...] = ('cpu',)
     """Devices such as cpu or cuda:1; several share the segments, one process each."""
@@ -56,9 +70,7 @@ class ReplayConfig:
     """Estimate the cameras of imagined frames before they are written to the memory."""
 
     def __post_init__(self) -> None:
-        for name in ('horizon', 'stride', 'observe_every'):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f'{name}: {getattr(self, name)}, must be positive seconds')
+        super().__post_init__()
         if not self.observe >= 0:
             raise ValueError(f'observe: {self.observe}, must be 0 or more seconds')
         for name in ('seeds', 'devices'):
@@ -68,10 +80,10 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayCommand:
+class ReplayCommand(Checked):
     """Replay a recording: imagine along its poses and compare with its images."""
 
-    bag: Positional[Path]
+    bag: Positional[InputPath]
     """Folder or file of the bag, MCAP or sqlite3."""
     out: Path = Path('out/replay/file')
     """Folder of the results; an interrupted replay continues from them."""
@@ -80,88 +92,88 @@ class ReplayCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleBagConfig:
+class SampleBagConfig(Checked):
     """Write a sample bag: a trajectory through a map of Freedoom."""
 
     out: Path = Path('out/replay/sample')
     """Folder of the bag; an existing bag is replaced."""
-    map_name: str = 'E2M6'
+    map_name: Name = 'E2M6'
     """Map; mirage-tiny was not trained on the default."""
     kind: str = 'wander'
     """Trajectory: forward, turn, out_and_back or wander."""
-    seconds: float = 64.0
+    seconds: Positive = 64.0
     """Length of the recording [s]."""
-    seed: int = 2
+    seed: Whole = 2
     """Random seed of the trajectory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """Compare two replays: every frame, mask and metric must be equal."""
 
-    folders: Positional[tuple[Path, Path]]
+    folders: Positional[tuple[InputFolder, InputFolder]]
     """Folders of results of two replays."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutQualityConfig:
+class RolloutQualityConfig(Checked):
     """Measure mirage-tiny along trajectories through maps that it was not trained on."""
 
-    model: Path | None = None
+    model: InputFolder | None = None
     """Folder of weights; None for mirage-tiny."""
-    trajectories: int = 64
+    trajectories: Whole = 64
     """Number of trajectories through test maps of Doom."""
-    houses: int = 32
+    houses: Whole = 32
     """Number of trajectories through test houses."""
-    office: Path | None = None
+    office: InputFolder | None = None
     """Folder of posed RGB-D frames, see `evaluation.office`; None leaves the set out."""
-    office_starts: int = 20
+    office_starts: Count = 20
     """First chunks that are imagined in the office."""
-    frames: int = 129
+    frames: Count = 129
     """Frames of a trajectory, the seed included; 16 k + 1 for mirage-tiny."""
-    before: Path | None = None
+    before: InputFolder | None = None
     """Folder of other weights to compare the first chunk and the speed with."""
     out: Path = Path('out/eval')
     """Folder of the results; an interrupted evaluation continues from them."""
-    workers: int = 2
+    workers: Count = 2
     """Processes of one thread each."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReprojectionConfig:
+class ReprojectionConfig(Checked):
     """Measure how well latents survive reprojection, against warped pixels."""
 
-    clips: Path
+    clips: InputFolder
     """Folder of clips with train/ and the held-out split."""
-    held_out: str = 'validation'
+    held_out: Name = 'validation'
     """Split that is measured."""
-    codec: Path | None = None
+    codec: InputFolder | None = None
     """Folder of the codec; None for that of mirage-tiny."""
-    pairs: int = 70
+    pairs: Count = 70
     """Held-out pairs of frames at every gap."""
-    training_pairs: int = 240
+    training_pairs: Count = 240
     """Pairs that the repair networks are trained on, over all gaps."""
-    steps: int = 1500
+    steps: Count = 1500
     """Training steps of a repair network."""
     out: Path = Path('out/reprojection.json')
     """File of the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealEstate10KConfig:
+class RealEstate10KConfig(Checked):
     """Evaluate on RealEstate10K: the first frame and the true trajectory in, frames out."""
 
-    text: Path
+    text: InputFolder
     """Folder of the data set's text files."""
-    frames: Path
+    frames: InputFolder
     """Folder with a folder of frames for every sequence."""
     manifest: Path
     """File with one sequence name a line; written if absent."""
-    clips: int = 100
+    clips: Count = 100
     """Sequences of a manifest that is written."""
-    length: int = 65
+    length: Count = 65
     """Most frames of a clip."""
-    model: Path | None = None
+    model: InputFolder | None = None
     """Folder of weights; None for mirage-tiny."""
     device: str = 'cpu'
     """Device of the model."""
@@ -170,30 +182,30 @@ class RealEstate10KConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldScoreConfig:
+class WorldScoreConfig(Checked):
     """Camera paths and images of WorldScore."""
 
-    frames: int = 49
+    frames: Count = 49
     """Frames of a layout, both ends included."""
-    resolution: tuple[int, int] = (1280, 720)
+    resolution: tuple[Count, Count] = (1280, 720)
     """Width and height that images are cropped and scaled to [px]."""
-    focal_length: float = 500.0
+    focal_length: Positive = 500.0
     """Focal length at that resolution [px]."""
-    metres_per_unit: float = 1.0
+    metres_per_unit: Positive = 1.0
     """Length of a unit of the camera paths [m]."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed of every instance."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldScoreCommand:
+class WorldScoreCommand(Checked):
     """Imagine the instances of WorldScore's data set in its toolkit's layout."""
 
-    dataset: tuple[Path, ...]
+    dataset: tuple[InputFile, ...]
     """JSON files of the data set."""
-    root: Path
+    root: InputFolder
     """Folder that the images' names are relative to."""
-    model: Path | None = None
+    model: InputFolder | None = None
     """Folder of weights; None for mirage-tiny."""
     device: str = 'cpu'
     """Device of the model."""
@@ -203,10 +215,10 @@ class WorldScoreCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldScoreAggregateConfig:
+class WorldScoreAggregateConfig(Checked):
     """Average the scores that WorldScore's toolkit wrote."""
 
-    out: Path = Path('out/worldscore_output')
+    out: InputFolder = Path('out/worldscore_output')
     """Folder of the toolkit."""
 
 
@@ -223,83 +235,83 @@ class TablesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemorySpeedConfig:
+class MemorySpeedConfig(Checked):
     """Measure how fast the latent memory is, as ratios to a plain implementation."""
 
     out: Path = Path('out/bench/memory.json')
     """File of the results."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Share of the full number of points to measure with."""
-    repeats: int = 20
+    repeats: Count = 20
     """Repeats of every timing; the median counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(Checked):
     """Measure speed and error of the coarse coverage of candidates, against the exact coverage."""
 
     out: Path = Path('out/bench/score.json')
     """File of the results."""
-    points: int = 1_000_000
+    points: Count = 1_000_000
     """Points in the memory."""
-    rooms: int = 64
+    rooms: Count = 64
     """Rooms of the building."""
-    repeats: int = 20
+    repeats: Count = 20
     """Repeats of every timing; the median counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfResolutionConfig:
+class HalfResolutionConfig(Checked):
     """Measure quality and time of candidates at half resolution, on validation maps."""
 
     out: Path = Path('out/bench/half.json')
     """File of the results."""
-    trajectories: int = 12
+    trajectories: Count = 12
     """Number of trajectories."""
-    frames: int = 33
+    frames: Count = 33
     """Frames of a trajectory, the first included; 16 k + 1 for mirage-tiny."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryGrowthConfig:
+class MemoryGrowthConfig(Checked):
     """Measure how much the memory grows along a corridor and on the way back through a map."""
 
     out: Path = Path('out/bench/growth.json')
     """File of the results."""
-    map_name: str = 'E1M1'
+    map_name: Name = 'E1M1'
     """Map of Freedoom."""
-    frames: int = 33
+    frames: Count = 33
     """Frames of the way out."""
-    stride: int = 8
+    stride: Count = 8
     """Width of a cell of the latent grid [px]."""
-    seed: int = 3
+    seed: Whole = 3
     """Random seed of the trajectory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemorySoakConfig:
+class MemorySoakConfig(Checked):
     """Read and write the memory for thousands of steps under a cap on its size."""
 
     out: Path = Path('out/bench/soak.json')
     """File of the results."""
-    map_name: str = 'E1M1'
+    map_name: Name = 'E1M1'
     """Map of Freedoom."""
-    steps: int = 2000
+    steps: Count = 2000
     """Number of writes, and of reads."""
-    stride: int = 4
+    stride: Count = 4
     """Width of a cell of the latent grid [px]."""
-    channels: int = 48
+    channels: Count = 48
     """Latent channels."""
-    capacity: int = 20_000
+    capacity: Count = 20_000
     """Most points that the memory holds."""
     policy: Literal['oldest', 'furthest', 'imagined'] = 'oldest'
     """Points that are evicted first."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed of the trajectory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuBenchConfig:
+class GpuBenchConfig(Checked):
     """Measure a chunk on one GPU with random weights: time by stage, memory, options on and off.
 
     The result lists the variants that the time limit leaves no room for.
@@ -309,9 +321,9 @@ class GpuBenchConfig:
     """Size of the model and its frames; tiny is for trying the command."""
     device: str = 'cuda'
     """Device of the model."""
-    chunks: int = 2
+    chunks: Count = 2
     """Chunks that are timed after the first."""
-    seconds: float = 240.0
+    seconds: Positive = 240.0
     """Time after which no variant is begun [s]."""
     only: UseAppendAction[tuple[GpuVariant, ...]] = ()
     """Variants to measure; none measures all."""
@@ -320,16 +332,16 @@ class GpuBenchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficiencyConfig:
+class EfficiencyConfig(Checked):
     """Measure time and size of all memories along rollouts; write the page of results."""
 
     sizes: tuple[Literal['embedded', 'wan22_5b'], ...] = ('embedded', 'wan22_5b')
     """Models: embedded is run whole, wan22_5b is composed of single timings."""
-    chunks: int = 20
+    chunks: Count = 20
     """Chunks of a rollout."""
-    runs: int = 3
+    runs: Count = 3
     """Repeats of every rollout or timing."""
-    model: Path | None = None
+    model: InputFolder | None = None
     """Folder of the embedded model's weights; None for mirage-tiny."""
     out: Path = Path('out/bench/efficiency')
     """Folder of finished timings; an interrupted benchmark continues from them."""
@@ -338,28 +350,46 @@ class EfficiencyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkBenchConfig:
+class BagBenchConfig(Checked):
+    """Measure what reading a bag costs a picture, for bags of several lengths."""
+
+    minutes: tuple[Positive, ...] = (1.0, 10.0, 60.0)
+    """Lengths of the bags, which the command writes itself [min]."""
+    height: Count = 180
+    """Height of the images [px]."""
+    width: Count = 270
+    """Width of the images [px]."""
+    rate: Positive = 8.0
+    """Images per second."""
+    segments: Count = 100
+    """Most segments of a bag whose pictures are read."""
+    out: Path = Path('out/bench/bag.json')
+    """File of the results; the bags are beside it while the command runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkBenchConfig(Checked):
     """Measure what an engine on a server costs over loopback, beside the same in process."""
 
     out: Path = Path('out/bench/network.json')
     """File of the results."""
-    repeats: int = 10
+    repeats: Count = 10
     """Requests of each kind; medians are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkSoakConfig:
+class NetworkSoakConfig(Checked):
     """Send right and wrong requests of several robots to one server for minutes."""
 
     out: Path = Path('out/bench/network_soak.json')
     """File of the results."""
-    minutes: float = 10.0
+    minutes: Positive = 10.0
     """Time of sending requests [min]."""
-    robots: int = 3
+    robots: Count = 3
     """Number of robots."""
-    delay_ms: float = 0.0
+    delay_ms: NotNegative = 0.0
     """Time that bytes are on the way in each direction [ms]."""
-    loss: float = 0.0
+    loss: Share = 0.0
     """Share of pieces of up to 64 KiB that come 200 ms later, as after a loss, in 0..1."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed of the requests."""

@@ -23,6 +23,8 @@ DISTORTED = 1.0
 """Displacement by the distortion from which an image must have been rectified [px]."""
 SAME = 1e-3
 """Relative difference of intrinsics of one camera."""
+SAME_NUMBERS = 1e-6
+"""Relative difference of intrinsics that do not vary."""
 NEAR, FAR = 0.03, 100.0
 """Medians of depth outside of which its unit is doubtful [m]."""
 _PINHOLES = ('', 'plumb_bob', 'rational_polynomial')
@@ -46,42 +48,52 @@ class RectifiedCamera:
     """Pose of the camera in its frame; a translation for the second camera of a stereo pair."""
 
 
+def image_size_from_camera_info(message: Any) -> tuple[int, int]:
+    """Return height and width of the image: of the region of interest, divided by the binning.
+
+    Raises:
+        ValueError: The size is zero, or the region is not inside of the camera's.
+    """
+    region, sizes = message.roi, []
+    whole = not (region.x_offset or region.y_offset or region.height or region.width)
+    for axis, length, offset, part, binning in (
+        ('height', message.height, region.y_offset, region.height, message.binning_y),
+        ('width', message.width, region.x_offset, region.width, message.binning_x),
+    ):
+        if whole:
+            part = length
+        elif not 0 < part <= length - offset:
+            raise ValueError(
+                f'camera_info: the {axis} of the region is {part} px from {offset} px on, that of '
+                f'the camera {length} px: the region must be in pixels of the whole camera'
+            )
+        sizes.append(part // max(binning, 1))
+    height, width = sizes
+    if height == 0 or width == 0:
+        raise ValueError(f'camera_info: image size {height}x{width}')
+    return height, width
+
+
 def K_from_camera_info(message: Any) -> Float64[np.ndarray, '3 3']:
     """Return the intrinsics of the rectified image: the left of P, or K where P is zero and
     nothing is distorted.
 
+    Both are of the whole camera. A region of interest moves them and binning scales them, as
+    image_geometry's PinholeCameraModel does.
+
     Raises:
-        ValueError: The camera is not calibrated or not rectified, there is binning or a region of
-            interest, or the intrinsics cannot be those of an image of this size.
+        ValueError: The camera is not calibrated or not rectified, or the intrinsics cannot be
+            those of an image of this size.
     """
-    if message.height == 0 or message.width == 0:
-        raise ValueError(f'camera_info: image size {message.height}x{message.width}')
-    region = message.roi
-    whole = (region.width, region.height) in ((0, 0), (message.width, message.height))
-    whole &= (region.x_offset, region.y_offset) == (0, 0)
-    if max(message.binning_x, message.binning_y) > 1 or not whole:
-        raise ValueError(
-            f'camera_info: binning {message.binning_x}x{message.binning_y}, region '
-            f'{region.height}x{region.width} at row {region.y_offset}, column {region.x_offset}: '
-            'binning and regions of interest are not supported, size and K must be those of the '
-            'image as it is sent'
-        )
-    if message.p[0]:
-        K = np.array(message.p, np.float64).reshape(3, 4)[:, :3].copy()
-    elif not any(message.d) and message.distortion_model in _PINHOLES:
-        K = np.array(message.k, np.float64).reshape(3, 3)
-    else:
-        raise ValueError(
-            f"camera_info: distorted ('{message.distortion_model}') and without P, rectified "
-            'images are needed'
-        )
-    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
-    wrong = not np.isfinite(K).all() or (K != pinhole).any() or (K == np.eye(3)).all()
-    if wrong or K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise ValueError(f'camera_info: not the intrinsics of a calibrated camera: {K.tolist()}')
+    size = image_size_from_camera_info(message)
+    K = _calibrated_K(message)
+    K[0, 2] -= message.roi.x_offset
+    K[1, 2] -= message.roi.y_offset
+    K[0] /= max(message.binning_x, 1)
+    K[1] /= max(message.binning_y, 1)
     for axis, name in enumerate('xy'):
         focal, centre = float(K[axis, axis]), float(K[axis, 2])
-        length = (message.width, message.height)[axis]
+        length = size[1 - axis]
         if _field_of_view(focal, length) > WIDEST:
             raise ValueError(
                 f'camera_info: f{name} is {focal:.6g} px for {length} px, a field of view of '
@@ -96,6 +108,24 @@ def K_from_camera_info(message: Any) -> Float64[np.ndarray, '3 3']:
     return K
 
 
+def _calibrated_K(message: Any) -> Float64[np.ndarray, '3 3']:
+    """Return the rectified intrinsics of the whole camera."""
+    if message.p[0]:
+        K = np.array(message.p, np.float64).reshape(3, 4)[:, :3].copy()
+    elif not any(message.d) and message.distortion_model in _PINHOLES:
+        K = np.array(message.k, np.float64).reshape(3, 3)
+    else:
+        raise ValueError(
+            f"camera_info: distorted ('{message.distortion_model}') and without P, rectified "
+            'images are needed'
+        )
+    pinhole = np.array([[K[0, 0], 0, K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
+    wrong = not np.isfinite(K).all() or (K != pinhole).any() or (K == np.eye(3)).all()
+    if wrong or K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise ValueError(f'camera_info: not the intrinsics of a calibrated camera: {K.tolist()}')
+    return K
+
+
 def read_camera(message: Any, doubts: Doubts) -> RectifiedCamera:
     """Return the camera of a camera_info.
 
@@ -103,7 +133,7 @@ def read_camera(message: Any, doubts: Doubts) -> RectifiedCamera:
         ValueError: `K_from_camera_info` rejects it, or its frame has no name.
     """
     K = K_from_camera_info(message)
-    frame, size = frame_name(message.header.frame_id), (message.height, message.width)
+    frame, size = frame_name(message.header.frame_id), image_size_from_camera_info(message)
     if not frame:
         raise ValueError('camera_info: frame_id is empty, it must name the camera')
     for axis, name in enumerate('xy'):
@@ -126,10 +156,10 @@ def read_camera(message: Any, doubts: Doubts) -> RectifiedCamera:
             f'camera_info: fx is {K[0, 0]:.6g} px and fy {K[1, 1]:.6g}: K may be normalised or of '
             'another aspect',
         )
-    _check_rectified(message, K, doubts)
+    _check_rectified(message, _calibrated_K(message), doubts)
     frame_from_camera = np.eye(4)
     if message.p[0] and (message.p[3] or message.p[7]):
-        baseline = [-message.p[3] / K[0, 0], -message.p[7] / K[1, 1]]
+        baseline = [-message.p[3] / message.p[0], -message.p[7] / message.p[5]]
         if not np.isfinite(baseline).all():
             raise ValueError(f'camera_info: P has the fourth column {message.p[3::4]}')
         frame_from_camera[:2, 3] = baseline
@@ -140,6 +170,22 @@ def read_camera(message: Any, doubts: Doubts) -> RectifiedCamera:
             f"{frame}', as the second of a stereo pair; send zeros if the frame is its own",
         )
     return RectifiedCamera(frame=frame, size=size, K=K, frame_from_camera=frame_from_camera)
+
+
+def same_camera(message: Any, other: Any) -> bool:
+    """Return whether two camera_infos differ in nothing but their stamps and last digits."""
+    names = ('height', 'width', 'binning_x', 'binning_y', 'distortion_model')
+    region = ('x_offset', 'y_offset', 'height', 'width')
+    return (
+        frame_name(message.header.frame_id) == frame_name(other.header.frame_id)
+        and all(getattr(message, name) == getattr(other, name) for name in names)
+        and all(getattr(message.roi, name) == getattr(other.roi, name) for name in region)
+        and all(
+            len(getattr(message, name)) == len(getattr(other, name))
+            and np.allclose(getattr(message, name), getattr(other, name), rtol=SAME_NUMBERS)
+            for name in 'dkp'
+        )
+    )
 
 
 def _field_of_view(focal: float, length: int) -> float:
@@ -195,7 +241,8 @@ def read_image(
     found = image_size(message, 'image', max_pixels=max_pixels)
     if found != size:
         raise ValueError(
-            f'image: {found[0]}x{found[1]}, its camera_info is of {size[0]}x{size[1]}'
+            f'image: {found[0]}x{found[1]}, its camera_info is of {size[0]}x{size[1]}, after its '
+            'binning and region of interest'
         )
     return rgb_from_image(message)
 

@@ -17,6 +17,8 @@ MAX_FRAMES = 4096
 """Frames of a tree; a transform of one more is rejected."""
 FIXED = 1e-9
 """Largest difference of equal transforms."""
+SAME = 1e-6
+"""Largest difference of static and moving transforms of one frame."""
 SET_BACK = 1.0
 """Seconds by which stamps of a bag may lie out of order before its clock must have been set back.
 """
@@ -26,23 +28,41 @@ SET_BACK = 1.0
 class _Link:
     """Pose of a frame in its parent, with increasing times, or one for all times where static.
 
-    ``parents`` has several names where the transforms of a bag contradict each other; ``rejected``
-    are the reasons why transforms of this frame were left out; ``fixed`` is whether all transforms
-    are equal, as those of a joint that is sent again and again.
+    ``parents`` has the newest time of each parent, several where transforms contradict each other;
+    ``contradicted`` is whether a static transform differs from moving ones; ``rejected`` are the
+    reasons why transforms of this frame were left out; ``fixed`` is whether all transforms are
+    equal, as those of a joint that is sent again and again.
     """
 
-    parents: list[str]
-    static: bool
+    parents: dict[str, float] = field(default_factory=dict)
+    static: bool = False
     times: list[float] = field(default_factory=list)
     parent_from_child: list[np.ndarray] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     set_back: bool = False
     fixed: bool = True
+    contradicted: bool = False
 
-    def insert(self, time: float, matrix: np.ndarray) -> None:
-        """Insert a transform in the order of time; of two with one stamp the first stays."""
+    @property
+    def parent(self) -> str:
+        """Return the newest parent."""
+        return next(reversed(self.parents))
+
+    def differs(self, matrix: np.ndarray) -> bool:
+        """Return whether a transform differs from one that is there."""
+        return any((np.abs(matrix - other) > SAME).any() for other in self.parent_from_child)
+
+    def insert(self, time: float, matrix: np.ndarray, *, static: bool) -> None:
+        """Insert a transform in the order of time; of two with one stamp the first stays.
+
+        A static transform takes the place of all others; moving ones of a static frame are left
+        out.
+        """
+        if static != self.static:
+            self.contradicted |= self.differs(matrix)
+        if static:
+            self.static, self.times, self.parent_from_child = True, [time], [matrix]
         if self.static:
-            self.times, self.parent_from_child = [time], [matrix]
             return
         if self.fixed and self.times:
             self.fixed = bool((np.abs(matrix - self.parent_from_child[0]) < FIXED).all())
@@ -81,10 +101,10 @@ class _Link:
 class TransformTree:
     """Transforms between frames: add them, then look up where one frame was in another.
 
-    A live tree keeps the last ``max_age`` seconds: a frame that gets another parent belongs to the
-    newer one, and a clock that is set back by more than that begins anew. The tree of a bag keeps
-    all: what follows a clock that was set back by more than `SET_BACK` is rejected, and so is a
-    path through a frame with two parents. Safe to use from several threads.
+    A path through a frame with two parents is rejected, and a static transform goes before moving
+    ones of its frame. A live tree keeps the last ``max_age`` seconds, and a clock that is set back
+    by more than that begins anew. The tree of a bag keeps all: what follows a clock that was set
+    back by more than `SET_BACK` is rejected. Safe to use from several threads.
     """
 
     def __init__(self, *, max_age: float | None = None) -> None:
@@ -108,38 +128,51 @@ class TransformTree:
             ValueError: The frame would be one more than `MAX_FRAMES`.
         """
         with self._changed:
-            link = self._link(parent, child, static)
-            if link.static and not static:
-                return
-            if link.times and not static:
+            link = self._link(child)
+            if link.times and not static and not link.static:
                 back = link.times[-1] - time
                 if self._max_age is not None and back > self._max_age:
-                    link.times.clear()
-                    link.parent_from_child.clear()
-                    link.fixed = True
+                    link = self._links[child] = _Link()
                 elif self._max_age is None:
                     link.set_back |= back > SET_BACK
             if link.set_back:
                 link.rejected.append(f'time goes backwards, {time:.6f} after {link.times[-1]:.6f}')
                 return
-            link.insert(time, parent_from_child)
+            changed = static and link.static and link.differs(parent_from_child)
+            if changed and self._max_age is None:
+                link.rejected.append(f'a later static transform, of {time:.6f}, differs')
+            newest = max(link.parents.pop(parent, -math.inf), math.inf if static else time)
+            link.parents[parent] = newest
+            link.insert(time, parent_from_child, static=static)
             if self._max_age is not None and not link.static:
-                old = bisect_left(link.times, link.times[-1] - self._max_age)
+                begin = link.times[-1] - self._max_age
+                old = bisect_left(link.times, begin)
                 del link.times[:old], link.parent_from_child[:old]
+                link.parents = {p: last for p, last in link.parents.items() if last >= begin}
             self._changed.notify_all()
 
-    def reject(self, parent: str, child: str, reason: str, *, static: bool) -> None:
+    def reject(self, parent: str, child: str, reason: str) -> None:
         """Note why a transform of a bag was left out, for the message of a lookup that lacks
         it.
         """
         with self._changed:
             if child in self._links or len(self._links) < MAX_FRAMES:
-                self._link(parent, child, static).rejected.append(reason)
+                link = self._link(child)
+                link.parents.setdefault(parent, -math.inf)
+                link.rejected.append(reason)
+
+    def remove(self, child: str) -> None:
+        """Delete all transforms of a frame."""
+        with self._changed:
+            self._links.pop(child, None)
 
     def clear_moving(self) -> None:
         """Delete all transforms that are not static."""
         with self._changed:
             self._links = {child: link for child, link in self._links.items() if link.static}
+            for link in self._links.values():
+                link.contradicted = False
+                link.parents = {p: last for p, last in link.parents.items() if last == math.inf}
 
     def lookup(
         self,
@@ -221,7 +254,7 @@ class TransformTree:
                 link = self._links[frame]
                 raise ValueError(
                     f"no transform between '{target}' and '{source}' at {time:.3f}: '{frame}' in "
-                    f"'{link.parents[-1]}' is known from {link.times[0]:.3f} to "
+                    f"'{link.parent}' is known from {link.times[0]:.3f} to "
                     f'{link.times[-1]:.3f}'
                 )
             if gap[0] > max_gap:
@@ -229,7 +262,7 @@ class TransformTree:
                 after = bisect_left(link.times, time)
                 raise ValueError(
                     f"no transform between '{target}' and '{source}' at {time:.3f}: '{frame}' in "
-                    f"'{link.parents[-1]}' was sent at {link.times[after - 1]:.3f} and then at "
+                    f"'{link.parent}' was sent at {link.times[after - 1]:.3f} and then at "
                     f'{link.times[after]:.3f}, a gap over {max_gap:g} s'
                 )
         return target_from_source[0]
@@ -248,18 +281,10 @@ class TransformTree:
         ancestor_from_source, ancestor_from_target = chains
         return np.linalg.inv(ancestor_from_target) @ ancestor_from_source, gaps
 
-    def _link(self, parent: str, child: str, static: bool) -> _Link:
-        link = self._links.get(child)
-        if link is None and len(self._links) >= MAX_FRAMES:
+    def _link(self, child: str) -> _Link:
+        if child not in self._links and len(self._links) >= MAX_FRAMES:
             raise ValueError(f"frame '{child}' would be one more than {MAX_FRAMES}")
-        changed = link is not None and (link.parents != [parent] or link.static != static)
-        if link is None or (changed and self._max_age is not None):
-            link = self._links[child] = _Link(parents=[parent], static=static)
-        elif parent not in link.parents:
-            link.parents.append(parent)
-        if static and not link.static:
-            link.static, link.times, link.parent_from_child = True, [], []
-        return link
+        return self._links.setdefault(child, _Link())
 
     def _path(self, target: str, source: str) -> tuple[list[str], list[str]]:
         """Return the frames below the common ancestor, from ``source`` up and from ``target``
@@ -272,13 +297,22 @@ class TransformTree:
             up, down = up[: up.index(ancestor)], down[: down.index(ancestor)]
             path = up + down
         for frame in path:
-            parents = self._links[frame].parents if frame in self._links else []
-            if len(parents) > 1:
-                raise ValueError(f"'{frame}' has the parents {' and '.join(map(repr, parents))}")
+            link = self._links.get(frame, _Link())
+            if len(link.parents) > 1:
+                named = ' and '.join(map(repr, sorted(link.parents)))
+                raise ValueError(
+                    f"'{frame}' has the parents {named}: each frame may have one, so one of the "
+                    'publishers must end'
+                )
+            if link.contradicted:
+                raise ValueError(
+                    f"'{frame}' in '{link.parent}' is sent as a static and as a moving transform, "
+                    'which differ: one of the publishers must end'
+                )
         if ancestor is None:
             frames = {*self._links, *(p for link in self._links.values() for p in link.parents)}
             left_out = [
-                link.rejected[0] for f in path if (link := self._links.get(f)) and link.rejected
+                other.rejected[0] for f in path if (other := self._links.get(f)) and other.rejected
             ]
             raise ValueError(
                 f"no transforms join '{source}' to '{target}'; the frames that are known: "
@@ -290,7 +324,7 @@ class TransformTree:
     def _to_root(self, frame: str) -> list[str]:
         chain = [frame]
         while chain[-1] in self._links and len(chain) <= len(self._links):
-            chain.append(self._links[chain[-1]].parents[-1])
+            chain.append(self._links[chain[-1]].parent)
         return chain
 
 

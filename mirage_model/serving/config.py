@@ -11,6 +11,15 @@ from typing import Literal
 import grpc
 from tyro.conf import OmitArgPrefixes
 
+from mirage_model.options import (
+    Checked,
+    Count,
+    InputFile,
+    InputFolder,
+    Name,
+    Positive,
+)
+
 PROTOCOL = 2
 """Version of engine.proto and of what its messages mean."""
 TRANSPORT = (
@@ -45,48 +54,40 @@ class Certificates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SessionLimits:
+class SessionLimits(Checked):
     """Limits of each session; a session is one client's memories and requests."""
 
-    max_memories: int = 16
+    max_memories: Count = 16
     """Memories at a time."""
-    max_points: int = 4_000_000
+    max_points: Count = 4_000_000
     """Latent points of a memory; a full memory evicts the oldest."""
-    max_bytes: int = 4 * 2**30
+    max_bytes: Count = 4 * 2**30
     """Bytes of all memories together; observations are rejected above it."""
-    queue_size: int = 8
+    queue_size: Count = 8
     """Requests that wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(Checked):
     """Address and limits of a server."""
 
-    address: str = 'grpcs://0.0.0.0:50051'
+    address: Name = 'grpcs://0.0.0.0:50051'
     """grpcs://HOST:PORT with certificates; grpc://HOST:PORT without, on loopback only."""
-    authority: Path | None = None
+    authority: InputFile | None = None
     """Certificate that signed the clients' certificates, PEM."""
-    certificate: Path | None = None
+    certificate: InputFile | None = None
     """Certificate of the server, PEM."""
-    key: Path | None = None
+    key: InputFile | None = None
     """Private key of the server, PEM."""
-    lease: float = 30.0
+    lease: Positive = 30.0
     """Time after which the memories of a client that is silent are deleted [s]."""
-    max_sessions: int = 64
+    max_sessions: Count = 64
     """Sessions at a time."""
-    max_message_bytes: int = 64 * 2**20
+    max_message_bytes: Count = 64 * 2**20
     """Largest message from a client, and its arrays decompressed [bytes]."""
     folder: Path | None = None
     """Folder of saved memories, one below it for each client; without it nothing is saved."""
     limits: OmitArgPrefixes[SessionLimits] = SessionLimits()
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for values that are not allowed."""
-        if not self.lease > 0:
-            raise ValueError(f'lease: {self.lease} s is not allowed, it must be above 0')
-        for name in ('max_sessions', 'max_message_bytes'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}: {getattr(self, name)} is not allowed, the least is 1')
 
     @property
     def certificates(self) -> Certificates | None:
@@ -94,12 +95,12 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand:
+class ServeCommand(Checked):
     """Serve a model to robots over gRPC."""
 
-    model_folder: Path | None = None
+    model_folder: InputFolder | None = None
     """Folder of weights; none for mirage-tiny."""
-    device: str = 'cpu'
+    device: Name = 'cpu'
     """cpu, cuda or cuda:N."""
     allow_unscaled_depth: bool = False
     """Accept images without metric depth."""

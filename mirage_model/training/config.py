@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-import math
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, UseAppendAction, arg
+
+from mirage_model.options import (
+    Checked,
+    Count,
+    Guidance,
+    InputFile,
+    InputFolder,
+    InputPath,
+    NotNegative,
+    Positive,
+    Share,
+    Whole,
+)
 
 Size = Literal['tiny', 'wan22_5b']
 Stage = Literal['backbone', 'side_branch', 'adapter', 'joint']
@@ -24,122 +36,97 @@ AblationName = Literal[
 ]
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise ValueError for a count below 1."""
-    if value < 1:
-        raise ValueError(f'{name}: {value}, must be at least 1')
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
+class TrainerConfig(Checked):
     """Steps, optimiser, precision, logs and checkpoints of a training."""
 
-    steps: int
+    steps: Count
     """Optimiser steps."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Largest learning rate."""
-    warmup_steps: int = 100
+    warmup_steps: Whole = 100
     """Steps of linear warm-up; a cosine down to zero follows."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest norm of the gradient."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches per optimiser step."""
     precision: Precision = 'no'
     """Precision of the forward pass: float32 ('no') or bfloat16."""
     fsdp: bool = False
     """Shard parameters, gradients and moments over the GPUs, block by block."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed of weights and samples."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between logged means."""
-    validate_every: int = 500
+    validate_every: Count = 500
     """Steps between validations."""
-    checkpoint_every: int = 250
+    checkpoint_every: Count = 250
     """Steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        for name in ('steps', 'accumulate', 'log_every', 'validate_every', 'checkpoint_every'):
-            check_count(name, getattr(self, name))
-        for name in ('learning_rate', 'clip_norm'):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f'{name}: {getattr(self, name)}, must be positive')
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextConfig:
+class ContextConfig(Checked):
     """Memory that a training sample reads, and its errors.
 
     ``empty``, ``seed_only``, ``rollout`` and ``visits`` are shares of the samples and add up to 1.
     Observed points get a tenth of the noise of generated ones.
     """
 
-    empty: float = 0.1
+    empty: Share = 0.1
     """Share of samples with an empty memory."""
-    seed_only: float = 0.25
+    seed_only: Share = 0.25
     """Share of samples whose memory holds the chunk's first frame alone."""
-    rollout: float = 0.35
+    rollout: Share = 0.35
     """Share of samples whose memory holds what a rollout has written up to the chunk."""
-    visits: float = 0.3
+    visits: Share = 0.3
     """Share of samples whose memory holds frames of any time in the clip."""
-    max_visits: int = 6
+    max_visits: Count = 6
     """Largest number of frames of an earlier visit."""
-    depth_frame: float = 0.04
+    depth_frame: NotNegative = 0.04
     """Standard deviation of the log of depth, per frame."""
-    depth_cell: float = 0.02
+    depth_cell: NotNegative = 0.02
     """Standard deviation of the log of depth, per latent cell."""
-    position: float = 0.02
+    position: NotNegative = 0.02
     """Standard deviation of camera positions [m]."""
-    rotation: float = 0.3
+    rotation: NotNegative = 0.3
     """Standard deviation of camera rotations [degrees]."""
-    latent: float = 0.1
+    latent: NotNegative = 0.1
     """Largest standard deviation of noise on latents."""
-    drop: float = 0.3
+    drop: Share = 0.3
     """Largest share of latent cells that are dropped."""
-    sensor: float = 0.0
+    sensor: NotNegative = 0.0
     """Standard deviation of the log of depth, per latent cell, observed ones included in full."""
-    imagined: float = 0.25
+    imagined: Share = 0.25
     """Share of samples that start from a chunk that the model generated itself."""
-    imagined_from: int = 1000
+    imagined_from: Whole = 1000
     """First step with such samples."""
-    imagined_steps: int = 4
+    imagined_steps: Count = 4
     """Denoising steps of such chunks."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kinds = ('empty', 'seed_only', 'rollout', 'visits')
         total = sum(getattr(self, kind) for kind in kinds)
         if abs(total - 1) > 1e-6:
             raise ValueError(f'{", ".join(kinds)}: sum is {total:g}, the shares must add up to 1')
-        for name in (*kinds, 'drop', 'imagined'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name}: {getattr(self, name)}, must be a share in 0..1')
-        for name in ('depth_frame', 'depth_cell', 'position', 'rotation', 'latent', 'sensor'):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f'{name}: {getattr(self, name)}, must be 0 or more')
-        for name in ('max_visits', 'imagined_steps'):
-            check_count(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Checked):
     """Distillation of a trained model to few denoising steps; see `training.distill`."""
 
-    steps: int = 0
+    steps: Whole = 0
     """Denoising steps that the model learns to need; 0 trains by flow matching instead."""
-    substeps: int = 8
+    substeps: Count = 8
     """Steps of the teacher in each of them."""
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     """Guidance of the teacher, from the model's own text to the captions; 1 is none."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f'steps: {self.steps}, must be 0 or more')
-        check_count('substeps', self.substeps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldModelConfig:
+class WorldModelConfig(Checked):
     """Size of a world model, the stage that trains it, and its samples."""
 
     size: Size = 'tiny'
@@ -147,42 +134,43 @@ class WorldModelConfig:
     stage: Stage = 'joint'
     """Parameters that are trained: backbone without memory, side branch alone, side branch with
     LoRA adapter, or all."""
-    batch: int = 4
+    batch: Count = 4
     """Chunks per batch and process."""
-    shift: float = 3.0
+    shift: Positive = 3.0
     """Shift of the noise levels towards noise, in training and in the sampler's schedule."""
     memory: MemoryName = 'latent'
     """Kind of memory."""
-    splat_size: int = 3
+    splat_size: Count = 3
     """Largest side of the square that a latent point covers in a readout [cells]; odd."""
     dynamic_filter: bool = True
     """Keep dynamic objects out of the memory."""
-    lora_rank: int = 64
+    lora_rank: Count = 64
     """Rank of the adapter."""
     lora_targets: LoraTargets = 'self_attention'
     """Layers with adapters: as in the paper, or all that its training code adapts."""
     side_input: SideInput = 'mirage'
     """Channels of the side branch: readout and rays, or those of the paper's training code."""
-    references: int = 0
+    references: Whole = 0
     """Largest number of earlier latent frames of the same place that a chunk attends to."""
-    preceding: int = 0
+    preceding: Whole = 0
     """Largest number of latent frames before the context that a chunk attends to."""
-    recall: float = 0.5
+    recall: Share = 0.5
     """Share of the batches with references and preceding frames, if they are not 0."""
     gradient_checkpointing: bool = False
     """Compute each block again in the backward pass, which saves GPU memory."""
-    validation_clips: int = 8
+    validation_clips: Count = 8
     """Clips per validation."""
-    sampler_steps: int = 8
+    sampler_steps: Count = 8
     """Denoising steps in validation."""
     prediction: Prediction = 'velocity'
     """Output of the network: velocity, or a correction of the resampler's first guess."""
-    caption_dropout: float = 0.1
+    caption_dropout: Share = 0.1
     """Share of the samples with captions that train with the model's own text instead."""
     context: ContextConfig = ContextConfig()
     distill: DistillConfig = DistillConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in (
             ('size', Size),
             ('stage', Stage),
@@ -200,37 +188,30 @@ class WorldModelConfig:
             raise ValueError(
                 'stage: backbone has no memory and so no first guess, must be another stage'
             )
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f'caption_dropout: {self.caption_dropout}, must be a share in 0..1')
-        for name in ('batch', 'splat_size', 'lora_rank', 'validation_clips', 'sampler_steps'):
-            check_count(name, getattr(self, name))
-        for name in ('references', 'preceding'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name}: {getattr(self, name)}, must be 0 or more')
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldModelTraining:
+class WorldModelTraining(Checked):
     """Train the world model on encoded clips, by flow matching on the target frames."""
 
-    latents: Path
+    latents: InputFolder
     """Folder of prepared latents, with train/ and validation/."""
-    clips: Path
+    clips: InputFolder
     """Folder of the clips that the latents were made of."""
-    codec: Path
+    codec: InputFolder
     """VAE folder that encoded the latents."""
     run: Path
     """Run folder; an interrupted training continues from its newest checkpoint."""
-    backbone: Path | None = None
+    backbone: InputFolder | None = None
     """Diffusers folder of a trained transformer to start from."""
-    text: Path | None = None
+    text: InputFile | None = None
     """embedding.safetensors of a prompt, the model's own text; None learns an embedding."""
-    encoder: Path | None = None
+    encoder: InputFolder | None = None
     """Folder of text_encoder/ and tokenizer/, for clips that train with their captions; the own
     text is then the empty prompt by default."""
-    resampler: Path | None = None
+    resampler: InputFolder | None = None
     """Folder of the resampler, which the prediction first_guess needs."""
-    start: Annotated[Path | None, arg(name='from')] = None
+    start: Annotated[InputPath | None, arg(name='from')] = None
     """Checkpoint or model folder to start from."""
     compile: bool = False
     """Compile the blocks: a minute at the start, then faster steps."""
@@ -241,55 +222,55 @@ class WorldModelTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstGuessConfig:
+class FirstGuessConfig(Checked):
     """Sizes of the fits and samples of the training."""
 
-    channels: int = 24
+    channels: Count = 24
     """Latent channels."""
-    stride: int = 4
+    stride: Count = 4
     """Height and width of a block [px]."""
-    widths: tuple[int, ...] = (48, 96, 144)
+    widths: tuple[Count, ...] = (48, 96, 144)
     """Channels of the resampler's U-Net at the size of the grid, a half, a quarter; none leaves
     it out."""
-    frame_step: int = 13
+    frame_step: Count = 13
     """Frames from one frame that the codec is fitted on to the next, within a clip."""
-    scenes: int = 3
+    scenes: Count = 3
     """Clips of a batch."""
-    targets: int = 4
+    targets: Count = 4
     """Target frames of a clip in a batch."""
-    horizon: int = 16
+    horizon: Count = 16
     """Farthest target after the context frame, and length of a generated chunk [frames]."""
-    splat_size: int = 3
+    splat_size: Count = 3
     """Largest side of the square that a latent point covers in a readout [cells]; odd."""
-    empty: float = 0.1
+    empty: Share = 0.1
     """Share of samples with an empty memory."""
-    visits: float = 0.2
+    visits: Share = 0.2
     """Share of samples whose memory also holds frames of any time in the clip."""
-    max_visits: int = 3
+    max_visits: Count = 3
     """Largest number of such frames."""
-    imagined: float = 0.3
+    imagined: Share = 0.3
     """Share of samples that start from a chunk that the resampler generated itself."""
-    imagined_from: int = 500
+    imagined_from: Whole = 500
     """First step with such samples."""
-    colour: float = 0.15
+    colour: NotNegative = 0.15
     """Largest relative change of red, green and blue."""
     noise: ContextConfig = ContextConfig(drop=0.1, latent=0.05)
     """Errors of what the memory holds; its shares are not used."""
-    gradient: float = 0.6
+    gradient: NotNegative = 0.6
     """Weight of the difference of gradients in observed blocks."""
-    contrast: float = 0.1
+    contrast: NotNegative = 0.1
     """Weight of the difference of a frame's log contrast."""
-    average: float = 0.995
+    average: Share = 0.995
     """Decay of the moving average of the weights, which is what is validated and saved."""
-    validation_clips: int = 24
+    validation_clips: Count = 24
     """Clips per validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstGuessTraining:
+class FirstGuessTraining(Checked):
     """Fit the block codec of mirage-tiny, and train its resampler."""
 
-    clips: Path
+    clips: InputFolder
     """Folder of clips, with train/ and validation/."""
     run: Path
     """Run folder, in which vae/ and resampler/ are written; an interrupted training continues."""
@@ -337,92 +318,92 @@ class CodecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecTraining:
+class CodecTraining(Checked):
     """Train a small codec: on images, on clips, aligned with single-frame latents, under
     reprojection."""
 
-    clips: Path
+    clips: InputFolder
     """Folder of clips, with train/ and validation/."""
     run: Path
     """Folder of one run folder per stage and of the resulting vae/; an interrupted training
     continues."""
     stage: UseAppendAction[tuple[CodecStage, ...]] = ()
     """Stages to train, in this order; none trains all."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimiser steps of each stage; None takes the stage's default."""
-    start: Annotated[Path | None, arg(name='from')] = None
+    start: Annotated[InputPath | None, arg(name='from')] = None
     """Checkpoint or VAE folder to start from."""
     compile: bool = False
     """Compile the codec: a minute or more at the start, then faster steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Checked):
     """Write a model folder from trained parts.
 
     Sizes, splat size, memory and shift are those that the world model was trained with.
     """
 
-    world_model: Path | None = None
+    world_model: InputFolder | None = None
     """Checkpoint of the world model, in its run folder; None makes a model of first guesses alone.
     """
-    resampler: Path | None = None
+    resampler: InputFolder | None = None
     """Folder of the resampler, which the prediction first_guess needs."""
-    vae: Path
+    vae: InputFolder
     """VAE folder."""
-    perception: Path
+    perception: InputFolder
     """Folder of the perception network."""
     out: Path
     """Model folder to write."""
-    text: Path | None = None
+    text: InputFile | None = None
     """embedding.safetensors that the world model was trained with, if it did not learn its own."""
     name: str | None = None
     """Name of the model; None takes the default of its size, as for all options below."""
-    height: int | None = None
+    height: Count | None = None
     """Height of the frames [px]."""
-    width: int | None = None
+    width: Count | None = None
     """Width of the frames [px]."""
-    chunk_frames: int | None = None
+    chunk_frames: Count | None = None
     """Frames of a chunk, the context frame included."""
-    frame_rate: float | None = None
+    frame_rate: Positive | None = None
     """Frames per second of the training clips."""
-    steps: int | None = None
+    steps: Count | None = None
     """Denoising steps."""
     perception_name: Literal['embedded', 'depth-anything', 'depth-anything-3'] | None = None
     """Kind of the perception network."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationConfig:
+class AblationConfig(Checked):
     """Budget of each variant with each seed, and its evaluation."""
 
-    steps: int = 600
+    steps: Count = 600
     """Optimiser steps of a variant, over all its stages."""
-    seeds: int = 2
+    seeds: Count = 2
     """Number of random seeds."""
-    batch: int = 4
+    batch: Count = 4
     """Chunks per batch."""
     precision: Precision = 'no'
     """Precision of the forward pass: float32 ('no') or bfloat16."""
-    clips: Annotated[int, arg(name='validation-clips')] = 8
+    clips: Annotated[Count, arg(name='validation-clips')] = 8
     """Validation clips per evaluation."""
-    sampler_steps: int = 4
+    sampler_steps: Count = 4
     """Denoising steps."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Largest learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationsCommand:
+class AblationsCommand(Checked):
     """Train variants of the world model from one backbone, and compare their rollouts."""
 
-    latents: Path
+    latents: InputFolder
     """Folder of prepared latents, with train/ and validation/."""
-    clips: Path
+    clips: InputFolder
     """Folder of the clips that the latents were made of."""
-    codec: Path
+    codec: InputFolder
     """VAE folder that encoded the latents."""
-    start: Annotated[Path, arg(name='from')]
+    start: Annotated[InputPath, arg(name='from')]
     """Checkpoint of stage backbone, or model folder."""
     out: Path
     """Folder of the results; interrupted ablations continue."""
@@ -432,13 +413,13 @@ class AblationsCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurvesConfig:
+class CurvesConfig(Checked):
     """Plot the curves of trainings, and write them as CSV.
 
     Runs that continue each other are drawn one behind the other, in the given order.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Positional[tuple[InputPath, ...]]
     """Run folders, or CSV files that this command wrote."""
     out: Path
     """Path of the results, without suffix: .csv and .png are written."""
@@ -447,10 +428,10 @@ class CurvesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Checked):
     """Embed a prompt for models that are trained with text, such as Wan2.2."""
 
-    encoder: Path
+    encoder: InputFolder
     """Folder of text_encoder/ and tokenizer/ in diffusers' layout."""
     prompt: str
     """Prompt to embed."""

@@ -8,75 +8,83 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from mirage_model.options import (
+    Checked,
+    Count,
+    InputFolder,
+    NotNegative,
+    Positive,
+    Share,
+)
 from mirage_model.training.config import ContextConfig, TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Largest random changes of a frame; zoom, blur and each noise change half of the frames."""
 
-    zoom: float = 1.6
+    zoom: Positive = 1.6
     """Magnification."""
-    colour: float = 0.25
+    colour: NotNegative = 0.25
     """Relative change of brightness, contrast and saturation."""
-    blur: float = 2.0
+    blur: NotNegative = 2.0
     """Standard deviation of the blur [px]."""
-    noise: float = 0.05
+    noise: NotNegative = 0.05
     """Standard deviation of intensity, per pixel."""
-    blotches: float = 0.04
+    blotches: NotNegative = 0.04
     """Standard deviation of intensity, per patch of 8 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedMemoryConfig:
+class SimulatedMemoryConfig(Checked):
     """Memory of other frames of the clip, whose depth the perception network takes as an input."""
 
-    empty: float = 0.3
+    empty: Share = 0.3
     """Share of samples with an empty memory."""
-    max_frames: int = 3
+    max_frames: Count = 3
     """Largest number of frames in the memory; some count as observed, the others as generated."""
-    reach: int = 40
+    reach: Count = 40
     """Largest distance of these frames from the sample [frames]."""
-    cell: int = 8
+    cell: Count = 8
     """Side of a latent cell [px]."""
-    splat_size: int = 3
+    splat_size: Count = 3
     """Largest side of the square that a latent point covers in a readout [cells]; odd."""
     noise: ContextConfig = ContextConfig(depth_frame=0.15, depth_cell=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptionConfig:
+class PerceptionConfig(Checked):
     """Samples, network and weights of the losses of the perception network."""
 
-    batch: int = 16
+    batch: Count = 16
     """Frames per batch."""
-    average: float = 0.995
+    average: Share = 0.995
     """Decay of the moving average of the weights, which is what is validated and saved."""
-    gradient: float = 0.5
+    gradient: NotNegative = 0.5
     """Weight of differences of log depth between neighbouring pixels."""
-    confidence: float = 0.1
+    confidence: NotNegative = 0.1
     """Weight of the likelihood of the depth error."""
-    sky: float = 0.5
+    sky: NotNegative = 0.5
     """Weight of the sky mask."""
-    moving: float = 0.5
+    moving: NotNegative = 0.5
     """Weight of the mask of dynamic objects."""
-    moving_pixel: float = 3.0
+    moving_pixel: NotNegative = 3.0
     """Weight of a pixel on a dynamic object relative to other pixels."""
-    widths: tuple[int, ...] = (24, 48, 80, 112)
+    widths: tuple[Count, ...] = (24, 48, 80, 112)
     """Channels of the network at strides 2, 4, 8 and 16."""
     augment: AugmentConfig = AugmentConfig()
     memory: SimulatedMemoryConfig = SimulatedMemoryConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptionTraining:
+class PerceptionTraining(Checked):
     """Train the embedded perception network on recorded clips."""
 
-    clips: Path
+    clips: InputFolder
     """Folder of clips, with train/ and validation/."""
     run: Path
     """Run folder, in which network/ is written; an interrupted training continues."""
-    start: Annotated[Path | None, arg(name='from')] = None
+    start: Annotated[InputFolder | None, arg(name='from')] = None
     """Folder of a network to start from."""
     perception: Annotated[PerceptionConfig, arg(name='')] = PerceptionConfig()
     trainer: Annotated[TrainerConfig, arg(name='')] = TrainerConfig(

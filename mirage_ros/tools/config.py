@@ -9,6 +9,15 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes
 
 from mirage_model.evaluation.config import ReplayCommand
+from mirage_model.options import (
+    Checked,
+    Count,
+    InputFolderName,
+    Name,
+    NotNegative,
+    Positive,
+    Whole,
+)
 
 EnginePlace = Literal['node', 'server']
 SceneName = Literal['doom', 'house']
@@ -20,7 +29,7 @@ SCENES: dict[SceneName, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Checked):
     """The trajectory that is imagined."""
 
     scene: SceneName = 'doom'
@@ -29,11 +38,11 @@ class DemoConfig:
     """Another map: E1M1 to E4M9, MAP01 to MAP32, or a house, room-0000 to room-9999."""
     kind: str = ''
     """Trajectory: forward, turn, out_and_back or wander; empty for the scene's."""
-    world_seed: int = 2
+    world_seed: Whole = 2
     """Random seed of the trajectory."""
-    frames: int = 64
+    frames: Count = 64
     """Frames to imagine."""
-    patience: float = 240.0
+    patience: Positive = 240.0
     """Longest time to wait for an answer of the node [s]."""
 
     @property
@@ -44,14 +53,14 @@ class DemoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoCommand:
+class DemoCommand(Checked):
     """Imagine along a path in a simulated world, over ROS 2."""
 
     out: Path = Path('out/demo')
     """Folder of the results."""
-    model_folder: str = ''
+    model_folder: InputFolderName = ''
     """Folder of weights; empty for mirage-tiny."""
-    device: str = 'cpu'
+    device: Name = 'cpu'
     """cpu, cuda or cuda:N."""
     engine: EnginePlace = 'node'
     """Where frames are generated: in the node, or by a server that is started too, with TLS."""
@@ -70,23 +79,23 @@ class ReplayNodeCommand(ReplayCommand):
     """Where frames are generated: in the node, or by a server that is started too, with TLS."""
     free_running: bool = False
     """Play the bag at its pace, without waiting for answers."""
-    pace: float = 1.0
+    pace: Positive = 1.0
     """Speed of a free run, as a multiple of real time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoakConfig:
+class SoakConfig(Checked):
     """Clients that send right and wrong requests to a node for minutes."""
 
-    minutes: float = 10.0
+    minutes: Positive = 10.0
     """Time of sending requests [min]."""
-    clients: int = 3
+    clients: Count = 3
     """Number of clients."""
-    observe_rate: float = 10.0
+    observe_rate: Positive = 10.0
     """Rate of the robot's images [Hz]."""
-    pause: float = 0.3
+    pause: NotNegative = 0.3
     """Longest pause of a client between two requests [s]."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed of the requests."""
 
 

@@ -143,11 +143,39 @@ def test_late_transform_is_inserted_and_repeated_is_ignored(max_age):
         assert tree.lookup('map', 'base', time)[0, 3] == pytest.approx(x)
 
 
-def test_live_frame_belongs_to_its_newest_parent():
+def test_live_frame_has_one_parent_once_the_older_one_is_forgotten():
     tree = tree_of(('map', 'base', shift(1), 1.0), ('odom', 'base', shift(2), 2.0), max_age=30.0)
-    assert tree.lookup('odom', 'base', 2.0)[0, 3] == 2
+    for target in ('odom', 'map'):
+        with pytest.raises(ValueError, match="'base' has the parents 'map' and 'odom'"):
+            tree.lookup(target, 'base', 1.5)
+    tree.add('odom', 'base', 31.5, shift(3), static=False)
+    assert tree.lookup('odom', 'base', 31.5)[0, 3] == 3
     with pytest.raises(ValueError, match='no transforms join'):
-        tree.lookup('map', 'base', 1.0)
+        tree.lookup('map', 'base', 31.5)
+
+
+@pytest.mark.parametrize('max_age', [5.0, None])
+@pytest.mark.parametrize('static_first', [True, False])
+def test_static_and_moving_transforms_of_a_frame(max_age, static_first):
+    """Equal ones are static; ones that differ contradict each other, in either order."""
+    for moving, differ in ((2.0, False), (3.0, True)):
+        links = [('base', 'arm', shift(2), None), ('base', 'arm', shift(moving), 1.0)]
+        tree = tree_of(*(links if static_first else links[::-1]), max_age=max_age)
+        if differ:
+            with pytest.raises(ValueError, match="'arm' in 'base' is sent as a static and as a"):
+                tree.lookup('base', 'arm', 1.0)
+            tree.clear_moving()
+        assert tree.lookup('base', 'arm', 9.0)[0, 3] == 2
+
+
+def test_static_transform_of_a_bag_that_changes_is_named():
+    tree = tree_of(('base', 'camera', shift(2), None), ('base', 'camera', shift(3), None))
+    poses, _, rejected = tree.lookup_all('base', 'camera', AT, max_gap=1.0)
+    assert poses[0, 0, 3] == 3
+    assert rejected == [
+        "1 transforms of 'camera' are left out, the first: a later static transform, of 0.000000, "
+        'differs'
+    ]
 
 
 def test_clear_moving_keeps_static_transforms():
@@ -211,12 +239,12 @@ def test_two_parents_in_a_bag_matter_only_on_the_path():
         ('table', 'cup', np.eye(4), 1.0),
         ('hand', 'cup', np.eye(4), 2.0),
     )
-    tree.reject('map', 'cup', 'no quaternion', static=False)
+    tree.reject('map', 'cup', 'no quaternion')
     _, valid, rejected = tree.lookup_all('map', 'camera', AT, max_gap=1.0)
     assert valid.all() and not rejected
-    with pytest.raises(ValueError, match="'cup' has the parents 'table' and 'hand' and 'map'"):
+    with pytest.raises(ValueError, match="'cup' has the parents 'hand' and 'map' and 'table'"):
         tree.lookup_all('map', 'cup', AT, max_gap=1.0)
-    tree.reject('map', 'lamp', 'no quaternion', static=False)
+    tree.reject('map', 'lamp', 'no quaternion')
     with pytest.raises(ValueError, match="'lamp' has no transform that can be used: no quat"):
         tree.lookup_all('map', 'lamp', AT, max_gap=1.0)
 

@@ -63,6 +63,7 @@ class Case:
     f: float = 20.0
     fy: float = 0.0
     cx: float = 7.5
+    cy: float = 5.5
     metres: Any = 2.5
     x: float = 10.0
     rejection: str = ''
@@ -85,6 +86,12 @@ def info(*, distortion: str = 'plumb_bob', k=None, p=None, d=None, **fields) -> 
     if d is not None:
         changed['d'] = np.array(d, np.float64)
     return replace(message, **changed)
+
+
+def region(x: int, y: int, columns: int, rows: int, **fields) -> Any:
+    """A camera_info with a region of interest."""
+    roi = replace(camera_info(TIME).roi, x_offset=x, y_offset=y, height=rows, width=columns)
+    return info(roi=roi, **fields)
 
 
 NO_P = np.zeros(12)
@@ -188,18 +195,67 @@ CAMERAS = [
         rejection='frame_id is empty',
     ),
     Case('camera without a size', info=info(width=0), rejection='image size 12x0'),
-    Case('binning of rows alone', info=info(binning_y=2), rejection='binning and regions'),
     Case(
-        'binning of four with K of the binned image',
+        'binning of two',
+        info=info(binning_x=2, binning_y=2, height=24, width=32, k=(40, 40, 15, 11)),
+    ),
+    Case(
+        'binning of rows alone',
+        info=info(binning_y=2, height=24, k=(20, 40, 7.5, 11)),
+    ),
+    Case(
+        'binning of a second camera',
+        info=info(
+            binning_x=2,
+            binning_y=2,
+            height=24,
+            width=32,
+            p=[40, 0, 15, -4.0, 0, 40, 11, 0, 0, 0, 1, 0],
+        ),
+        x=10.1,
+        doubt='P.0,3. is -4',
+    ),
+    Case(
+        'binning of an image of odd size',
+        info=info(binning_x=2, binning_y=2, height=25, width=33, k=(40, 40, 15, 11)),
+    ),
+    Case(
+        'binning of four with size and K of the binned image',
         info=info(binning_x=4, binning_y=4, k=(5, 5, 1.5, 1)),
-        image=image(TIME, RGB[:3, :4], 'rgb8'),
-        rejection='binning 4x4, region 0x0 at row 0, column 0',
+        rejection='image: 12x16, its camera_info is of 3x4, after its binning',
+    ),
+    Case(
+        'binning of two with K of the binned image',
+        info=info(binning_x=2, binning_y=2, height=24, width=32, k=(20, 20, 7.5, 5.5)),
+        f=10.0,
+        cx=3.75,
+        cy=2.75,
+        doubt='cx is 3.75 px for 16 px, far from the centre',
     ),
     Case(
         'region of an image that is cropped',
-        info=info(roi=replace(camera_info(TIME).roi, x_offset=4, y_offset=3, height=6, width=8)),
-        image=image(TIME, RGB[:6, :8], 'rgb8'),
-        rejection='region 6x8 at row 3, column 4',
+        info=region(4, 3, 16, 12, height=40, width=64, k=(20, 20, 11.5, 8.5)),
+    ),
+    Case(
+        'region of a binned image',
+        info=region(
+            4, 6, 32, 24, height=60, width=40, k=(40, 40, 19, 17), binning_x=2, binning_y=2
+        ),
+    ),
+    Case(
+        'region of an image that is not cropped',
+        info=region(4, 3, 8, 6),
+        rejection='image: 12x16, its camera_info is of 6x8, after its binning and region',
+    ),
+    Case(
+        'region beyond the camera',
+        info=region(4, 0, 16, 12),
+        rejection='the width of the region is 16 px from 4 px on, that of the camera 16 px',
+    ),
+    Case(
+        'region without a size',
+        info=region(4, 3, 0, 0),
+        rejection='the height of the region is 0 px from 3 px on',
     ),
     Case(
         'image halved without binning',
@@ -219,7 +275,7 @@ CAMERAS = [
     Case('binning of one', info=info(binning_x=1, binning_y=1)),
     Case(
         'region of the whole image',
-        info=info(roi=replace(camera_info(TIME).roi, height=12, width=16)),
+        info=region(0, 0, 16, 12),
     ),
     Case('slash in camera_info', info=camera_info(TIME, frame='/camera')),
     Case('P before K', info=camera_info(TIME, d=0.1)),
@@ -228,12 +284,6 @@ CAMERAS = [
         'distorted', info=camera_info(TIME, p=0.0, d=0.1), rejection='rectified images are needed'
     ),
     Case('uncalibrated', info=camera_info(TIME, f=0.0), rejection='a calibrated camera'),
-    Case(
-        'binning', info=camera_info(TIME, binning=2), rejection='binning and regions of interest'
-    ),
-    Case(
-        'region', info=camera_info(TIME, x_offset=4), rejection='binning and regions of interest'
-    ),
 ]
 IMAGES = [
     *(

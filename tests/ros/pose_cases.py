@@ -180,3 +180,52 @@ POSES = [
         rejection="pose of 'camera' in 'camera': two different frames are needed",
     ),
 ]
+
+POSES += [
+    Case(
+        'two parents',
+        node=TF,
+        pose=lambda t: transforms(t, ('map', 'camera', 1.0), ('odom', 'camera', 2.0)),
+        rejection="'camera' has the parents 'map' and 'odom': each frame may have one",
+    ),
+    Case(
+        'two parents, one of them static',
+        node=TF,
+        pose=lambda t: transforms(t, ('map', 'camera', 1.0)),
+        static=transforms(0.0, ('base', 'camera', 0.5)),
+        rejection="'camera' has the parents 'base' and 'map'",
+    ),
+    Case(
+        'two parents of a frame that is not on the way',
+        node=TF,
+        pose=lambda t: transforms(
+            t, ('map', 'camera', t - 90), ('a', 'cup', 1.0), ('b', 'cup', 2.0)
+        ),
+    ),
+    Case(
+        'a pose, and another parent by static transforms',
+        static=transforms(0.0, ('odom', 'camera', 7.0)),
+    ),
+    Case(
+        'static and moving, equal',
+        node=TF,
+        x=10.5,
+        pose=lambda t: transforms(t, ('map', 'base', t - 90), ('base', 'camera', 0.5)),
+        static=transforms(0.0, ('base', 'camera', 0.5)),
+    ),
+    Case(
+        'static and moving that differ',
+        node=TF,
+        pose=lambda t: transforms(t, ('map', 'base', t - 90), ('base', 'camera', 0.7)),
+        static=transforms(0.0, ('base', 'camera', 0.5)),
+        rejection="'camera' in 'base' is sent as a static and as a moving transform",
+    ),
+    Case('poses a microsecond apart', sent=(TIME - 2e-6, TIME - 1e-6), rejection=SPAN),
+    Case('pose a microsecond after the image', sent=(TIME - 0.1, TIME + 1e-6)),
+    Case(
+        'poses stamped zero',
+        sent=(0.0, 0.0),
+        pose=lambda t: pose_message(0.0, 1.0),
+        rejection=SPAN,
+    ),
+]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from typing import Any
 
-from bag_messages import HEIGHT, STORE, WIDTH, write
+from bag_messages import HEIGHT, WIDTH, write
 from depth_cases import DEPTHS
 from message_cases import CAMERAS, IMAGES, TIME, Case
+from node_reader import NodeReader, received
 import numpy as np
 from pose_cases import POSES
 import pytest
@@ -17,10 +16,6 @@ from mirage_model.data.bag import Bag
 from mirage_model.data.config import BagConfig
 from mirage_model.data.sources import Layout
 from mirage_model.interface import Observation
-from mirage_model.messages.camera_info import read_camera
-from mirage_model.messages.doubts import Doubts
-from mirage_model.messages.poses import read_pose, read_transform, seconds
-from mirage_model.messages.transform_tree import TransformTree
 
 CASES = [*CAMERAS, *IMAGES, *DEPTHS, *POSES]
 
@@ -63,49 +58,17 @@ def from_bag(case: Case, folder) -> tuple[Observation, list[str]]:
 
 def in_node(case: Case) -> tuple[Observation, list[str]]:
     """Read rclpy's messages with the calls of the node's callbacks."""
-    serialization = pytest.importorskip('rclpy.serialization')
-    from mirage_ros.convert import observation_from_messages
-    from mirage_ros.declaration import from_values
-    from mirage_ros.parameters import NodeParameters
-    from mirage_ros.trajectory import CameraFrames
-
-    def received(message: Any) -> Any:
-        kind = message.__msgtype__
-        data = bytes(STORE.serialize_cdr(message, kind))
-        package, folder, name = kind.split('/')
-        rclpy_type = getattr(importlib.import_module(f'{package}.{folder}'), name)
-        return serialization.deserialize_message(data, rclpy_type)
-
-    values = {'observe.pose_source': 'pose', 'frames.base': 'camera', 'tf.wait': 0.0}
-    parameters = from_values(NodeParameters, values | case.node)
-    doubts = Doubts(case.accept, parameter='sensors.accept')
-    tree = TransformTree(max_age=parameters.tf.history)
-    for message in [] if case.static is None else received(case.static).transforms:
-        tree.add(*read_transform(message), static=True)
-    for message in (received(case.pose(time)) for time in case.sent):
-        if parameters.observe.pose_source == 'tf':
-            for transform in message.transforms:
-                tree.add(*read_transform(transform), static=False)
-        else:
-            pose = read_pose(message, base_frame=parameters.frames.base, name='pose')
-            tree.add(*pose, static=False)
-    seed, info, depth = (received(m) for m in (case.image, case.info, case.depth))
-    frames = CameraFrames(parameters, tree)
-    camera = read_camera(info, doubts)
-    frames.set_camera(camera)
-    if case.depth_info is not None:
-        frames.set_depth_camera(read_camera(received(case.depth_info), doubts))
-    at = seconds(seed.header.stamp)
-    observation = observation_from_messages(
-        seed,
-        info,
-        depth,
-        world_from_camera=frames.world_from_camera(info.header.frame_id, at),
-        max_pixels=10**6,
-        doubts=doubts,
-        depth_camera=frames.depth_camera(depth, camera),
-    )
-    return observation, list(doubts.warnings.values())
+    values = {'observe.pose_source': 'pose', 'frames.base': 'camera'}
+    reader = NodeReader({**values, 'sensors.accept': case.accept, **case.node})
+    sent = [('/tf_static', case.static), *(('/pose', case.pose(time)) for time in case.sent)]
+    sent += [('/depth_info', case.depth_info), ('/info', case.info), ('/depth', case.depth)]
+    for topic, message in [*sent, ('/image', case.image)]:
+        if message is not None:
+            reader.receive(topic, received(message))
+    found = reader.observe()
+    if not found:
+        raise ValueError('; '.join(reader.said))
+    return found[TIME], list(reader.doubts.warnings.values())
 
 
 def test_enough_inputs_with_names_of_their_own():
@@ -125,7 +88,7 @@ def test_input(case, reader, tmp_path):
     inner = observation.image[2:-2, 2:-2]  # a mosaic is blurred at its border
     assert inner.dtype == np.uint8 and inner.shape == (HEIGHT - 4, WIDTH - 4, 3)
     assert np.abs(inner.astype(int) - case.colour).max() <= case.error
-    expected_K = [[case.f, 0, case.cx], [0, case.fy or case.f, 5.5], [0, 0, 1]]
+    expected_K = [[case.f, 0, case.cx], [0, case.fy or case.f, case.cy], [0, 0, 1]]
     np.testing.assert_allclose(observation.K, expected_K, rtol=1e-6)
     assert observation.depth.dtype == np.float32
     np.testing.assert_allclose(observation.depth, case.metres, rtol=1e-6)

@@ -74,12 +74,32 @@ def test_unreadable_messages_leave_the_good_ones():
 
 
 def test_buffers_are_bounded():
-    seeds = sensor_sync(use_depth=False, tolerance=0.0)
+    seeds = sensor_sync(tolerance=0.0)
     seeds.add_camera_info(seed_messages(stamp=1)[1])
+    seeds.add_depth(seed_messages(stamp=1)[2])
     for stamp in range(1, BUFFER + 2):
         seeds.add_image(seed_messages(stamp=stamp)[0])
     with pytest.raises(ValueError, match='image at 17.000, the nearest is at 1.000, 16.000 s'):
         seeds.newest()
+
+
+def test_camera_info_needs_the_stamp_only_where_intrinsics_vary():
+    """It may be latched, or stamped zero; a camera that zooms is matched by the stamp."""
+    seeds = sensor_sync(use_depth=False)
+    image, info, _ = seed_messages(stamp=50)
+    seeds.add_image(image)
+    for stamp in (0, 3):
+        message = seed_messages(stamp=stamp)[1]
+        message.k[0] *= 1 + 1e-9
+        seeds.add_camera_info(message)
+    assert seeds.newest().camera_info is message
+    zoomed = seed_messages(stamp=4)[1]
+    zoomed.k[0] *= 2
+    seeds.add_camera_info(zoomed)
+    with pytest.raises(ValueError, match='camera_info: none belongs to the image at 50.000'):
+        seeds.newest()
+    seeds.add_camera_info(info)
+    assert seeds.newest().camera_info is info
 
 
 def test_images_that_are_too_large_are_not_kept():
