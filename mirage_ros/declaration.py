@@ -106,32 +106,31 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 def declare(node: Node, kind: type[T]) -> T:
     """Declare all parameters of a dataclass on a node and return their values."""
-    values = {}
-    for name, item in leaves(kind):
-        bounds = item.metadata['bounds']
-        descriptor = ParameterDescriptor(
-            description=item.metadata['description'],
-            additional_constraints=', '.join(item.metadata['among']),
-            read_only=True,
-        )
-        if bounds is not None:
-            low, high = bounds
-            if isinstance(item.default, float):
-                descriptor.floating_point_range = [
-                    FloatingPointRange(from_value=low, to_value=high)
-                ]
-            else:
-                descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
-        if isinstance(item.default, tuple):
-            # an empty list has no type in YAML
-            numbers = isinstance(item.metadata['example'][0], float)
-            kinds = Parameter.Type
-            list_kind = kinds.DOUBLE_ARRAY if numbers else kinds.STRING_ARRAY
-            declared = node.declare_parameter(name, list_kind, descriptor)
-            values[name] = tuple(declared.value or ())
+    return from_values(
+        kind, {name: declare_field(node, name, item) for name, item in leaves(kind)}
+    )
+
+
+def declare_field(node: Node, name: str, item: Field) -> Any:
+    """Declare one parameter on a node and return its value."""
+    bounds = item.metadata['bounds']
+    descriptor = ParameterDescriptor(
+        description=item.metadata['description'],
+        additional_constraints=', '.join(item.metadata['among']),
+        read_only=True,
+    )
+    if bounds is not None:
+        low, high = bounds
+        if isinstance(item.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
         else:
-            values[name] = node.declare_parameter(name, item.default, descriptor).value
-    return from_values(kind, values)
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+    if not isinstance(item.default, tuple):
+        return node.declare_parameter(name, item.default, descriptor).value
+    # an empty list has no type in YAML
+    numbers = isinstance(item.metadata['example'][0], float)
+    list_kind = Parameter.Type.DOUBLE_ARRAY if numbers else Parameter.Type.STRING_ARRAY
+    return tuple(node.declare_parameter(name, list_kind, descriptor).value or ())
 
 
 def unknown_parameters(node: Node, kind: type) -> list[str]:
