@@ -17,7 +17,7 @@ from mirage_model.serving.engine_pb2 import Array
 JPEG_QUALITY = 95
 MIN_IMAGE = 16
 """Smallest side of an array that is compressed as an image [px]."""
-BLOCKS = (16, 8, 4, 2)
+BLOCKS = (16, 8, 4, 2, 1)
 """Sides of the blocks of equal pixels that are looked for [px]."""
 PLAIN_PART = 2**16
 """Smallest image that is a buffer of its own without compression [bytes]."""
@@ -54,13 +54,12 @@ def compressed(array: np.ndarray, images: Images, name: str) -> tuple[str, list[
         if images == 'jpeg' and _is_depth(array, name):
             return 'DEPTH_PNG', [threads.submit(_depth_png, array)]
         return 'RAW', [_bytes_of(array)]
-    if each.ndim == 3 and (side := _block_side(each)) > 1:
-        return 'BLOCKS', [_bytes_of(np.ascontiguousarray(each[:, ::side, ::side]))]
+    if each.ndim == 3:
+        return 'BLOCKS', [threads.submit(_blocks, each)]
     if images == 'none':
         split = each if each[0].nbytes >= PLAIN_PART else [each]
         return 'RAW', [_bytes_of(image) for image in split]
-    colour = each.ndim == 4
-    if images == 'jpeg' and colour:
+    if images == 'jpeg':
         return 'JPEG', [threads.submit(_jpeg, image) for image in each]
     return 'PNG', [threads.submit(_png, image) for image in each]
 
@@ -85,13 +84,15 @@ def _as_images(array: np.ndarray) -> np.ndarray | None:
     return each if min(each.shape[1:3]) >= MIN_IMAGE else None
 
 
-def _block_side(masks: np.ndarray) -> int:
-    """Return the largest side of square blocks of equal pixels that all masks consist of."""
+def _blocks(masks: np.ndarray) -> bytes:
+    """Return one pixel for each of the largest blocks of equal pixels that all masks consist of."""
     height, width = masks.shape[1:]
-    for side in BLOCKS:
-        if not height % side and not width % side and all(_has_blocks(m, side) for m in masks):
-            return side
-    return 1
+    side = next(
+        side
+        for side in BLOCKS
+        if not height % side and not width % side and all(_has_blocks(m, side) for m in masks)
+    )
+    return masks[:, ::side, ::side].tobytes()
 
 
 def _has_blocks(mask: np.ndarray, side: int) -> bool:
