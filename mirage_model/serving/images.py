@@ -85,7 +85,7 @@ def _as_images(array: np.ndarray) -> np.ndarray | None:
 
 
 def _blocks(masks: np.ndarray) -> bytes:
-    """Return one pixel for each of the largest blocks of equal pixels that all masks consist of."""
+    """Return a pixel for each of the largest blocks of equal pixels that make up all masks."""
     height, width = masks.shape[1:]
     side = next(
         side

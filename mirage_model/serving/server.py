@@ -14,7 +14,7 @@ import grpc
 from mirage_model.engine.worker import Worker
 from mirage_model.interface import EngineProtocol, InvalidRequest
 from mirage_model.serving import engine_pb2_grpc
-from mirage_model.serving.buffers import BufferGroup, write_reply
+from mirage_model.serving.buffers import BufferGroup, check_request, write_reply
 from mirage_model.serving.config import (
     PROTOCOL,
     TRANSPORT,
@@ -53,6 +53,15 @@ IMAGES: dict[int, Images] = {
     Compression.NONE: 'none',
     Compression.PNG: 'png',
     Compression.JPEG: 'jpeg',
+}
+REQUESTS = {
+    'Open': OpenRequest,
+    'Renew': SessionRequest,
+    'Close': SessionRequest,
+    'Call': CallRequest,
+    'Stream': StreamRequest,
+    'Acknowledge': StreamPosition,
+    'Status': Empty,
 }
 ANYONE = 'local'
 """Identity of clients on loopback without certificates."""
@@ -96,7 +105,7 @@ class EngineServer:
                 ('grpc.so_reuseport', 0),
                 *TRANSPORT,
             ],
-            interceptors=[_PlainBuffers()],
+            interceptors=[_Wire()],
         )
         engine_pb2_grpc.add_EngineServicer_to_server(
             _Servicer(engine, self.worker, self.sessions, config), self._server
@@ -121,17 +130,23 @@ class EngineServer:
         self.sessions.close()
 
 
-class _PlainBuffers(grpc.ServerInterceptor):
-    """Writes the buffers of answers without protobuf's classes."""
+class _Wire(grpc.ServerInterceptor):
+    """Checks requests before they are parsed, and writes buffers without protobuf's classes."""
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or not handler.response_streaming:
-            return handler
-        return grpc.unary_stream_rpc_method_handler(
-            handler.unary_stream,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=write_reply,
+        if handler is None:
+            return None
+        kind = REQUESTS[details.method.rpartition('/')[2]]
+
+        def read(message: bytes) -> Any:
+            check_request(message, kind)
+            return kind.FromString(message)
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(handler.unary_stream, read, write_reply)
+        return grpc.unary_unary_rpc_method_handler(
+            handler.unary_unary, read, handler.response_serializer
         )
 
 

@@ -40,7 +40,7 @@ DTYPES = ('|b1', '|u1', '|i1', '<u2', '<i4', '<i8', '<f2', '<f4', '<f8')
 """The types of elements that travel."""
 MAX_DEPTH = 16
 """Deepest nesting of a value."""
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 """Most values of a tree."""
 MAX_AXES = 8
 """Most axes of an array."""

@@ -24,8 +24,26 @@ from mirage_model.interface import (
     InvalidRequest,
     Trajectory,
 )
-from mirage_model.serving.buffers import GROUP, BufferGroup, grouped, read_reply, write_reply
-from mirage_model.serving.engine_pb2 import Array, Buffers, Payload, StreamReply, Value
+from mirage_model.serving.buffers import (
+    FIELD,
+    GROUP,
+    MAX_TREE,
+    BufferGroup,
+    check_request,
+    grouped,
+    read_reply,
+    write_reply,
+)
+from mirage_model.serving.engine_pb2 import (
+    Array,
+    Buffers,
+    CallRequest,
+    OpenRequest,
+    Payload,
+    StreamReply,
+    StreamRequest,
+    Value,
+)
 from mirage_model.serving.errors import error_from, error_message
 from mirage_model.serving.images import WireError
 from mirage_model.serving.wire import (
@@ -245,6 +263,37 @@ def test_malformed_buffers_are_rejected(damage):
     for size in range(1, len(whole)):
         with pytest.raises(ValueError):
             read_reply(whole[:size])
+
+
+def test_a_request_is_measured_without_its_buffers():
+    large = np.zeros(3 * MAX_TREE, np.uint8)
+    both = payload({'a': large, 'b': large})
+    for kind in (CallRequest, StreamRequest):
+        message = kind(session='s' * 99, number=2**60, arguments=both)
+        check_request(message.SerializeToString(), kind)
+        beside = len(message.SerializeToString()) - 2 * large.nbytes
+        message.session = 's' * (99 + MAX_TREE - beside - 9 * FIELD)
+        check_request(message.SerializeToString(), kind)
+        message.session += 's' * 9 * FIELD
+        with pytest.raises(WireError, match='beside its arrays'):
+            check_request(message.SerializeToString(), kind)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'\x12\x00', b'\x0a\x04\x3a\x02\x0a\x00', b'\x0a\x02\x3a\x00', b'\x08\x01', b'\x0b'],
+    ids=['buffers', 'values', 'lists', 'numbers', 'groups'],
+)
+def test_a_request_of_many_small_parts_is_not_parsed(content):
+    content *= MAX_TREE + 1
+    for message in (content, CallRequest(verb='x').SerializeToString() + content):
+        for kind in (CallRequest, StreamRequest, OpenRequest):
+            with pytest.raises(WireError):
+                check_request(message, kind)
+    nested = CallRequest.DESCRIPTOR.fields_by_name['arguments'].number << 3 | 2
+    length = bytes([len(content) >> 7 * i & 127 | 128 * (i < 4) for i in range(5)])
+    with pytest.raises(WireError):
+        check_request(bytes([nested]) + length + content, CallRequest)
 
 
 def test_buffers_are_sent_once_they_are_large_enough():
