@@ -19,8 +19,8 @@ PLACE = $(if $(filter remote,$(ENGINE)),--engine server)
 demo: setup  ## imagine along a path in a simulated world, over ROS 2; SCENE=house in a house; ENGINE=remote by a server; writes out/demo/
 	@.venv/bin/mirage_demo --out out/demo $(if $(SCENE),--scene $(SCENE)) $(PLACE)
 
-# shapes are checked in the first run; numpy 1.26 runs the code as users run it, where the ROS tests wait
-test:  ## the whole suite, then its ROS-free part on numpy 1.26, style and types
+# shapes are checked in the first run; the quick tests run on numpy 1.26 as users run the code, where the ROS tests wait
+test:  ## the whole suite, then its quick part on numpy 1.26, style and types
 	@scripts/setup.sh tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
 	scripts/beside.sh out/test-beside.log make --no-print-directory check test-numpy1 -- make --no-print-directory test-ros
@@ -30,14 +30,14 @@ test-ros:
 	.venv/bin/python -m pytest tests/ros -m alone
 
 test-numpy1:
-	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest --ignore=tests/ros -n auto --dist loadfile
+	OMP_NUM_THREADS=1 JAXTYPING_DISABLE=1 .venv-numpy1/bin/python -m pytest -m 'not slow' --ignore=tests/ros -n auto --dist loadfile
 
 eval-tiny: setup  ## mirage-tiny and baselines on held-out maps and houses, on RGB-D frames in OFFICE, beside weights in BEFORE; writes out/eval/
 	$(MIRAGE) evaluate tiny $(if $(OFFICE),--office $(OFFICE)) $(if $(BEFORE),--before $(BEFORE))
 
 REPLAY = out/replay/sample --config config/replay_sample.yaml
 
-replay-sample: setup  ## a sample bag, replayed from the file and through the node: equal figures; writes out/replay/
+replay-sample: setup  ## a sample bag, replayed from the file and through the node: equal metrics; writes out/replay/
 	$(MIRAGE) report sample-bag --out out/replay/sample
 	$(MIRAGE) replay $(REPLAY) --out out/replay/file
 	.venv/bin/python -m mirage_ros.tools.replay $(REPLAY) --out out/replay/node $(PLACE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import resource, sys
 import torch
@@ -28,5 +30,6 @@ def faults(kind: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_second_chunk_faults_no_pages_in():
     assert faults('kept') < faults('default') / 10

@@ -9,6 +9,7 @@ from folders import WORDS, save_branch, save_wan
 from models import save_small_labeller
 import numpy as np
 from published import TINY, lora, random_state, side_branch, transformer, umt5, vae
+import pytest
 import reference
 import torch
 
@@ -106,6 +107,7 @@ def voxels_of(memory: LatentMemory, camera: Cameras) -> set[tuple[int, ...]]:
     return {tuple(v) for v in (points / 0.1).floor().int().tolist()}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_imported_model_equals_the_reference_rollout(tmp_path):
     """Two chunks of a request with a prompt and a labeller agree within 1e-4."""

@@ -153,6 +153,7 @@ def test_clips_prepared_otherwise_do_not_share_a_folder(prepared, model, clips, 
             prepare(config_of(prepared[0], model, splits, **changes), source)
 
 
+@pytest.mark.slow
 def test_saved_clips_are_in_one_split(tmp_path, model, clips, splits):
     source = [RecordedClips(folder=clips, layout=LAYOUT)]
     first = config_of(tmp_path / 'out', model, splits)
@@ -193,6 +194,7 @@ class Unlabelled:
         return replace(self.source.load(part), labelled=False)
 
 
+@pytest.mark.slow
 def test_missing_labels_are_estimated_and_saved(tmp_path, model, clips, splits):
     config = config_of(tmp_path / 'out', model, splits, clips_out=tmp_path / 'clips')
     report = prepare(config, [Unlabelled(RecordedClips(folder=clips, layout=LAYOUT))])

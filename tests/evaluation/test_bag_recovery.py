@@ -36,6 +36,7 @@ def in_small_chunks(file: Path) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_messages_before_the_end_of_a_truncated_file_are_replayed(recorded, tmp_path, capsys):
     shutil.copytree(recorded / 'drive', tmp_path / 'drive')
     (file,) = (tmp_path / 'drive').glob('*.mcap')

@@ -128,6 +128,7 @@ def test_office_clips_have_metric_depth_and_no_labels(tmp_path):
         read_office(folder, count=2, frames=9, height=32, width=48, rate=8.0)
 
 
+@pytest.mark.slow
 def test_office_set_is_evaluated_beside_another_model(tmp_path, capsys):
     office = save_office(tmp_path / 'office', 12)
     model = save_first_guess_model(tmp_path / 'model')

@@ -230,6 +230,7 @@ def test_both_sizes_make_the_page(model, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_trajectory_moves_in_every_chunk(monkeypatch):
     """A camera that stands still adds nothing to any memory: the curves would say nothing."""
 

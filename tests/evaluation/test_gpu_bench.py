@@ -20,6 +20,7 @@ def bench(folder, *words: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_variants_are_timed_by_stage(tmp_path):
     names = ('plain', 'few_steps', 'float8', 'tiling', 'guidance', 'offload')
     result = bench(tmp_path, *(word for name in names for word in ('--only', name)))
@@ -32,6 +33,7 @@ def test_variants_are_timed_by_stage(tmp_path):
     assert result['variants']['few_steps']['steps'] == 2
 
 
+@pytest.mark.slow
 def test_variants_without_time_are_listed(tmp_path):
     words = ('--only', 'plain', '--only', 'float8')
     result = bench(tmp_path, *words, '--seconds', '0.001')

@@ -22,6 +22,8 @@ from mirage_model.evaluation.image_quality import REGIONS
 from mirage_model.evaluation.protocols.realestate10k import choose, imagine_along
 from mirage_model.perception.embedded import Network, NetworkConfig, save_network
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH, FRAMES = 64, 96, 17
 
 

@@ -217,6 +217,7 @@ def test_split_bag_gives_equal_results(recorded, done, tmp_path):
         assert found.rows == expected.rows
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_segments(recorded, done):
     bag_config, config = options(recorded, devices=('cpu', 'cpu:0'))
     out = recorded / 'shared'

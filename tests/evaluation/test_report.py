@@ -16,6 +16,8 @@ import pytest
 from mirage_model.evaluation.replay.command import load_engine, run
 from mirage_model.evaluation.replay.video import at_most
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync']
 
 

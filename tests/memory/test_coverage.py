@@ -129,6 +129,7 @@ def sums_of(grid) -> np.ndarray:
     return np.concatenate([grid.sums[: grid.filled], nothing])[grid.bricks]
 
 
+@pytest.mark.slow
 def test_benchmark_reports_time_and_error(tmp_path, capsys):
     out = tmp_path / 'score.json'
     main(

@@ -55,6 +55,7 @@ def test_without_merging_all_valid_cells_read_back(paths):
     assert torch.equal(readout.latents, torch.where(one.valid[:, None], latents, 0.0))
 
 
+@pytest.mark.slow
 def test_forward_trajectory_at_full_size_stays_small():
     growth = corridor()
     assert growth.seed_points == 44 * 80 and 0.83 < growth.covered < 0.87

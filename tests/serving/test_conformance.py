@@ -31,7 +31,7 @@ def small_model(tmp_path_factory) -> Path:
     return save_small_model(tmp_path_factory.mktemp('model'))
 
 
-@pytest.fixture(params=['instant', 'small model'])
+@pytest.fixture(params=['instant', pytest.param('small model', marks=pytest.mark.slow)])
 def open_engine(request, small_model) -> Callable[[], EngineProtocol]:
     if request.param == 'instant':
         return ServedEngine

@@ -98,6 +98,7 @@ def test_loss_equals_its_definition(folders):
     torch.testing.assert_close(loss, torch.stack(errors).mean(), atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_few_steps_come_near_to_the_teachers_many(folders):
     """One step of the distilled model ends nearer to sixteen of the teacher than its own one."""
     objective = distilled(folders, steps=1, substeps=8)

@@ -124,6 +124,7 @@ def test_five_billion_parameters_need_no_memory():
     assert needs.trained > needs.block * len(SIDE_BRANCHES['wan22_5b'].layers)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(capsys):
     assert main(['train', 'dry-run']) == 0
     printed = capsys.readouterr().out

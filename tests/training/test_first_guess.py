@@ -132,6 +132,7 @@ def test_command_writes_codec_and_resampler(clips, tmp_path):
     assert first_guess_run(tmp_path, run) == 1
 
 
+@pytest.mark.slow
 def test_interrupted_training_equals_an_uninterrupted_one(clips, tmp_path, monkeypatch):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     words = ('--steps', 4, '--warmup-steps', 1, '--checkpoint-every', 2)

@@ -11,6 +11,7 @@ from mirage_model.io import fingerprint
 from mirage_model.model.checkpoint import load_model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('small_sizes')
 def test_kit_trains_for_its_time_and_writes_a_model(tmp_path, capsys):
     data = save_data(tmp_path, {'train': [clip_of('a', 0)], 'validation': [clip_of('b', 1)]})

@@ -16,6 +16,8 @@ import torch
 
 from mirage_model.training.trainer import checkpoints, fit
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 KINDS = ('copies', 'shards')
 
@@ -49,7 +51,6 @@ def newest(run: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(checkpoints(run)[-1] / f'{name}.safetensors')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_two_processes_resume_exactly(out, kind):
     unbroken, stopped = out / f'{kind}-unbroken', out / f'{kind}-stopped'

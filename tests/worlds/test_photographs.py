@@ -57,6 +57,7 @@ def test_unreadable_photographs_are_named(tmp_path):
         cut_texture([tmp_path / 'broken.png'], np.random.default_rng(0), 64, tiled=False)
 
 
+@pytest.mark.slow
 def test_photographs_change_only_colours(folder):
     clips = []
     for photographs in ((), find_photographs(folder, 'train')):
