@@ -346,10 +346,12 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
 def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], bool]) -> int:
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
+    ending = threading.Event()
 
     def spin() -> None:
         try:
-            executor.spin()
+            while not ending.is_set():
+                executor.spin_once()
         finally:
             stop.set()
 
@@ -366,6 +368,10 @@ def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], boo
         return 0 if stopped() else 1
     finally:
         node.close()
-        executor.shutdown()
+        ending.set()
+        executor.wake()
         spinning.join()
+        # rclpy's shutdown does not wait for callbacks, which then fail with InvalidHandle
+        executor._executor.shutdown()
+        executor.shutdown()
         node.destroy_node()

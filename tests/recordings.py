@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from bag_messages import (
     HEIGHT,
@@ -33,6 +34,7 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import StoragePlugin, Writer
+import yaml
 
 from mirage_model.data.bag import Bag
 from mirage_model.data.config import BagConfig
@@ -224,9 +226,23 @@ def recordings(draw: st.DrawFn) -> tuple[Recording, StoragePlugin, bool, dict[st
     return recording, draw(st.sampled_from(list(StoragePlugin))), draw(st.booleans()), qos
 
 
+class LibYaml:
+    """libyaml in the place of the YAML that `rosbags` writes with, half of a small bag's time."""
+
+    def __init__(self, **options: Any):
+        self.default_flow_style = False
+
+    def dump(self, content: Any, stream: Any) -> None:
+        yaml.dump(content, stream, yaml.CSafeDumper, default_flow_style=self.default_flow_style)
+
+
 def write(recording: Recording, path: Path, plugin: StoragePlugin, qos: dict[str, int]) -> None:
     """Write a recording as a bag, in the order of writing."""
-    with Writer(path, version=9, storage_plugin=plugin) as writer:
+    with (
+        patch('rosbags.rosbag2.writer.YAML', LibYaml),
+        patch('rosbags.rosbag2.metadata.YAML', LibYaml),
+        Writer(path, version=9, storage_plugin=plugin) as writer,
+    ):
         connections = {}
         for time, topic, message in recording.sent():
             kind = message.__msgtype__

@@ -14,6 +14,7 @@ import pytest
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_msgs.msg import TFMessage
 
 from mirage_ros.convert import stamp
 
@@ -38,6 +39,7 @@ def test_silent_inputs_are_named_with_what_is_published(ros, start_node):
         ('/camera/color/image_raw/compressed', CompressedImage, 10),
         ('camera_info', CameraInfo, BEST_EFFORT),
         ('/robot/odometry', PoseStamped, 10),
+        ('/tf', TFMessage, BEST_EFFORT),
     ):
         driver.create_publisher(kind, topic, qos)
     node = start_node(
@@ -56,6 +58,7 @@ def test_silent_inputs_are_named_with_what_is_published(ros, start_node):
         "reliable volatile): 'driver' publishes it as best effort volatile, which this "
         'subscription cannot receive',
         "'driver' publishes it as geometry_msgs/msg/PoseStamped",
+        "New publisher discovered on topic '/tf', offering incompatible QoS. No messages will be",
         'parameter frames.base_form_camera: unknown and ignored, did you mean '
         'frames.base_from_camera?',
     ):

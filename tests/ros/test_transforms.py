@@ -157,7 +157,30 @@ def test_stamps_set_back_delete_moving_transforms(listen):
         listener.tree.lookup('map', 'camera', 105.0)
 
 
-@pytest.mark.parametrize('source', ['odometry', 'pose'])
+def test_reliability_of_tf_is_a_parameter(listen):
+    """That of tf2_ros by default; static transforms are latched, which needs a reliable one."""
+    for chosen in ('reliable', 'best_effort'):
+        listener = listen(observe__pose_source='tf', qos__tf__reliability=chosen)
+        (needed,) = listener.tree.needed.values()
+        assert needed.topic_name == '/tf' and needed.qos_profile.reliability.short_key == chosen
+        (static,) = (s for s in listener.node.subscriptions if s.topic_name == '/tf_static')
+        assert static.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+    (default,) = listen(observe__pose_source='tf').tree.needed.values()
+    assert default.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+
+
+def test_pose_of_a_frame_takes_the_place_of_earlier_transforms(listen):
+    listener = listen(observe__pose_source='pose')
+    listener.transform('odom', 'base_link', 1.0, 10.0)
+    pose = PoseStamped(pose=pose_from_matrix(turn(0.0, 4.0)))
+    pose.header.frame_id, pose.header.stamp = 'map', stamp(10.0)
+    listener.receive('/pose', pose)
+    np.testing.assert_allclose(
+        listener.tree.lookup('map', 'base_link', 10.0), turn(0.0, 4.0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize('source', ['odometry', 'pose', 'pose_with_covariance'])
 def test_poses_are_heard_from_any_publisher(listen, source):
     for chosen, expected in (
         ({}, ReliabilityPolicy.BEST_EFFORT),
