@@ -12,6 +12,7 @@ from launch import LaunchDescription
 ARGUMENTS = {
     'out': ('out/demo', 'Folder for the video, the contact sheet and summary.json.'),
     'model_folder': ('', 'Folder with the weights; empty for mirage-tiny.'),
+    'labeller': ('', 'Folder of a labeller of dynamic objects; empty for that of the model.'),
     'device': ('cpu', 'Torch device: cpu, cuda or cuda:N.'),
 }
 

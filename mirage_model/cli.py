@@ -125,6 +125,11 @@ COMMANDS = {
         f'{_EVALUATION}.rollout_quality:main',
         'mirage-tiny on maps that it was not trained on',
     ),
+    'evaluate compare': Command(
+        f'{_CONFIG}:RolloutComparisonConfig',
+        f'{_EVALUATION}.rollout_comparison:main',
+        'models, or settings of one, on the same trajectories',
+    ),
     'evaluate reprojection': Command(
         f'{_CONFIG}:ReprojectionConfig',
         f'{_EVALUATION}.reprojection_quality:main',

@@ -73,25 +73,15 @@ def load_engine(parameters: NodeParameters) -> EngineProtocol:
         return connect_engine(parameters.engine)
     from mirage_model.engine.engine import Engine
     from mirage_model.memory.eviction import EvictionPolicy, MemoryLimits
-    from mirage_model.model.acceleration import Acceleration
 
-    folder = FilePath(parameters.model.folder) if parameters.model.folder else None
-    return Engine.from_folder(
-        folder,
+    return Engine.from_options(
+        parameters.model.options,
         device=parameters.model.device,
         limits=MemoryLimits(
             capacity=parameters.memory.capacity,
             policy=cast(EvictionPolicy, parameters.memory.policy),
             resident=parameters.memory.resident,
             folder=parameters.memory.pages,
-        ),
-        allow_unscaled_depth=parameters.model.allow_unscaled_depth,
-        refine_cameras=parameters.model.refine_cameras,
-        labeller=FilePath(parameters.model.labeller) if parameters.model.labeller else None,
-        acceleration=Acceleration(
-            compile=parameters.model.compile,
-            offload=parameters.model.offload,
-            float8=parameters.model.float8,
         ),
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from mirage_model.engine.config import EngineOptions
 from mirage_model.engine.keyframes import KeyframeConfig
 from mirage_model.messages.doubts import DOUBTS, Doubts
 from mirage_model.messages.poses import matrix_from_numbers
@@ -57,6 +58,14 @@ class ModelParameters:
     float8: bool = parameter(
         False, "Store the transformer's weights in 8 bits, which takes half the device memory."
     )
+
+    @property
+    def options(self) -> EngineOptions:
+        """The options of the engine, which commands have too."""
+        names = {field.name for field in fields(EngineOptions)} - {'model_folder'}
+        return EngineOptions(
+            model_folder=self.folder, **{name: getattr(self, name) for name in names}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,7 @@ class InstantEngine:
         steps: int = 4,
         step_seconds: float = 0.0,
         allow_unscaled_depth: bool = False,
+        segments_dynamic: bool = True,
     ):
         self._description = ModelInfo(
             model='instant',
@@ -55,6 +56,7 @@ class InstantEngine:
             frame_rate=8.0,
             new_frames_per_chunk=new_frames,
             steps=steps,
+            segments_dynamic=bool(segments_dynamic),
         )
         self._step_seconds = step_seconds
         self._allow_unscaled_depth = allow_unscaled_depth

@@ -12,15 +12,22 @@ from transformers import (
     BertTokenizer,
     DepthAnythingConfig,
     Dinov2Config,
+    EdgeTamVideoConfig,
+    EdgeTamVideoModel,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Sam2VideoConfig,
     Sam2VideoModel,
+    Sam3TrackerVideoConfig,
+    Sam3TrackerVideoModel,
     SwinConfig,
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mirage_model.io import write_json
 from mirage_model.model.backbone import Backbone
@@ -195,6 +202,26 @@ DETECTOR_WORDS = {
 }
 
 
+SAM2_VISION = {
+    'model_type': 'sam2_vision_model',
+    'backbone_config': {
+        'model_type': 'sam2_hiera_det_model',
+        'hidden_size': 8,
+        'num_attention_heads': 1,
+        'blocks_per_stage': [1, 1, 2, 1],
+        'embed_dim_per_stage': [8, 16, 24, 32],
+        'num_attention_heads_per_stage': [1, 1, 1, 1],
+        'window_size_per_stage': [8, 4, 2, 2],
+        'window_positional_embedding_background_size': [4, 4],
+        'image_size': [64, 64],
+        'global_attention_blocks': [3],
+    },
+    'backbone_channel_list': [32, 24, 16, 8],
+    'backbone_feature_sizes': [[16, 16], [8, 8], [4, 4]],
+    'fpn_hidden_size': 128,
+}
+
+
 def save_small_labeller(folder: Path, words: tuple[str, ...] = ('person', 'animal')) -> Path:
     """Write a labeller of the real classes whose detector finds one of its boxes everywhere."""
     torch.manual_seed(0)
@@ -238,24 +265,7 @@ def save_small_labeller(folder: Path, words: tuple[str, ...] = ('person', 'anima
     BertTokenizer(str(folder / 'detector' / 'vocab.txt')).save_pretrained(folder / 'detector')
     tracker = Sam2VideoModel(
         Sam2VideoConfig(
-            vision_config={
-                'model_type': 'sam2_vision_model',
-                'backbone_config': {
-                    'model_type': 'sam2_hiera_det_model',
-                    'hidden_size': 8,
-                    'num_attention_heads': 1,
-                    'blocks_per_stage': [1, 1, 2, 1],
-                    'embed_dim_per_stage': [8, 16, 24, 32],
-                    'num_attention_heads_per_stage': [1, 1, 1, 1],
-                    'window_size_per_stage': [8, 4, 2, 2],
-                    'window_positional_embedding_background_size': [4, 4],
-                    'image_size': [64, 64],
-                    'global_attention_blocks': [3],
-                },
-                'backbone_channel_list': [32, 24, 16, 8],
-                'backbone_feature_sizes': [[16, 16], [8, 8], [4, 4]],
-                'fpn_hidden_size': 128,
-            },
+            vision_config=SAM2_VISION,
             prompt_encoder_config={
                 'hidden_size': 128,
                 'image_size': 64,
@@ -288,3 +298,134 @@ def save_small_labeller(folder: Path, words: tuple[str, ...] = ('person', 'anima
         {'dynamic': words, 'detect_every': 3, 'detector_side': 64, 'min_score': 0.3},
     )
     return folder
+
+
+def save_small_tracker(folder: Path, kind: str) -> None:
+    """Write a tracker of the real classes beside SAM 2's: 'edgetam_video' or
+    'sam3_tracker_video'."""
+    torch.manual_seed(0)
+    prompts = {'hidden_size': 128, 'image_size': 64, 'patch_size': 16, 'mask_input_channels': 4}
+    decoder = {
+        'hidden_size': 128,
+        'mlp_dim': 16,
+        'num_attention_heads': 2,
+        'iou_head_hidden_dim': 16,
+        'num_hidden_layers': 1,
+    }
+    memory = {
+        'memory_attention_hidden_size': 128,
+        'memory_attention_num_layers': 1,
+        'memory_encoder_hidden_size': 128,
+        'mask_downsampler_embed_dim': 128,
+        'memory_fuser_embed_dim': 128,
+        'memory_fuser_intermediate_dim': 16,
+        'memory_fuser_num_layers': 1,
+    }
+    if kind == 'edgetam_video':
+        # the published backbone is one of timm's
+        config = EdgeTamVideoConfig(
+            vision_config=SAM2_VISION,
+            prompt_encoder_config=prompts,
+            mask_decoder_config=decoder,
+            image_size=64,
+            memory_attention_mlp_hidden_size=16,
+            memory_attention_rope_feat_sizes=[4, 4],
+            memory_attention_rope_k_sizes=[4, 4],
+            perceiver_resampler_num_latents=16,
+            perceiver_resampler_num_latents_2d=16,
+            **memory,
+        )
+        EdgeTamVideoModel(config).save_pretrained(folder)
+        return
+    config = Sam3TrackerVideoConfig(
+        vision_config={
+            'model_type': 'sam3_vision_model',
+            'backbone_config': {
+                'model_type': 'sam3_vit_model',
+                'hidden_size': 16,
+                'intermediate_size': 16,
+                'num_hidden_layers': 1,
+                'num_attention_heads': 1,
+                'image_size': 64,
+                'patch_size': 16,
+                'window_size': 2,
+                'global_attn_indexes': [0],
+                'pretrain_image_size': 64,
+            },
+            'fpn_hidden_size': 128,
+        },
+        prompt_encoder_config=prompts,
+        mask_decoder_config=decoder,
+        image_size=64,
+        memory_attention_feed_forward_hidden_size=16,
+        **memory,
+    )
+    Sam3TrackerVideoModel(config).save_pretrained(folder)
+
+
+VOCABULARY_WORDS = (
+    '<pad>',
+    '<|im_start|>',
+    '<|im_end|>',
+    '<|vision_start|>',
+    '<|image_pad|>',
+    '<|vision_end|>',
+    '<unk>',
+    'forklift',
+    'wheelchair',
+    'balloon',
+    ',',
+)
+
+
+def save_small_vocabulary(folder: Path) -> None:
+    """Write a Qwen3-VL that knows three kinds of things and a comma."""
+    torch.manual_seed(3)
+    size = {'hidden_size': 16, 'intermediate_size': 16}
+    config = Qwen3VLConfig(
+        text_config={
+            **size,
+            'vocab_size': len(VOCABULARY_WORDS),
+            'num_hidden_layers': 1,
+            'num_attention_heads': 2,
+            'num_key_value_heads': 1,
+            'head_dim': 8,
+            'rope_parameters': {
+                'rope_type': 'default',
+                'rope_theta': 10000.0,
+                'mrope_section': [2, 1, 1],
+                'mrope_interleaved': True,
+            },
+            'pad_token_id': 0,
+        },
+        vision_config={
+            **size,
+            'depth': 1,
+            'num_heads': 2,
+            'out_hidden_size': 16,
+            'num_position_embeddings': 16,
+            'deepstack_visual_indexes': [0],
+        },
+        image_token_id=VOCABULARY_WORDS.index('<|image_pad|>'),
+        vision_start_token_id=VOCABULARY_WORDS.index('<|vision_start|>'),
+        vision_end_token_id=VOCABULARY_WORDS.index('<|vision_end|>'),
+        video_token_id=len(VOCABULARY_WORDS) - 1,
+    )
+    model = Qwen3VLForConditionalGeneration(config)
+    with torch.no_grad():
+        # so that one of the four is always likelier than a special token
+        rows = model.lm_head.weight
+        rows[:7] = 0
+        rows[7::2] = -rows[8::2]
+    model.save_pretrained(folder)
+    ids = {word: number for number, word in enumerate(VOCABULARY_WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token='<pad>',
+        additional_special_tokens=list(VOCABULARY_WORDS[:7]),
+    ).save_pretrained(folder)
+    Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2).save_pretrained(
+        folder
+    )

@@ -53,6 +53,7 @@ LAYERS = (
         'allocator.py',
         'extras.py',
         'image_fit.py',
+        'engine/config.py',
         'camera.py',
         'messages/',
         'options.py',

@@ -21,9 +21,15 @@ from mirage_model.conversion import names
 from mirage_model.conversion.config import ImportCommand, Source
 from mirage_model.io import read_json
 from mirage_model.model.backbone import Backbone
-from mirage_model.model.checkpoint import EMBEDDED, PROMPTS, ModelConfig, save_model
-from mirage_model.model.codec import WAN22_STATISTICS, WAN22_VAE, load_pretrained
-from mirage_model.model.lora import load_adapter, merge_adapter, remove_adapter, save_adapter
+from mirage_model.model.checkpoint import (
+    EMBEDDED,
+    PROMPTS,
+    ModelConfig,
+    check_sizes,
+    save_model,
+)
+from mirage_model.model.codec import WAN22_STATISTICS, WAN22_VAE, Codec, load_pretrained
+from mirage_model.model.lora import load_adapter, remove_adapter, save_adapter
 from mirage_model.model.sampler import WanUniPCScheduler
 from mirage_model.model.side_branch import SideBranch, SideBranchConfig
 from mirage_model.model.taehv import TinyDecoder, save_decoder
@@ -59,16 +65,32 @@ def write_model(config: ImportCommand, out: Path) -> None:
     """Write a model folder; raise ValueError as `main` does."""
     dtype = getattr(torch, config.precision)
     folder = config.wan or config.folder
-    wan = read_transformer(folder).to(dtype)
+    wan = read_transformer(folder)
     for path in config.merge:
-        with_adapter(wan, path, out / 'merged')
-        merge_adapter(wan)
-        shutil.rmtree(out / 'merged')
+        merge(wan, path)
+    cast(wan, dtype)
     branch, adapter = read_branch(config.source, config.folder, wan)
     if adapter is not None:
         with_adapter(wan, adapter, out / 'side_branch')
         remove_adapter(wan)
-    vae = read_vae(folder)
+    vae, backbone = read_vae(folder), Backbone(wan, branch.to(dtype))
+    remembers = config.source != 'wan'
+    model_config = ModelConfig(
+        name=config.name or NAMES[config.source],
+        height=config.height,
+        width=config.width,
+        chunk_frames=config.chunk_frames,
+        frame_rate=config.frame_rate,
+        steps=config.steps,
+        splat_size=1,
+        perception=config.perception_name,
+        memory='rgb_cloud' if config.source == 'spatia' else 'latent',
+        references=config.references if remembers else 0,
+        preceding=config.preceding if config.source == 'official' else 0,
+        decoder='vae' if config.decoder is None else 'taehv',
+        tiling=config.tiling,
+    )
+    check_sizes(model_config, Codec(vae), backbone)
     write_text_encoder(folder, out, dtype)
     if config.decoder is not None:
         sizes, state = names.decoder(read_state(config.decoder))
@@ -77,22 +99,9 @@ def write_model(config: ImportCommand, out: Path) -> None:
         save_decoder(out / 'decoder', decoder)
     save_model(
         out,
-        config=ModelConfig(
-            name=config.name or NAMES[config.source],
-            height=config.height,
-            width=config.width,
-            chunk_frames=config.chunk_frames,
-            frame_rate=config.frame_rate,
-            steps=config.steps,
-            splat_size=1,
-            perception=config.perception_name,
-            memory='rgb_cloud' if config.source == 'spatia' else 'latent',
-            references=config.references if config.source != 'wan' else 0,
-            preceding=config.preceding if config.source == 'official' else 0,
-            decoder='vae' if config.decoder is None else 'taehv',
-        ),
+        config=model_config,
         vae=vae,
-        backbone=Backbone(wan, branch.to(dtype)),
+        backbone=backbone,
         scheduler=WanUniPCScheduler(
             prediction_type='flow_prediction', use_flow_sigmas=True, flow_shift=FLOW_SHIFT
         ),
@@ -123,8 +132,8 @@ def read_transformer(folder: Path) -> WanTransformer3DModel:
             'num_layers': original['num_layers'],
             'eps': original['eps'],
         }
-    except KeyError as error:
-        raise ValueError(f'{path}: not a configuration of Wan, {error} is missing') from None
+    except (KeyError, IndexError) as error:
+        raise ValueError(f'{path}: not of Wan, {error} is missing or misshapen') from None
     with torch.device('meta'):
         wan = WanTransformer3DModel(patch_size=(1, 2, 2), **sizes)
     assign(wan, names.transformer(state), shards[0])
@@ -161,6 +170,37 @@ def read_branch(
     return branch, adapter_path
 
 
+def cast(wan: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """Change the type of the transformer in place, but for what diffusers keeps in float32."""
+    precise = wan._keep_in_fp32_modules or ()
+    for name, parameter in wan.named_parameters():
+        if not any(part in precise for part in name.split('.')):
+            parameter.data = parameter.data.to(dtype)
+
+
+def merge(wan: WanTransformer3DModel, path: Path) -> None:
+    """Add the changes of a LoRA file to the transformer's tensors in place.
+
+    Raises:
+        ValueError: The file is not an adapter, or does not fit.
+    """
+    published = read_state(path)
+    try:
+        added = names.changes(published)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    state = wan.state_dict()
+    for name, value in added.items():
+        if name not in state:
+            raise ValueError(f'{path}: does not fit, the transformer has no {name}')
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f'{path}: does not fit, {name} has shape {tuple(value.shape)}, '
+                f'{tuple(state[name].shape)} is needed'
+            )
+        state[name].copy_(state[name].float() + value)
+
+
 def with_adapter(wan: WanTransformer3DModel, path: Path, folder: Path) -> None:
     """Write the adapter of a LoRA file into a folder, and add it to the transformer in place."""
     try:
@@ -177,7 +217,10 @@ def with_adapter(wan: WanTransformer3DModel, path: Path, folder: Path) -> None:
         folder / 'adapter.safetensors',
     )
     (folder / 'adapter.json').write_text(json.dumps({'rank': rank}))
-    load_adapter(folder, wan)
+    try:
+        load_adapter(folder, wan)
+    except ValueError as error:
+        raise ValueError(f'{path}: not an adapter of this transformer, {error}') from None
     save_adapter(folder, wan, rank=rank)
 
 
@@ -193,8 +236,10 @@ def read_vae(folder: Path) -> AutoencoderKLWan:
             'decoder_base_dim': state['decoder.head.2.weight'].shape[1],
             'z_dim': state['conv2.weight'].shape[0],
         }
-    except KeyError as error:
-        raise ValueError(f'{path}: not the VAE of Wan2.2, {error} is missing') from None
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f'{path}: not the VAE of Wan2.2, {error} is missing or misshapen'
+        ) from None
     if sizes['z_dim'] != WAN22_VAE['z_dim']:
         raise ValueError(f'{path}: {sizes["z_dim"]} channels, the VAE of Wan2.2 has 48')
     arguments: dict[str, Any] = {**WAN22_VAE, **WAN22_STATISTICS, **sizes}
@@ -220,11 +265,13 @@ def write_text_encoder(folder: Path, out: Path, dtype: torch.dtype) -> None:
     path = _one_of(folder, f'{stem}.safetensors', f'{stem}.pth')
     state = read_state(path)
     try:
-        words, width = state['token_embedding.weight'].shape
-        buckets, heads = state['blocks.0.pos_embedding.embedding.weight'].shape
+        words, width = _matrix(state, 'token_embedding.weight')
+        buckets, heads = _matrix(state, 'blocks.0.pos_embedding.embedding.weight')
         inner, hidden = len(state['blocks.0.attn.q.weight']), len(state['blocks.0.ffn.fc1.weight'])
     except KeyError as error:
-        raise ValueError(f'{path}: not the text encoder of Wan, {error} is missing') from None
+        raise ValueError(
+            f'{path}: not the text encoder of Wan, {error} is missing or misshapen'
+        ) from None
     sizes = UMT5Config(
         vocab_size=words,
         d_model=width,
@@ -276,6 +323,14 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f'{path}: does not fit, {error}') from None
+
+
+def _matrix(state: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Return the shape of a matrix; raise KeyError where it is missing or none."""
+    shape = state[name].shape
+    if len(shape) != 2:
+        raise KeyError(name)
+    return shape[0], shape[1]
 
 
 def _one_of(folder: Path, *candidates: str) -> Path:

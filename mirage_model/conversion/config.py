@@ -42,6 +42,8 @@ class ImportCommand(Checked):
     """LoRA files to merge into the transformer, such as one for few steps."""
     decoder: InputFile | None = None
     """File of the decoder taew2_2, which then decodes in place of the VAE."""
+    tiling: bool = False
+    """Encode and decode in tiles, which saves memory."""
     perception: InputFolder | None = None
     """Folder of the perception network; None takes that of mirage-tiny."""
     perception_name: str = 'embedded'

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from mirage_model.model.taehv import TinyDecoderConfig
 
-LORA_PREFIXES = ('module.', 'model.', 'pipe.dit.', 'dit.', 'base_model.', 'diffusion_model.')
+LORA_PREFIXES = (
+    'module.',
+    'model.',
+    'pipe.dit.',
+    'dit.',
+    'base_model.',
+    'diffusion_model.',
+    'transformer.',
+)
 BRANCH_PREFIXES = ('module.', 'model.', 'pipe.vace.', 'vace.')
 
 _VAE = (
@@ -58,6 +66,15 @@ _BRANCH = (
     (r'^vace_blocks\.(\d+)\.proj_out\.', r'proj_out.\1.'),
     (r'^vace_blocks\.', 'blocks.'),
 )
+_LORA_PARTS = {
+    'lora_A.weight': 'down',
+    'lora_B.weight': 'up',
+    'lora_down.weight': 'down',
+    'lora_up.weight': 'up',
+    'alpha': 'alpha',
+    'diff': 'weight',
+    'diff_b': 'bias',
+}
 
 
 def transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,6 +127,39 @@ def lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix('transformer.'): value for name, value in converted.items()}
 
 
+def changes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a LoRA file adds to the transformer's tensors, by their names in diffusers.
+
+    Beside pairs of low rank, with or without alpha, a file may hold whole changes of weights
+    (``diff``) and biases (``diff_b``), as adapters that were taken from full weights do.
+
+    Raises:
+        ValueError: A tensor is none of these, or half of a pair is missing.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        short = _without(name, LORA_PREFIXES).replace('.default.weight', '.weight')
+        part = next((part for part in _LORA_PARTS if short.endswith(f'.{part}')), None)
+        if part is None:
+            raise ValueError(f'not an adapter of Wan, it has {name}')
+        layers.setdefault(short.removesuffix(f'.{part}'), {})[_LORA_PARTS[part]] = value.float()
+    added = {}
+    for layer, parts in layers.items():
+        if ('up' in parts) != ('down' in parts):
+            raise ValueError(f'not an adapter of Wan, {layer} has half of a pair')
+        if 'up' in parts:
+            up, down = parts['up'], parts['down']
+            scale = parts['alpha'] / len(down) if 'alpha' in parts else 1.0
+            product = scale * (up.flatten(1) @ down.flatten(1))
+            added[f'{layer}.weight'] = product.view(len(up), *down.shape[1:])
+        if 'weight' in parts:
+            added[f'{layer}.weight'] = added.get(f'{layer}.weight', 0) + parts['weight']
+        if 'bias' in parts:
+            added[f'{layer}.bias'] = parts['bias']
+    # names of diffusers itself stay
+    return added if any('.attn1.' in name for name in added) else transformer(added)
+
+
 def decoder(state: Mapping[str, Tensor]) -> tuple[TinyDecoderConfig, dict[str, Tensor]]:
     """Return sizes and tensors of a published TAEHV decoder.
 
@@ -131,8 +181,8 @@ def decoder(state: Mapping[str, Tensor]) -> tuple[TinyDecoderConfig, dict[str, T
         for layer, width, doubles in stages:
             name = f'decoder.{layer}.conv.weight'
             kept[name] = kept[name][-width * (2 if doubles else 1) :]
-    except KeyError as error:
-        raise ValueError(f'not a decoder of TAEHV, {error} is missing') from None
+    except (KeyError, IndexError) as error:
+        raise ValueError(f'not a decoder of TAEHV, {error} is missing or misshapen') from None
     return config, kept
 
 

@@ -15,6 +15,7 @@ import torch
 
 from mirage_model.camera import check_cameras, check_rigid
 from mirage_model.engine.candidates import generate_candidates
+from mirage_model.engine.config import EngineOptions
 from mirage_model.engine.inputs import cameras_along_all, fit_observation
 from mirage_model.engine.latency import LatencyModel
 from mirage_model.engine.outputs import (
@@ -129,6 +130,23 @@ class Engine:
             limits=limits,
             allow_unscaled_depth=allow_unscaled_depth,
             refine_cameras=refine_cameras,
+        )
+
+    @classmethod
+    def from_options(
+        cls, options: EngineOptions, *, device: str = 'cpu', limits: MemoryLimits = MemoryLimits()
+    ) -> Engine:
+        """Load the model that options name; raise ValueError as `from_folder` does."""
+        return cls.from_folder(
+            Path(options.model_folder) if options.model_folder else None,
+            device=device,
+            limits=limits,
+            allow_unscaled_depth=options.allow_unscaled_depth,
+            refine_cameras=options.refine_cameras,
+            labeller=Path(options.labeller) if options.labeller else None,
+            acceleration=Acceleration(
+                compile=options.compile, offload=options.offload, float8=options.float8
+            ),
         )
 
     def for_session(self, limits: MemoryLimits) -> Engine:

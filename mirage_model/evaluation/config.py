@@ -10,13 +10,13 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from mirage_model.data.config import BagConfig
+from mirage_model.engine.config import EngineOptions
 from mirage_model.options import (
     Checked,
     Count,
     Guidance,
     InputFile,
     InputFolder,
-    InputFolderName,
     InputPath,
     Name,
     NotNegative,
@@ -38,7 +38,7 @@ GpuVariant = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayConfig(Checked):
+class ReplayConfig(EngineOptions):
     """Segments of a recording to imagine, and the images that the memory observes before them."""
 
     horizon: Positive = 4.0
@@ -60,14 +60,8 @@ class ReplayConfig(Checked):
     """Text that describes what guidance leads away from."""
     guidance: Guidance = 1.0
     """Weight of classifier-free guidance; 1 is none."""
-    model_folder: InputFolderName = ''
-    """Folder of weights; empty for mirage-tiny."""
     devices: tuple[str, ...] = ('cpu',)
     """Devices such as cpu or cuda:1; several share the segments, one process each."""
-    allow_unscaled_depth: bool = False
-    """Accept estimated depth whose scale in metres is unknown."""
-    refine_cameras: bool = False
-    """Estimate the cameras of imagined frames before they are written to the memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,6 +131,35 @@ class RolloutQualityConfig(Checked):
     """Folder of the results; an interrupted evaluation continues from them."""
     workers: Count = 2
     """Processes of one thread each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutComparisonConfig(Checked):
+    """Compare models, or settings of a model, on the same trajectories through held-out maps.
+
+    A variant is FOLDER, or FOLDER:field=value,... with other values of steps, references or
+    preceding than in its model.json. Differences are to the first.
+    """
+
+    variants: Positional[tuple[str, ...]]
+    """Model folders, with settings if wanted."""
+    trajectories: Count = 24
+    """Number of trajectories, a third each turning, forward, and out and back."""
+    chunks: Count = 8
+    """Chunks of a trajectory."""
+    world: Literal['doom', 'rooms'] = 'doom'
+    """Maps of Freedoom, or houses."""
+    out: Path = Path('out/eval/compare')
+    """Folder of the results; an interrupted comparison continues."""
+    workers: Count = 1
+    """Processes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.variants:
+            raise ValueError('variants: none are given, at least 1 model folder is needed')
+        if len(set(self.variants)) < len(self.variants):
+            raise ValueError('variants: one is given twice, they must differ')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,8 +167,7 @@ class Model:
     @property
     def size_step(self) -> tuple[int, int]:
         """Pixels that height and width must be multiples of."""
-        patch = (1, 1, 1) if self.backbone is None else self.backbone.wan.config.patch_size
-        return self.codec.spatial_stride * patch[1], self.codec.spatial_stride * patch[2]
+        return _size_step(self.codec, self.backbone)
 
     @property
     def info(self) -> ModelInfo:
@@ -229,6 +228,7 @@ def load_model(
         accelerate(backbone, acceleration, device=device, dtype=dtype)
         scheduler = _load_scheduler(folder / 'scheduler' / 'scheduler_config.json')
         prompts = PromptEncoder(folder, folder / PROMPTS, device=device, dtype=dtype)
+    check_sizes(config, codec, backbone)
     resampler = None
     if config.prediction == 'first_guess' or (folder / 'resampler').is_dir():
         resampler = load_resampler(folder / 'resampler').to(device)
@@ -244,7 +244,6 @@ def load_model(
         prompts=prompts,
         acceleration=acceleration,
     )
-    _check_sizes(model)
     return model
 
 
@@ -387,19 +386,31 @@ def _load_side_branch(folder: Path, wan: WanTransformer3DModel) -> SideBranch:
     return side_branch
 
 
-def _check_sizes(model: Model) -> None:
-    model.codec.latent_frames(model.config.chunk_frames)
-    if model.side_input == 'spatia' and model.config.memory != 'rgb_cloud':
-        raise ValueError(
-            f'model.json: memory {model.config.memory!r} does not fit the side branch, whose '
-            "input 'spatia' needs 'rgb_cloud'"
-        )
-    for name, step in zip(('height', 'width'), model.size_step, strict=True):
-        if getattr(model.config, name) % step:
+def check_sizes(config: ModelConfig, codec: Codec, backbone: Backbone | None) -> None:
+    """Raise ValueError where the parts of a model do not fit each other."""
+    codec.latent_frames(config.chunk_frames)
+    if backbone is not None:
+        channels, side_input = backbone.wan.config.in_channels, backbone.side_branch.config.input
+        if channels != codec.channels:
             raise ValueError(
-                f'model.json: {name} {getattr(model.config, name)} does not fit, '
+                f'vae: {codec.channels} channels do not fit the transformer, {channels} are needed'
+            )
+        if side_input == 'spatia' and config.memory != 'rgb_cloud':
+            raise ValueError(
+                f'model.json: memory {config.memory!r} does not fit the side branch, whose '
+                "input 'spatia' needs 'rgb_cloud'"
+            )
+    for name, step in zip(('height', 'width'), _size_step(codec, backbone), strict=True):
+        if getattr(config, name) % step:
+            raise ValueError(
+                f'model.json: {name} {getattr(config, name)} does not fit, '
                 f'a multiple of {step} (codec stride times patch size) is needed'
             )
+
+
+def _size_step(codec: Codec, backbone: Backbone | None) -> tuple[int, int]:
+    patch = (1, 1, 1) if backbone is None else backbone.wan.config.patch_size
+    return codec.spatial_stride * patch[1], codec.spatial_stride * patch[2]
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

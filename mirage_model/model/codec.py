@@ -195,7 +195,8 @@ class Codec:
         self.temporal_stride: int = vae.config.scale_factor_temporal
         shape = (1, self.channels, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
-        self._std = torch.tensor(vae.config.latents_std).view(shape)
+        # Wan's code multiplies by the inverse: other roundings would not be bit for bit
+        self._inverse_std = 1 / torch.tensor(vae.config.latents_std).view(shape)
         strides = (self.temporal_stride, self.spatial_stride)
         if decoder and (decoder.config.channels, decoder.strides) != (self.channels, strides):
             raise ValueError(
@@ -263,7 +264,7 @@ class Codec:
             )
         x = (frames.movedim(2, 1) * 2 - 1).to(self.vae.dtype)
         latents = self.vae.encode(x).latent_dist.mode().float()
-        return (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
+        return (latents - self._mean.to(latents.device)) * self._inverse_std.to(latents.device)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, 'b c k h w']) -> Float[Tensor, 'b n 3 H W']:
@@ -271,7 +272,8 @@ class Codec:
         if self._decoder is not None:
             dtype = next(self._decoder.parameters()).dtype
             return self._decoder(latents.to(dtype)).float()
-        z = latents.float() * self._std.to(latents.device) + self._mean.to(latents.device)
+        z = latents.float() / self._inverse_std.to(latents.device)
+        z = z + self._mean.to(latents.device)
         frames = self.vae.decode(z.to(self.vae.dtype)).sample.float()
         return (frames.movedim(1, 2) + 1) / 2
 

@@ -1,7 +1,8 @@
 """Segment dynamic objects and sky by words, around any perception.
 
-Grounding DINO finds boxes of the words, SAM 2 or EdgeTAM follows their masks over the frames, and
-Qwen3-VL may add words from what it sees. All run through transformers, from local folders.
+Grounding DINO finds boxes of the words, SAM 2, SAM 3 or EdgeTAM follows their masks over the
+frames, and Qwen3-VL may add words from what it sees. All run through transformers, from local
+folders.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import re
+from typing import TypeAlias
 
 from jaxtyping import Bool, Float, Int
 import torch
@@ -20,7 +22,10 @@ from mirage_model.io import read_json
 from mirage_model.memory import Readout
 from mirage_model.perception import Estimate, Perception
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Colours: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of red, green and blue that a network takes out of its input."""
+_IMAGENET: Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _MAX_WORDS = 20
 _QUESTION = (
     'Name each kind of thing in this image that moves or could be moved within a minute, such as '
@@ -72,8 +77,8 @@ class Labels:
 class Labeller:
     """Detector, tracker and optional vision-language model.
 
-    A folder holds ``labeller.json``, ``detector/`` (Grounding DINO), ``tracker/`` (SAM 2 video or
-    EdgeTAM video) and optionally ``vocabulary/`` (Qwen3-VL), each in transformers' layout.
+    A folder holds ``labeller.json``, ``detector/`` (Grounding DINO), ``tracker/`` (SAM 2, SAM 3
+    or EdgeTAM video) and optionally ``vocabulary/`` (Qwen3-VL), each in transformers' layout.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,7 +98,7 @@ class Labeller:
             folder / 'detector', **local
         ).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder / 'detector', local_files_only=True)
-        self.tracker, self._session = _load_tracker(folder / 'tracker')
+        self.tracker, self._session, self._colours = _load_tracker(folder / 'tracker')
         vocabulary = folder / 'vocabulary'
         self.vocabulary = Vocabulary(vocabulary) if vocabulary.is_dir() else None
         self._words: tuple[str, ...] = self.config.dynamic
@@ -155,7 +160,7 @@ class Labeller:
         input_ids = torch.tensor([[*ids, self.tokenizer.sep_token_id]], device=device)
         scale = self.config.detector_side / min(frame.shape[1:])
         size = [round(side * scale) for side in frame.shape[1:]]
-        pixels = _normalised(frame[None].to(device), size)
+        pixels = _normalised(frame[None].to(device), size, _IMAGENET)
         output = self.detector(
             pixel_values=pixels,
             input_ids=input_ids,
@@ -184,7 +189,7 @@ class Labeller:
         size = self.tracker.config.image_size
         size = [size, size] if isinstance(size, int) else list(size)
         session = self._session(
-            video=_normalised(frames[window].to(device), size),
+            video=_normalised(frames[window].to(device), size, self._colours),
             video_height=height,
             video_width=width,
             inference_device=device,
@@ -297,10 +302,12 @@ class LabelledPerception:
         )
 
 
-def _normalised(frames: Float[Tensor, 'n 3 h w'], size: list[int]) -> Float[Tensor, 'n 3 H W']:
-    """Return frames of a size, with ImageNet's mean and deviation removed."""
+def _normalised(
+    frames: Float[Tensor, 'n 3 h w'], size: list[int], colours: Colours
+) -> Float[Tensor, 'n 3 H W']:
+    """Return frames of a size, with a mean and a deviation of the colours removed."""
     pixels = F.interpolate(frames, size, mode='bilinear', antialias=True)
-    mean, std = (pixels.new_tensor(value)[:, None, None] for value in (_MEAN, _STD))
+    mean, std = (pixels.new_tensor(value)[:, None, None] for value in colours)
     return (pixels - mean) / std
 
 
@@ -315,20 +322,34 @@ def _read_config(path: Path) -> LabellerConfig:
 
 
 def _load_tracker(folder: Path):
-    """Return the tracker of a folder and the class of its sessions."""
-    from transformers import AutoConfig, EdgeTamVideoModel, Sam2VideoModel
+    """Return the tracker of a folder, the class of its sessions, and its colours.
+
+    A folder of SAM 3 holds a detector too, which is left out.
+    """
+    from transformers import (
+        AutoConfig,
+        EdgeTamVideoModel,
+        Sam2VideoModel,
+        Sam3TrackerVideoModel,
+    )
     from transformers.models.edgetam_video.modeling_edgetam_video import (
         EdgeTamVideoInferenceSession,
     )
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+    from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
+        Sam3TrackerVideoInferenceSession,
+    )
 
+    sam3 = (Sam3TrackerVideoModel, Sam3TrackerVideoInferenceSession, _HALF)
     trackers = {
-        'sam2_video': (Sam2VideoModel, Sam2VideoInferenceSession),
-        'edgetam_video': (EdgeTamVideoModel, EdgeTamVideoInferenceSession),
+        'sam2_video': (Sam2VideoModel, Sam2VideoInferenceSession, _IMAGENET),
+        'edgetam_video': (EdgeTamVideoModel, EdgeTamVideoInferenceSession, _IMAGENET),
+        'sam3_video': sam3,
+        'sam3_tracker_video': sam3,
     }
     kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     if kind not in trackers:
         raise ValueError(f'{folder}: a model of type {kind!r}, allowed are {sorted(trackers)}')
-    model, session = trackers[kind]
+    model, session, colours = trackers[kind]
     loaded = model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    return loaded.eval(), session
+    return loaded.eval(), session, colours

@@ -33,12 +33,7 @@ def main(command: ServeCommand) -> int:
     from mirage_model.engine.engine import Engine
     from mirage_model.memory.eviction import MemoryLimits
 
-    engine = Engine.from_folder(
-        command.model_folder,
-        device=command.device,
-        allow_unscaled_depth=command.allow_unscaled_depth,
-        refine_cameras=command.refine_cameras,
-    )
+    engine = Engine.from_options(command, device=command.device)
     engine.warm()
     limits = MemoryLimits(capacity=command.server.limits.max_points)
     return serve(engine, lambda: engine.for_session(limits), command.server)

@@ -11,11 +11,11 @@ from typing import Literal
 import grpc
 from tyro.conf import OmitArgPrefixes
 
+from mirage_model.engine.config import EngineOptions
 from mirage_model.options import (
     Checked,
     Count,
     InputFile,
-    InputFolder,
     Name,
     Positive,
 )
@@ -95,17 +95,11 @@ class ServerConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand(Checked):
+class ServeCommand(EngineOptions):
     """Serve a model to robots over gRPC."""
 
-    model_folder: InputFolder | None = None
-    """Folder of weights; none for mirage-tiny."""
     device: Name = 'cpu'
     """cpu, cuda or cuda:N."""
-    allow_unscaled_depth: bool = False
-    """Accept images without metric depth."""
-    refine_cameras: bool = False
-    """Estimate the cameras of generated frames by matched features."""
     server: OmitArgPrefixes[ServerConfig] = ServerConfig()
     status: bool = False
     """Print what the server at ``address`` does, and end."""

@@ -40,7 +40,7 @@ from mirage_model.training.config import (
     WorldModelConfig,
 )
 from mirage_model.training.simulated_memory import over_pixels, readout_of
-from mirage_model.training.stages import TRAINED, WorldModel, build, start_from
+from mirage_model.training.stages import TRAINED, WorldModel, build, read_architecture, start_from
 from mirage_model.training.trainer import (
     checkpoints,
     fit,
@@ -213,7 +213,8 @@ def run_variant(
             context=ContextConfig(imagined_from=steps // 4, **variant.context),
             **variant.world_model,
         )
-        model = build(model_config, seed=seed)
+        architecture = read_architecture(data.backbone, model_config)
+        model = build(model_config, seed=seed, architecture=architecture)
         # a trained side branch in the checkpoint is not used
         words = TRAINED['backbone'] if index == 0 else ('',)
         start_from(model, start, words=words)

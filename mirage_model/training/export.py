@@ -29,7 +29,7 @@ from mirage_model.training.config import (
     ExportConfig,
     WorldModelConfig,
 )
-from mirage_model.training.stages import build
+from mirage_model.training.stages import build, read_architecture
 from mirage_model.training.trainer import load_parameters
 from mirage_model.training.world_model_command import OWN_TEXT
 
@@ -109,7 +109,8 @@ def export(
         if text is None and 'text' not in stored:
             raise ValueError(f'{world_model}: learned no text, give the one of its training')
         ranks = [len(value) for name, value in stored.items() if 'lora_A' in name]
-        model = build(trained, text=text)
+        architecture = read_architecture(world_model, trained)
+        model = build(trained, text=text, architecture=architecture)
         if ranks:
             add_adapter(model.backbone.wan, rank=ranks[0], targets=trained.lora_targets)
         load_parameters(model, world_model)

@@ -8,9 +8,9 @@ from pathlib import Path
 import time
 
 from mirage_model.data import prepare, record
-from mirage_model.data.config import PrepareCommand, RecordCommand
-from mirage_model.io import remove_folder, write_json
-from mirage_model.model.checkpoint import EMBEDDED
+from mirage_model.data.config import PrepareCommand, RecordCommand, RecordConfig
+from mirage_model.io import read_json, remove_folder, write_json
+from mirage_model.model.checkpoint import EMBEDDED, load_model_info
 from mirage_model.training import world_model_command
 from mirage_model.training.config import TrainerConfig, WorldModelTraining
 from mirage_model.training.export import export
@@ -68,12 +68,15 @@ def main(config: KitCommand) -> int:
     (validation, *_) = (training.run / 'validation.jsonl').read_text().splitlines()[::-1]
     result = {**planned, 'seconds': time.monotonic() - began, **json.loads(validation)}
     write_json(path, result)
+    fields = read_json(model / 'model.json')
+    kept = ('height', 'width', 'chunk_frames', 'frame_rate', 'perception')
     export(
         config.out / 'model',
         world_model=checkpoint,
         vae=model / 'vae',
         perception=model / 'perception',
         resampler=training.resampler,
+        settings={name: fields[name] for name in kept if name in fields},
     )
     print(f'wrote {config.out / "model"}: {steps} steps, {result["seconds"]:.0f} s')
     return 0
@@ -82,12 +85,25 @@ def main(config: KitCommand) -> int:
 def _record(config: KitCommand, model: Path) -> tuple[Path, Path]:
     """Return the folders of recorded clips and of their latents."""
     recorded, latents = config.out / 'recorded', config.out / 'latents'
-    train = RecordCommand(split='train', out=recorded, world='rooms', clips=config.recorded)
+    about = load_model_info(model)
+    size = RecordConfig(
+        height=about.height,
+        width=about.width,
+        rate=about.frame_rate,
+        frames=max(RecordConfig().frames, 2 * about.new_frames_per_chunk + 1),
+    )
+    train = RecordCommand(
+        split='train', out=recorded, world='rooms', clips=config.recorded, record=size
+    )
     few = max(1, config.recorded // 8)
     record.main(train)
     record.main(replace(train, split='validation', clips=few))
     clips = config.out / 'clips'
-    prepare.main(PrepareCommand(out=latents, clips=(recorded,), model=model, save_clips=clips))
+    prepare.main(
+        PrepareCommand(
+            out=latents, clips=(recorded,), model=model, frames=size.frames, save_clips=clips
+        )
+    )
     return clips, latents
 
 

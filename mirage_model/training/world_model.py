@@ -26,6 +26,7 @@ from mirage_model.model.conditioning import read_scene, side_input
 from mirage_model.model.history import choose_references, visible_voxels
 from mirage_model.model.resampler import Resampler
 from mirage_model.model.sampler import Scheduler, sample_chunk, tiny_scheduler
+from mirage_model.model.side_branch import SideInput
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import WorldModelConfig
 from mirage_model.training.simulated_memory import SingleFrameLatents, count_imagined, fill, write
@@ -154,6 +155,9 @@ class WorldModelObjective(Objective):
         self.resampler = resampler
         if config.prediction == 'first_guess' and resampler is None:
             raise ValueError("prediction: 'first_guess' needs a resampler, give its folder")
+        self.side_input: SideInput = model.backbone.side_branch.config.input
+        if self.side_input == 'spatia':
+            raise ValueError("from: a side branch of input 'spatia' cannot be trained here")
         self.chunks = read_index(latents / 'train')
         validation = read_index(latents / 'validation')
         for index in (self.chunks, validation):
@@ -482,7 +486,7 @@ class WorldModelObjective(Objective):
             return None
         sides = []
         for memory, cameras, context, past in views:
-            kind, codec = self.config.side_input, self.codec
+            kind, codec = self.side_input, self.codec
             read = partial(read_scene, kind, memory, codec=codec, resampler=self.resampler)
             scene = read(cameras, context[None])[1]
             if past is not None and len(past.cameras):

@@ -15,7 +15,13 @@ from mirage_model.model.resampler import load_resampler
 from mirage_model.model.text import PromptEncoder
 from mirage_model.training.config import WorldModelTraining
 from mirage_model.training.distill import DistillObjective
-from mirage_model.training.stages import build, start_from
+from mirage_model.training.stages import (
+    build,
+    default_architecture,
+    fixed_text,
+    read_architecture,
+    start_from,
+)
 from mirage_model.training.trainer import checkpoints, fit, processes
 from mirage_model.training.world_model import WorldModelObjective
 
@@ -46,16 +52,34 @@ def make_objective(config: WorldModelTraining) -> WorldModelObjective:
         raise ValueError('distill.steps: a trained model is needed, give --from')
     if settings.distill.steps and config.trainer.fsdp:
         raise ValueError('fsdp: sharded models cannot be distilled, leave it out')
+    codec = Codec.from_folder(config.codec, device=str(processes().device))
     captions = None if config.encoder is None else _captions(config.encoder, config.latents)
     text = None if config.text is None else load_file(config.text)['embedding'].float()
     if text is None and captions is not None:
         text = captions.embed('').float()
-    model = build(settings, seed=config.trainer.seed, backbone=config.backbone, text=text)
+    if config.start is None:
+        architecture = default_architecture(settings).of_channels(codec.channels)
+    else:
+        architecture = read_architecture(config.start, settings)
+        if text is None:
+            text = fixed_text(config.start)
+    model = build(
+        settings,
+        seed=config.trainer.seed,
+        backbone=config.backbone,
+        text=text,
+        architecture=architecture,
+    )
+    channels = model.backbone.wan.config.in_channels
+    if channels != codec.channels:
+        raise ValueError(
+            f'codec: {config.codec} has {codec.channels} channels, '
+            f'the transformer takes {channels}'
+        )
     if config.start is not None:
         start_from(model, config.start)
     if config.compile:
         compile_blocks(model.backbone)
-    codec = Codec.from_folder(config.codec, device=str(processes().device))
     resampler = None if config.resampler is None else load_resampler(config.resampler)
     kind = DistillObjective if settings.distill.steps else WorldModelObjective
     return kind(model, settings, config.latents, config.clips, codec, resampler, captions)
@@ -78,6 +102,7 @@ def train(objective: WorldModelObjective, config: WorldModelTraining) -> None:
         full_config={
             'world_model': asdict(settings),
             'backbone': dict(module.backbone.wan.config),
+            'side_branch': asdict(module.backbone.side_branch.config),
             'data': data,
         },
     )

@@ -8,11 +8,11 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from mirage_model.engine.config import EngineOptions
 from mirage_model.evaluation.config import ReplayCommand
 from mirage_model.options import (
     Checked,
     Count,
-    InputFolderName,
     Name,
     NotNegative,
     Positive,
@@ -53,13 +53,11 @@ class DemoConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoCommand(Checked):
+class DemoCommand(EngineOptions):
     """Imagine along a path in a simulated world, over ROS 2."""
 
     out: Path = Path('out/demo')
     """Folder of the results."""
-    model_folder: InputFolderName = ''
-    """Folder of weights; empty for mirage-tiny."""
     device: Name = 'cpu'
     """cpu, cuda or cuda:N."""
     engine: EnginePlace = 'node'

@@ -33,9 +33,7 @@ def demo(command: DemoCommand) -> int:
             raise ModuleNotFoundError(f'No module named {name!r}', name=name)
     command.out.mkdir(parents=True, exist_ok=True)
     with (
-        node_engine(
-            command.engine, model_folder=command.model_folder, device=command.device
-        ) as engine,
+        node_engine(command.engine, command.engine_options, device=command.device) as engine,
         running_node(node_command({**engine, 'request.memory_frames': True})) as node,
     ):
         from mirage_ros.tools.demo_client import run_demo

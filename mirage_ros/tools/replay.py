@@ -85,13 +85,7 @@ def replay_through_node(command: ReplayNodeCommand) -> int:
     depth = bool(command.topics.depth)
     parameters = node_parameters(config, depth=depth, lockstep=not command.free_running)
     with (
-        node_engine(
-            command.engine,
-            model_folder=config.model_folder,
-            device=config.devices[0],
-            allow_unscaled_depth=config.allow_unscaled_depth,
-            refine_cameras=config.refine_cameras,
-        ) as served,
+        node_engine(command.engine, config.engine_options, device=config.devices[0]) as served,
         running_node(node_command({**served, **parameters})) as node,
     ):
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)

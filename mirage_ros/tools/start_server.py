@@ -12,6 +12,7 @@ import sys
 import tempfile
 from typing import IO, Literal
 
+from mirage_model.engine.config import EngineOptions
 from mirage_model.serving.config import Certificates
 
 
@@ -45,12 +46,7 @@ def make_certificates(folder: Path, names: tuple[str, ...]) -> dict[str, Certifi
 
 @contextmanager
 def node_engine(
-    place: Literal['node', 'server'],
-    *,
-    model_folder: str,
-    device: str,
-    allow_unscaled_depth: bool = False,
-    refine_cameras: bool = False,
+    place: Literal['node', 'server'], options: EngineOptions, *, device: str
 ) -> Iterator[dict[str, object]]:
     """Yield the parameters of a node that generates by itself, or by a server that runs while the
     block runs.
@@ -58,26 +54,32 @@ def node_engine(
     Raises ChildProcessError if the server does not start.
     """
     if place == 'node':
-        yield {
-            'model.folder': model_folder,
-            'model.device': device,
-            'model.allow_unscaled_depth': allow_unscaled_depth,
-            'model.refine_cameras': refine_cameras,
-        }
+        yield {**model_parameters(options), 'model.device': device}
         return
     with tempfile.TemporaryDirectory(prefix='mirage-server-') as name:
         files = make_certificates(Path(name), ('server', 'robot'))
         words = ['--address', 'grpcs://localhost:0', '--device', device]
         words += [f'--{option}={file}' for option, file in vars(files['server']).items()]
-        words += [f'--model-folder={model_folder}'] if model_folder else []
-        words += ['--allow-unscaled-depth'] if allow_unscaled_depth else []
-        words += ['--refine-cameras'] if refine_cameras else []
-        with _running(words) as address:
+        with _running([*words, *serve_words(options)]) as address:
             yield {
                 'engine.address': address,
                 'engine.images': 'none',
                 **{f'engine.{option}': file for option, file in vars(files['robot']).items()},
             }
+
+
+def model_parameters(options: EngineOptions) -> dict[str, object]:
+    """Return the parameters of a node whose engine has these options."""
+    named = {
+        ('folder' if name == 'model_folder' else name): v for name, v in vars(options).items()
+    }
+    return {f'model.{name}': value for name, value in named.items()}
+
+
+def serve_words(options: EngineOptions) -> list[str]:
+    """Return the words of ``mirage serve`` for these options."""
+    chosen = {name: value for name, value in vars(options).items() if value}
+    return [f'--{name}' if v is True else f'--{name}={v}' for name, v in chosen.items()]
 
 
 @contextmanager

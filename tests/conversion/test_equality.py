@@ -18,6 +18,7 @@ import pytest
 import reference
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
+from vae_reference import Vae
 
 from mirage_model.conversion import names
 from mirage_model.model.backbone import SIDE_BRANCHES, WAN22_5B, Backbone
@@ -171,6 +172,20 @@ def test_small_decoder_equals_the_reference(frames: int):
     result = decoder(latents)[0]
     assert result.shape == (4 * (frames - 1) + 1, 3, 32, 48)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('frames', [1, 9])
+def test_vae_equals_the_reference_bit_for_bit(frames: int):
+    state = random_state(vae(base=8, decoder_base=8), 1)
+    sizes = {'base_dim': 8, 'decoder_base_dim': 8}
+    renamed = AutoencoderKLWan(**{**WAN22_VAE, **WAN22_STATISTICS, **sizes}).eval()
+    renamed.load_state_dict(names.vae(state))
+    slow = Vae(state)
+    clip = torch.rand(1, 3, frames, 64, 96, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    latents = slow.encode(clip)
+    assert torch.equal(renamed.encode(clip).latent_dist.mode(), latents)
+    assert torch.equal(renamed.decode(latents).sample, slow.decode(latents))
 
 
 def test_full_sizes_have_the_published_names_and_shapes():

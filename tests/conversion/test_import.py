@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 from diffusers import AutoencoderKLWan
 from folders import save_branch, save_wan
-from published import TINY, random_state, tiny_decoder, vae
+from models import small_vae
+from published import TINY, random_state, tiny_decoder, transformer, vae
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
@@ -92,6 +94,23 @@ def test_renamed_vae_is_the_published_one(wan, tmp_path):
     )
 
 
+def test_bfloat16_keeps_what_diffusers_keeps_precise(wan, branch, tmp_path):
+    imported(tmp_path / 'model', 'official', branch, wan=wan, precision='bfloat16')
+    model = load_model(tmp_path / 'model', dtype=torch.bfloat16)
+    published = names.transformer(random_state(transformer(TINY)))
+    state = model.backbone.wan.state_dict()
+    assert torch.equal(state['scale_shift_table'], published['scale_shift_table'])
+    name = 'blocks.0.ffn.net.2.base_layer.weight'
+    assert torch.equal(state[name], published[name.replace('.base_layer', '')].bfloat16())
+    times, text = torch.tensor([[0.0, 500.0]]), torch.zeros(1, 3, TINY.text)
+    latents = torch.randn(1, 48, 2, 4, 6, generator=torch.Generator().manual_seed(3))
+    side = torch.zeros(1, 96, 2, 4, 6)
+    with torch.no_grad():
+        velocity = model.backbone(latents, times, text, side)
+        precise = load_model(tmp_path / 'model').backbone(latents, times, text, side)
+    torch.testing.assert_close(velocity, precise, atol=0.1, rtol=0.1)
+
+
 def test_merged_adapter_changes_the_transformer(wan, branch, tmp_path):
     separate = imported(tmp_path / 'separate', 'official', branch, wan=wan)
     merge_adapter(separate.backbone.wan)
@@ -138,12 +157,167 @@ def test_a_pickle_with_code_is_rejected(wan, tmp_path):
         imported(tmp_path / 'model', 'official', tmp_path, wan=wan)
 
 
-def test_lora_that_changes_norms_is_rejected(wan, branch, tmp_path):
-    file = tmp_path / 'norms.safetensors'
-    state = load_file(branch / 'lora.safetensors')
-    save_file({**state, 'pipe.dit.blocks.0.norm3.diff': torch.ones(24)}, file)
-    with pytest.raises(ValueError, match='not an adapter of linear layers'):
+def test_merge_adds_all_that_a_lora_file_changes(wan, tmp_path):
+    """Low rank with alpha, whole weights and biases; the oracle adds them to Wan's own files."""
+    generator = torch.Generator().manual_seed(6)
+
+    def random(*shape: int) -> torch.Tensor:
+        return 0.1 * torch.randn(shape, generator=generator)
+
+    down, up = random(2, 24), random(32, 2)
+    patch_down, patch_up = random(2, 48, 1, 2, 2), random(24, 2, 1, 1, 1)
+    norm, bias = random(24), random(24)
+    change = {
+        'blocks.1.ffn.0.lora_down.weight': down,
+        'blocks.1.ffn.0.lora_up.weight': up,
+        'blocks.1.ffn.0.alpha': torch.tensor(1.0),
+        'patch_embedding.lora_down.weight': patch_down,
+        'patch_embedding.lora_up.weight': patch_up,
+        'blocks.0.norm3.diff': norm,
+        'blocks.0.self_attn.q.diff_b': bias,
+        'head.head.diff_b': random(192),
+    }
+    file = tmp_path / 'few_steps.safetensors'
+    save_file({f'diffusion_model.{name}': value for name, value in change.items()}, file)
+    merged = imported(tmp_path / 'merged', 'wan', wan, merge=(file,))
+    by_hand = random_state(transformer(TINY))
+    by_hand['blocks.1.ffn.0.weight'] += up @ down / 2
+    by_hand['patch_embedding.weight'] += torch.einsum('orabc,rikhw->oikhw', patch_up, patch_down)
+    by_hand['blocks.0.norm3.weight'] += norm
+    by_hand['blocks.0.self_attn.q.bias'] += bias
+    by_hand['head.head.bias'] += change['head.head.diff_b']
+    state = merged.backbone.wan.state_dict()
+    expected = names.transformer(by_hand)
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value)
+
+
+def test_merge_takes_the_names_of_diffusers(wan, branch, tmp_path):
+    published = load_file(branch / 'lora.safetensors')
+    file = tmp_path / 'diffusers.safetensors'
+    save_file({f'transformer.{k}': v for k, v in names.lora(published).items()}, file)
+    first = imported(tmp_path / 'first', 'wan', wan, merge=(file,))
+    second = imported(tmp_path / 'second', 'wan', wan, merge=(branch / 'lora.safetensors',))
+    state = second.backbone.wan.state_dict()
+    for name, value in first.backbone.wan.state_dict().items():
+        torch.testing.assert_close(value, state[name])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'blocks.0.ffn.0.lora_A.weight': (2, 24)}, r'blocks\.0\.ffn\.0 has half of a pair'),
+        ({'blocks.0.modulation.value': (6,)}, r'it has blocks\.0\.modulation\.value'),
+        ({'blocks.9.norm3.diff': (24,)}, r'has no blocks\.9\.norm2\.weight'),
+        ({'blocks.0.norm3.diff': (25,)}, r'shape \(25,\), \(24,\) is needed'),
+    ],
+)
+def test_merge_that_does_not_fit_is_named(wan, tmp_path, change, message):
+    file = tmp_path / 'lora.safetensors'
+    save_file({name: torch.zeros(shape) for name, shape in change.items()}, file)
+    with pytest.raises(ValueError, match=message):
         imported(tmp_path / 'model', 'wan', wan, merge=(file,))
+    assert not (tmp_path / 'model').exists()
+
+
+def test_adapter_of_few_layers_equals_its_merge(wan, branch, tmp_path):
+    """An adapter may have any of the published targets."""
+    few = tmp_path / 'few'
+    few.mkdir()
+    shutil.copy(branch / 'vace.safetensors', few)
+    published = load_file(branch / 'lora.safetensors')
+    chosen = ('blocks.1.cross_attn.v.', 'blocks.3.ffn.0.', 'blocks.0.self_attn.o.')
+    kept = {k: v for k, v in published.items() if any(layer in k for layer in chosen)}
+    assert len(kept) == 6
+    save_file(kept, few / 'lora.safetensors')
+    separate = imported(tmp_path / 'separate', 'official', few, wan=wan)
+    parameters = [name for name, _ in separate.backbone.wan.named_parameters()]
+    adapted = {name.partition('.lora_')[0] for name in parameters if '.lora_' in name}
+    layers = {'blocks.1.attn2.to_v', 'blocks.3.ffn.net.0.proj', 'blocks.0.attn1.to_out.0'}
+    assert adapted == layers
+    merge_adapter(separate.backbone.wan)
+    merged = imported(tmp_path / 'merged', 'wan', wan, merge=(few / 'lora.safetensors',))
+    state = merged.backbone.wan.state_dict()
+    for name, value in separate.backbone.wan.state_dict().items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_adapter_that_changes_norms_is_rejected(wan, branch, tmp_path):
+    """As an adapter, which stays apart, it may change linear layers alone."""
+    norms = tmp_path / 'norms'
+    shutil.copytree(branch, norms)
+    state = load_file(branch / 'lora.safetensors')
+    changed = {**state, 'pipe.dit.blocks.0.norm3.diff': torch.ones(24)}
+    save_file(changed, norms / 'lora.safetensors')
+    with pytest.raises(ValueError, match='not an adapter of linear layers'):
+        imported(tmp_path / 'model', 'official', norms, wan=wan)
+
+
+@pytest.mark.parametrize(
+    ('file', 'change', 'message'),
+    [
+        ('diffusion_pytorch_model-00001-of-00002', 'missing', r'Missing key\(s\)'),
+        ('diffusion_pytorch_model-00002-of-00002', 'extra', r'Unexpected key\(s\)'),
+        ('diffusion_pytorch_model-00002-of-00002', 'misshapen', 'size mismatch'),
+        ('Wan2.2_VAE', 'missing', 'does not fit|is missing'),
+        ('Wan2.2_VAE', 'extra', r'Unexpected key\(s\)'),
+        ('Wan2.2_VAE', 'misshapen', 'size mismatch'),
+        ('models_t5_umt5-xxl-enc-bf16', 'missing', "token_embedding.weight' is missing"),
+        ('models_t5_umt5-xxl-enc-bf16', 'extra', r'Unexpected key\(s\)'),
+        ('models_t5_umt5-xxl-enc-bf16', 'misshapen', 'is missing or misshapen'),
+        ('vace', 'missing', r'Missing key\(s\)'),
+        ('vace', 'misshapen', 'size mismatch'),
+        ('lora', 'missing', 'does not fit the backbone'),
+        ('lora', 'misshapen', r'has shape \(24, 3, 2\), the backbone needs \(24, 3\)'),
+        ('Wan2.2_VAE', 'truncated', 'cannot be read as weights alone'),
+    ],
+)
+def test_damaged_files_are_named(wan, branch, tmp_path, file, change, message):
+    """Of a tensor that is missing, one too many, one of another shape, and half a file."""
+    folder = tmp_path / 'damaged'
+    shutil.copytree(wan, folder)
+    shutil.copytree(branch, folder, dirs_exist_ok=True)
+    path = folder / f'{file}.safetensors'
+    state = load_file(path)
+    last = list(state)[-1]
+    if change == 'missing':
+        del state[last]
+    elif change == 'extra':
+        state['of.another.model'] = torch.zeros(3)
+    elif change == 'misshapen':
+        state[last] = torch.zeros(*state[last].shape, 2)
+    save_file(state, path)
+    if change == 'truncated':
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=message) as error:
+        imported(tmp_path / 'model', 'official', folder)
+    assert str(tmp_path) in str(error.value)
+    assert not (tmp_path / 'model').exists() and not (tmp_path / 'model.part').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'chunk_frames': 10}, 'frames: 10 frames do not fit the codec'),
+        ({'height': 48}, r'height 48 does not fit, a multiple of 32'),
+        ({'steps': 0}, 'steps: 0'),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_written(wan, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        imported(tmp_path / 'model', 'wan', wan, **options)
+    assert not (tmp_path / 'model').exists()
+
+
+def test_vae_of_other_channels_is_rejected(wan, tmp_path):
+    """In the layout of diffusers the class fits, the number of channels does not."""
+    layout = tmp_path / 'diffusers'
+    first = imported(tmp_path / 'first', 'wan', wan)
+    first.backbone.wan.save_pretrained(layout / 'transformer')
+    small_vae().save_pretrained(layout / 'vae')
+    with pytest.raises(ValueError, match='4 channels do not fit the transformer, 48 are needed'):
+        imported(tmp_path / 'model', 'wan', layout)
 
 
 def test_vae_of_another_model_is_rejected(wan, tmp_path):

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+import shutil
 
-from models import save_first_guess_model, save_small_labeller
+from models import (
+    VOCABULARY_WORDS,
+    save_depth_anything,
+    save_first_guess_model,
+    save_small_labeller,
+    save_small_tracker,
+    save_small_vocabulary,
+)
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mirage_model.camera import Cameras
+from mirage_model.engine.config import EngineOptions
 from mirage_model.engine.engine import Engine
 from mirage_model.interface import Observation
-from mirage_model.io import write_json
+from mirage_model.io import read_json, write_json
 from mirage_model.model.checkpoint import load_model, load_model_info
-from mirage_model.perception.labeller import LabelledPerception, Labeller, words_of
+from mirage_model.perception import labeller as labeller_module
+from mirage_model.perception.labeller import (
+    LabelledPerception,
+    Labeller,
+    Vocabulary,
+    words_of,
+)
 
 FRAMES = torch.rand(7, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TIMES = torch.arange(7, dtype=torch.float64) / 8
 
 
@@ -77,6 +93,94 @@ def test_masks_reach_both_sides_of_a_detection(labeller, folder):
     assert not labels.moving[[0, 6]].any() and not labels.sky.any()
 
 
+@pytest.mark.parametrize('kind', ['edgetam_video', 'sam3_tracker_video'])
+def test_other_trackers_follow_a_box(tmp_path, folder, kind):
+    """The steps by hand: the pixels as the network's processor makes them, one box, no reverse."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / 'tracker')
+    save_small_tracker(tmp_path / 'tracker', kind)
+    labeller = Labeller(tmp_path)
+    box = torch.tensor([[0.2, 0.2, 0.8, 0.9]])
+    with torch.inference_mode():
+        window, masks = labeller._follow(FRAMES, 0, box)
+    assert (window.start, window.stop) == (0, 3) and masks.shape == (1, 3, 32, 48)
+    mean, std = (0.5, 0.5) if 'sam3' in kind else IMAGENET
+    pixels = F.interpolate(FRAMES[:3], (64, 64), mode='bilinear', antialias=True)
+    mean, std = (torch.as_tensor(value).view(-1, 1, 1) for value in (mean, std))
+    session = labeller._session(
+        video=(pixels - mean) / std, video_height=32, video_width=48, dtype=torch.float32
+    )
+    session.add_point_inputs(
+        session.obj_id_to_idx(0),
+        0,
+        {
+            'point_coords': (box * 64).view(1, 1, 2, 2),
+            'point_labels': torch.tensor([[[2, 3]]], dtype=torch.int32),
+        },
+    )
+    session.obj_with_new_inputs = [0]
+    with torch.inference_mode():
+        for index in range(3):
+            logits = labeller.tracker(inference_session=session, frame_idx=index).pred_masks
+            expected = F.interpolate(logits.float(), (32, 48), mode='bilinear')[0, 0] > 0
+            assert torch.equal(masks[0, index], expected), index
+
+
+@pytest.fixture(scope='module')
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp('vocabulary')
+    save_small_vocabulary(folder)
+    return Vocabulary(folder, max_new_tokens=6)
+
+
+def test_vocabulary_names_what_the_model_answers(vocabulary):
+    """The oracle takes the likeliest word after all before it, again and again."""
+    inputs = vocabulary.processor(
+        images=[(FRAMES[0] * 255).round().byte().movedim(0, -1).numpy()], return_tensors='pt'
+    )
+    count = int(inputs['image_grid_thw'].prod()) // 4
+    text = '<|im_start|> user <|vision_start|>' + ' <|image_pad|>' * count + ' <|vision_end|>'
+    question = vocabulary.tokenizer.encode(labeller_module._QUESTION, add_special_tokens=False)
+    end = vocabulary.tokenizer.encode('<|im_end|> <|im_start|> assistant')
+    ids = [*vocabulary.tokenizer.encode(text), *question, *end]
+    said = []
+    for _ in range(6):
+        sequence = torch.tensor([ids + said])
+        with torch.inference_mode():
+            logits = vocabulary.model(
+                input_ids=sequence,
+                attention_mask=torch.ones_like(sequence),
+                mm_token_type_ids=(sequence == vocabulary.model.config.image_token_id).int(),
+                **{name: inputs[name] for name in ('pixel_values', 'image_grid_thw')},
+            ).logits
+        said.append(int(logits[0, -1].argmax()))
+    answer = ' '.join(VOCABULARY_WORDS[number] for number in said if number > 6)
+    assert vocabulary.name(FRAMES[0]) == words_of(answer)
+
+
+def test_named_words_are_detected_for_a_while(folder):
+    answers = iter([('forklift', 'person', 'sky'), ('balloon',)])
+
+    class Answering:
+        def name(self, frame):
+            return next(answers)
+
+    labeller = Labeller(folder)
+    labeller.vocabulary = Answering()
+    words = [labeller._dynamic_words(FRAMES[0], time) for time in (0.0, 29.0, 31.0, 40.0)]
+    own = labeller.config.dynamic
+    assert words == [(*own, 'forklift')] * 2 + [(*own, 'balloon')] * 2
+    assert labeller.label(FRAMES, TIMES + 40).moving.shape == (7, 32, 48)
+
+
+def test_an_unknown_tracker_is_named(tmp_path, folder):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / 'tracker' / 'config.json'
+    path.write_text(path.read_text().replace('"sam2_video"', '"sam2"'))
+    with pytest.raises(ValueError, match="type 'sam2', allowed are"):
+        Labeller(tmp_path)
+
+
 def test_sky_words_give_sky_where_nothing_moves(labeller, folder):
     box = [0.1, 0.1, 0.9, 0.9]
     sky = with_boxes(labeller, folder, {0: [(box, 2)]}).label(FRAMES, TIMES)
@@ -118,6 +222,22 @@ def test_a_model_says_whether_it_segments_dynamic_objects(tmp_path, folder):
         depth=np.full((32, 48), 2.0, np.float32),
     )
     assert engine.seed(observation) == 'sensor'
+
+
+def test_a_labeller_segments_for_a_depth_model(tmp_path, folder):
+    model = save_first_guess_model(tmp_path / 'model')
+    shutil.rmtree(model / 'perception')
+    save_depth_anything(model / 'perception', 'metric')
+    fields = read_json(model / 'model.json')
+    write_json(model / 'model.json', {**fields, 'perception': 'depth-anything'})
+    plain = EngineOptions(model_folder=str(model))
+    assert not Engine.from_options(plain).describe().segments_dynamic
+    options = EngineOptions(model_folder=str(model), labeller=str(folder))
+    assert Engine.from_options(options).describe().segments_dynamic
+    assert not load_model_info(model).segments_dynamic
+    shutil.copytree(folder, model / 'labeller')
+    assert load_model_info(model).segments_dynamic
+    assert Engine.from_folder(model).describe().segments_dynamic
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,6 @@ def test_executables_are_installed(described):
     cmake = (LAUNCH.parent / 'CMakeLists.txt').read_text()
     (demo,) = (e.keywords['cmd'] for e in described('demo') if e.kind == 'ExecuteProcess')
     assert demo[0] == Recorded('ExecutableInPackage', package='mirage', executable='mirage_demo')
-    assert demo[1::2] == ['--out', '--model-folder', '--device']
+    assert demo[1::2] == ['--out', '--model-folder', '--labeller', '--device']
     for name in ('mirage_node', 'mirage_demo', 'mirage_viewer'):
         assert f'scripts/{name}' in cmake and (LAUNCH.parent / 'scripts' / name).is_file()

@@ -16,37 +16,46 @@ from mirage_model.training.stages import WorldModel
 from mirage_model.training.world_model import WorldModelObjective
 
 
-def clip_of(name: str, seed: int, frames: int = 33) -> Clip:
+def clip_of(name: str, seed: int, frames: int = 33, *, height: int = 32, width: int = 48) -> Clip:
     """Return a clip of noise on a wall 3 m away, with the camera moving sideways."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 256, (frames, 32, 48, 3), dtype=torch.uint8, generator=generator)
+    pictures = torch.randint(
+        0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=generator
+    )
     world_from_camera = torch.eye(4).repeat(frames, 1, 1)
     world_from_camera[:, 0, 3] = 0.2 * torch.arange(frames)
-    K = torch.tensor([[24.0, 0.0, 23.5], [0.0, 24.0, 15.5], [0.0, 0.0, 1.0]])
+    focal, x, y = width / 2, (width - 1) / 2, (height - 1) / 2
+    K = torch.tensor([[focal, 0.0, x], [0.0, focal, y], [0.0, 0.0, 1.0]])
     cameras = Cameras(
         K=K.expand(frames, 3, 3),
         world_from_camera=world_from_camera,
         times=torch.arange(frames, dtype=torch.float64) / 8,
-        height=32,
-        width=48,
+        height=height,
+        width=width,
     )
-    nothing = torch.zeros(frames, 32, 48, dtype=torch.bool)
-    depth = torch.full((frames, 32, 48), 3.0)
+    nothing = torch.zeros(frames, height, width, dtype=torch.bool)
+    depth = torch.full((frames, height, width), 3.0)
     return Clip(
         name=name, frames=pictures, cameras=cameras, depth=depth, sky=nothing, moving=nothing
     )
 
 
-def save_data(root: Path, clips: dict[str, list[Clip]]) -> Path:
+def save_data(
+    root: Path,
+    clips: dict[str, list[Clip]],
+    *,
+    codec: Codec | None = None,
+    chunk_frames: int = 17,
+) -> Path:
     """``root``/clips and ``root``/latents, each with the splits that are the keys."""
-    codec = Codec(small_vae())
+    codec = codec or Codec(small_vae())
     for split, of_split in clips.items():
         for kind in ('clips', 'latents'):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
         writer = IndexWriter(root / 'latents' / split)
         for clip in of_split:
             save_clip(root / 'clips' / split / f'{clip.name}.safetensors', clip)
-            tensors = encode_clip(clip, codec, chunk_frames=17)
+            tensors = encode_clip(clip, codec, chunk_frames=chunk_frames)
             save_latents(root / 'latents' / split / f'{clip.name}.safetensors', tensors)
             writer.add(Shard(name=clip.name, scene='wall', chunks=len(tensors['video'])))
         writer.close()

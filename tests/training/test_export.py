@@ -41,6 +41,7 @@ def exported(trained, tmp_path, text=None, settings=None, **configuration):
     return parameters, load_model(tmp_path / 'model')
 
 
+@pytest.mark.usefixtures('small_sizes')
 def test_trained_parts_become_a_model_folder(tmp_path):
     parameters, loaded = exported(build(WorldModelConfig(), seed=3), tmp_path)
     assert loaded.config == SETTINGS['tiny']
@@ -65,6 +66,7 @@ def test_a_model_without_a_transformer_is_exported(tmp_path):
         export(tmp_path / 'm', world_model=None, **{**parts, 'resampler': None})
 
 
+@pytest.mark.usefixtures('small_sizes')
 def test_an_adapter_stays_an_adapter(tmp_path):
     trained = build(WorldModelConfig(), seed=3)
     add_adapter(trained.backbone.wan, rank=4)
@@ -91,6 +93,7 @@ def test_an_incomplete_checkpoint_is_rejected(tmp_path):
         export(tmp_path / 'm', text=torch.zeros(2, 32), **parts)
 
 
+@pytest.mark.usefixtures('small_sizes')
 def test_it_runs_as_it_was_trained(tmp_path):
     trained = {'shift': 5.0, 'splat_size': 1, 'memory': 'rgb_cloud'}
     settings = {'name': 'of-my-site', 'frame_rate': 4.0, 'height': 64}

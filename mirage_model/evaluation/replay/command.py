@@ -127,12 +127,7 @@ def load_engine(config: ReplayConfig) -> ReplayEngine:
     """Load the engine of the first device."""
     from mirage_model.engine.engine import Engine
 
-    return Engine.from_folder(
-        Path(config.model_folder) if config.model_folder else None,
-        device=config.devices[0],
-        allow_unscaled_depth=config.allow_unscaled_depth,
-        refine_cameras=config.refine_cameras,
-    )
+    return Engine.from_options(config, device=config.devices[0])
 
 
 def _replay_on_device(
