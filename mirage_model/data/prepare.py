@@ -240,15 +240,14 @@ def _sources(command: PrepareCommand, layout: Layout) -> list[Source]:
     for folder, trajectory in command.tum:
         if command.intrinsics is None:
             raise ValueError('tum: the camera is missing, give --intrinsics FX FY CX CY')
-        defaults = BagConfig(image='', camera_info='', pose='')
         sources.append(
             Tum(
                 folder=folder,
                 trajectory=trajectory,
                 intrinsics=command.intrinsics,
                 depth_scale=command.depth_scale,
-                tolerance=defaults.tolerance,
-                pose_gap=defaults.pose_gap,
+                tolerance=BagConfig.tolerance,
+                pose_gap=BagConfig.pose_gap,
                 layout=layout,
             )
         )

@@ -431,8 +431,9 @@ class CurvesConfig(Checked):
 class TextConfig(Checked):
     """Embed a prompt for models that are trained with text, such as Wan2.2."""
 
-    encoder: InputFolder
-    """Folder of text_encoder/ and tokenizer/ in diffusers' layout."""
+    encoder: Path
+    """Folder of text_encoder/ and tokenizer/ in diffusers' layout; a prompt whose embedding the
+    model folder has needs none."""
     prompt: str
     """Prompt to embed."""
     model: Path

@@ -238,7 +238,9 @@ def test_an_interrupted_command_continues(prepared, tmp_path, model, clips, spli
 
 
 def test_missing_topics_are_named(tmp_path, model, capsys):
-    words = ['--model', str(model), '--out', str(tmp_path), '--frames', '33', '--bag', 'drive']
+    (tmp_path / 'drive').mkdir()
+    bag = str(tmp_path / 'drive')
+    words = ['--model', str(model), '--out', str(tmp_path), '--frames', '33', '--bag', bag]
     before = signal.getsignal(signal.SIGTERM)
     status = main(['prepare', *words])
     signal.signal(signal.SIGTERM, before)

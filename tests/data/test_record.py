@@ -13,7 +13,7 @@ from mirage_model.data.record import open_world, record_trajectory
 
 def test_a_folder_holds_clips_of_one_length(tmp_path, capsys):
     def record(frames: int) -> int:
-        words = ['--split', 'train', '--clips', '0', '--out', str(tmp_path)]
+        words = ['--split', 'train', '--clips', '1', '--out', str(tmp_path)]
         return main(['record', *words, '--frames', str(frames)])
 
     assert record(33) == record(33) == 0

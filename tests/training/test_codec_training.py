@@ -215,4 +215,6 @@ def test_the_command_continues_from_a_vae_folder(stage, tmp_path, clips, monkeyp
     shown = [codec.decode(codec.encode(frames)) for codec in (before, after)]
     torch.testing.assert_close(*shown, atol=1e-3, rtol=1e-2)
     assert run(tmp_path / 'nothing') == 1
-    assert 'nothing/config.json: the file is missing' in ' '.join(capsys.readouterr().err.split())
+    assert 'nothing does not exist, must be a file or folder' in ' '.join(
+        capsys.readouterr().err.split()
+    )

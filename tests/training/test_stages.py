@@ -228,8 +228,9 @@ def test_the_command_trains_stage_after_stage(tmp_path, capsys, small_sizes):
     assert repeated.trainer == TrainerConfig(steps=2, validate_every=1000)
 
 
-def test_the_large_model_needs_trained_weights(capsys):
-    assert train('--config', WAN, *FOLDERS) == 1
+def test_the_large_model_needs_trained_weights(tmp_path, capsys):
+    folders = [f'--{name}={tmp_path}' for name in ('latents', 'clips', 'codec', 'run')]
+    assert train('--config', WAN, *folders) == 1
     assert 'not trained from random weights' in capsys.readouterr().err
 
 
