@@ -54,7 +54,7 @@ IMAGES: dict[int, Images] = {
     Compression.PNG: 'png',
     Compression.JPEG: 'jpeg',
 }
-REQUESTS = {
+REQUESTS: dict[str, Any] = {
     'Open': OpenRequest,
     'Renew': SessionRequest,
     'Close': SessionRequest,
