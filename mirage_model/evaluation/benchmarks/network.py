@@ -241,6 +241,7 @@ def _reconnect() -> float:
 
 def main(config: NetworkBenchConfig) -> int:
     """Measure, print and write the metrics; return 1 where a goal is missed."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     from mirage_model.engine.engine import Engine
 

@@ -199,6 +199,7 @@ def run_soak(config: NetworkSoakConfig, server_words: tuple[str, ...] = TINY) ->
 
 def main(config: NetworkSoakConfig) -> int:
     """Run the soak; return 1 where a request was lost or answered twice, or a process grew."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     result = run_soak(config)
     write_json(config.out, result)
     print(as_json(result))
