@@ -37,7 +37,7 @@ class Variant:
 
     label: str
     folder: Path
-    settings: dict[str, int]
+    settings: dict[str, Any]
 
 
 def parse_variant(text: str) -> Variant:
