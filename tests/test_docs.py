@@ -18,14 +18,15 @@ PROGRAMS = re.compile(r'(?:mirage|accelerate launch .*-m mirage_model\.cli) (.*)
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Yield the words after ``mirage`` of each command in the page's shell blocks."""
+    """Yield the words after ``mirage`` of each command in the page's shell blocks, outside of
+    loops over a variable."""
     variables = {name: name.lower() for name in ('DATA', 'RUNS', 'WAN', 'LSM', 'DEPTH')}
     for block in re.findall(r'^```sh\n(.*?)^```', page.read_text(), flags=re.S | re.M):
-        for line in block.replace('\\\n', ' ').splitlines():
-            line = Template(line).safe_substitute(variables)
+        for line in re.split(r'\n|&& ', block.replace('\\\n', ' ')):
+            line = Template(line.strip()).safe_substitute(variables)
             if assigned := re.fullmatch(r'([A-Z]+)="(.*)"', line):
                 variables[assigned[1]] = assigned[2]
-            elif command := PROGRAMS.fullmatch(line):
+            elif '$' not in line and (command := PROGRAMS.fullmatch(line)):
                 yield command[1]
 
 
