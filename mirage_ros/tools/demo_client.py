@@ -207,8 +207,8 @@ def run_demo(
     }
     ahead = times[1:] - times[0]
     video.write_png(out / 'contact_sheet.png', video.contact_sheet(rows, ahead=ahead))
-    frames = video.video_frames(rows, ahead=ahead)
-    (out / 'video.mp4').write_bytes(mp4(frames, frame_rate=1 / float(np.diff(times).mean())))
+    shown = video.video_frames(rows, ahead=ahead)
+    (out / 'video.mp4').write_bytes(mp4(shown, frame_rate=1 / float(np.diff(times).mean())))
 
     codec = reconstructed(truth, model_folder)
     visible = np.concatenate([chunk.visible for chunk in chunks])
