@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ros test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-bag bench-node bench-network soak soak-network lint check format clean
+.PHONY: help setup demo test test-ros test-numpy1 test-fast eval-tiny replay-sample bench-memory bench-growth bench-score bench-half bench-efficiency bench-gpu bench-bag bench-node bench-network bench-pool soak soak-network lint check format clean
 
 # The OpenMP threads of a waiting process must not keep the cores busy.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -73,6 +73,9 @@ bench-bag: setup  ## what reading recordings of 1, 10 and 60 minutes costs a pic
 
 bench-network: setup  ## what an engine on a server costs over loopback, beside the same in process; writes out/bench/network.json
 	$(MIRAGE) bench network
+
+bench-pool: setup  ## what the front of a pool costs from 1 to 200 robots, with two engines on this machine; writes out/bench/pool.json
+	$(MIRAGE) bench pool
 
 bench-efficiency: setup  ## what the memories cost, side by side, on a quiet machine and for hours; writes docs/measurements/efficiency.md
 	$(MIRAGE) bench efficiency

@@ -195,6 +195,11 @@ COMMANDS = {
         f'{_EVALUATION}.benchmarks.network:main',
         'cost of an engine on a server; needs the source tree',
     ),
+    'bench pool': Command(
+        f'{_CONFIG}:PoolBenchConfig',
+        f'{_EVALUATION}.benchmarks.pool:main',
+        'cost of the front of a pool; needs the source tree',
+    ),
     'bench network-soak': Command(
         f'{_CONFIG}:NetworkSoakConfig',
         f'{_EVALUATION}.benchmarks.network_soak:main',

@@ -24,6 +24,7 @@ EXTRAS = {
     'omg': 'worlds',
     'mujoco': 'worlds',
     'rerun': 'viewer',
+    'ray': 'pool',
 }
 """Modules that no plain installation has; pyproject.toml lists the packages of each extra."""
 

@@ -41,6 +41,7 @@ OWNERS = {
     'mujoco': {'worlds/rooms.py'},
     'rosbags': {'data/bag_storage.py', 'evaluation/replay/bag_writer.py'},
     'triton': {'memory/gpu_reader.py'},
+    'ray': {'serving/pool.py'},
     'depth_anything_3': {'perception/adapters.py'},
     'unidepth': {'perception/adapters.py'},
     'mapanything': {'perception/adapters.py'},

@@ -401,6 +401,20 @@ class NetworkBenchConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolBenchConfig(Checked):
+    """Measure what the front of a pool costs, by engines that answer at once."""
+
+    out: Path = Path('out/bench/pool.json')
+    """File of the results."""
+    sessions: tuple[Count, ...] = (1, 10, 50, 100, 200)
+    """Robots at a time, a row each."""
+    seconds: Positive = 20.0
+    """Time that each number of robots is measured [s]."""
+    chunks: Count = 5
+    """Requests for large chunks on each way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkSoakConfig(Checked):
     """Send right and wrong requests of several robots to one server for minutes."""
 

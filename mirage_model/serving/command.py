@@ -30,13 +30,11 @@ def main(command: ServeCommand) -> int:
     if command.status:
         print(json.dumps(read_status(command.server), indent=2))
         return 0
-    from mirage_model.engine.engine import Engine
-    from mirage_model.memory.eviction import MemoryLimits
+    if command.pool:
+        from mirage_model.serving.pool import serve_pool
 
-    engine = Engine.from_options(command, device=command.device)
-    engine.warm()
-    limits = MemoryLimits(capacity=command.server.limits.max_points)
-    return serve(engine, lambda: engine.for_session(limits), command.server)
+        return serve_pool(command.engine, command.server, command.cluster)
+    return serve(*command.engine.load(command.server.limits), command.server)
 
 
 def serve(
@@ -51,12 +49,16 @@ def serve(
         signal.signal(number, lambda *_: stop.set())
     server = EngineServer(engine, open_engine, config)
     about = engine.describe()
-    address = f'{config.address.rpartition(":")[0]}:{server.port}'
-    print(f'{about.model} ({about.sha256[:12]}) is ready at {address}', flush=True)
+    print(ready_line(about.model, about.sha256, config, server.port), flush=True)
     while not stop.wait(1.0):  # a signal may reach another thread, which wakes nobody
         pass
     server.close()
     return 0
+
+
+def ready_line(model: str, sha256: str, config: ServerConfig, port: int) -> str:
+    address = f'{config.address.rpartition(":")[0]}:{port}'
+    return f'{model} ({sha256[:12]}) is ready at {address}'
 
 
 def read_status(config: ServerConfig) -> dict[str, object]:

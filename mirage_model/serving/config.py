@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 import ipaddress
 from pathlib import Path
 import socket
-from typing import Literal
+import ssl
+from typing import Literal, Protocol
 
 import grpc
 from tyro.conf import OmitArgPrefixes
 
 from mirage_model.engine.config import EngineOptions
+from mirage_model.interface import EngineProtocol
 from mirage_model.options import (
     Checked,
     Count,
     InputFile,
     Name,
+    NotNegative,
     Positive,
+    Whole,
 )
 
 PROTOCOL = 2
@@ -94,15 +99,73 @@ class ServerConfig(Checked):
         return certificates_of(self.authority, self.certificate, self.key)
 
 
+class EngineLoader(Protocol):
+    """Loads an engine in the process that serves it; its ``repr`` states all its options."""
+
+    def load(self, limits: SessionLimits) -> tuple[EngineProtocol, Callable[[], EngineProtocol]]:
+        """Return a warm engine, and a function that returns an engine without memories on the
+        same model, for a new session."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand(EngineOptions):
-    """Serve a model to robots over gRPC."""
+class ServedModel(EngineOptions):
+    """Model that a server loads."""
 
     device: Name = 'cpu'
     """cpu, cuda or cuda:N."""
+
+    def load(self, limits: SessionLimits) -> tuple[EngineProtocol, Callable[[], EngineProtocol]]:
+        from mirage_model.engine.engine import Engine
+        from mirage_model.memory.eviction import MemoryLimits
+
+        engine = Engine.from_options(self, device=self.device)
+        engine.warm()
+        memory = MemoryLimits(capacity=limits.max_points)
+        return engine, lambda: engine.for_session(memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(Checked):
+    """Engines of a pool and the Ray cluster that they run on."""
+
+    engines: Whole = 0
+    """Engines of the pool; 0 for one for each GPU of the cluster, those that join later too."""
+    gpus: NotNegative = 1.0
+    """GPUs of each engine of the pool; a fraction shares a GPU, 0 runs on the CPU."""
+    pool_name: Name = 'mirage'
+    """Name of the pool; several can share a cluster."""
+    ray_address: Name = 'auto'
+    """HOST:PORT of the Ray cluster; auto for the one that this machine belongs to."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not allowed."""
+        super().__post_init__()
+        if self.ray_address != 'auto' and not self.ray_address.rpartition(':')[2].isdigit():
+            raise ValueError(f"ray_address: '{self.ray_address}', must be auto or HOST:PORT")
+        if not self.engines and not self.gpus:
+            raise ValueError('engines: 0 with gpus: 0, give the number of engines')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCommand:
+    """Serve a model to robots over gRPC."""
+
+    engine: OmitArgPrefixes[ServedModel] = ServedModel()
     server: OmitArgPrefixes[ServerConfig] = ServerConfig()
+    pool: bool = False
+    """Serve by many engines, each in an actor of a Ray cluster; this process is their front."""
+    cluster: OmitArgPrefixes[PoolConfig] = PoolConfig()
     status: bool = False
     """Print what the server at ``address`` does, and end."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a pool that would leave its GPUs unused."""
+        if self.pool and self.cluster.gpus and self.engine.device == 'cpu':
+            raise ValueError(
+                "device: 'cpu' would leave the GPUs of the pool unused, give --device cuda, "
+                'or --gpus 0'
+            )
 
 
 def certificates_of(
@@ -163,3 +226,9 @@ def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials(
         [(key, certificate)], root_certificates=authority, require_client_auth=True
     )
+
+
+def leaf_of(pem: bytes) -> bytes:
+    """Return the first certificate of a file in PEM, as DER."""
+    _, begin, rest = pem.decode().partition(ssl.PEM_HEADER)
+    return ssl.PEM_cert_to_DER_cert(begin + rest.partition(ssl.PEM_FOOTER)[0] + ssl.PEM_FOOTER)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 import json
+import os
 import secrets
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from mirage_model.serving.config import (
     PROTOCOL,
     TRANSPORT,
     ServerConfig,
+    leaf_of,
     scheme_of,
     server_credentials,
     target_of,
@@ -65,6 +67,8 @@ REQUESTS: dict[str, Any] = {
 }
 ANYONE = 'local'
 """Identity of clients on loopback without certificates."""
+FORWARDED = 'mirage-client-bin'
+"""Metadata by which the front of a pool names the client whose call it passes on."""
 
 
 class EngineServer:
@@ -73,6 +77,8 @@ class EngineServer:
     Args:
         engine: Describes the model; it is warm.
         open_engine: Returns an engine without memories on the same model, for a new session.
+        member: Name of the engine in a pool: its sessions begin with the name, and its clients
+            are those that a front with the server's own certificate names.
 
     Raises:
         ValueError: The address or the certificates cannot be used.
@@ -84,6 +90,8 @@ class EngineServer:
         engine: EngineProtocol,
         open_engine: Callable[[], EngineProtocol],
         config: ServerConfig,
+        *,
+        member: str = '',
     ) -> None:
         target = target_of(config.address, config.certificates)
         self.worker = Worker(engine, queue_size=config.limits.queue_size)
@@ -95,6 +103,7 @@ class EngineServer:
             lease=config.lease,
             folder=config.folder,
             arrays=ArrayLimits(nbytes=config.max_message_bytes),
+            member=member,
         )
         self._server = grpc.server(
             ThreadPoolExecutor(IN_FLIGHT * config.max_sessions, 'mirage-rpc'),
@@ -108,7 +117,7 @@ class EngineServer:
             interceptors=[_Wire()],
         )
         engine_pb2_grpc.add_EngineServicer_to_server(
-            _Servicer(engine, self.worker, self.sessions, config), self._server
+            _Servicer(engine, self.worker, self.sessions, config, member), self._server
         )
         try:
             self.port = self._bind(target, config)
@@ -152,8 +161,15 @@ class _Wire(grpc.ServerInterceptor):
 
 class _Servicer(engine_pb2_grpc.EngineServicer):
     def __init__(
-        self, engine: EngineProtocol, worker: Worker, sessions: Sessions, config: ServerConfig
+        self,
+        engine: EngineProtocol,
+        worker: Worker,
+        sessions: Sessions,
+        config: ServerConfig,
+        member: str,
     ):
+        certificates = config.certificates if member else None
+        self._front = leaf_of(certificates.read()[1]) if certificates else None
         self._model = engine.describe()
         self._worker = worker
         self._sessions = sessions
@@ -177,7 +193,9 @@ class _Servicer(engine_pb2_grpc.EngineServicer):
                 f'{self._model.model} ({self._model.sha256[:12]})',
             )
         try:
-            session = self._sessions.open(_identity(context), request.session, lease=request.lease)
+            session = self._sessions.open(
+                self._identity(context), request.session, lease=request.lease
+            )
         except InvalidRequest as error:
             _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         return OpenReply(
@@ -244,15 +262,25 @@ class _Servicer(engine_pb2_grpc.EngineServicer):
             'model': self._model.model,
             'sha256': self._model.sha256,
             'epoch': self._epoch,
+            'process': os.getpid(),
             'waiting': self._worker.waiting,
             'sessions': self._sessions.report(),
         }
         return StatusReply(text=json.dumps(status))
 
+    def _identity(self, context: grpc.ServicerContext) -> str:
+        """Return the name in the client's certificate, or the one that the pool's front read."""
+        auth = context.auth_context()
+        if self._front is not None and leaf_of(*auth['x509_pem_cert']) == self._front:
+            for key, value in context.invocation_metadata():
+                if key == FORWARDED:
+                    return value.decode()
+        return client_name(auth)
+
     def _session(self, session_id: str, context: grpc.ServicerContext) -> ClientSession:
         """Return the session of a call, which counts among its calls until it ends."""
         try:
-            session = self._sessions.get(_identity(context), session_id)
+            session = self._sessions.get(self._identity(context), session_id)
         except SessionLost as error:
             _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
         if not session.in_flight.acquire(blocking=False):
@@ -266,10 +294,9 @@ class _Servicer(engine_pb2_grpc.EngineServicer):
         return session
 
 
-def _identity(context: grpc.ServicerContext) -> str:
+def client_name(auth: Mapping[str, Iterable[bytes]]) -> str:
     """Return the name in the client's certificate."""
-    names = context.auth_context().get('x509_common_name', [])
-    return names[0].decode() if names else ANYONE
+    return next((name.decode() for name in auth.get('x509_common_name', [])), ANYONE)
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str) -> NoReturn:

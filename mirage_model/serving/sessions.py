@@ -73,8 +73,10 @@ class ClientSession:
     engine: EngineProtocol
     lease: float
     """Time after which the session is dropped if it was not renewed [s]."""
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    id: str
     memories: set[str] = field(default_factory=set)
+    nbytes: int = 0
+    """Bytes of the memories when one was last written or deleted."""
     expires: float = 0.0
     call: tuple[int, Future[CallReply] | None] = (0, None)
     """The last call, by its number: it is answered again, but not run again."""
@@ -91,6 +93,7 @@ class Sessions:
         open_engine: Returns an engine without memories on the worker's model.
         lease: Longest lease of a session [s].
         folder: Folder of saved memories; None to reject saving and loading.
+        member: Name of the engine in a pool, with which its sessions begin; '' outside of one.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Sessions:
         lease: float,
         folder: Path | None,
         arrays: ArrayLimits,
+        member: str = '',
     ) -> None:
         self._worker = worker
         self._open_engine = open_engine
@@ -111,6 +115,7 @@ class Sessions:
         self._lease = lease
         self._folder = folder
         self._arrays = arrays
+        self._member = member
         self._sessions: dict[str, ClientSession] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -134,6 +139,7 @@ class Sessions:
                     identity=identity,
                     engine=self._open_engine(),
                     lease=min(lease, self._lease) if lease > 0 else self._lease,
+                    id=session_name(self._member),
                 )
                 self._sessions[session.id] = session
             session.expires = time.monotonic() + session.lease
@@ -274,6 +280,7 @@ class Sessions:
             {
                 'client': session.identity,
                 'memories': len(session.memories),
+                'nbytes': session.nbytes,
                 'requests': sum(not r.stream.ended for r in list(session.requests.values())),
                 'lease_seconds': round(session.expires - now, 1),
             }
@@ -302,6 +309,7 @@ class Sessions:
             session.memories.add(memory)
         elif verb == 'drop':
             session.memories.discard(memory)
+            session.nbytes = _nbytes(session)
         return CallReply(value=payload(value))
 
     def _check_room(self, session: ClientSession, memory: str) -> None:
@@ -312,11 +320,11 @@ class Sessions:
                 f"memory '{memory}': there is no room for it, max_memories of the server is "
                 f'{most.max_memories}'
             )
-        nbytes = sum(session.engine.stats(memory=name).nbytes for name in known)
-        if nbytes >= most.max_bytes:
+        session.nbytes = _nbytes(session)
+        if session.nbytes >= most.max_bytes:
             raise InvalidRequest(
-                f"memory '{memory}': the memories take {nbytes} bytes, max_bytes of the server is "
-                f'{most.max_bytes}, delete one'
+                f"memory '{memory}': the memories take {session.nbytes} bytes, max_bytes of the "
+                f'server is {most.max_bytes}, delete one'
             )
 
     def _file(self, session: ClientSession, path: Path) -> Path:
@@ -332,6 +340,20 @@ class Sessions:
         if file.parent != folder.resolve():
             raise InvalidRequest(f"path: '{path.name}' leads out of the client's folder")
         return file
+
+
+def session_name(member: str) -> str:
+    """Return a new session's name, from which the front of a pool reads the engine."""
+    return f'{member}.{secrets.token_hex(16)}'
+
+
+def member_of(session: str) -> str:
+    """Return the name of the engine in a pool that a session is on; '' for none."""
+    return session.rpartition('.')[0]
+
+
+def _nbytes(session: ClientSession) -> int:
+    return sum(session.engine.stats(memory=name).nbytes for name in session.memories)
 
 
 def _with_id(answer: Chunk | Candidate, request_id: str) -> Chunk | Candidate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 import errno
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ from mirage_model.interface import (  # noqa: E402
     ImagineRequest,
     Observation,
 )
-from mirage_model.serving.config import ServerConfig  # noqa: E402
+from mirage_model.serving.config import ServerConfig, SessionLimits  # noqa: E402
 from mirage_model.serving.remote import RemoteEngine  # noqa: E402
 from mirage_model.serving.server import EngineServer  # noqa: E402
 
@@ -60,6 +61,20 @@ class ServedEngine(InstantEngine):
         super().save(path, memory=memory)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InstantOptions:
+    """What to load an instant engine with."""
+
+    size: tuple[int, int, int] = (96, 160, 16)
+    """Height, width and new frames of a chunk."""
+    step_seconds: float = 0.0
+
+    def load(self, limits: SessionLimits) -> tuple[EngineProtocol, Callable[[], EngineProtocol]]:
+        return ServedEngine(*self.size), lambda: ServedEngine(
+            *self.size, step_seconds=self.step_seconds, steps=4
+        )
+
+
 @contextmanager
 def serving(open_engine: Callable[[], EngineProtocol], **config) -> Iterator[EngineServer]:
     server = EngineServer(
@@ -80,15 +95,17 @@ class ServerProcess:
     """A server in a process of its own, which can be killed, stopped and started again."""
 
     def __init__(self, step_seconds: float = 0.05, port: int = 0, lease: float = 30.0):
-        self._arguments = [str(step_seconds), str(lease)]
+        self._arguments = [__file__, str(step_seconds), str(lease)]
+        self._environment = dict(os.environ)
         self.port = port
         self.start()
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *self._arguments, str(self.port)],
+            [sys.executable, *self._arguments, str(self.port)],
             stdout=subprocess.PIPE,
             text=True,
+            env=self._environment,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -152,10 +169,5 @@ if __name__ == '__main__':
         names = {'authority': 'ca.pem', 'certificate': 'bench.pem', 'key': 'bench.key'}
         files = {option: Path(folder) / name for option, name in names.items()}
     config = ServerConfig(address=address, lease=lease, folder=Path('/nonexistent'), **files)
-    sys.exit(
-        serve(
-            ServedEngine(height, width, new_frames),
-            lambda: ServedEngine(height, width, new_frames, step_seconds=step_seconds, steps=4),
-            config,
-        )
-    )
+    options = InstantOptions(size=(height, width, new_frames), step_seconds=step_seconds)
+    sys.exit(serve(*options.load(config.limits), config))

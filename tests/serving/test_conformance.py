@@ -21,6 +21,7 @@ from mirage_model.interface import (
     Trajectory,
 )
 from mirage_model.memory.eviction import MemoryLimits
+from mirage_model.serving.remote import RemoteEngine
 
 TIMES = {'seconds', 'stages'}
 """Fields that differ from run to run."""
@@ -41,12 +42,18 @@ def open_engine(request, small_model) -> Callable[[], EngineProtocol]:
 
 
 @pytest.fixture
-def engines(open_engine, tmp_path) -> Iterator[tuple[EngineProtocol, EngineProtocol]]:
-    """The engine in process, and a remote one."""
+def connected(open_engine, tmp_path) -> Iterator[Callable[[], RemoteEngine]]:
+    """Connect another client to a server of the engine."""
     with serving(open_engine, folder=tmp_path / 'server') as server:
-        remote = connect(server)
-        yield open_engine(), remote
-        remote.close()
+        yield lambda: connect(server)
+
+
+@pytest.fixture
+def engines(open_engine, connected) -> Iterator[tuple[EngineProtocol, EngineProtocol]]:
+    """The engine in process, and a remote one."""
+    remote = connected()
+    yield open_engine(), remote
+    remote.close()
 
 
 def without_times(value: Any) -> Any:
@@ -169,16 +176,15 @@ def test_calls_run_while_a_request_runs(engines):
     assert scores
 
 
-def test_clients_do_not_see_each_other(open_engine, tmp_path):
-    with serving(open_engine, folder=tmp_path) as server:
-        one, two = connect(server), connect(server)
-        one.seed(textured(), memory='mine')
-        assert 'mine' in result_of(lambda: two.stats(memory='mine'))
-        two.drop(memory='mine')
-        assert one.stats(memory='mine').points > 0
-        one.close()
-        assert two.describe() == open_engine().describe()
-        two.close()
+def test_clients_do_not_see_each_other(open_engine, connected):
+    one, two = connected(), connected()
+    one.seed(textured(), memory='mine')
+    assert 'mine' in result_of(lambda: two.stats(memory='mine'))
+    two.drop(memory='mine')
+    assert one.stats(memory='mine').points > 0
+    one.close()
+    assert two.describe() == open_engine().describe()
+    two.close()
 
 
 def test_large_images_are_fitted_before_they_are_sent(small_model):

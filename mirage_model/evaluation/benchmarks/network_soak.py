@@ -144,7 +144,8 @@ class RobotClient:
         )
 
 
-def _resident_mib(pid: int | str) -> float:
+def resident_mib(pid: int | str) -> float:
+    """Return the resident size of a process [MiB]."""
     text = Path(f'/proc/{pid}/status').read_text()
     found = re.search(r'VmRSS:\s+(\d+) kB', text)
     assert found is not None
@@ -170,8 +171,8 @@ def run_soak(config: NetworkSoakConfig, server_words: tuple[str, ...] = TINY) ->
         sizes: dict[str, list[float]] = {'server': [], 'robots': []}
         for quarter in range(1, 5):
             time.sleep(max(0.0, began + quarter * 15 * config.minutes - time.monotonic()))
-            sizes['server'].append(_resident_mib(server.pid))
-            sizes['robots'].append(_resident_mib('self'))
+            sizes['server'].append(resident_mib(server.pid))
+            sizes['robots'].append(resident_mib('self'))
         for thread in threads:
             thread.join()
         links = [robot.engine.link() for robot in robots]
