@@ -53,7 +53,8 @@ class EngineActor:
 
 def options_of(loader: EngineLoader, config: ServerConfig) -> str:
     """Return all options in which engines of a pool must be equal."""
-    return f'{loader!r} {replace(config, address="")!r}'
+    shared = replace(config, address=scheme_of(config.address))  # fronts differ in HOST:PORT
+    return f'{loader!r} {shared!r}'
 
 
 def _is_secure(config: ServerConfig) -> bool:
