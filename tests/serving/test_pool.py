@@ -174,7 +174,8 @@ def test_a_front_that_is_started_again_finds_engines_and_sessions(front, two):
         list(chunks)
     for client in two:
         works_within(client, PATIENT)
-        assert client.link().sessions_lost == 0 and client.link().reconnects >= 1
+        assert client.link().sessions_lost == 0
+    assert two[0].link().reconnects >= 1
     assert [engine['process'] for engine in engines_of(front)] == processes
 
 

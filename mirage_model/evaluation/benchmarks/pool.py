@@ -108,16 +108,18 @@ class Robot:
             OpenRequest(protocol=PROTOCOL, library=version('mirage'), lease=30.0)
         )
         self._session = opened.session
+        self._renewing = asyncio.create_task(self._renew())
         await self._call('seed')
 
     async def close(self) -> None:
+        self._renewing.cancel()
         await self._stub.Close(SessionRequest(session=self._session))
         await self._channel.close()
 
     async def run(self, until: float) -> None:
         """Send until a time; the last request ends."""
         try:
-            await asyncio.gather(self._observe(until), self._renew(until), self._imagine(until))
+            await asyncio.gather(self._observe(until), self._imagine(until))
         except (grpc.RpcError, ValueError) as error:
             self._counts.errors.append(f'{type(error).__name__}: {error}')
 
@@ -145,10 +147,10 @@ class Robot:
             await self.observe()
             following = max(following + OBSERVE_PERIOD, time.monotonic())
 
-    async def _renew(self, until: float) -> None:
-        while time.monotonic() < until:
-            await self.renew()
+    async def _renew(self) -> None:
+        while True:
             await asyncio.sleep(HEARTBEAT)
+            await self.renew()
 
     async def _imagine(self, until: float) -> None:
         while time.monotonic() < until:
@@ -209,8 +211,7 @@ async def _with_robots(
         )
         for _ in range(sessions)
     ]
-    for robot in robots:
-        await robot.open()
+    await asyncio.gather(*(robot.open() for robot in robots))
     pid, engines = front.process.pid, [each['process'] for each in front.engines().values()]
     began, spent = time.monotonic(), cpu_seconds(pid)
     by_engines, by_robots = sum(map(cpu_seconds, engines)), time.process_time()
@@ -327,6 +328,7 @@ def run_bench(config: PoolBenchConfig) -> dict[str, Any]:
 
 def main(config: PoolBenchConfig) -> int:
     """Measure, print and write the metrics; return 1 where a robot was not answered."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     result = run_bench(config)
     write_json(config.out, result)
     print(as_json(result['large']))
