@@ -453,4 +453,10 @@ class Engine:
                 'send depth or another image'
             )
         write_frames(memory, frame, estimate, codec=model.codec, observed=True)
-        return Session(memory=memory, frame=frame, camera=estimate.cameras, depth_source=source)
+        return Session(
+            memory=memory,
+            frame=frame,
+            depth=estimate.depth_with_sky(),
+            camera=estimate.cameras,
+            depth_source=source,
+        )

@@ -39,19 +39,27 @@ class Session:
     memory: Memory
     frame: Float[Tensor, '1 3 H W']
     """The last observation, in 0..1."""
+    depth: Float[Tensor, '1 H W']
+    """Depth of ``frame`` [m]; infinite in the sky, NaN where it is unknown."""
     camera: Cameras
     """The camera of ``frame``."""
     depth_source: DepthSource
     """Source of the memory's depth."""
 
     def to(self, device: torch.device) -> Session:
-        return replace(self, frame=self.frame.to(device), camera=self.camera.to(device))
+        return replace(
+            self,
+            frame=self.frame.to(device),
+            depth=self.depth.to(device),
+            camera=self.camera.to(device),
+        )
 
     def rollout_input(self, memory: Memory, cameras: Cameras, seed: int) -> RolloutInput:
         """Return the input of a rollout from this session that reads and writes ``memory``."""
         return RolloutInput(
             memory=memory,
             frame=self.frame,
+            depth=self.depth,
             camera=self.camera,
             cameras=cameras,
             generator=torch.Generator().manual_seed(seed),
@@ -64,6 +72,7 @@ class Session:
             path,
             attached={
                 'frame': (self.frame * 255).round().byte().cpu(),
+                'frame_depth': self.depth.cpu(),
                 'K': self.camera.K.cpu(),
                 'world_from_camera': self.camera.world_from_camera.cpu(),
                 'times': self.camera.times.cpu(),
@@ -94,6 +103,8 @@ def load_session(path: Path, model: Model, limits: MemoryLimits) -> Session:
             width=config.width,
         )
         frame, source = start['frame'], _SOURCES[int(start['depth_source'])]
+        unknown = torch.full((1, config.height, config.width), torch.nan)
+        depth = start.get('frame_depth', unknown)
     except KeyError as error:
         raise InvalidRequest(f'{path}: not a saved memory, {error} is missing') from None
     except (ValueError, IndexError) as error:
@@ -108,10 +119,16 @@ def load_session(path: Path, model: Model, limits: MemoryLimits) -> Session:
             f'{path}: its frame is {frame.dtype} {tuple(frame.shape)}, '
             f'{config.name} needs torch.uint8 {(1, 3, config.height, config.width)}'
         )
+    if depth.dtype != torch.float32 or depth.shape != (1, config.height, config.width):
+        raise InvalidRequest(
+            f'{path}: its frame_depth is {depth.dtype} {tuple(depth.shape)}, '
+            f'{config.name} needs torch.float32 {(1, config.height, config.width)}'
+        )
     camera = checked(camera)
     return Session(
         memory=memory,
         frame=frame.to(model.device).float() / 255,
+        depth=depth.to(model.device),
         camera=camera.to(model.device),
         depth_source=source,
     )
@@ -141,7 +158,9 @@ def at_resolution(session: Session, model: Model, resolution: str) -> Session:
             )
     height, width = size
     frame = F.interpolate(session.frame, (height, width), mode='area')
-    return replace(session, frame=frame, camera=resized(session.camera, height, width))
+    depth = F.interpolate(session.depth[None], (height, width), mode='nearest-exact')[0]
+    camera = resized(session.camera, height, width)
+    return replace(session, frame=frame, depth=depth, camera=camera)
 
 
 def target_cameras(

@@ -106,6 +106,7 @@ def imagine(model: Model, clip: Clip, memory: Memory, *, seed: int) -> Imagined:
             clip.cameras[1:],
             steps=model.config.steps,
             generator=torch.Generator().manual_seed(seed),
+            context_depth=seed_frame.depth_with_sky(),
         )
     )
     seconds = time.perf_counter() - start

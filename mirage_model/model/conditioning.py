@@ -28,6 +28,7 @@ def read_scene(
     *,
     codec: Codec,
     resampler: Resampler | None,
+    depth: Float[Tensor, '1 H W'] | None = None,
     frame_cameras: Cameras | None = None,
 ) -> tuple[Readout, Float[Tensor, 'k s h w']]:
     """Return the memory at the latent frames of a chunk, and its channels of the side input.
@@ -35,6 +36,7 @@ def read_scene(
     Args:
         cameras: Cameras of the latent frames on the latent grid, the context frame's first.
         context: Latents of the context frame.
+        depth: Depth of the context frame, as in `reproject`.
         frame_cameras: Cameras of all frames on the latent grid, which input 'spatia' renders.
     """
     if kind == 'spatia':
@@ -46,7 +48,7 @@ def read_scene(
         holes = torch.where(covered[:, None], 0.5, 1.0).expand_as(frames)
         scene = [codec.encode(video[None])[0].movedim(1, 0) for video in (frames, holes)]
         return readout, torch.cat(scene, dim=1)
-    readout = read_first_guess(resampler, memory, cameras, context)
+    readout = read_first_guess(resampler, memory, cameras, context, depth)
     if kind == 'official':
         return readout, readout.latents
     return readout, readout_channels(readout)

@@ -25,7 +25,7 @@ NEARNESS = 8
 
 
 def splat_patches(
-    patches: Float[Tensor, 'n c s s h w'], readout: Readout
+    patches: Float[Tensor, 'n c s s h w'], readout: Readout, *, edge: float = SOFT_EDGE
 ) -> tuple[Float[Tensor, 'n c H W'], Float[Tensor, 'n 1 H W']]:
     """Return the weighted sum of the patches at each pixel, and the sum of the weights.
 
@@ -35,6 +35,8 @@ def splat_patches(
 
     Args:
         patches: Pixels of the point that each cell shows, row and column in the patch first.
+        edge: Half the width of the ramp from one patch to the next [cells]; 0.5 interpolates
+            patches of one pixel linearly.
     """
     n, _, side, _, h, w = patches.shape
     image = F.pixel_shuffle(patches.flatten(1, 3), side)
@@ -61,7 +63,10 @@ def splat_patches(
             across = (in_cell - (dx + x)[..., None]) / zoom[..., None]
             down = (in_cell - (dy + y)[..., None]) / zoom[..., None]
             share = known * (nearness / nearest).pow(NEARNESS)
-            kernel = _box(down)[..., :, None] * (_box(across) * share[..., None])[..., None, :]
+            kernel = (
+                _box(down, edge)[..., :, None]
+                * (_box(across, edge) * share[..., None])[..., None, :]
+            )
             tail_across = REACH * known[..., None] * torch.exp(-3 * across.abs())
             kernel += torch.exp(-3 * down.abs())[..., :, None] * tail_across[..., None, :]
             kernel = _as_image(kernel)
@@ -81,9 +86,9 @@ def _as_image(values: Float[Tensor, 'n h w s s']) -> Float[Tensor, 'n 1 H W']:
     return values.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, None]
 
 
-def _box(position: Tensor) -> Tensor:
+def _box(position: Tensor, edge: float) -> Tensor:
     """Return 1 inside a patch, 0 outside, with soft edges."""
-    return ((0.5 + SOFT_EDGE - position.abs()) / (2 * SOFT_EDGE)).clamp(0, 1)
+    return ((0.5 + edge - position.abs()) / (2 * edge)).clamp(0, 1)
 
 
 def _sample_position(

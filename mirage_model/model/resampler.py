@@ -1,9 +1,9 @@
 """Resample a memory's latents at the cameras of a chunk: the first guess of its clean latents.
 
-Three sources, in order: the memory where a latent point is visible, the context frame reprojected
-with the memory's depth, and a fill from the surroundings. Each is moved as patches of pixels. A
-U-Net corrects the result. The first guess is the whole prediction of a model without a
-transformer, and what a transformer of prediction 'first_guess' corrects.
+Three sources, in order: the memory where a latent point is visible, moved as patches of pixels;
+the context frame, each pixel moved by its depth; and a fill from the surroundings. A U-Net
+corrects the result. The first guess is the whole prediction of a model without a transformer, and
+what a transformer of prediction 'first_guess' corrects.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, replace
 import json
 from pathlib import Path
 
+import cv2
 from jaxtyping import Bool, Float
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirage_model.camera import Cameras
+from mirage_model.camera import Cameras, resized
 from mirage_model.io import read_json
 from mirage_model.memory import Memory, Readout
 from mirage_model.memory.latent import LatentMemory, MemoryConfig
@@ -30,8 +32,10 @@ FARTHEST = 1000.0
 """Depth of the context frame where the memory shows none at all [m]."""
 CONTEXT_WEIGHT = 0.03
 """Weight of the context frame's pixels relative to those of the memory."""
-ENOUGH = 0.3
-"""Share of a cell's pixels that patches of cells around must cover to leave it unfilled."""
+ENOUGH = 0.25
+"""Share of a pixel that patches must cover to leave it unfilled."""
+INPAINT_RADIUS = 3
+"""Radius of Telea's inpainting [px]."""
 OTHER_INPUTS = 8
 """Input channels of the U-Net beside latents."""
 
@@ -46,8 +50,9 @@ class ResamplerConfig:
     stride: int = 4
     """Height and width of a cell [px]."""
 
-    widths: tuple[int, ...] = (48, 96, 144)
-    """Channels of the U-Net at the size of the grid, a half, a quarter; none leaves it out."""
+    widths: tuple[int, ...] = (64, 128, 192, 256)
+    """Channels of the U-Net at the size of the grid, a half, a quarter and so on; none leaves
+    it out."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.stride, *self.widths, 1) < 1:
@@ -93,8 +98,11 @@ class Resampler(nn.Module):
         return resampler
 
     def forward(self, readout: Readout, context: Readout) -> Float[Tensor, 'n c h w']:
-        """Return the first guess from the readouts of the memory and of the context frame
-        alone.
+        """Return the first guess.
+
+        Args:
+            readout: Readout of the memory, on the latent grid.
+            context: Readout of the context frame by `reproject`, at pixels.
         """
         guess, inputs = self.resample(readout, context)
         return guess if self.correction is None else guess + self.correction(inputs)
@@ -107,35 +115,39 @@ class Resampler(nn.Module):
             return self._resample(readout, context)
 
     def _resample(self, readout: Readout, context: Readout) -> tuple[Tensor, Tensor]:
-        totals, weights = zip(*(self._splat(shown) for shown in (readout, context)), strict=True)
-        total = totals[0] + CONTEXT_WEIGHT * totals[1]
-        weight = weights[0] + CONTEXT_WEIGHT * weights[1]
+        stride = self.config.stride
+        patches = self.to_patch(readout.latents).unflatten(1, (3, stride, stride))
+        of_memory = splat_patches(patches, readout)
+        of_context = splat_patches(context.latents[:, :, None, None], context, edge=0.5)
+        total = of_memory[0] + CONTEXT_WEIGHT * of_context[0]
+        weight = of_memory[1] + CONTEXT_WEIGHT * of_context[1]
         image = total / weight.clamp(min=1e-12)
-        cover = weights[0] + weights[1]
-        known = F.avg_pool2d(cover.clamp(max=1), self.config.stride)[:, 0] > ENOUGH
-        known |= readout.visible | context.visible
-        filled = self._to_image(fill(self._encode(image), known))
+        cover = of_memory[1] + of_context[1]
+        known = cover[:, 0] > ENOUGH
+        filled = torch.where(
+            known.any(dim=(1, 2))[:, None, None, None],
+            fill(image, known),
+            self.decode(torch.zeros_like(readout.latents)),
+        )
         guess = self._encode(torch.lerp(filled, image, (2 * cover).clamp(max=1)))
         inputs = [guess]
-        for shown, own_total, own_weight in zip((readout, context), totals, weights, strict=True):
-            seen = shown.visible[:, None]
+        for shown, (own_total, own_weight) in ((readout, of_memory), (context, of_context)):
+            side = shown.visible.shape[-1] // guess.shape[-1]
+            seen = F.avg_pool2d(shown.visible[:, None].float(), side)
+            nearness = torch.where(shown.visible, 1 / (1 + shown.depth), 0.0)[:, None]
             inputs += [
-                torch.where(seen, self._encode(own_total / own_weight.clamp(min=1e-12)), 0.0),
-                seen.float(),
-                F.avg_pool2d(own_weight, self.config.stride).clamp(max=2),
-                torch.where(seen, 1 / (1 + shown.depth[:, None]), 0.0),
+                torch.where(seen > 0, self._encode(own_total / own_weight.clamp(min=1e-12)), 0.0),
+                seen,
+                F.avg_pool2d(own_weight, stride).clamp(max=2),
+                F.avg_pool2d(nearness, side),
             ]
         rows, columns = (torch.linspace(-1, 1, size).to(guess) for size in guess.shape[-2:])
         position = torch.stack(torch.meshgrid(rows, columns, indexing='ij'))
         inputs.append(position.expand(len(guess), -1, -1, -1))
         return guess, torch.cat(inputs, dim=1)
 
-    def _splat(self, readout: Readout) -> tuple[Tensor, Tensor]:
-        stride = self.config.stride
-        patches = self.to_patch(readout.latents).unflatten(1, (3, stride, stride))
-        return splat_patches(patches, readout)
-
-    def _to_image(self, latents: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n 3 H W']:
+    def decode(self, latents: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n 3 H W']:
+        """Return the pixels of latents, in 0..1 but for what the code loses."""
         return F.pixel_shuffle(self.to_patch(latents), self.config.stride)
 
     def _encode(self, image: Float[Tensor, 'n 3 H W']) -> Float[Tensor, 'n c h w']:
@@ -192,17 +204,30 @@ class _Residual(nn.Module):
 
 
 def fill(
-    values: Float[Tensor, 'n c h w'], valid: Bool[Tensor, 'n h w']
-) -> Float[Tensor, 'n c h w']:
-    """Fill invalid cells from valid ones around and from those of the same row, in equal parts.
+    image: Float[Tensor, 'n 3 H W'], known: Bool[Tensor, 'n H W']
+) -> Float[Tensor, 'n 3 H W']:
+    """Fill unknown pixels: the mean of Telea's inpainting and of a fill along rows.
 
-    Rows keep floor, walls and ceiling apart where a camera turns out of what is known.
+    Inpainting continues edges. Rows keep floor, walls and ceiling apart where a camera turns out
+    of what is known.
     """
-    in_rows = push_pull(values, valid, step=(1, 2))
-    rows = valid.any(dim=-1, keepdim=True).expand_as(valid)
-    in_rows = push_pull(in_rows, rows)
-    filled = 0.5 * (push_pull(values, valid) + in_rows)
-    return torch.where(valid[:, None], values, filled)
+    rows = push_pull(image, known, step=(1, 2))
+    rows = push_pull(rows, known.any(dim=-1, keepdim=True).expand_as(known))
+    filled = 0.5 * (rows + _inpainted(image, known))
+    return torch.where(known[:, None], image, filled)
+
+
+def _inpainted(
+    image: Float[Tensor, 'n 3 H W'], known: Bool[Tensor, 'n H W']
+) -> Float[Tensor, 'n 3 H W']:
+    """Return the image with unknown pixels inpainted by Telea's method, in 256 levels."""
+    levels = (image.clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
+    holes = (~known).byte().cpu().numpy()
+    filled = [
+        cv2.inpaint(frame, hole, INPAINT_RADIUS, cv2.INPAINT_TELEA)
+        for frame, hole in zip(levels, holes, strict=True)
+    ]
+    return torch.from_numpy(np.stack(filled)).movedim(-1, 1).to(image) / 255
 
 
 def push_pull(
@@ -237,6 +262,7 @@ def read_first_guess(
     memory: Memory,
     cameras: Cameras,
     context: Float[Tensor, '1 c h w'],
+    depth: Float[Tensor, '1 H W'] | None = None,
 ) -> Readout:
     """Return the memory's readout at a chunk's cameras, with the first guess as its latents.
 
@@ -245,36 +271,59 @@ def read_first_guess(
     Args:
         cameras: On the latent grid; the context frame's camera first.
         context: Latents of the context frame.
+        depth: Depth of the context frame, as in `reproject`.
     """
     readout = memory.readout(cameras)
     if resampler is None:
         return readout
-    return replace(readout, latents=resampler(readout, reproject(context, readout[:1], cameras)))
+    shown = reproject(resampler.decode(context), depth, readout[:1], cameras)
+    return replace(readout, latents=resampler(readout, shown))
 
 
-def reproject(context: Float[Tensor, '1 c h w'], readout: Readout, cameras: Cameras) -> Readout:
-    """Return what a memory of the context frame alone shows the cameras of its chunk.
+def reproject(
+    frame: Float[Tensor, '1 3 H W'],
+    depth: Float[Tensor, '1 H W'] | None,
+    readout: Readout,
+    cameras: Cameras,
+) -> Readout:
+    """Return what a memory of the context frame's pixels shows the cameras of its chunk.
+
+    Depth that is unknown is the memory's, and where that has none it is filled from around. A
+    frame at whose camera the memory shows nothing is far away, whatever its depth.
 
     Args:
-        context: Latents of the context frame.
-        readout: Readout at the context frame's camera; its depth, filled, places the latents.
+        frame: Context frame, RGB.
+        depth: Depth of its pixels [m]; infinite in the sky, NaN where it is unknown. None if none
+            is known.
+        readout: Readout of the memory at the context frame's camera.
         cameras: On the latent grid; the context frame's camera first.
+
+    Returns:
+        A readout at the size of the frame; its latents are RGB.
     """
-    inverse = torch.where(readout.visible, readout.depth, torch.inf).reciprocal()
-    depth = push_pull(inverse[:, None], readout.visible)[:, 0].clamp(min=1 / FARTHEST).reciprocal()
-    memory = LatentMemory(
-        MemoryConfig(channels=context.shape[1], splat_size=3, voxel=0.0, dtype='float32')
+    size: tuple[int, int] = frame.shape[-2:]  # type: ignore[assignment]
+    inverse = torch.where(readout.visible, readout.depth, torch.nan).reciprocal()
+    inverse = F.interpolate(inverse[:, None], size, mode='nearest')[:, 0]
+    if depth is not None and readout.visible.any():
+        inverse = torch.where(depth.isnan(), inverse, depth.reciprocal())
+    known = inverse.isfinite()
+    filled = push_pull(torch.where(known, inverse, 0.0)[:, None], known)[:, 0]
+    memory = LatentMemory(MemoryConfig(channels=3, splat_size=3, voxel=0.0, dtype='float32'))
+    memory.write(
+        frame,
+        filled.clamp(min=1 / FARTHEST).reciprocal(),
+        resized(cameras[:1], *size),
+        valid=torch.ones_like(known),
+        observed=True,
     )
-    everywhere = torch.ones_like(readout.visible)
-    memory.write(context, depth, cameras[:1], valid=everywhere, observed=True)
-    return memory.readout(cameras)
+    return memory.readout(resized(cameras, *size))
 
 
 def save_resampler(folder: Path, resampler: Resampler) -> None:
-    """Write config.json and model.safetensors."""
+    """Write config.json and model.safetensors, whose numbers are rounded to 16 bits."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.json').write_text(json.dumps(asdict(resampler.config), indent=2) + '\n')
-    tensors = {k: v.contiguous() for k, v in resampler.state_dict().items()}
+    tensors = {k: v.half().contiguous() for k, v in resampler.state_dict().items()}
     save_file(tensors, folder / 'model.safetensors')
 
 

@@ -37,6 +37,9 @@ class RolloutInput:
     """The cameras of the frames to generate; a multiple of `Model.new_frames`."""
     generator: torch.Generator
     """Source of the noise, on the CPU."""
+    depth: Float[Tensor, '1 H W'] | None = None
+    """Depth of ``frame`` [m]; infinite in the sky, NaN where it is unknown. None if none is known.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ def rollout(
     *,
     steps: int,
     generator: torch.Generator,
+    context_depth: Float[Tensor, '1 H W'] | None = None,
     text: TextCondition | None = None,
     refine_cameras: bool = False,
     write_last: bool = True,
@@ -77,6 +81,7 @@ def rollout(
     path = RolloutInput(
         memory=memory,
         frame=context_frame,
+        depth=context_depth,
         camera=context_camera,
         cameras=cameras,
         generator=generator,
@@ -130,7 +135,7 @@ def rollouts(
                 f'the count must be a multiple of {model.new_frames}'
             )
     text = text or TextCondition(text=model.text)
-    contexts = [_encode_context(model, path.frame, path.camera) for path in paths]
+    contexts = [_encode_context(model, path.frame, path.depth, path.camera) for path in paths]
     histories = [History() for _ in paths]
     for start in range(0, max(len(path.cameras) for path in paths), model.new_frames):
         stop = start + model.new_frames
@@ -197,6 +202,7 @@ class _Context:
 
     latents: Float[Tensor, '1 c h w']
     frame: Float[Tensor, '1 3 H W']
+    depth: Float[Tensor, '1 H W'] | None
     camera: Cameras
     seconds: float
     """Time to encode the frame and to write the chunk before."""
@@ -230,11 +236,15 @@ class _Condition:
 
 
 def _encode_context(
-    model: Model, frame: Float[Tensor, '1 3 H W'], camera: Cameras, clock: _Clock | None = None
+    model: Model,
+    frame: Float[Tensor, '1 3 H W'],
+    depth: Float[Tensor, '1 H W'] | None,
+    camera: Cameras,
+    clock: _Clock | None = None,
 ) -> _Context:
     clock = clock or _Clock(model.device)
     latents = model.codec.encode_images(frame)
-    return _Context(latents=latents, frame=frame, camera=camera, seconds=clock.lap())
+    return _Context(latents=latents, frame=frame, depth=depth, camera=camera, seconds=clock.lap())
 
 
 def _read_memory(
@@ -250,6 +260,7 @@ def _read_memory(
         context.latents,
         codec=codec,
         resampler=model.resampler,
+        depth=context.depth,
         frame_cameras=frame_cameras,
     )
     references = history.references(model.config.references, memory, readout, latent_cameras)
@@ -351,7 +362,8 @@ def _write_chunk(
     write_frames(
         memory, last_of_latent, estimate, codec=model.codec, observed=False, latents=latents
     )
-    after = _encode_context(model, frames[-1:], cameras[-1:], clock)
+    depth = estimate.depth_with_sky()[-1:]
+    after = _encode_context(model, frames[-1:], depth, cameras[-1:], clock)
     return replace(after, refinement=refinement)
 
 

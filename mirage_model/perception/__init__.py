@@ -55,6 +55,11 @@ class Estimate:
     False if they are the network's guess.
     """
 
+    def depth_with_sky(self) -> Float[Tensor, 'n h w']:
+        """Return depth [m]; infinite in the sky, NaN where it is unknown."""
+        known = self.depth.isfinite() & (self.depth > 0)
+        return torch.where(known, self.depth, torch.nan).masked_fill(self.sky, torch.inf)
+
 
 @runtime_checkable
 class Perception(Protocol):

@@ -225,19 +225,21 @@ class WorldModelTraining(Checked):
 class FirstGuessConfig(Checked):
     """Sizes of the fits and samples of the training."""
 
-    channels: Count = 24
+    channels: Count = 32
     """Latent channels."""
     stride: Count = 4
     """Height and width of a block [px]."""
-    widths: tuple[Count, ...] = (48, 96, 144)
-    """Channels of the resampler's U-Net at the size of the grid, a half, a quarter; none leaves
-    it out."""
+    widths: tuple[Count, ...] = (64, 128, 192, 256)
+    """Channels of the resampler's U-Net at the size of the grid, a half, a quarter and so on; none
+    leaves it out."""
     frame_step: Count = 13
     """Frames from one frame that the codec is fitted on to the next, within a clip."""
-    scenes: Count = 3
-    """Clips of a batch."""
-    targets: Count = 4
-    """Target frames of a clip in a batch."""
+    samples: Count = 20_000
+    """Samples that are prepared before the training, of 300 kB each."""
+    targets: Count = 6
+    """Samples of one memory: target frames of a clip."""
+    batch: Count = 16
+    """Samples of a step."""
     horizon: Count = 16
     """Farthest target after the context frame, and length of a generated chunk [frames]."""
     splat_size: Count = 3
@@ -249,9 +251,7 @@ class FirstGuessConfig(Checked):
     max_visits: Count = 3
     """Largest number of such frames."""
     imagined: Share = 0.3
-    """Share of samples that start from a chunk that the resampler generated itself."""
-    imagined_from: Whole = 500
-    """First step with such samples."""
+    """Share of samples that start from a chunk of first guesses."""
     colour: NotNegative = 0.15
     """Largest relative change of red, green and blue."""
     noise: ContextConfig = ContextConfig(drop=0.1, latent=0.05)
@@ -260,7 +260,7 @@ class FirstGuessConfig(Checked):
     """Weight of the difference of gradients in observed blocks."""
     contrast: NotNegative = 0.1
     """Weight of the difference of a frame's log contrast."""
-    average: Share = 0.995
+    average: Share = 0.998
     """Decay of the moving average of the weights, which is what is validated and saved."""
     validation_clips: Count = 24
     """Clips per validation."""

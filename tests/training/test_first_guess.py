@@ -20,15 +20,14 @@ from mirage_model.training.config import FirstGuessConfig
 from mirage_model.training.first_guess import (
     SMALLEST_ERROR,
     ResamplerObjective,
-    Targets,
     fit_codec,
     losses,
     principal_codec,
-    read_targets,
 )
+from mirage_model.training.first_guess_samples import Targets, read_samples, read_targets
 from mirage_model.training.simulated_memory import over_pixels
 
-SMALL = FirstGuessConfig(widths=(8,), scenes=1, targets=2, frame_step=4)
+SMALL = FirstGuessConfig(widths=(8,), targets=2, frame_step=4)
 
 
 def smooth_clip(name: str, seed: int) -> Clip:
@@ -108,8 +107,8 @@ def test_observed_error_counts_observed_pixels_alone():
 
 
 def first_guess_run(clips: Path, run: Path, *words: object) -> int:
-    options = ['--clips', clips, '--run', run, '--widths', 8, '--scenes', 1, '--targets', 2]
-    options += ['--imagined-from', 0, '--imagined', 0.5, *words]
+    options = ['--clips', clips, '--run', run, '--widths', 8, '--targets', 2]
+    options += ['--samples', 4, '--batch', 2, '--imagined', 0.5, *words]
     return main(['train', 'first-guess', *map(str, options)])
 
 
@@ -125,11 +124,21 @@ def clips(tmp_path_factory) -> Path:
 def test_command_writes_codec_and_resampler(clips, tmp_path):
     run = tmp_path / 'run'
     assert first_guess_run(clips, run, '--steps', 2) == 0
-    assert Codec.from_folder(run / 'vae').channels == 24
+    assert Codec.from_folder(run / 'vae').channels == 32
     assert load_resampler(run / 'resampler').config.widths == (8,)
     (line,) = (run / 'validation.jsonl').read_text().splitlines()
     assert json.loads(line)['observed_psnr_db'] > 5
+    (samples,) = (run / 'samples').glob('*.safetensors')
+    inputs, frames, observed = read_samples(samples, 3, np.random.default_rng(0))
+    assert inputs.shape == (3, 3 * 32 + 8, 8, 12) and frames.shape == (3, 3, 32, 48)
+    assert observed.shape == (3, 8, 12) and 0 <= frames.min() < frames.max() <= 1
     assert first_guess_run(tmp_path, run) == 1
+
+
+def test_other_samples_are_rejected(clips, tmp_path, capsys):
+    assert first_guess_run(clips, tmp_path / 'run', '--steps', 1) == 0
+    assert first_guess_run(clips, tmp_path / 'run', '--steps', 2, '--empty', 0.5) == 1
+    assert 'empty' in capsys.readouterr().err
 
 
 @pytest.mark.slow

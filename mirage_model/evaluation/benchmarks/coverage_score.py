@@ -87,6 +87,7 @@ def through_engine(
     place = Session(
         memory=memory,
         frame=torch.zeros(1, 3, *size),
+        depth=torch.full((1, *size), torch.nan),
         camera=resized(like, *size),
         depth_source='sensor',
     )
