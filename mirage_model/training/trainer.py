@@ -454,7 +454,10 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
     sharded."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
-        return value
+        if value.shape != parameter.shape:
+            return value
+        # the optimiser is many times slower where its moments are laid out otherwise
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return distribute_tensor(
         value, parameter.device_mesh, parameter.placements, src_data_rank=None
     )
