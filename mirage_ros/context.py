@@ -117,7 +117,7 @@ class NodeContext(Node):
         """Return the worker. Raises ValueError if the node is not active."""
         worker = self._worker
         if worker is None:
-            raise ValueError('node: not active, activate it first')
+            raise ValueError('node: not active, it is loading its model or waits to be activated')
         return worker
 
     @property
