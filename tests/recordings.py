@@ -109,6 +109,8 @@ def framed(message: Any, frame: str) -> Any:
 
 
 def with_K(message: Any, fx: float, fy: float, cx: float, cy: float) -> Any:
+    """The message with these intrinsics of its images, after the binning that it reports."""
+    fx, fy, cx, cy = (value * max(1, message.binning_x) for value in (fx, fy, cx, cy))
     return replace(
         message,
         k=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1.0]),
@@ -118,7 +120,7 @@ def with_K(message: Any, fx: float, fy: float, cx: float, cy: float) -> Any:
 
 def binned(message: Any) -> Any:
     """The same camera, before the binning that it reports."""
-    whole = with_K(message, 40, 40, 15, 11)
+    whole = with_K(replace(message, binning_x=0), 40, 40, 15, 11)
     return replace(whole, height=2 * HEIGHT, width=2 * WIDTH, binning_x=2, binning_y=2)
 
 

@@ -10,7 +10,7 @@ import tempfile
 from hypothesis import HealthCheck, given, settings
 from recordings import COUNT, mistakes, read_bag, recordings
 
-EXAMPLES = int(os.environ.get('MIRAGE_FUZZ', '100'))
+EXAMPLES = int(os.environ.get('MIRAGE_FUZZ', '200'))
 
 
 @settings(
