@@ -73,7 +73,9 @@ def test_wrong_values_of_every_option_are_named(cls):
     for field in fields(cls):
         kind = plain(hints[field.name])[0][0]
         if field.default is MISSING and not is_dataclass(kind):
-            given[field.name] = get_args(kind)[0] if get_args(kind) else needed[kind]
+            value = get_args(kind)[0] if get_args(kind) else needed[kind]
+            hint = getattr(hints[field.name], '__origin__', None)
+            given[field.name] = (value,) if tuple in (hint, get_origin(hint)) else value
     for name, hint in hints.items():
         if get_origin(hint) is not Annotated or hint.__origin__ not in WRONG:
             continue

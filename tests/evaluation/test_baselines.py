@@ -137,6 +137,9 @@ def test_office_set_is_evaluated_beside_another_model(tmp_path, capsys):
     words += f' --office {office} --office-starts 2 --workers 1 --out {tmp_path / "out"}'
     assert main(words.split()) == 0
     summary = json.loads((tmp_path / 'out' / 'tiny.json').read_text())['office']
-    assert summary['n'] == 2 and summary['guess_first_psnr_db'] == summary['first_psnr_db']
+    assert summary['n'] == 2
+    # saved maps of the resampler are rounded to 16 bits
+    guess = summary['guess_first_psnr_db']
+    assert guess == pytest.approx(summary['first_psnr_db'], abs=1e-3)
     for name in ('first_psnr_db', 'before_first_psnr_db', 'frames_per_second_before'):
         assert summary[name] > 0 and f'{name}_se' in summary

@@ -21,5 +21,5 @@ def test_page_names_date_commit_and_weights(name):
     found = set(re.findall(r'\b[0-9a-f]{64}\b', head))
     vae = EMBEDDED / 'vae' / 'diffusion_pytorch_model.safetensors'
     shipped = {load_model_info(EMBEDDED).sha256, hashlib.sha256(vae.read_bytes()).hexdigest()}
-    assert found
+    assert found or 'measured without weights' in head
     assert found <= shipped or 'measured with other weights' in head
