@@ -359,7 +359,7 @@ def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], boo
     finally:
         node.close()
         ending.set()
-        executor.wake()
+        executor.create_task(lambda: None)  # the wait ends with work alone
         spinning.join()
         # rclpy's shutdown does not wait for callbacks, which then fail with InvalidHandle
         executor._executor.shutdown()
