@@ -336,12 +336,10 @@ def main(load: Callable[[NodeParameters], EngineProtocol] = load_engine) -> int:
 def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], bool]) -> int:
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
-    ending = threading.Event()
 
     def spin() -> None:
         try:
-            while not ending.is_set():
-                executor.spin_once()
+            executor.spin()
         finally:
             stop.set()
 
@@ -358,10 +356,6 @@ def _serve(node: MirageNode, stop: threading.Event, *, stopped: Callable[[], boo
         return 0 if stopped() else 1
     finally:
         node.close()
-        ending.set()
-        executor.create_task(lambda: None)  # the wait ends with work alone
-        spinning.join()
-        # rclpy's shutdown does not wait for callbacks, which then fail with InvalidHandle
-        executor._executor.shutdown()
         executor.shutdown()
+        spinning.join()
         node.destroy_node()
