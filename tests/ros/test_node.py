@@ -312,7 +312,7 @@ def test_bad_messages_then_good_ones(client, start_node):
     other = trajectory(16, request_id='other camera')
     other.camera_info = [seed_messages(frame_id='rear')[1]]
     client.send('trajectory', other)
-    node.wait_for("request 'other camera' rejected: the request's camera_info")
+    node.wait_for("request 'other camera' rejected: camera_info: 'rear'")
 
     client.send('trajectory', trajectory(16, request_id='good'))
     client.until(lambda: client.chunks)

@@ -37,6 +37,8 @@ from mirage_model.serving.engine_pb2_grpc import EngineStub
 from mirage_model.serving.remote import RemoteEngine
 from mirage_model.serving.server import FORWARDED
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 2.0
 PATIENT = 20.0
 """Time within which the next request must work on a busy machine [s]."""
@@ -202,7 +204,6 @@ def test_a_slow_reader_holds_up_nobody_else(front, two):
         client.close()
 
 
-@pytest.mark.slow
 def test_sessions_of_a_stopped_engine_move(front, two):
     process = front.engines()[engine_of(front, two[0])]['process']
     before = engine_of(front, two[0])
@@ -223,7 +224,6 @@ def test_other_options_than_those_of_the_engines_are_rejected(front, cluster):
     assert "an engine of pool 'mirage' runs with other options" in run.stderr
 
 
-@pytest.mark.slow
 def test_an_engine_that_cannot_start_ends_the_front(cluster, tmp_path):
     words = f'--pool --gpus 0 --engines 1 --pool-name broken --ray-address {cluster.address}'
     words += f' --address grpc://127.0.0.1:0 --model-folder {tmp_path}'
