@@ -111,7 +111,7 @@ class PoolEngine:
     name: str
     connection: EngineConnection | None = None
     status: dict[str, Any] | None = None
-    """What its server said last; None if it does not answer."""
+    """Last status of its server; None if it does not answer."""
     problem: str = 'starts'
     """Reason why the engine does not answer."""
     opening: int = 0

@@ -61,7 +61,7 @@ class DemoCommand(EngineOptions):
     device: Name = 'cpu'
     """cpu, cuda or cuda:N."""
     engine: EnginePlace = 'node'
-    """Where frames are generated: in the node, or by a server that is started too, with TLS."""
+    """Place of generation: the node, or a server that is started too, with TLS."""
     recording: Path | None = None
     """File for Rerun, .rrd; needs the extra viewer."""
     world: OmitArgPrefixes[DemoConfig] = DemoConfig()
@@ -74,7 +74,7 @@ class ReplayNodeCommand(ReplayCommand):
     out: Path = Path('out/replay/node')
     """Folder of the results; an interrupted replay continues from them."""
     engine: EnginePlace = 'node'
-    """Where frames are generated: in the node, or by a server that is started too, with TLS."""
+    """Place of generation: the node, or a server that is started too, with TLS."""
     free_running: bool = False
     """Play the bag at its pace, without waiting for answers."""
     pace: Positive = 1.0

@@ -56,7 +56,7 @@ SMALL = (96, 160)
 
 @dataclass
 class Counts:
-    """What robots were answered, and what went wrong."""
+    """Answers to the robots, and their errors."""
 
     observations: list[float] = field(default_factory=list)
     """Times of the observations [s]."""
