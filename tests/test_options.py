@@ -66,7 +66,7 @@ WRONG: dict[Any, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize('cls', CONFIGS, ids=lambda cls: cls.__name__)
 def test_wrong_values_of_every_option_are_named(cls):
-    """Of values that are wrong for some option, those that a field does not allow."""
+    """A field rejects those values, wrong for some option, that it does not allow."""
     needed = {int: 1, float: 1.0, str: 'x', Path: Path('x')}
     hints = get_type_hints(cls, include_extras=True)
     given = {}

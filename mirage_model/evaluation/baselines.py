@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import cv2
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -15,11 +14,10 @@ from torch import Tensor
 from mirage_model.camera import Cameras, concatenate, project, unproject
 from mirage_model.engine.inputs import fit_observation
 from mirage_model.interface import Observation
+from mirage_model.model.resampler import inpainted
 
 NEAR = 0.05
 """Smallest depth of a warped pixel [m]."""
-INPAINT_RADIUS = 3
-"""Radius of Telea's inpainting [px]."""
 
 
 def repeat_seed(seed: Float[Tensor, '3 H W'], count: int) -> Float[Tensor, 'n 3 H W']:
@@ -54,15 +52,13 @@ def warp_and_inpaint(
     closed = torch.from_numpy(depth.numpy()[tuple(nearest)])
     points = unproject(closed[None], seed_camera).flatten(0, 2)
     colours = seed.flatten(1).T
-    frames = []
+    images, covers = [], []
     for index in range(len(cameras)):
         pixels, distance = project(points[None], cameras[index : index + 1])
         image, covered = _splat(pixels[0], distance[0], colours, cameras.height, cameras.width)
-        colour = (image.clamp(0, 1) * 255).round().byte().numpy()
-        holes = (~covered).byte().numpy()
-        filled = cv2.inpaint(colour, holes, INPAINT_RADIUS, cv2.INPAINT_TELEA)
-        frames.append(torch.from_numpy(filled).movedim(-1, 0).float() / 255)
-    return torch.stack(frames)
+        images.append(image.movedim(-1, 0))
+        covers.append(covered)
+    return inpainted(torch.stack(images), torch.stack(covers))
 
 
 def warp_observation(

@@ -213,11 +213,11 @@ def fill(
     """
     rows = push_pull(image, known, step=(1, 2))
     rows = push_pull(rows, known.any(dim=-1, keepdim=True).expand_as(known))
-    filled = 0.5 * (rows + _inpainted(image, known))
+    filled = 0.5 * (rows + inpainted(image, known))
     return torch.where(known[:, None], image, filled)
 
 
-def _inpainted(
+def inpainted(
     image: Float[Tensor, 'n 3 H W'], known: Bool[Tensor, 'n H W']
 ) -> Float[Tensor, 'n 3 H W']:
     """Return the image with unknown pixels inpainted by Telea's method, in 256 levels."""

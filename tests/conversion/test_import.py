@@ -244,7 +244,7 @@ def test_adapter_of_few_layers_equals_its_merge(wan, branch, tmp_path):
 
 
 def test_adapter_that_changes_norms_is_rejected(wan, branch, tmp_path):
-    """As an adapter, which stays apart, it may change linear layers alone."""
+    """An adapter that stays apart may change linear layers alone."""
     norms = tmp_path / 'norms'
     shutil.copytree(branch, norms)
     state = load_file(branch / 'lora.safetensors')
@@ -274,7 +274,7 @@ def test_adapter_that_changes_norms_is_rejected(wan, branch, tmp_path):
     ],
 )
 def test_damaged_files_are_named(wan, branch, tmp_path, file, change, message):
-    """Of a tensor that is missing, one too many, one of another shape, and half a file."""
+    """A tensor is missing, one too many or of another shape, or half of the file is."""
     folder = tmp_path / 'damaged'
     shutil.copytree(wan, folder)
     shutil.copytree(branch, folder, dirs_exist_ok=True)

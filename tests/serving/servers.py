@@ -63,7 +63,7 @@ class ServedEngine(InstantEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class InstantOptions:
-    """What to load an instant engine with."""
+    """Options of an instant engine."""
 
     size: tuple[int, int, int] = (96, 160, 16)
     """Height, width and new frames of a chunk."""

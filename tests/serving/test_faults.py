@@ -178,7 +178,7 @@ def test_a_request_goes_on_after_a_cut(server, link, seconds, ends):
 
 @pytest.mark.slow
 def test_a_cut_longer_than_the_lease_ends_the_request(link, ends):
-    """As in a cut of 60 s with the default lease of 30 s."""
+    """A cut of 60 s with the default lease of 30 s ends the same way."""
     engine = through(link, lease=3.0)
     engine.seed(view(50))
     chunks = engine.imagine(request(100))
